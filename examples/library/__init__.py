@@ -1,0 +1,1 @@
+"""A library of small example adapters: data generators, training and packaging."""

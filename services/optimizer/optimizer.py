@@ -1,0 +1,141 @@
+"""One pass: read the library, propose, log every proposal with its numbers, apply through the registry."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import grpc
+
+from services.optimizer.merging import cosines, merged
+from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
+from smoa.adapter import Adapter, decode, encode
+from smoa.client import SmoaClient
+from smoa.errors import InvalidArgument, NotFound, SmoaError
+from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class PassReport:
+    """What a pass did."""
+
+    pruned: list[Prune] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+class Optimizer:
+    """Applies the policy. `owns` says which adapters this worker decides about, so that workers share the library without talking."""
+
+    def __init__(self, client: SmoaClient, store: AdapterStore, rules: Rules, owns: Callable[[str], bool], dry_run: bool, max_family: int) -> None:
+        self._client, self._store, self._rules, self._owns = client, store, rules, owns
+        self._dry_run, self._max_family = dry_run, max_family
+        self._files: dict[str, Adapter] = {}
+
+    async def run_pass(self) -> PassReport:
+        """Prune, then merge among those that stay."""
+        report = PassReport()
+        library = [view_of(adapter) async for adapter in self._client.list_all(all_tenants=True)]
+        for prune in prunes(library, self._rules):
+            if self._owns(prune.adapter.adapter_id):
+                await self._apply_prune(prune, report)
+        gone = {prune.adapter.adapter_id for prune in prunes(library, self._rules)}
+        staying = [view for view in library if view.adapter_id not in gone]
+        likeness = await self._cosines(staying, report)
+        for merge in merges(staying, likeness, self._rules):
+            if self._owns(merge.first.adapter_id):
+                await self._apply_merge(merge, report)
+        verb = "would have applied" if self._dry_run else "applied"
+        _log.info(
+            "pass over %d adapters %s %d prunes and %d merges, %d refused", len(library), verb, len(report.pruned), len(report.merged), len(report.refused)
+        )
+        return report
+
+    async def _apply_prune(self, prune: Prune, report: PassReport) -> None:
+        adapter = prune.adapter
+        _log.info("%sprune %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, prune.reason)
+        if not self._dry_run:
+            try:
+                await self._client.retire(adapter.tenant, adapter.adapter_id, prune.reason)
+            except grpc.aio.AioRpcError as error:
+                self._refuse(report, f"prune {adapter.adapter_id}: {error.details()}")
+                return
+        report.pruned.append(prune)
+
+    async def _apply_merge(self, merge: Merge, report: PassReport) -> None:
+        _log.info("%smerge %s + %s: %s", "dry run: " if self._dry_run else "", merge.first.adapter_id, merge.second.adapter_id, merge.reason)
+        if not self._dry_run:
+            weights = (float(merge.first.successes + 1), float(merge.second.successes + 1))
+            child = merged(self._files[merge.first.digest], self._files[merge.second.digest], weights, merge.merge_id)
+            try:
+                digest = await self._store.put(encode(child))
+                parents = [merge.first.adapter_id, merge.second.adapter_id]
+                await self._client.apply_merge(merge.first.tenant, merge.merge_id, digest, parents, merge.reason)
+            except grpc.aio.AioRpcError as error:
+                self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
+                return
+            except SmoaError as error:
+                self._refuse(report, f"merge {merge.merge_id}: {error}")
+                return
+        report.merged.append(merge)
+
+    def _refuse(self, report: PassReport, reason: str) -> None:
+        _log.warning("not applied, will be proposed again: %s", reason)
+        report.refused.append(reason)
+
+    async def _cosines(self, library: Iterable[AdapterView], report: PassReport) -> dict[tuple[str, str], float]:
+        families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
+        for view in library:
+            families[view.family].append(view)
+        found: dict[tuple[str, str], float] = {}
+        wanted: set[str] = set()
+        for family in families.values():
+            if len(family) > self._max_family:
+                _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
+                family = sorted(family, key=lambda view: view.age_s)[: self._max_family]
+            adapters: list[Adapter] = []
+            for view in family if len(family) > 1 else []:
+                wanted.add(view.digest)
+                if (adapter := await self._file(view, report)) is not None:
+                    adapters.append(adapter)
+            by_layers: defaultdict[tuple[int, ...], list[Adapter]] = defaultdict(list)
+            for adapter in adapters:
+                by_layers[adapter.manifest.layers].append(adapter)
+            for alike in by_layers.values():
+                found |= cosines(alike)
+        self._files = {digest: adapter for digest, adapter in self._files.items() if digest in wanted}
+        return found
+
+    async def _file(self, view: AdapterView, report: PassReport) -> Adapter | None:
+        if view.digest not in self._files:
+            try:
+                self._files[view.digest] = decode(await self._store.get(view.digest), view.digest)
+            except (NotFound, InvalidArgument) as error:
+                self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
+                return None
+        return self._files[view.digest]
+
+
+def view_of(adapter: registry_pb2.Adapter) -> AdapterView:
+    """The policy's form of a registry entry."""
+    return AdapterView(
+        adapter_id=adapter.adapter_id,
+        digest=adapter.digest,
+        tenant=adapter.tenant,
+        name=adapter.name,
+        kind=common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower(),
+        base_model=adapter.base_model,
+        rank=adapter.rank,
+        modules=tuple(adapter.modules),
+        age_s=time.time() - adapter.created_at_us / 1e6,
+        uses=adapter.statistics.uses,
+        outcomes=adapter.statistics.outcomes,
+        successes=adapter.statistics.successes,
+    )

@@ -1,0 +1,28 @@
+"""Settings of the optimizer; `python -m services.optimizer --help` prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Read from SMOA_OPTIMIZER_<FIELD>, or the key in the field's metadata."""
+
+    data_folder: Path = Path("build/data/optimizer")
+    store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
+    kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
+    router: str = field(default="127.0.0.1:50051", metadata={"key": "SMOA_ROUTER"})
+    instance_id: str = ""
+    partitions: int = 4
+    interval_s: float = 60.0
+    report_interval_s: float = 1.0
+    dry_run: bool = False
+    min_uses: int = 10
+    min_age_s: float = 86400.0
+    min_success: float = 0.30
+    min_cosine: float = 0.90
+    min_benefit: float = 0.30
+    join_ttl_s: float = 86400.0
+    max_family: int = 2000

@@ -1,0 +1,70 @@
+"""Composition root of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from services.router.cache import RoutingCache
+from services.router.embedding import StaticEmbedder
+from services.router.index import AdapterIndex
+from services.router.registry import Change, Registry
+from services.router.routing import Router, RoutingDefaults
+from services.router.scoring import Chosen
+from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, decision_event, lifecycle_event
+from services.router.settings import RouterSettings
+from smoa.publisher import EventPublisher
+from smoa.rpc import RpcServer
+from smoa.spool import Spool
+from smoa.store import AdapterStore
+from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+
+
+async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
+    """The Qdrant server when a URL is set, else the shard in this process."""
+    if settings.qdrant_url:
+        from qdrant_client import AsyncQdrantClient
+
+        from services.router.index_server import ServerIndex
+
+        client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=10)
+        return await ServerIndex.open(client, dimension)
+    from services.router.index_edge import EdgeIndex
+
+    return EdgeIndex(settings.data_folder / "index", dimension)
+
+
+async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterIndex | None = None) -> RpcServer:
+    """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
+    embedder = StaticEmbedder()
+    found = index or await open_index(settings, embedder.dimension)
+    stack.push_async_callback(found.close)
+    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
+    await publisher.start()
+    stack.push_async_callback(publisher.stop)
+    cache: RoutingCache[tuple[Chosen, ...]] = RoutingCache(settings.cache_entries, settings.cache_ttl_s)
+
+    def changed(changes: Sequence[Change]) -> None:
+        for change in changes:
+            cache.drop_adapter(change.record.adapter_id)
+        if any(change.action in ("registered", "restored", "merged", "updated") for change in changes):
+            cache.clear()  # what is new may be the better answer to any of them
+        publisher.publish([lifecycle_event(change) for change in changes])
+
+    defaults = RoutingDefaults(
+        top_k=settings.top_k,
+        score_threshold=settings.score_threshold,
+        temperature=settings.temperature,
+        min_weight=settings.min_weight,
+    )
+    router = Router(found, embedder, cache, lambda routed: publisher.publish([decision_event(routed)]), defaults)
+    registry = Registry(
+        found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants
+    )
+    server = RpcServer(settings.address)
+    router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router), server.server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server.server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
+    await server.start()
+    stack.push_async_callback(server.stop)
+    return server

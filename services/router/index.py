@@ -1,0 +1,70 @@
+"""The port behind which adapters are stored and searched. Two implementations, one contract test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from ulid import ULID
+
+from services.router.library import AdapterRecord, Candidate, Scope
+from smoa.errors import InvalidArgument
+
+Vector = NDArray[np.float32]
+KEYWORDS = ("type", "tenant", "base_model", "state", "tags", "name", "digest", "labels")
+"""Payload fields with an index. `labels` is tags, name and specialization together, for hints."""
+
+
+class AdapterIndex(Protocol):
+    """Adapters by id and by nearness, and small documents by id. Every write is durable when it returns."""
+
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
+        """Write all or none, in one step."""
+
+    async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
+        """One adapter and its vector."""
+
+    async def search(self, vector: Vector, scope: Scope, limit: int) -> list[Candidate]:
+        """Nearest adapters by cosine within the scope, best first."""
+
+    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+        """Adapters of the scope with an id over `after`, by id."""
+
+    async def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
+        """Write a document that is no adapter (a composition)."""
+
+    async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
+        """(kind, tenant, body) of a document."""
+
+    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
+        """(id, body) of a tenant's documents with an id over `after`, by id."""
+
+    async def delete_document(self, document_id: str) -> None:
+        """Remove a document; absent is fine."""
+
+    async def close(self) -> None:
+        """Release it."""
+
+
+def point_id(ulid: str) -> str:
+    """ULID to the UUID of the same 128 bits, in the same order.
+
+    Raises:
+        InvalidArgument: not a ULID.
+    """
+    try:
+        return str(ULID.from_str(ulid).to_uuid())
+    except ValueError as error:
+        raise InvalidArgument("adapter_id", f"{ulid[:80]!r} is not a ULID", "use the id `smoa adapter list` shows") from error
+
+
+def labels_of(record: AdapterRecord) -> list[str]:
+    """What a hint may match."""
+    return sorted({*record.tags, record.name, record.specialization})
+
+
+def payload_of(record: AdapterRecord) -> dict[str, Any]:
+    """Payload of an adapter's point."""
+    return {"type": "adapter", **record.to_payload(), "labels": labels_of(record)}

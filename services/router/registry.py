@@ -1,0 +1,361 @@
+"""The library's life: register, list, update, retire, restore, purge, merge; and named compositions."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from ulid import ULID
+
+from services.router.embedding import StaticEmbedder, normalised
+from services.router.index import AdapterIndex, Vector
+from services.router.library import AdapterRecord, Scope, State, Statistics
+from services.router.routing import checked_tenant
+from smoa.adapter import Adapter, decode
+from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from smoa.store import AdapterStore
+
+MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
+MAX_PAGE, MAX_COMPOSITION_NODES, MAX_COMPOSITION_DEPTH = 1000, 64, 8
+Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that happened to an adapter."""
+
+    action: Action
+    record: AdapterRecord
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A named tree over adapters; `root` is plain JSON of the protobuf's shape."""
+
+    composition_id: str
+    tenant: str
+    name: str
+    root: dict[str, Any]
+    created_at_us: int
+
+
+class Registry:
+    """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step."""
+
+    def __init__(
+        self,
+        index: AdapterIndex,
+        store: AdapterStore,
+        embedder: StaticEmbedder,
+        changed: Callable[[Sequence[Change]], None],
+        purge_grace_s: float = 7 * 86400.0,
+        allow_all_tenants: bool = False,
+    ) -> None:
+        self._index, self._store, self._embedder, self._changed = index, store, embedder, changed
+        self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
+        self._writing = asyncio.Lock()
+
+    async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:
+        """Add an adapter whose file is in the store; the same again returns what is there.
+
+        Raises:
+            InvalidArgument: bad examples, a bad file, or a tenant other than the manifest's.
+            NotFound: no such file in the store.
+            AlreadyExists: the id is taken by other content.
+        """
+        tenant, examples = checked_tenant(tenant), _checked_examples(examples)
+        adapter = await self._read(digest)
+        manifest = adapter.manifest
+        if manifest.tenant != tenant:
+            raise InvalidArgument("tenant", f"{tenant!r} is not the manifest's {manifest.tenant!r}", "register it for the tenant it was trained for")
+        async with self._writing:
+            if found := await self._index.get(manifest.adapter_id):
+                return _same_content(found[0], digest, tenant)
+            record = await self._record(adapter, digest, tuple(examples))
+            await self._index.upsert([(record, self._embedder.centroid(examples))])
+        self._changed([Change("registered", record)])
+        return record
+
+    async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """One adapter the tenant may see.
+
+        Raises:
+            NotFound: none, or another tenant's: which of the two is not told.
+        """
+        return (await self._visible(checked_tenant(tenant), adapter_id))[0]
+
+    async def list(self, scope: Scope, page_size: int, page_token: str) -> tuple[list[AdapterRecord], str]:
+        """A page by id, and the token of the next (empty on the last).
+
+        Raises:
+            InvalidArgument: a page size out of bounds, or a token of another listing.
+            FailedPrecondition: every tenant's adapters where the server does not allow it.
+        """
+        if scope.tenant is None and not self._allow_all_tenants:
+            raise FailedPrecondition("all_tenants: is not allowed here; list one tenant, or set SMOA_ROUTER_ALLOW_ALL_TENANTS=true")
+        size, after = _page(page_size), _after(page_token, scope)
+        records = await self._index.scroll(scope, after, size + 1)
+        more = len(records) > size
+        return records[:size], _token(records[size - 1].adapter_id, scope) if more else ""
+
+    async def update(
+        self,
+        tenant: str,
+        adapter_id: str,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        examples: Sequence[str] = (),
+        statistics: Statistics | None = None,
+    ) -> AdapterRecord:
+        """Change what may change. Statistics alone make no lifecycle event: they come every few seconds."""
+        async with self._writing:
+            record, vector = await self._owned(checked_tenant(tenant), adapter_id)
+            if examples:
+                checked = _checked_examples(examples)
+                record, vector = dataclasses.replace(record, examples=tuple(checked)), self._embedder.centroid(checked)
+            record = dataclasses.replace(
+                record,
+                name=record.name if name is None else name,
+                tags=record.tags if tags is None else tuple(tags),
+                statistics=record.statistics if statistics is None else statistics,
+            )
+            silent = name is None and tags is None and not examples
+            if not silent:
+                record = dataclasses.replace(record, updated_at_us=_now_us())
+            await self._index.upsert([(record, vector)])
+        if not silent:
+            self._changed([Change("updated", record)])
+        return record
+
+    async def retire(self, tenant: str, adapter_id: str, reason: str) -> AdapterRecord:
+        """Stop routing to it; again is fine."""
+        return await self._move(tenant, adapter_id, {"active": "retired", "retired": "retired"}, "retired", reason)
+
+    async def restore(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """Route to it again; again is fine.
+
+        Raises:
+            FailedPrecondition: its weights were purged.
+        """
+        return await self._move(tenant, adapter_id, {"retired": "active", "active": "active"}, "restored", "")
+
+    async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """Delete a retired adapter's weights.
+
+        Raises:
+            FailedPrecondition: it is active, or was retired less than the grace period ago.
+        """
+        record = await self.get(tenant, adapter_id)
+        waited_s = (_now_us() - record.updated_at_us) / 1e6
+        if record.state == "retired" and waited_s < self._purge_grace_s:
+            raise FailedPrecondition(
+                f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; wait or restore it"
+            )
+        purged = await self._move(tenant, adapter_id, {"retired": "purged", "purged": "purged"}, "purged", record.state_reason)
+        same_file = Scope(tenant=None, states=("active", "retired"), digest=purged.digest)
+        if not await self._index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
+            await self._store.delete(purged.digest)
+        return purged
+
+    async def apply_merge(self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str) -> AdapterRecord:
+        """Register the child and retire the parents in one write; the same merge id again returns the child.
+
+        Raises:
+            InvalidArgument: no merge id, fewer than two parents, or a child whose manifest names others.
+            FailedPrecondition: a parent that is not active, or differs in base model.
+            AlreadyExists: the child's id is taken by other content.
+        """
+        tenant = checked_tenant(tenant)
+        if not merge_id:
+            raise InvalidArgument("merge_id", "is empty", "name the merge, so that a retry is told from a new one")
+        if len(set(parent_ids)) < 2:
+            raise InvalidArgument("parent_ids", "holds fewer than two adapters", "name the adapters that the child replaces")
+        adapter = await self._read(child_digest)
+        if set(adapter.manifest.parents) != set(parent_ids) or adapter.manifest.tenant != tenant:
+            raise InvalidArgument("child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first")
+        async with self._writing:
+            if found := await self._index.get(adapter.manifest.adapter_id):
+                if found[0].merge_id != merge_id:
+                    raise AlreadyExists(f"adapter_id: {adapter.manifest.adapter_id} is not the child of merge {merge_id}; use a new id")
+                return _same_content(found[0], child_digest, tenant)
+            parents = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
+            for parent, _ in parents:
+                if parent.state != "active" or parent.base_model != adapter.manifest.base_model:
+                    raise FailedPrecondition(f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base")
+            examples = tuple(example for group in zip(*(parent.examples for parent, _ in parents), strict=False) for example in group)
+            child = dataclasses.replace(
+                await self._record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
+                merge_id=merge_id,
+                state_reason=reason,
+            )
+            now, why = _now_us(), f"merged into {child.adapter_id}: {reason}"
+            retired = [(dataclasses.replace(p, state="retired", state_reason=why, updated_at_us=now), v) for p, v in parents]
+            vector = normalised(np.mean([vector for _, vector in parents], 0))
+            await self._index.upsert([(child, vector), *retired])
+        self._changed([Change("merged", child, reason), *(Change("retired", record, why) for record, _ in retired)])
+        return child
+
+    async def create_composition(self, tenant: str, name: str, root: dict[str, Any]) -> Composition:
+        """Name a tree over adapters.
+
+        Raises:
+            InvalidArgument: no name, no children, or a tree over the limits.
+            NotFound: an adapter in it.
+        """
+        tenant = checked_tenant(tenant)
+        if not name:
+            raise InvalidArgument("name", "is empty", "name the composition")
+        leaves = _leaves(root, 1)
+        if len(leaves) > MAX_COMPOSITION_NODES:
+            raise InvalidArgument("root", f"has {len(leaves)} adapters, over {MAX_COMPOSITION_NODES}", "split it")
+        for adapter_id in leaves:
+            await self._visible(tenant, adapter_id)
+        composition = Composition(composition_id=str(ULID()), tenant=tenant, name=name, root=root, created_at_us=_now_us())
+        await self._index.put_document(composition.composition_id, "composition", tenant, dataclasses.asdict(composition))
+        return composition
+
+    async def get_composition(self, tenant: str, composition_id: str) -> Composition:
+        """One of the tenant's compositions.
+
+        Raises:
+            NotFound: none, or another tenant's.
+        """
+        found = await self._index.get_document(composition_id)
+        if found is None or found[:2] != ("composition", checked_tenant(tenant)):
+            raise NotFound("composition", composition_id)
+        return Composition(**found[2])
+
+    async def list_compositions(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Composition], str]:
+        """A page by id, and the token of the next."""
+        scope = Scope(tenant=checked_tenant(tenant), name="composition")
+        size, after = _page(page_size), _after(page_token, scope)
+        found = await self._index.list_documents("composition", scope.tenant or "", after, size + 1)
+        return [Composition(**body) for _, body in found[:size]], _token(found[size - 1][0], scope) if len(found) > size else ""
+
+    async def delete_composition(self, tenant: str, composition_id: str) -> None:
+        """Forget one."""
+        await self.get_composition(tenant, composition_id)
+        await self._index.delete_document(composition_id)
+
+    async def _read(self, digest: str) -> Adapter:
+        data = await self._store.get(digest)
+        return await asyncio.to_thread(decode, data, digest, self._store.max_bytes)
+
+    async def _record(self, adapter: Adapter, digest: str, examples: tuple[str, ...]) -> AdapterRecord:
+        manifest, now = adapter.manifest, _now_us()
+        return AdapterRecord(
+            adapter_id=manifest.adapter_id,
+            version=manifest.version,
+            digest=digest,
+            tenant=manifest.tenant,
+            name=manifest.name,
+            kind=manifest.kind,
+            granularity=adapter.granularity,
+            specialization=manifest.specialization,
+            base_model=manifest.base_model,
+            rank=manifest.rank,
+            modules=manifest.modules,
+            parameter_count=adapter.parameter_count,
+            file_bytes=len(await self._store.get(digest)),
+            tags=manifest.tags,
+            shared=manifest.shared,
+            examples=examples,
+            parents=manifest.parents,
+            created_at_us=now,
+            updated_at_us=now,
+        )
+
+    async def _visible(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
+        found = await self._index.get(adapter_id)
+        if found is None or not found[0].visible_to(tenant):
+            raise NotFound("adapter", adapter_id)
+        return found
+
+    async def _owned(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
+        found = await self._index.get(adapter_id)
+        if found is None or found[0].tenant != tenant:
+            raise NotFound("adapter", adapter_id)
+        return found
+
+    async def _move(self, tenant: str, adapter_id: str, moves: dict[State, State], action: Action, reason: str) -> AdapterRecord:
+        async with self._writing:
+            record, vector = await self._owned(checked_tenant(tenant), adapter_id)
+            if record.state not in moves:
+                raise FailedPrecondition(f"adapter: {adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`")
+            if moves[record.state] == record.state:
+                return record
+            record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=_now_us())
+            await self._index.upsert([(record, vector)])
+        self._changed([Change(action, record, reason)])
+        return record
+
+
+def _same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRecord:
+    if record.tenant != tenant or record.digest != digest:
+        raise AlreadyExists(f"adapter_id: {record.adapter_id} is taken by other content; train or import again to get a new id")
+    return record
+
+
+def _checked_examples(examples: Sequence[str]) -> list[str]:
+    unique = list(dict.fromkeys(examples))
+    if not MIN_EXAMPLES <= len(unique) <= MAX_EXAMPLES:
+        raise InvalidArgument("examples", f"holds {len(unique)} distinct inputs", f"give {MIN_EXAMPLES} to {MAX_EXAMPLES}")
+    if any(not example.strip() or len(example) > MAX_EXAMPLE_CHARACTERS for example in unique):
+        raise InvalidArgument("examples", f"holds an empty input or one over {MAX_EXAMPLE_CHARACTERS:,} characters", "give typical inputs")
+    return unique
+
+
+def _page(size: int) -> int:
+    if not 0 <= size <= MAX_PAGE:
+        raise InvalidArgument("page_size", f"{size} is outside 1..{MAX_PAGE}", "ask for a smaller page")
+    return size or 100
+
+
+def _listing(scope: Scope) -> str:
+    return hashlib.sha256(repr(scope).encode()).hexdigest()[:16]
+
+
+def _token(last_id: str, scope: Scope) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last_id, _listing(scope)]).encode()).decode()
+
+
+def _after(token: str, scope: Scope) -> str:
+    if not token:
+        return ""
+    try:
+        last_id, listing = json.loads(base64.urlsafe_b64decode(token))
+    except (ValueError, TypeError) as error:
+        raise InvalidArgument("page_token", "is not one this server gave", "start again without a token") from error
+    if listing != _listing(scope):
+        raise InvalidArgument("page_token", "belongs to another listing", "keep tenant and filters the same from page to page")
+    return str(last_id)
+
+
+def _leaves(node: dict[str, Any], depth: int) -> list[str]:
+    if depth > MAX_COMPOSITION_DEPTH:
+        raise InvalidArgument("root", f"is deeper than {MAX_COMPOSITION_DEPTH}", "flatten it")
+    if not node.get("children"):
+        raise InvalidArgument("root", "has a node without children", "give every node at least one")
+    if node.get("strategy", "COMPOSITION_STRATEGY_UNSPECIFIED") == "COMPOSITION_STRATEGY_UNSPECIFIED":
+        raise InvalidArgument("root.strategy", "is unspecified", "choose parallel, sequential or hierarchical")
+    found: list[str] = []
+    for child in node["children"]:
+        if not math.isfinite(child.get("weight", 0.0)):
+            raise InvalidArgument("root.weight", "is not finite", "give a finite weight")
+        found += _leaves(child["node"], depth + 1) if "node" in child else [child.get("adapterId", "")]
+    return found
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

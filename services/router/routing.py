@@ -1,0 +1,167 @@
+"""Routing one query: check it, look in the cache, embed, search, choose, publish the decision."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ulid import ULID
+
+from services.router.cache import CacheKey, RoutingCache
+from services.router.embedding import StaticEmbedder
+from services.router.index import AdapterIndex
+from services.router.library import Candidate, Scope
+from services.router.scoring import Chosen, Hints, check_strategy, choose
+from smoa.errors import InvalidArgument, NotFound
+
+MAX_QUERY_CHARACTERS = 8192
+MAX_TOP_K = 16
+TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+DEFAULT_TENANT = "public"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteQuery:
+    """A question to the router; `None` means the server's default."""
+
+    query: str
+    base_model: str
+    tenant: str = DEFAULT_TENANT
+    strategy: str = "hybrid"
+    top_k: int | None = None
+    score_threshold: float | None = None
+    hints: Hints = field(default_factory=Hints)
+
+
+@dataclass(frozen=True)
+class RoutedQuery:
+    """The answer. The same choice from the cache has a new id."""
+
+    decision_id: str
+    query: RouteQuery
+    chosen: tuple[Chosen, ...]
+    cached: bool
+    handler_us: int
+    decided_at_us: int
+
+
+class DecisionSink(Protocol):
+    """Where decisions go; must not wait."""
+
+    def __call__(self, routed: RoutedQuery) -> None:
+        """Accept a decision durably."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingDefaults:
+    """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
+
+    top_k: int = 3
+    score_threshold: float = 0.30
+    temperature: float = 0.03
+    min_weight: float = 0.1
+    candidates: int = 32
+
+
+def checked_tenant(tenant: str) -> str:
+    """The tenant, `public` when empty.
+
+    Raises:
+        InvalidArgument: characters a tenant's name cannot have.
+    """
+    name = tenant or DEFAULT_TENANT
+    if not TENANT_PATTERN.fullmatch(name):
+        raise InvalidArgument("tenant", f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+    return name
+
+
+class Router:
+    """Routes queries over an index. Knows tenants by their adapters: `public` always exists."""
+
+    def __init__(
+        self,
+        index: AdapterIndex,
+        embedder: StaticEmbedder,
+        cache: RoutingCache[tuple[Chosen, ...]],
+        publish: DecisionSink,
+        defaults: RoutingDefaults | None = None,
+    ) -> None:
+        self._index, self._embedder, self._cache, self._publish = index, embedder, cache, publish
+        self._defaults = defaults or RoutingDefaults()
+        self._known_tenants = {DEFAULT_TENANT}
+
+    async def route(self, query: RouteQuery) -> RoutedQuery:
+        """Decide.
+
+        Raises:
+            InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
+            NotFound: no adapter was ever registered for the tenant.
+            Unimplemented: a strategy of a later version.
+        """
+        started = time.perf_counter_ns()
+        query = self._complete(query)
+        await self._check_tenant_exists(query.tenant)
+        key = self._key(query)
+        chosen, cached = self._cache.get(key), True
+        if chosen is None:
+            chosen, cached = tuple(await self._decide(query)), False
+            self._cache.put(key, chosen, [item.record.adapter_id for item in chosen])
+        handler_us = (time.perf_counter_ns() - started) // 1000
+        routed = RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000)
+        self._publish(routed)
+        return routed
+
+    def _complete(self, query: RouteQuery) -> RouteQuery:
+        top_k = self._defaults.top_k if query.top_k is None else query.top_k
+        threshold = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
+        if not query.query.strip():
+            raise InvalidArgument("query", "is empty", "send the text to route")
+        if len(query.query) > MAX_QUERY_CHARACTERS:
+            raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise InvalidArgument("top_k", f"{top_k} is outside 1..{MAX_TOP_K}", "ask for a few adapters, 3 by default")
+        if not math.isfinite(threshold) or not -1 <= threshold <= 1:
+            raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
+        if not query.base_model:
+            raise InvalidArgument("base_model", "is empty", "send the fingerprint that the executor's GetStatus shows")
+        return dataclasses.replace(query, tenant=checked_tenant(query.tenant), top_k=top_k, score_threshold=threshold)
+
+    async def _check_tenant_exists(self, tenant: str) -> None:
+        if tenant in self._known_tenants:
+            return
+        if not await self._index.scroll(Scope(tenant=tenant, include_shared=False, states=("active", "retired", "purged")), "", 1):
+            raise NotFound("tenant", tenant, "register an adapter for it first, or check the name")
+        if len(self._known_tenants) >= 1_000_000:
+            self._known_tenants = {DEFAULT_TENANT}
+        self._known_tenants.add(tenant)
+
+    def _key(self, query: RouteQuery) -> CacheKey:
+        text = "\x00".join((query.query, str(query.score_threshold), *query.hints.labels, query.hints.task_id))
+        assert query.top_k is not None
+        return CacheKey(query.tenant, query.base_model, query.strategy, hashlib.sha256(text.encode()).hexdigest(), query.top_k)
+
+    async def _decide(self, query: RouteQuery) -> list[Chosen]:
+        assert query.top_k is not None and query.score_threshold is not None
+        check_strategy(query.strategy, query.hints)
+        scope = Scope(tenant=query.tenant, base_model=query.base_model)
+        vector = self._embedder.embed(query.query)
+        found: dict[str, Candidate] = {}
+        if query.strategy != "task":
+            found |= {c.record.adapter_id: c for c in await self._index.search(vector, scope, self._defaults.candidates)}
+        if query.hints and query.strategy != "semantic":
+            hinted = dataclasses.replace(scope, any_tags=query.hints.labels)
+            found |= {c.record.adapter_id: c for c in await self._index.search(vector, hinted, self._defaults.candidates)}
+        return choose(
+            query.strategy,
+            list(found.values()),
+            query.hints,
+            query.top_k,
+            query.score_threshold,
+            self._defaults.temperature,
+            self._defaults.min_weight,
+        )

@@ -1,0 +1,270 @@
+"""Protobuf to domain and back, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from services.router.library import AdapterRecord, Scope, State, Statistics
+from services.router.registry import Change, Composition, Registry
+from services.router.routing import RoutedQuery, Router, RouteQuery, checked_tenant
+from services.router.scoring import Hints
+from smoa.errors import InvalidArgument
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
+from smoa.publisher import EventPublisher
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import events_pb2, feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc
+
+Context = Any
+MAX_BATCH = 256
+_STATES: dict[int, State] = {
+    common.ADAPTER_STATE_ACTIVE: "active",
+    common.ADAPTER_STATE_RETIRED: "retired",
+    common.ADAPTER_STATE_PURGED: "purged",
+}
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """`smoa.v1.RouterService`."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
+        """See the contract."""
+        return to_decision(await self._router.route(_to_query(request)))
+
+    async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
+        """See the contract."""
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
+        decisions = [to_decision(await self._router.route(_to_query(one))) for one in request.requests]
+        return router_pb2.RouteBatchResponse(decisions=decisions)
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """`smoa.v1.FeedbackService`: an outcome is acknowledged once it is on disk, on its way to Kafka."""
+
+    def __init__(self, publisher: EventPublisher) -> None:
+        self._publisher = publisher
+
+    async def ReportOutcome(  # noqa: N802
+        self, request: feedback_pb2.ReportOutcomeRequest, context: Context
+    ) -> feedback_pb2.ReportOutcomeResponse:
+        """See the contract."""
+        outcome = request.outcome
+        if not outcome.decision_id:
+            raise InvalidArgument("outcome.decision_id", "is empty", "send the id that Route returned")
+        if outcome.HasField("score") and not 0 <= outcome.score <= 1:
+            raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
+        outcome.tenant = checked_tenant(outcome.tenant)
+        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
+        return feedback_pb2.ReportOutcomeResponse()
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """`smoa.v1.RegistryService`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples))
+
+    async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.get(request.tenant, request.adapter_id))
+
+    async def ListAdapters(  # noqa: N802
+        self, request: registry_pb2.ListAdaptersRequest, context: Context
+    ) -> registry_pb2.ListAdaptersResponse:
+        """See the contract."""
+        scope = Scope(
+            tenant=None if request.all_tenants else checked_tenant(request.tenant),
+            base_model=request.base_model or None,
+            states=tuple(_STATES[state] for state in request.states if state in _STATES) or ("active",),
+            all_tags=tuple(request.tags),
+            name=request.name or None,
+        )
+        records, token = await self._registry.list(scope, request.page_size, request.page_token)
+        return registry_pb2.ListAdaptersResponse(adapters=[to_adapter(record) for record in records], next_page_token=token)
+
+    async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        counts = request.statistics
+        return to_adapter(
+            await self._registry.update(
+                request.tenant,
+                request.adapter_id,
+                name=request.name if request.HasField("name") else None,
+                tags=tuple(request.tags) if request.replace_tags else None,
+                examples=request.examples,
+                statistics=Statistics(
+                    uses=counts.uses,
+                    outcomes=counts.outcomes,
+                    successes=counts.successes,
+                    generations=counts.generations,
+                    tokens=counts.tokens,
+                )
+                if request.HasField("statistics")
+                else None,
+            )
+        )
+
+    async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.retire(request.tenant, request.adapter_id, request.reason))
+
+    async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.restore(request.tenant, request.adapter_id))
+
+    async def PurgeAdapter(self, request: registry_pb2.PurgeAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.purge(request.tenant, request.adapter_id))
+
+    async def ApplyMerge(self, request: registry_pb2.ApplyMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(
+            await self._registry.apply_merge(request.tenant, request.merge_id, request.child_digest, request.parent_ids, request.reason)
+        )
+
+    async def CreateComposition(  # noqa: N802
+        self, request: registry_pb2.CreateCompositionRequest, context: Context
+    ) -> registry_pb2.Composition:
+        """See the contract."""
+        return _to_composition(await self._registry.create_composition(request.tenant, request.name, MessageToDict(request.root)))
+
+    async def GetComposition(self, request: registry_pb2.GetCompositionRequest, context: Context) -> registry_pb2.Composition:  # noqa: N802
+        """See the contract."""
+        return _to_composition(await self._registry.get_composition(request.tenant, request.composition_id))
+
+    async def ListCompositions(  # noqa: N802
+        self, request: registry_pb2.ListCompositionsRequest, context: Context
+    ) -> registry_pb2.ListCompositionsResponse:
+        """See the contract."""
+        found, token = await self._registry.list_compositions(request.tenant, request.page_size, request.page_token)
+        return registry_pb2.ListCompositionsResponse(compositions=[_to_composition(one) for one in found], next_page_token=token)
+
+    async def DeleteComposition(  # noqa: N802
+        self, request: registry_pb2.DeleteCompositionRequest, context: Context
+    ) -> registry_pb2.DeleteCompositionResponse:
+        """See the contract."""
+        await self._registry.delete_composition(request.tenant, request.composition_id)
+        return registry_pb2.DeleteCompositionResponse()
+
+
+def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
+    try:
+        strategy = common.RoutingStrategy.Name(request.strategy).removeprefix("ROUTING_STRATEGY_").lower()
+    except ValueError as error:
+        raise InvalidArgument("strategy", f"{request.strategy} is unknown", "use a RoutingStrategy of smoa.v1") from error
+    specialization = request.specialization
+    return RouteQuery(
+        query=request.query,
+        base_model=request.base_model,
+        tenant=request.tenant,
+        strategy="hybrid" if strategy == "unspecified" else strategy,
+        top_k=request.top_k if request.HasField("top_k") else None,
+        score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
+        hints=Hints(
+            tags=tuple(request.tags),
+            specialization=common.Specialization.Name(specialization).removeprefix("SPECIALIZATION_").lower() if specialization else "",
+            task_id=request.task_id,
+        ),
+    )
+
+
+def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
+    """The contract's form of an answer."""
+    return router_pb2.Decision(
+        decision_id=routed.decision_id,
+        tenant=routed.query.tenant,
+        base_model=routed.query.base_model,
+        strategy=common.RoutingStrategy.Value(f"ROUTING_STRATEGY_{routed.query.strategy.upper()}"),
+        adapters=[
+            common.WeightedAdapter(
+                adapter_id=item.record.adapter_id,
+                version=item.record.version,
+                digest=item.record.digest,
+                weight=item.weight,
+                score=item.score,
+            )
+            for item in routed.chosen
+        ],
+        cached=routed.cached,
+        handler_us=routed.handler_us,
+        decided_at_us=routed.decided_at_us,
+    )
+
+
+def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
+    """The contract's form of a record; examples stay inside."""
+    counts = record.statistics
+    return registry_pb2.Adapter(
+        adapter_id=record.adapter_id,
+        version=record.version,
+        digest=record.digest,
+        tenant=record.tenant,
+        name=record.name,
+        kind=common.AdapterKind.Value(f"ADAPTER_KIND_{record.kind.upper()}"),
+        granularity=common.Granularity.Value(f"GRANULARITY_{record.granularity}"),
+        specialization=common.Specialization.Value(f"SPECIALIZATION_{record.specialization.upper()}"),
+        base_model=record.base_model,
+        rank=record.rank,
+        modules=record.modules,
+        parameter_count=record.parameter_count,
+        tags=record.tags,
+        shared=record.shared,
+        example_count=len(record.examples),
+        parents=record.parents,
+        state=common.AdapterState.Value(f"ADAPTER_STATE_{record.state.upper()}"),
+        state_reason=record.state_reason,
+        created_at_us=record.created_at_us,
+        updated_at_us=record.updated_at_us,
+        statistics=registry_pb2.AdapterStatistics(
+            uses=counts.uses,
+            outcomes=counts.outcomes,
+            successes=counts.successes,
+            generations=counts.generations,
+            tokens=counts.tokens,
+        ),
+        merge_id=record.merge_id,
+        file_bytes=record.file_bytes,
+    )
+
+
+def _to_composition(composition: Composition) -> registry_pb2.Composition:
+    return registry_pb2.Composition(
+        composition_id=composition.composition_id,
+        tenant=composition.tenant,
+        name=composition.name,
+        root=ParseDict(composition.root, registry_pb2.CompositionNode()),
+        created_at_us=composition.created_at_us,
+    )
+
+
+def decision_event(routed: RoutedQuery) -> Event:
+    """A decision on its way to Kafka."""
+    return event(DECISIONS, routed.decision_id, to_decision(routed))
+
+
+def lifecycle_event(change: Change) -> Event:
+    """A change of the library on its way to Kafka."""
+    record = change.record
+    return event(
+        LIFECYCLE,
+        record.adapter_id,
+        events_pb2.LifecycleEvent(
+            adapter_id=record.adapter_id,
+            tenant=record.tenant,
+            action=events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{change.action.upper()}"),
+            reason=change.reason,
+            occurred_at_us=record.updated_at_us,
+            merge_id=record.merge_id,
+            parents=record.parents,
+            digest=record.digest,
+        ),
+    )

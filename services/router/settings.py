@@ -1,0 +1,26 @@
+"""Settings of the router; `python -m services.router --help` prints them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSettings:
+    """Read from SMOA_ROUTER_<FIELD>, or the key in the field's metadata."""
+
+    address: str = "127.0.0.1:50051"
+    data_folder: Path = Path("build/data/router")
+    store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
+    kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
+    qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
+    top_k: int = 3
+    score_threshold: float = 0.30
+    temperature: float = 0.03
+    min_weight: float = 0.1
+    cache_entries: int = 10_000
+    cache_ttl_s: float = 300.0
+    spool_events: int = 1_000_000
+    purge_grace_s: float = 7 * 86400.0
+    allow_all_tenants: bool = False

@@ -1,0 +1,160 @@
+"""Keeps a few processes running: starts them when what they need is ready, restarts them with backoff, drains them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from smoa.errors import Unavailable
+
+BACKOFF_S, MAX_BACKOFF_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One process: what runs, and how to tell that it is ready (True) or not yet (False)."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready: Callable[[], Awaitable[bool]]
+    ready_within_s: float = 120.0
+    drain_s: float = 20.0
+    restart: bool = True
+
+
+class Managed:
+    """One supervised process."""
+
+    def __init__(self, spec: Spec, log: TextIO, width: int) -> None:
+        self.spec, self._log, self._width = spec, log, width
+        self.process: asyncio.subprocess.Process | None = None
+        self.restarts = 0
+        self.failed = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process.
+
+        Raises:
+            Unavailable: it is not running.
+        """
+        if self.process is None or self.process.returncode is not None:
+            raise Unavailable(f"{self.spec.name}: is not running")
+        return self.process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            Unavailable: it did not get ready in time, or ended and is not to be restarted.
+        """
+        self._task = asyncio.create_task(self._supervise(), name=f"supervise-{self.spec.name}")
+        await self.wait_ready()
+
+    async def wait_ready(self) -> None:
+        """Wait until the process says that it is ready (see `start`)."""
+        deadline = time.monotonic() + self.spec.ready_within_s
+        while not (self.process is not None and self.process.returncode is None and await self.spec.ready()):
+            if self.failed.is_set():
+                raise Unavailable(f"{self.spec.name}: ended while starting; its log above says why")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{self.spec.name}: was not ready within {self.spec.ready_within_s:.0f} s; its log above says why")
+            await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """Ask it to drain, wait, and end it if it will not."""
+        self._stopping = True
+        process = self.process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), self.spec.drain_s)
+            except asyncio.TimeoutError:
+                self._say(f"did not drain within {self.spec.drain_s:.0f} s: killed")
+                with suppress(ProcessLookupError):
+                    process.kill()
+        if self._task is not None:
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _supervise(self) -> None:
+        delay_s = BACKOFF_S
+        while not self._stopping:
+            started = time.monotonic()
+            self.process = await asyncio.create_subprocess_exec(
+                *self.spec.command,
+                env={**os.environ, **self.spec.environment},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
+                preexec_fn=_die_with_parent,
+            )
+            assert self.process.stdout is not None
+            async for line in self.process.stdout:
+                self._say(line.decode(errors="replace").rstrip())
+            code = await self.process.wait()
+            if self._stopping:
+                return
+            if not self.spec.restart:
+                self._say(f"ended with {code}")
+                self.failed.set()
+                return
+            delay_s = BACKOFF_S if time.monotonic() - started > HEALTHY_AFTER_S else min(delay_s * 2, MAX_BACKOFF_S)
+            self.restarts += 1
+            self._say(f"ended with {code}; restarting in {delay_s:.1f} s")
+            await asyncio.sleep(delay_s)
+
+    def _say(self, line: str) -> None:
+        print(f"{self.spec.name:<{self._width}} | {line}", file=self._log, flush=True)
+
+
+class Supervisor:
+    """Processes in the order in which they start, stage by stage; they drain in the reverse order of the stages."""
+
+    def __init__(self, stages: Sequence[Sequence[Spec]], log: TextIO | None = None) -> None:
+        width = max(len(spec.name) for stage in stages for spec in stage)
+        self._stages = [[Managed(spec, log or sys.stdout, width) for spec in stage] for stage in stages]
+        self.processes = {managed.spec.name: managed for stage in self._stages for managed in stage}
+
+    async def start(self) -> None:
+        """Start every stage once the one before is ready; what was started is drained if one fails."""
+        try:
+            for stage in self._stages:
+                await asyncio.gather(*(managed.start() for managed in stage))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Drain."""
+        for stage in reversed(self._stages):
+            await asyncio.gather(*(managed.stop() for managed in stage))
+
+    async def failed(self) -> str:
+        """Wait until a process that is not restarted ends; returns its name."""
+        waits = {asyncio.create_task(managed.failed.wait()): name for name, managed in self.processes.items()}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return waits[done.pop()]
+        finally:
+            for task in waits:
+                task.cancel()
+
+
+def _die_with_parent() -> None:
+    """A supervisor that is killed takes its processes with it (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,93 @@
+"""Groups, shared options, and the one place where an error becomes a sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import click
+import grpc
+
+from smoa import __version__
+from smoa.cli.adapter import adapter_group
+from smoa.cli.query import generate_command, route_command, status_command
+from smoa.errors import SmoaError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
+
+    \b
+    See it work:            smoa demo
+    Run it here:            smoa up
+    Check this machine:     smoa doctor
+    Add an adapter:         smoa adapter train ..., then smoa adapter push ...
+    Ask it:                 smoa route "..."   smoa generate "..."
+    """
+
+
+cli.add_command(adapter_group)
+cli.add_command(route_command)
+cli.add_command(generate_command)
+cli.add_command(status_command)
+
+
+def _load_plugins() -> None:
+    for point in entry_points(group="smoa.commands"):
+        group, _, name = point.name.rpartition(".")
+        (adapter_group if group == "adapter" else cli).add_command(_Lazy(name, point.value))
+
+
+class _Lazy(click.Command):
+    """A command of a service, imported when it is used: `smoa --help` must not wait for torch."""
+
+    def __init__(self, name: str, target: str) -> None:
+        self._target = target
+        super().__init__(name, help=_HELP.get(name, ""), add_help_option=False)
+
+    def _real(self) -> click.Command:
+        module, _, attribute = self._target.partition(":")
+        __import__(module)
+        command = getattr(sys.modules[module], attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object) -> click.Context:
+        """Hand over to the real command."""
+        return self._real().make_context(info_name, args, parent)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Hand over to the real command."""
+        return ctx.command.invoke(ctx)
+
+
+_HELP = {
+    "train": "Train an adapter from a JSONL of {input, output}.",
+    "up": "Run the whole stack on this machine, as processes.",
+    "demo": "Run the whole loop on the example library and show what it did.",
+    "doctor": "Check this machine and say what to do about what is missing.",
+}
+
+
+def main() -> None:
+    """Entry point: every expected error is one sentence and exit code 1; a wrong argument is 2; Ctrl-C is 130."""
+    _load_plugins()
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from error
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        raise SystemExit(130) from None
+    except SmoaError as error:
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from error
+    except grpc.aio.AioRpcError as error:
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
+            details = "no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR"
+        click.echo(f"error: {error.code().name}: {details}", err=True)
+        raise SystemExit(1) from error

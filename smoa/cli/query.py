@@ -1,0 +1,131 @@
+"""`smoa route`, `smoa generate`, `smoa status`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from smoa.client import SmoaClient
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import router_pb2
+
+ROUTER, EXECUTOR = "127.0.0.1:50051", "127.0.0.1:50052"
+STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
+
+
+def endpoints(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say where the services are."""
+    function = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")(function)
+    return click.option(
+        "--executor", envvar="SMOA_EXECUTOR", default=EXECUTOR, show_default=True, help="Address of the executor [SMOA_EXECUTOR]."
+    )(function)
+
+
+def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of a routing request."""
+    for option in (
+        click.option("--tenant", default="public", show_default=True),
+        click.option("--strategy", type=click.Choice(STRATEGIES), default="hybrid", show_default=True),
+        click.option("--top-k", type=int, default=None, help="At most so many adapters."),
+        click.option("--tag", "tags", multiple=True, help="A hint for the task and hybrid strategies; may repeat."),
+    ):
+        function = option(function)
+    return function
+
+
+async def _route(client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...]) -> router_pb2.Decision:
+    base_model = (await client.status()).base_model
+    value = common.RoutingStrategy.Value(f"ROUTING_STRATEGY_{strategy.upper()}")
+    return await client.route(query, base_model=base_model, tenant=tenant, strategy=value, top_k=top_k, tags=tags)
+
+
+@click.command("route")
+@click.argument("query")
+@routing_options
+@endpoints
+@click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
+def route_command(query: str, as_json: bool, router: str, executor: str, **options: Any) -> None:
+    """Show which adapters would answer QUERY, and why."""
+
+    async def work() -> None:
+        async with SmoaClient(router=router, executor=executor) as client:
+            decision = await _route(client, query, **options)
+            if as_json:
+                click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
+                return
+            names = {a.adapter_id: a.name async for a in client.list_all(options["tenant"])} if decision.adapters else {}
+            table = Table(title=f"decision {decision.decision_id} in {decision.handler_us / 1000:.2f} ms" + (" (cached)" if decision.cached else ""))
+            for column in ("adapter", "id", "weight", "score"):
+                table.add_column(column)
+            for item in decision.adapters:
+                table.add_row(names.get(item.adapter_id, "?"), item.adapter_id, f"{item.weight:.2f}", f"{item.score:.3f}")
+            Console().print(table if decision.adapters else "no adapter fits: the base model answers")
+
+    asyncio.run(work())
+
+
+@click.command("generate")
+@click.argument("query")
+@routing_options
+@endpoints
+@click.option("--base", is_flag=True, help="Do not route: the base model answers.")
+@click.option("--max-tokens", type=int, default=64, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
+def generate_command(
+    query: str, router: str, executor: str, base: bool, max_tokens: int, temperature: float, stop: tuple[str, ...], **options: Any
+) -> None:
+    """Route QUERY and print the answer as it comes."""
+
+    async def work() -> None:
+        async with SmoaClient(router=router, executor=executor) as client:
+            decision = router_pb2.Decision(tenant=options["tenant"]) if base else await _route(client, query, **options)
+            stream = client.stream(
+                query,
+                decision.adapters,
+                tenant=decision.tenant,
+                decision_id=decision.decision_id,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=stop,
+                seed=int.from_bytes(os.urandom(4), "little"),
+            )
+            async for response in stream:
+                click.echo(response.text, nl=False)
+                if response.HasField("usage"):
+                    usage = response.usage
+                    click.echo()
+                    click.echo(
+                        f"[{len(decision.adapters)} adapters, {usage.completion_tokens} tokens, first after {usage.first_token_us / 1000:.0f} ms]"
+                        + (f" decision {decision.decision_id}" if decision.decision_id else ""),
+                        err=True,
+                    )
+
+    asyncio.run(work())
+
+
+@click.command("status")
+@endpoints
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def status_command(router: str, executor: str, as_json: bool) -> None:
+    """Show the executor's slots, residents and queue."""
+
+    async def work() -> None:
+        async with SmoaClient(router=router, executor=executor) as client:
+            status = await client.status()
+            if as_json:
+                click.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True)))
+                return
+            click.echo(f"base model {status.base_model_name} ({status.base_model[:12]}), {len(status.residents)}/{status.slots} slots in use")
+            click.echo(f"running {status.running}/{status.max_batch}, queued {status.queued}, events waiting for Kafka {status.spooled_events}")
+            click.echo(f"adapter hits {status.adapter_hits}, loads {status.adapter_misses}, evictions {status.evictions}")
+
+    asyncio.run(work())

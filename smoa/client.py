@@ -1,0 +1,186 @@
+"""The async client: one object over the router and an executor, every call with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+
+import grpc
+
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import (
+    executor_pb2,
+    executor_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
+
+
+class SmoaClient:
+    """Route, generate, report, and keep the library.
+
+        async with SmoaClient(router="127.0.0.1:50051", executor="127.0.0.1:50052") as smoa:
+            base = (await smoa.status()).base_model
+            decision = await smoa.route("my card was charged twice", base_model=base)
+            text, usage = await smoa.generate("my card was charged twice", decision)
+            await smoa.report(decision, success=text == "billing")
+
+    Every method raises `grpc.aio.AioRpcError` with the server's status.
+    """
+
+    def __init__(self, *, router: str | None = None, executor: str | None = None, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+        self._channels: list[grpc.aio.Channel] = []
+        if router is not None:
+            channel = self._channel(router)
+            self.router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
+            self.registry: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(channel)
+            self.feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+        if executor is not None:
+            self.executor: executor_pb2_grpc.ExecutorServiceAsyncStub = executor_pb2_grpc.ExecutorServiceStub(self._channel(executor))
+
+    def _channel(self, target: str) -> grpc.aio.Channel:
+        # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes.
+        channel = grpc.aio.insecure_channel(
+            target, options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+        )
+        self._channels.append(channel)
+        return channel
+
+    async def __aenter__(self) -> SmoaClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def route(
+        self,
+        query: str,
+        *,
+        base_model: str,
+        tenant: str = "public",
+        strategy: common.RoutingStrategy = common.ROUTING_STRATEGY_HYBRID,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        tags: Sequence[str] = (),
+        task_id: str = "",
+    ) -> router_pb2.Decision:
+        """Which adapters answer the query."""
+        request = router_pb2.RouteRequest(
+            tenant=tenant,
+            base_model=base_model,
+            query=query,
+            strategy=strategy,
+            top_k=top_k,
+            score_threshold=score_threshold,
+            tags=tags,
+            task_id=task_id,
+        )
+        return await self.router.Route(request, timeout=self._timeout_s)
+
+    async def stream(
+        self,
+        prompt: str,
+        adapters: Iterable[common.WeightedAdapter] = (),
+        *,
+        tenant: str = "public",
+        decision_id: str = "",
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> AsyncIterator[executor_pb2.GenerateResponse]:
+        """Generate under the adapters; the last message carries the usage."""
+        request = executor_pb2.GenerateRequest(
+            tenant=tenant,
+            prompt=prompt,
+            adapters=adapters,
+            decision_id=decision_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+        )
+        async for response in self.executor.Generate(request, timeout=self._timeout_s):
+            yield response
+
+    async def generate(
+        self, prompt: str, decision: router_pb2.Decision | None = None, *, max_tokens: int = 64
+    ) -> tuple[str, executor_pb2.Usage]:
+        """The whole greedy answer under a decision, and its usage."""
+        text, usage = "", executor_pb2.Usage()
+        chosen = decision or router_pb2.Decision(tenant="public")
+        stream = self.stream(prompt, chosen.adapters, tenant=chosen.tenant, decision_id=chosen.decision_id, max_tokens=max_tokens)
+        async for response in stream:
+            text += response.text
+            usage = response.usage
+        return text, usage
+
+    async def status(self) -> executor_pb2.GetStatusResponse:
+        """Slots, residents and queue of the executor."""
+        return await self.executor.GetStatus(executor_pb2.GetStatusRequest(), timeout=self._timeout_s)
+
+    async def report(self, decision: router_pb2.Decision, *, success: bool, score: float | None = None) -> None:
+        """Say how a decision turned out; durable when this returns."""
+        outcome = feedback_pb2.Outcome(decision_id=decision.decision_id, tenant=decision.tenant, success=success, score=score)
+        await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)
+
+    async def register(self, digest: str, examples: Sequence[str], tenant: str = "public") -> registry_pb2.Adapter:
+        """Register an adapter whose file is in the store."""
+        request = registry_pb2.RegisterAdapterRequest(tenant=tenant, digest=digest, examples=examples)
+        return await self.registry.RegisterAdapter(request, timeout=self._timeout_s)
+
+    async def list_all(
+        self,
+        tenant: str = "public",
+        *,
+        states: Sequence[common.AdapterState] = (common.ADAPTER_STATE_ACTIVE,),
+        tags: Sequence[str] = (),
+        name: str = "",
+        all_tenants: bool = False,
+    ) -> AsyncIterator[registry_pb2.Adapter]:
+        """Every adapter of a listing, page by page."""
+        token = ""
+        while True:
+            request = registry_pb2.ListAdaptersRequest(
+                tenant=tenant, states=states, tags=tags, name=name, page_size=500, page_token=token, all_tenants=all_tenants
+            )
+            page = await self.registry.ListAdapters(request, timeout=self._timeout_s)
+            for adapter in page.adapters:
+                yield adapter
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def retire(self, tenant: str, adapter_id: str, reason: str) -> registry_pb2.Adapter:
+        """Stop routing to an adapter."""
+        request = registry_pb2.RetireAdapterRequest(tenant=tenant, adapter_id=adapter_id, reason=reason)
+        return await self.registry.RetireAdapter(request, timeout=self._timeout_s)
+
+    async def restore(self, tenant: str, adapter_id: str) -> registry_pb2.Adapter:
+        """Route to a retired adapter again."""
+        request = registry_pb2.RestoreAdapterRequest(tenant=tenant, adapter_id=adapter_id)
+        return await self.registry.RestoreAdapter(request, timeout=self._timeout_s)
+
+    async def apply_merge(self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str) -> registry_pb2.Adapter:
+        """Replace parents by their merged child."""
+        request = registry_pb2.ApplyMergeRequest(
+            tenant=tenant, merge_id=merge_id, child_digest=child_digest, parent_ids=parent_ids, reason=reason
+        )
+        return await self.registry.ApplyMerge(request, timeout=self._timeout_s)
+
+    async def report_statistics(self, tenant: str, adapter_id: str, statistics: registry_pb2.AdapterStatistics) -> None:
+        """Show an adapter's counts in the registry."""
+        request = registry_pb2.UpdateAdapterRequest(tenant=tenant, adapter_id=adapter_id, statistics=statistics)
+        await self.registry.UpdateAdapter(request, timeout=self._timeout_s)

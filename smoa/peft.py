@@ -1,0 +1,102 @@
+"""PEFT LoRA folders (`adapter_config.json` + `adapter_model.safetensors`) to adapter files and back, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save_file
+
+from smoa.adapter import Adapter, Array, Manifest, new_adapter_id, to_array
+from smoa.errors import InvalidArgument
+
+_KEY = re.compile(r"(?:base_model\.model\.)?(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_(A|B)(?:\.\w+)?\.weight")
+_UNSUPPORTED = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices")
+
+
+def import_folder(
+    folder: Path,
+    base_model: str,
+    *,
+    name: str = "",
+    tenant: str = "public",
+    shared: bool = False,
+    tags: tuple[str, ...] = (),
+    specialization: str = "task",
+) -> Adapter:
+    """Read a PEFT LoRA folder as a `lora` adapter for `base_model` (a fingerprint: PEFT itself does not record one).
+
+    Raises:
+        InvalidArgument: no such files, not plain LoRA, or tensors of modules outside the decoder layers.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        data = (folder / "adapter_model.safetensors").read_bytes()
+        entries = deserialize(data)
+    except FileNotFoundError as error:
+        raise InvalidArgument("folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained") from error
+    except (SafetensorError, ValueError) as error:
+        raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
+    extra = [key for key in _UNSUPPORTED if config.get(key)]
+    if config.get("peft_type") != "LORA" or extra or config.get("bias", "none") != "none":
+        what = ", ".join(extra) or f"{config.get('peft_type')} with bias {config.get('bias')!r}"
+        raise InvalidArgument("adapter_config.json", f"asks for {what}", "only plain LoRA can be imported")
+    rank = int(config["r"])
+    tensors: dict[str, Array] = {}
+    layers: set[int] = set()
+    modules: set[str] = set()
+    for key, info in entries:
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise InvalidArgument("adapter_model.safetensors", f"holds {key}, outside the decoder layers", "train on attention and MLP modules only")
+        path, layer, module, side = found.groups()
+        tensors[f"{path}.lora_{side}"] = to_array(info)
+        layers.add(int(layer))
+        modules.add(module)
+    alpha = float(config.get("lora_alpha", rank))
+    manifest = Manifest(
+        adapter_id=new_adapter_id(),
+        name=name or folder.name,
+        kind="lora",
+        base_model=base_model,
+        rank=rank,
+        modules=tuple(sorted(modules)),
+        layers=tuple(sorted(layers)),
+        scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        tenant=tenant,
+        shared=shared,
+        tags=tags,
+        specialization=specialization,
+    )
+    return Adapter(manifest, tensors)
+
+
+def export_folder(adapter: Adapter, folder: Path) -> None:
+    """Write a `lora` adapter as a PEFT folder.
+
+    Raises:
+        InvalidArgument: a `lora_xs` adapter, whose bases PEFT's LoRA cannot share.
+    """
+    manifest = adapter.manifest
+    if manifest.kind != "lora":
+        raise InvalidArgument("kind", f"is {manifest.kind}", "only lora adapters have a PEFT form")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": manifest.base_model,
+        "r": manifest.rank,
+        "lora_alpha": manifest.scaling * manifest.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(manifest.modules),
+        "layers_to_transform": list(manifest.layers),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    named = {f"base_model.model.{name}.weight": np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()}
+    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})

@@ -1,0 +1,104 @@
+"""Sends spooled events to Kafka in order, off the request path, for as long as it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from smoa.events import Event, headers
+from smoa.spool import Spool
+
+_log = logging.getLogger(__name__)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError)
+
+
+class EventPublisher:
+    """Owns the spool and one idempotent producer. `publish` returns once the event is on disk."""
+
+    def __init__(self, bootstrap: str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
+        self._bootstrap, self._spool, self._batch_events, self._timeout_s = bootstrap, spool, batch_events, timeout_s
+        self._wake, self._empty = asyncio.Event(), asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Events accepted and not yet acknowledged by Kafka."""
+        return len(self._spool)
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Accept events durably, without waiting for Kafka. A commit takes tens of microseconds, so it runs on the loop.
+
+        Raises:
+            ResourceExhausted: Kafka has been away for so long that the spool is full.
+        """
+        self._spool.append(events)
+        self._empty.clear()
+        self._wake.set()
+
+    async def start(self) -> None:
+        """Begin sending, starting with what an earlier process left."""
+        self._task = asyncio.create_task(self._run(), name="event-publisher")
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until everything was acknowledged; False when time ran out (the rest stays on disk)."""
+        if not len(self._spool):
+            return True
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def stop(self, drain_s: float = 5.0) -> None:
+        """Drain within `drain_s`, stop sending and close the spool."""
+        if self._task is not None:
+            await self.drain(drain_s)
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._spool.close()
+
+    async def _run(self) -> None:
+        delay_s = 0.1
+        while True:
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap,
+                acks="all",
+                enable_idempotence=True,
+                request_timeout_ms=int(self._timeout_s * 1000),
+                linger_ms=5,
+            )
+            try:
+                await asyncio.wait_for(producer.start(), self._timeout_s)
+                while True:
+                    await self._send_batch(producer)
+                    delay_s = 0.1
+            except _ERRORS as error:
+                _log.warning("kafka at %s did not take events (%r); %d wait on disk", self._bootstrap, error, len(self._spool))
+            finally:
+                with suppress(*_ERRORS):
+                    await asyncio.wait_for(producer.stop(), self._timeout_s)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 5.0)
+
+    async def _send_batch(self, producer: AIOKafkaProducer) -> None:
+        self._wake.clear()
+        batch = self._spool.peek(self._batch_events)
+        if not batch:
+            self._empty.set()
+            await self._wake.wait()
+            return
+        # Idempotent sends never time out by themselves; after a timeout the whole batch goes again, with the same sequences.
+        async with asyncio.timeout(self._timeout_s):
+            acknowledged = []
+            for item in batch:
+                e = item.event
+                named = headers(e.type_name, self._spool.producer_id, item.sequence)
+                acknowledged.append(await producer.send(e.topic, e.value, key=e.key, headers=named))
+            await asyncio.gather(*acknowledged)
+        self._spool.remove(batch[-1].sequence)

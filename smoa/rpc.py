@@ -1,0 +1,160 @@
+"""A gRPC server's life: one mapping of errors to statuses, health, readiness, and a drain in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, SmoaError, Unavailable
+
+_log = logging.getLogger(__name__)
+STATUS_KEY = "grpc-status-details-bin"
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+
+def status_of(error: SmoaError) -> status_pb2.Status:
+    """The `google.rpc.Status` of an error: which field, id, limit, precondition or delay."""
+    detail: Message | None = None
+    if isinstance(error, InvalidArgument):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=f"{error.problem}; {error.remedy}")
+        detail = error_details_pb2.BadRequest(field_violations=[violation])
+    elif isinstance(error, NotFound):
+        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.identifier, description=str(error))
+    elif isinstance(error, FailedPrecondition):
+        subject = str(error).partition(":")[0]
+        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=subject, description=str(error))
+        detail = error_details_pb2.PreconditionFailure(violations=[failed])
+    elif isinstance(error, ResourceExhausted):
+        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=str(error))
+        detail = error_details_pb2.QuotaFailure(violations=[quota])
+    elif isinstance(error, Unavailable):
+        whole = int(error.retry_delay_s)
+        delay = Duration(seconds=whole, nanos=int((error.retry_delay_s - whole) * 1e9))
+        detail = error_details_pb2.RetryInfo(retry_delay=delay)
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=str(error))
+    if detail is not None:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) -> None:
+    status = status_of(error)
+    await context.abort(grpc.StatusCode[error.code], str(error)[:2000], ((STATUS_KEY, status.SerializeToString()),))
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a `SmoaError` into its status; anything else is a bug: logged with its trace, answered INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith("/smoa."):
+            return handler
+        method = handler_call_details.method
+        if handler.response_streaming:
+            stream: Any = handler.unary_stream
+
+            async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+                try:
+                    async for response in stream(request, context):
+                        yield response
+                except SmoaError as error:
+                    await _abort(context, error)
+                except grpc.aio.AbortError:
+                    raise
+                except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
+                    _log.exception("%s failed", method)
+                    await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
+
+            return grpc.unary_stream_rpc_method_handler(streaming, handler.request_deserializer, handler.response_serializer)
+        unary: Any = handler.unary_unary
+
+        async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await unary(request, context)
+            except SmoaError as error:
+                await _abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
+                _log.exception("%s failed", method)
+                await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
+
+        return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
+
+
+class RpcServer:
+    """A `grpc.aio` server with health. Not serving until `ready()`; `stop()` refuses new calls, then lets running ones end."""
+
+    def __init__(self, address: str, max_concurrent_rpcs: int = 1000) -> None:
+        self.server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            maximum_concurrent_rpcs=max_concurrent_rpcs,
+            options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self._address = address
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind and listen; health answers NOT_SERVING until `ready`.
+
+        Raises:
+            FailedPrecondition: the address is taken.
+        """
+        try:
+            self.port = self.server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise FailedPrecondition(f"address: cannot listen on {self._address} ({error}); choose another or stop its owner") from error
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.server.start()
+
+    async def ready(self) -> None:
+        """Every part has said that it is ready."""
+        await self._set(health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving on port %d", self.port)
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """Drain."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        await self._health.set("", status)
+
+
+def stop_event() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopped.set)
+    return stopped
+
+
+async def serve(build: Callable[[AsyncExitStack], Awaitable[RpcServer]]) -> None:
+    """Run a service: build its parts on a stack, say ready, wait for a signal, unwind the stack in reverse order."""
+    async with AsyncExitStack() as stack:
+        server = await build(stack)
+        stopped = stop_event()  # only now: while it loads a model, a signal ends the process as it ends any other
+        await server.ready()
+        await stopped.wait()
+        _log.info("draining")

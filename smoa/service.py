@@ -1,0 +1,57 @@
+"""What every service's `__main__` does: help, settings, logging, serve, and one clear line on a bad start."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from smoa.errors import SmoaError
+from smoa.rpc import RpcServer, serve
+from smoa.settings import from_environment
+from smoa.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Settings = TypeVar("Settings", bound=DataclassInstance)
+else:
+    Settings = TypeVar("Settings")
+
+
+def settings_or_exit(name: str, cls: type[Settings], prefix: str, arguments: Sequence[str]) -> Settings:
+    """Read the settings; `--help` prints every key with its default; anything else is refused."""
+    if arguments:
+        lines = [f"SMoA {name}. Settings come from the environment:", ""]
+        for item in dataclasses.fields(cls):
+            lines.append(f"  {item.metadata.get('key') or prefix + item.name.upper():36} default {item.default}")
+        wanted_help = arguments[0] in ("-h", "--help")
+        print("\n".join(lines if wanted_help else [f"{name}: unknown argument {arguments[0]!r}; see --help"]))
+        raise SystemExit(0 if wanted_help else 2)
+    try:
+        return from_environment(cls, os.environ, prefix)
+    except SmoaError as error:
+        raise SystemExit(f"{name}: {error}") from error
+
+
+def run(
+    name: str,
+    cls: type[Settings],
+    prefix: str,
+    build: Callable[[Settings, AsyncExitStack], Awaitable[RpcServer]],
+    arguments: Sequence[str],
+) -> None:
+    """Run a gRPC service until SIGTERM or SIGINT."""
+    settings = settings_or_exit(name, cls, prefix, arguments)
+    configure_logging()
+    try:
+        asyncio.run(serve(lambda stack: build(settings, stack)))
+    except SmoaError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

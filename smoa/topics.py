@@ -1,0 +1,77 @@
+"""Make the topics that are not there yet, on brokers that let one and on those that make them on first use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from smoa.errors import Unavailable
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic's name, and whether only the newest value of a key is kept."""
+
+    name: str
+    compacted: bool = False
+
+
+TOPICS = tuple(Topic(name) for name in (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)) + (Topic(LIFECYCLE, compacted=True),)
+
+
+async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:
+    """Create what is missing; returns the number of partitions of the first topic.
+
+    Raises:
+        Unavailable: no broker answered in time, or the topics differ in partitions (they are joined by partition).
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            counts = await _try(bootstrap, topics, partitions)
+        except (KafkaError, OSError) as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unavailable(f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+            counts = {}
+        if counts and all(counts.values()):
+            if len(set(counts.values())) > 1:
+                raise Unavailable(f"kafka: topics differ in partitions ({counts}); give them all the same number")
+            return next(iter(counts.values()))
+        if asyncio.get_running_loop().time() > deadline:
+            raise Unavailable(f"kafka: topics did not appear at {bootstrap} ({counts})")
+        await asyncio.sleep(0.2)  # a broker needs a moment after a topic's first use; there is no event to wait for
+
+
+async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
+    client = AIOKafkaClient(bootstrap_servers=bootstrap)
+    await client.bootstrap()
+    try:
+        if client.cluster.controller is not None:  # librdkafka's mock has none: it makes a topic when its metadata is asked for
+            await _create(bootstrap, topics, partitions)
+        for topic in topics:
+            client.add_topic(topic.name)
+        await client.force_metadata_update()
+        return {topic.name: len(client.cluster.partitions_for_topic(topic.name) or ()) for topic in topics}
+    finally:
+        await client.close()
+
+
+async def _create(bootstrap: str, topics: Sequence[Topic], partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        wanted = [NewTopic(t.name, partitions, 1, topic_configs={"cleanup.policy": "compact"} if t.compacted else {}) for t in topics]
+        for topic in wanted:
+            topic.replication_factor = -1  # the broker's default; the client's constructor does not let one ask for it
+        response = await admin.create_topics(wanted)
+        for _, code, *_ in response.topic_errors:
+            if code and for_code(code) is not TopicAlreadyExistsError:
+                raise for_code(code)
+    finally:
+        await admin.close()

@@ -1,0 +1,108 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Granularity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GRANULARITY_UNSPECIFIED: _ClassVar[Granularity]
+    GRANULARITY_NANO: _ClassVar[Granularity]
+    GRANULARITY_MICRO: _ClassVar[Granularity]
+    GRANULARITY_MINI: _ClassVar[Granularity]
+    GRANULARITY_SMALL: _ClassVar[Granularity]
+    GRANULARITY_MEDIUM: _ClassVar[Granularity]
+
+class Specialization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPECIALIZATION_UNSPECIFIED: _ClassVar[Specialization]
+    SPECIALIZATION_GENERAL: _ClassVar[Specialization]
+    SPECIALIZATION_DOMAIN: _ClassVar[Specialization]
+    SPECIALIZATION_TASK: _ClassVar[Specialization]
+    SPECIALIZATION_LANGUAGE: _ClassVar[Specialization]
+    SPECIALIZATION_STYLE: _ClassVar[Specialization]
+    SPECIALIZATION_FORMAT: _ClassVar[Specialization]
+    SPECIALIZATION_REASONING: _ClassVar[Specialization]
+    SPECIALIZATION_TOOL: _ClassVar[Specialization]
+    SPECIALIZATION_PERSONA: _ClassVar[Specialization]
+    SPECIALIZATION_SAFETY: _ClassVar[Specialization]
+
+class RoutingStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROUTING_STRATEGY_UNSPECIFIED: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_SEMANTIC: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_TASK: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_LEARNED: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_HYBRID: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_HIERARCHICAL: _ClassVar[RoutingStrategy]
+    ROUTING_STRATEGY_MIXTURE: _ClassVar[RoutingStrategy]
+
+class CompositionStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPOSITION_STRATEGY_UNSPECIFIED: _ClassVar[CompositionStrategy]
+    COMPOSITION_STRATEGY_PARALLEL: _ClassVar[CompositionStrategy]
+    COMPOSITION_STRATEGY_SEQUENTIAL: _ClassVar[CompositionStrategy]
+    COMPOSITION_STRATEGY_HIERARCHICAL: _ClassVar[CompositionStrategy]
+
+class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
+    ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
+    ADAPTER_KIND_LORA_XS: _ClassVar[AdapterKind]
+
+class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_STATE_UNSPECIFIED: _ClassVar[AdapterState]
+    ADAPTER_STATE_ACTIVE: _ClassVar[AdapterState]
+    ADAPTER_STATE_RETIRED: _ClassVar[AdapterState]
+    ADAPTER_STATE_PURGED: _ClassVar[AdapterState]
+GRANULARITY_UNSPECIFIED: Granularity
+GRANULARITY_NANO: Granularity
+GRANULARITY_MICRO: Granularity
+GRANULARITY_MINI: Granularity
+GRANULARITY_SMALL: Granularity
+GRANULARITY_MEDIUM: Granularity
+SPECIALIZATION_UNSPECIFIED: Specialization
+SPECIALIZATION_GENERAL: Specialization
+SPECIALIZATION_DOMAIN: Specialization
+SPECIALIZATION_TASK: Specialization
+SPECIALIZATION_LANGUAGE: Specialization
+SPECIALIZATION_STYLE: Specialization
+SPECIALIZATION_FORMAT: Specialization
+SPECIALIZATION_REASONING: Specialization
+SPECIALIZATION_TOOL: Specialization
+SPECIALIZATION_PERSONA: Specialization
+SPECIALIZATION_SAFETY: Specialization
+ROUTING_STRATEGY_UNSPECIFIED: RoutingStrategy
+ROUTING_STRATEGY_SEMANTIC: RoutingStrategy
+ROUTING_STRATEGY_TASK: RoutingStrategy
+ROUTING_STRATEGY_LEARNED: RoutingStrategy
+ROUTING_STRATEGY_HYBRID: RoutingStrategy
+ROUTING_STRATEGY_HIERARCHICAL: RoutingStrategy
+ROUTING_STRATEGY_MIXTURE: RoutingStrategy
+COMPOSITION_STRATEGY_UNSPECIFIED: CompositionStrategy
+COMPOSITION_STRATEGY_PARALLEL: CompositionStrategy
+COMPOSITION_STRATEGY_SEQUENTIAL: CompositionStrategy
+COMPOSITION_STRATEGY_HIERARCHICAL: CompositionStrategy
+ADAPTER_KIND_UNSPECIFIED: AdapterKind
+ADAPTER_KIND_LORA: AdapterKind
+ADAPTER_KIND_LORA_XS: AdapterKind
+ADAPTER_STATE_UNSPECIFIED: AdapterState
+ADAPTER_STATE_ACTIVE: AdapterState
+ADAPTER_STATE_RETIRED: AdapterState
+ADAPTER_STATE_PURGED: AdapterState
+
+class WeightedAdapter(_message.Message):
+    __slots__ = ("adapter_id", "version", "digest", "weight", "score")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: str
+    version: int
+    digest: str
+    weight: float
+    score: float
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,99 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LifecycleAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LIFECYCLE_ACTION_UNSPECIFIED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_REGISTERED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_UPDATED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_RETIRED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_RESTORED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_PURGED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_MERGED: _ClassVar[LifecycleAction]
+LIFECYCLE_ACTION_UNSPECIFIED: LifecycleAction
+LIFECYCLE_ACTION_REGISTERED: LifecycleAction
+LIFECYCLE_ACTION_UPDATED: LifecycleAction
+LIFECYCLE_ACTION_RETIRED: LifecycleAction
+LIFECYCLE_ACTION_RESTORED: LifecycleAction
+LIFECYCLE_ACTION_PURGED: LifecycleAction
+LIFECYCLE_ACTION_MERGED: LifecycleAction
+
+class UsageEvent(_message.Message):
+    __slots__ = ("adapter_id", "tenant", "decision_id", "tokens", "total_us")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: str
+    tenant: str
+    decision_id: str
+    tokens: int
+    total_us: int
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+
+class AdapterOutcome(_message.Message):
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_offset", "used", "success", "weight")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_TOPIC_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_PARTITION_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: str
+    decision_id: str
+    tenant: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    used: bool
+    success: bool
+    weight: float
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class LifecycleEvent(_message.Message):
+    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    MERGE_ID_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: str
+    tenant: str
+    action: LifecycleAction
+    reason: str
+    occurred_at_us: int
+    merge_id: str
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    digest: str
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class DeadLetter(_message.Message):
+    __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DEAD_AT_US_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    reason: str
+    dead_at_us: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., reason: _Optional[str] = ..., dead_at_us: _Optional[int] = ...) -> None: ...

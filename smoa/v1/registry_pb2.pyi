@@ -1,0 +1,256 @@
+from smoa.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterStatistics(_message.Message):
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens")
+    USES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    uses: int
+    outcomes: int
+    successes: int
+    generations: int
+    tokens: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class Adapter(_message.Message):
+    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes")
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GRANULARITY_FIELD_NUMBER: _ClassVar[int]
+    SPECIALIZATION_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STATE_REASON_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    MERGE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    adapter_id: str
+    version: int
+    digest: str
+    tenant: str
+    name: str
+    kind: _common_pb2.AdapterKind
+    granularity: _common_pb2.Granularity
+    specialization: _common_pb2.Specialization
+    base_model: str
+    rank: int
+    modules: _containers.RepeatedScalarFieldContainer[str]
+    parameter_count: int
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    shared: bool
+    example_count: int
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    state: _common_pb2.AdapterState
+    state_reason: str
+    created_at_us: int
+    updated_at_us: int
+    statistics: AdapterStatistics
+    merge_id: str
+    file_bytes: int
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ...) -> None: ...
+
+class RegisterAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "digest", "examples")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    digest: str
+    examples: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersRequest(_message.Message):
+    __slots__ = ("tenant", "base_model", "tags", "states", "page_size", "page_token", "all_tenants", "name")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ALL_TENANTS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    base_model: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    states: _containers.RepeatedScalarFieldContainer[_common_pb2.AdapterState]
+    page_size: int
+    page_token: str
+    all_tenants: bool
+    name: str
+    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., states: _Optional[_Iterable[_Union[_common_pb2.AdapterState, str]]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., all_tenants: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
+
+class ListAdaptersResponse(_message.Message):
+    __slots__ = ("adapters", "next_page_token")
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    next_page_token: str
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id", "name", "tags", "replace_tags", "examples", "statistics")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_TAGS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    replace_tags: bool
+    examples: _containers.RepeatedScalarFieldContainer[str]
+    statistics: AdapterStatistics
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., replace_tags: _Optional[bool] = ..., examples: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
+
+class RetireAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id", "reason")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    reason: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RestoreAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class PurgeAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class ApplyMergeRequest(_message.Message):
+    __slots__ = ("tenant", "merge_id", "child_digest", "parent_ids", "reason")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MERGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CHILD_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PARENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    merge_id: str
+    child_digest: str
+    parent_ids: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    def __init__(self, tenant: _Optional[str] = ..., merge_id: _Optional[str] = ..., child_digest: _Optional[str] = ..., parent_ids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Composition(_message.Message):
+    __slots__ = ("composition_id", "tenant", "name", "root", "created_at_us")
+    COMPOSITION_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    composition_id: str
+    tenant: str
+    name: str
+    root: CompositionNode
+    created_at_us: int
+    def __init__(self, composition_id: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+
+class CompositionNode(_message.Message):
+    __slots__ = ("strategy", "children")
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    strategy: _common_pb2.CompositionStrategy
+    children: _containers.RepeatedCompositeFieldContainer[CompositionChild]
+    def __init__(self, strategy: _Optional[_Union[_common_pb2.CompositionStrategy, str]] = ..., children: _Optional[_Iterable[_Union[CompositionChild, _Mapping]]] = ...) -> None: ...
+
+class CompositionChild(_message.Message):
+    __slots__ = ("weight", "adapter_id", "node")
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    weight: float
+    adapter_id: str
+    node: CompositionNode
+    def __init__(self, weight: _Optional[float] = ..., adapter_id: _Optional[str] = ..., node: _Optional[_Union[CompositionNode, _Mapping]] = ...) -> None: ...
+
+class CreateCompositionRequest(_message.Message):
+    __slots__ = ("tenant", "name", "root")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    name: str
+    root: CompositionNode
+    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ...) -> None: ...
+
+class GetCompositionRequest(_message.Message):
+    __slots__ = ("tenant", "composition_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    COMPOSITION_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    composition_id: str
+    def __init__(self, tenant: _Optional[str] = ..., composition_id: _Optional[str] = ...) -> None: ...
+
+class ListCompositionsRequest(_message.Message):
+    __slots__ = ("tenant", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListCompositionsResponse(_message.Message):
+    __slots__ = ("compositions", "next_page_token")
+    COMPOSITIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    compositions: _containers.RepeatedCompositeFieldContainer[Composition]
+    next_page_token: str
+    def __init__(self, compositions: _Optional[_Iterable[_Union[Composition, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteCompositionRequest(_message.Message):
+    __slots__ = ("tenant", "composition_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    COMPOSITION_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    composition_id: str
+    def __init__(self, tenant: _Optional[str] = ..., composition_id: _Optional[str] = ...) -> None: ...
+
+class DeleteCompositionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
