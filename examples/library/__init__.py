@@ -1,1 +1,6 @@
-"""A library of small example adapters: data generators, training and packaging."""
+"""The example library: small trained adapters, their data generators and the recipe that rebuilds them."""
+
+from pathlib import Path
+
+ADAPTERS = Path(__file__).parent / "adapters"
+"""Folder of the committed weights."""

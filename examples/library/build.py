@@ -11,11 +11,11 @@ import dataclasses
 import hashlib
 import json
 import sys
-from pathlib import Path
 
 import torch
 from ulid import ULID
 
+from examples.library import ADAPTERS
 from examples.library.jobs import JOBS, Example, Job
 from services.executor.base_model import DEFAULT_BASE_MODEL, lora_xs_bases, resolve
 from services.executor.mixture import Mixture, load_adapter
@@ -25,7 +25,7 @@ from services.executor.runner import Row, Runner, Sampling
 from services.executor.training import Pair, Progress, TrainSettings, train
 from smoa.adapter import encode
 
-FOLDER = Path(__file__).parent / "adapters"
+FOLDER = ADAPTERS
 RESULTS = FOLDER / "results.json"
 TRAIN_EXAMPLES, TEST_EXAMPLES, SEED = 400, 40, 0
 ROWS = 16
@@ -61,7 +61,7 @@ def main(names: list[str]) -> None:
     folder = resolve(DEFAULT_BASE_MODEL)
     model = Llama.load(folder, torch.bfloat16)
     tokenizer = PromptTokenizer(folder, model.config)
-    runner = Runner(model, lora_xs_bases(folder, model.fingerprint, 8), ROWS, 512)
+    runner = Runner(model, lora_xs_bases(folder, model.fingerprint), ROWS, 512)
     FOLDER.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for number, job in enumerate(JOBS[name] for name in (names or JOBS)):
@@ -81,7 +81,7 @@ def main(names: list[str]) -> None:
         data = encode(adapter)
         (FOLDER / f"{job.name}.safetensors").write_bytes(data)
         test = job.generate("test", TEST_EXAMPLES, SEED)
-        mixture = Mixture.of([(load_adapter(adapter, model, {"lora_xs": 8}), 1.0)], model.dtype)
+        mixture = Mixture.of([(load_adapter(adapter, model, 8), 1.0)], model.dtype)
         results[job.name] = {
             "domain": job.domain,
             "parameters": adapter.parameter_count,

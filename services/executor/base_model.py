@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from smoa.errors import FailedPrecondition, InvalidArgument
 
 DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+BASES_RANK = 16
+"""Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -106,21 +108,21 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def lora_xs_bases(folder: Path, fingerprint_hex: str, rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """LoRA-XS bases of every linear module: name -> (U S [out, rank], V [in, rank]), float32.
+def lora_xs_bases(folder: Path, fingerprint_hex: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """LoRA-XS bases of every linear module: name -> (U S [out, BASES_RANK], V [in, BASES_RANK]), float32.
 
-    From the rank-`rank` truncated SVD of each weight W = U S V^T (arXiv 2405.17604). Signs are fixed (the largest entry of each
-    right vector is positive) so that every machine finds the same bases; they are cached on disk by fingerprint and rank.
-    Bases of a smaller rank are the first columns of those of a larger one.
+    From the truncated SVD of each weight W = U S V^T (arXiv 2405.17604). Signs are fixed (the largest entry of each right vector is
+    positive) so that every machine finds the same bases; they are cached on disk by fingerprint. An adapter of a smaller rank uses
+    the first columns.
     """
-    path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{rank}.safetensors"
+    path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{BASES_RANK}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, torch.Tensor] = {}
         for name, weight in load_weights(folder).items():
             module = name.removesuffix(".weight")
             if module.rsplit(".", 1)[-1] in MODULES and weight.ndim == 2:
-                scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), rank)
+                scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), BASES_RANK)
                 tensors[f"{module}.us"], tensors[f"{module}.v"] = torch.from_numpy(scaled_left), torch.from_numpy(right)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         save_file(tensors, scratch)
@@ -152,9 +154,11 @@ def config_of(folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Convert the default base model ahead of its first use: `python -m services.executor.base_model`."""
+    """Convert the default base model and find its bases ahead of its first use: `python -m services.executor.base_model`."""
     folder = resolve(DEFAULT_BASE_MODEL)
-    print(f"base model {DEFAULT_BASE_MODEL} in {folder}, fingerprint {fingerprint(folder)[:12]}")
+    name = fingerprint(folder)
+    lora_xs_bases(folder, name)
+    print(f"base model {DEFAULT_BASE_MODEL} in {folder}, fingerprint {name[:12]}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.executor.base_model import MODULES
+from services.executor.base_model import BASES_RANK, MODULES
 from services.executor.model import Llama, module_path
 from smoa.adapter import Adapter
 from smoa.errors import FailedPrecondition, InvalidArgument
@@ -37,7 +37,7 @@ class LoadedAdapter:
         return sum(t.nbytes for t in self.cores.values()) + sum(a.nbytes + b.nbytes for a, b in self.pairs.values())
 
 
-def load_adapter(adapter: Adapter, model: Llama, max_ranks: Mapping[str, int]) -> LoadedAdapter:
+def load_adapter(adapter: Adapter, model: Llama, max_rank: int) -> LoadedAdapter:
     """Move an adapter to the model's device, checked against the model.
 
     Raises:
@@ -50,9 +50,10 @@ def load_adapter(adapter: Adapter, model: Llama, max_ranks: Mapping[str, int]) -
             f"base_model: adapter {manifest.adapter_id} was trained for {manifest.base_model[:12]}, this executor runs "
             f"{model.fingerprint[:12]}; send it to an executor with that base model"
         )
-    if manifest.rank > max_ranks[manifest.kind]:
-        limit = "SMOA_EXECUTOR_MAX_RANK" if manifest.kind == "lora" else "SMOA_EXECUTOR_MAX_CORE_RANK"
-        raise InvalidArgument("rank", f"{manifest.rank} is over this executor's {max_ranks[manifest.kind]}", f"raise {limit} or retrain")
+    limit = BASES_RANK if manifest.kind == "lora_xs" else max_rank
+    if manifest.rank > limit:
+        remedy = f"retrain with a rank up to {limit}" + ("" if manifest.kind == "lora_xs" else ", or raise SMOA_EXECUTOR_MAX_RANK")
+        raise InvalidArgument("rank", f"{manifest.rank} is over this executor's {limit} for {manifest.kind}", remedy)
     cores: dict[Site, Tensor] = {}
     pairs: dict[Site, tuple[Tensor, Tensor]] = {}
 

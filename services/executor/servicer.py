@@ -17,7 +17,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
-MAX_PROMPT_CHARACTERS, MAX_ADAPTERS, MAX_WEIGHT, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 16, 4.0, 8, 64
+MAX_PROMPT_CHARACTERS, MAX_ADAPTERS, MAX_WEIGHT, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 32, 4.0, 8, 64
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):

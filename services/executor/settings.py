@@ -20,7 +20,6 @@ class ExecutorSettings:
     threads: int = 0
     slots: int = 32
     max_rank: int = 64
-    max_core_rank: int = 16
     rows: int = 16
     context: int = 1024
     max_waiting: int = 128

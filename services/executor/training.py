@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.executor.base_model import MODULES, lora_xs_bases
+from services.executor.base_model import BASES_RANK, MODULES, lora_xs_bases
 from services.executor.mixture import Bases, Site
 from services.executor.model import Llama, module_path
 from services.executor.prompt import PromptTokenizer
@@ -91,7 +91,7 @@ class TrainableDelta:
             for module in settings.modules:
                 site = (layer, module)
                 if settings.kind == "lora_xs":
-                    left, right = bases[module_path(*site)]
+                    left, right = (basis[:, : settings.rank].contiguous() for basis in bases[module_path(*site)])
                     self._fixed[site] = (left.to(model.device, model.dtype), right.to(model.device, model.dtype))
                     start: tuple[Tensor, ...] = (torch.zeros(settings.rank, settings.rank),)
                 else:
@@ -137,11 +137,13 @@ def train(
     """
     if unknown := set(settings.modules) - set(MODULES):
         raise InvalidArgument("modules", f"{', '.join(sorted(unknown))} is not in the base model", f"use some of {', '.join(MODULES)}")
+    if settings.kind == "lora_xs" and settings.rank > BASES_RANK:
+        raise InvalidArgument("rank", f"{settings.rank} is over {BASES_RANK} for lora_xs", "use a lower one, or --kind lora")
     shuffled = list(pairs)
     random.Random(settings.seed).shuffle(shuffled)
     held_out = shuffled[: max(1, round(len(shuffled) * settings.held_out))]
     training = shuffled[len(held_out) :]
-    bases = lora_xs_bases(folder, model.fingerprint, settings.rank) if settings.kind == "lora_xs" else {}
+    bases = lora_xs_bases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
     delta = TrainableDelta(model, settings, bases, torch.Generator().manual_seed(settings.seed))
     flat = [t for ts in delta.parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(flat, lr=settings.learning_rate, weight_decay=0.0)

@@ -3,13 +3,29 @@
 import asyncio
 import dataclasses
 import logging
-import os
 import sys
 
 from services.optimizer.settings import OptimizerSettings
 from smoa.errors import SmoaError
+from smoa.rpc import stop_event
 from smoa.service import settings_or_exit
 from smoa.telemetry import configure_logging
+
+
+async def run(settings: OptimizerSettings) -> int:
+    """Run until a signal (0) or until Faust gives up (1): whoever started the worker starts it again."""
+    from services.optimizer.app import build, ensure
+
+    app = build(dataclasses.replace(settings, partitions=await ensure(settings)))
+    await app.start()
+    stopped = asyncio.create_task(stop_event().wait())
+    ended = asyncio.create_task(app.wait_until_stopped())
+    await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopped, ended):
+        task.cancel()
+    crashed = app.crashed
+    await app.stop()
+    return 1 if crashed else 0
 
 
 def main() -> None:
@@ -19,18 +35,14 @@ def main() -> None:
     if "--dry-run" in sys.argv[1:]:
         settings = dataclasses.replace(settings, dry_run=True)
     configure_logging()
-    from services.optimizer.app import build, ensure
-
     try:
-        settings = dataclasses.replace(settings, partitions=asyncio.run(ensure(settings)))
+        code = asyncio.run(run(settings))
     except SmoaError as error:
         raise SystemExit(f"optimizer: {error}") from error
-    import faust
-
-    os.environ.setdefault("F_ALLOW_BUFFERING", "1")
-    worker = faust.Worker(build(settings), loglevel=logging.WARNING, logging_config=None, redirect_stdouts=False, quiet=True)
-    configure_logging()
-    worker.execute_from_commandline()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    logging.shutdown()
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

