@@ -36,6 +36,7 @@ from smoa.v1 import registry_pb2
 SEED = 7
 FAILING, UNNEEDED = ("recipe_cuisine", "sports_result"), ("star_sign", "garden_task")
 DUPLICATED = ("med_department", "support_intent")
+MAX_EXAMPLES = 50
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
 
 
@@ -104,7 +105,7 @@ class Demo:
         everything += [(near_duplicate(trained[name], rng), JOBS[name], 1) for name in DUPLICATED]
         everything += [(random_copy(model, name, rng, (job.domain,)), job, 0) for name, job in DECOY_JOBS.items()]
         for adapter, job, seed in everything:
-            examples = [example.input for example in job.generate("train", 30, seed)]
+            examples = [example.input for example in job.generate("train", 50, seed)[:MAX_EXAMPLES]]
             found = await self._client.register(await self._store.put(encode(adapter)), examples)
             self._names[found.adapter_id] = found.name
             self._refs[found.name] = common.WeightedAdapter(adapter_id=found.adapter_id, version=found.version, digest=found.digest, weight=1.0)

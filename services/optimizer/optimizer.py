@@ -40,18 +40,18 @@ class Optimizer:
         self._files: dict[str, Adapter] = {}
 
     async def run_pass(self) -> PassReport:
-        """Prune, then merge among those that stay."""
+        """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
         report = PassReport()
         library = [view_of(adapter) async for adapter in self._client.list_all(all_tenants=True)]
-        for prune in prunes(library, self._rules):
-            if self._owns(prune.adapter.adapter_id):
-                await self._apply_prune(prune, report)
-        gone = {prune.adapter.adapter_id for prune in prunes(library, self._rules)}
-        staying = [view for view in library if view.adapter_id not in gone]
-        likeness = await self._cosines(staying, report)
-        for merge in merges(staying, likeness, self._rules):
+        likeness = await self._cosines(library, report)
+        proposed = merges(library, likeness, self._rules)
+        for merge in proposed:
             if self._owns(merge.first.adapter_id):
                 await self._apply_merge(merge, report)
+        merging = {view.adapter_id for merge in proposed for view in (merge.first, merge.second)}
+        for prune in prunes(library, self._rules):
+            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id):
+                await self._apply_prune(prune, report)
         verb = "would have applied" if self._dry_run else "applied"
         _log.info(
             "pass over %d adapters %s %d prunes and %d merges, %d refused", len(library), verb, len(report.pruned), len(report.merged), len(report.refused)

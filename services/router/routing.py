@@ -62,8 +62,8 @@ class RoutingDefaults:
     """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
 
     top_k: int = 3
-    score_threshold: float = 0.30
-    temperature: float = 0.03
+    score_threshold: float = 0.15
+    temperature: float = 0.02
     min_weight: float = 0.1
     candidates: int = 32
 

@@ -16,8 +16,8 @@ class RouterSettings:
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
     top_k: int = 3
-    score_threshold: float = 0.30
-    temperature: float = 0.03
+    score_threshold: float = 0.15
+    temperature: float = 0.02
     min_weight: float = 0.1
     cache_entries: int = 10_000
     cache_ttl_s: float = 300.0
