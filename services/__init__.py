@@ -1,0 +1,1 @@
+"""The three services, and what runs them on one machine."""

@@ -67,14 +67,18 @@ class Tally:
 
 def random_copy(adapter: Adapter, name: str, rng: np.random.Generator, tags: tuple[str, ...]) -> Adapter:
     """Random weights of the same shapes and spread as a trained adapter's."""
-    tensors = {k: v if k.endswith(SINGULAR_VALUES) else (rng.standard_normal(v.shape) * v.std()).astype(v.dtype) for k, v in adapter.tensors.items()}
+    tensors = {
+        k: v if k.endswith(SINGULAR_VALUES) else (rng.standard_normal(v.shape) * v.std()).astype(v.dtype)
+        for k, v in adapter.tensors.items()
+    }
     return Adapter(dataclasses.replace(adapter.manifest, adapter_id=new_adapter_id(), name=name, tags=tags), tensors)
 
 
 def near_duplicate(adapter: Adapter, rng: np.random.Generator) -> Adapter:
     """The same weights with a tenth of noise, under another id: what a second team would have trained."""
     tensors = {
-        k: v if k.endswith(SINGULAR_VALUES) else (v + 0.1 * v.std() * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in adapter.tensors.items()
+        k: v if k.endswith(SINGULAR_VALUES) else (v + 0.1 * v.std() * rng.standard_normal(v.shape)).astype(v.dtype)
+        for k, v in adapter.tensors.items()
     }
     return Adapter(dataclasses.replace(adapter.manifest, adapter_id=new_adapter_id(), name=f"{adapter.manifest.name}-copy"), tensors)
 
@@ -108,12 +112,16 @@ class Demo:
             examples = [example.input for example in job.generate("train", 50, seed)[:MAX_EXAMPLES]]
             found = await self._client.register(await self._store.put(encode(adapter)), examples)
             self._names[found.adapter_id] = found.name
-            self._refs[found.name] = common.WeightedAdapter(adapter_id=found.adapter_id, version=found.version, digest=found.digest, weight=1.0)
+            self._refs[found.name] = common.WeightedAdapter(
+                adapter_id=found.adapter_id, version=found.version, digest=found.digest, weight=1.0
+            )
 
     async def traffic(self) -> list[Query]:
         """Route, generate and report every test query, in shuffled order, jobs unnamed; a quarter of them come twice."""
         scope = [Query(job.name, e.input, e.output) for job in JOBS.values() for e in job.generate("test", self._queries_per_job, SEED)]
-        outside = [Query(name, e.input, e.output) for name in FAILING for e in DECOY_JOBS[name].generate("test", self._queries_per_job, SEED)]
+        outside = [
+            Query(name, e.input, e.output) for name in FAILING for e in DECOY_JOBS[name].generate("test", self._queries_per_job, SEED)
+        ]
         order = [*scope, *outside]
         random.Random(SEED).shuffle(order)
         repeated = [query for query in order if query.job in JOBS][: len(scope) // 4]
@@ -300,7 +308,9 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
     }
 
 
-def _show_library(console: Console, before: Sequence[registry_pb2.Adapter], library: Sequence[registry_pb2.Adapter], parents: set[str]) -> None:
+def _show_library(
+    console: Console, before: Sequence[registry_pb2.Adapter], library: Sequence[registry_pb2.Adapter], parents: set[str]
+) -> None:
     counts = {adapter.adapter_id: adapter.statistics for adapter in before}
     table = Table(title="the library after the optimizer")
     for column in ("adapter", "uses", "success", "what happened"):
@@ -337,7 +347,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 @click.command("demo")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write what was measured here.")
 @click.option("--queries-per-job", type=click.IntRange(1, 40), default=14, show_default=True)
-@click.option("--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="", help="A real Kafka [SMOA_KAFKA_BOOTSTRAP]; left out, an embedded broker.")
+@click.option(
+    "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="", help="A real Kafka [SMOA_KAFKA_BOOTSTRAP]; left out, an embedded broker."
+)
 @click.option("--log", type=click.Path(dir_okay=False, path_type=Path), help="Where the services' log goes; default: a temporary file.")
 def demo(json_path: Path | None, queries_per_job: int, kafka: str, log: Path | None) -> None:
     """Start the stack, register the example library and decoys, send queries, report outcomes, let the optimizer act.

@@ -1,4 +1,4 @@
-"""`smoa up`: the whole stack on one machine, as processes. `smoa doctor`: is this machine ready for it?"""
+"""`smoa up`: the whole stack on one machine, as processes. `smoa doctor`: what this machine lacks for it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ class LocalStack:
             address = settings.data / "broker.address"
             address.unlink(missing_ok=True)
             spec = Spec(
-                name="broker", command=[sys.executable, "-m", "services.broker", str(address)], ready=lambda: _exists(address), restart=False
+                name="broker",
+                command=[sys.executable, "-m", "services.broker", str(address)],
+                ready=lambda: _exists(address),
+                restart=False,
             )
             self._broker = Supervisor([[spec]], self._log)
             await self._broker.start()
@@ -196,10 +199,21 @@ def free_port() -> int:
 
 
 @click.command("up")
-@click.option("--data", type=click.Path(file_okay=False, path_type=Path), default=Path("smoa-data"), show_default=True, help="Where everything is kept.")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("smoa-data"),
+    show_default=True,
+    help="Where everything is kept.",
+)
 @click.option("--router-port", type=int, default=50051, show_default=True)
 @click.option("--executor-port", type=int, default=50052, show_default=True)
-@click.option("--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="", help="A real Kafka [SMOA_KAFKA_BOOTSTRAP]; left out, an embedded broker (in memory).")
+@click.option(
+    "--kafka",
+    envvar="SMOA_KAFKA_BOOTSTRAP",
+    default="",
+    help="A real Kafka [SMOA_KAFKA_BOOTSTRAP]; left out, an embedded broker (in memory).",
+)
 def up(data: Path, router_port: int, executor_port: int, kafka: str) -> None:
     """Run broker, router, executor and optimizer here; Ctrl-C drains them in order."""
     settings = StackSettings(data=data.absolute(), router_port=router_port, executor_port=executor_port, kafka_bootstrap=kafka)

@@ -82,7 +82,7 @@ class Managed:
                 process.terminate()
             try:
                 await asyncio.wait_for(process.wait(), self.spec.drain_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 self._say(f"did not drain within {self.spec.drain_s:.0f} s: killed")
                 with suppress(ProcessLookupError):
                     process.kill()

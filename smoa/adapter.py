@@ -103,7 +103,7 @@ def encode(adapter: Adapter) -> bytes:
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(adapter.tensors.items())}
     manifest = dataclasses.replace(adapter.manifest, weights_sha256=_weights_sha256(tensors))
     check(Adapter(manifest, tensors))
-    return cast(bytes, save(tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)}))
+    return save(tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)})
 
 
 def decode(data: bytes, digest: str | None = None, max_bytes: int = MAX_FILE_BYTES) -> Adapter:
@@ -118,7 +118,7 @@ def decode(data: bytes, digest: str | None = None, max_bytes: int = MAX_FILE_BYT
     if digest is not None and digest_of(data) != digest:
         raise InvalidArgument("digest", f"content has sha256 {digest_of(data)[:12]}, not {digest[:12]}", "push the file again")
     try:
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError) as error:
         raise InvalidArgument("file", f"is not a whole safetensors file ({error})", "write it again and push the new one") from error
@@ -127,10 +127,12 @@ def decode(data: bytes, digest: str | None = None, max_bytes: int = MAX_FILE_BYT
         sequences = {key: tuple(raw[key]) for key in ("modules", "layers", "tags", "parents") if key in raw}
         manifest = Manifest(**{**raw, **sequences})
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidArgument("manifest", f"is missing or malformed ({error})", "write the file with `smoa adapter train` or import it") from error
+        raise InvalidArgument(
+            "manifest", f"is missing or malformed ({error})", "write the file with `smoa adapter train` or import it"
+        ) from error
     adapter = Adapter(manifest, {name: to_array(info) for name, info in entries})
     check(adapter)
-    if manifest.weights_sha256 != _weights_sha256({name: tensor for name, tensor in sorted(adapter.tensors.items())}):
+    if manifest.weights_sha256 != _weights_sha256(adapter.tensors):
         raise InvalidArgument("file", "weights do not match the manifest's weights_sha256", "the file was altered: push the original")
     return adapter
 
@@ -141,7 +143,9 @@ def check(adapter: Adapter) -> None:
     if manifest.kind not in KINDS:
         raise InvalidArgument("manifest.kind", f"{manifest.kind!r} is unknown", f"use one of {', '.join(KINDS)}")
     if manifest.specialization not in SPECIALIZATIONS:
-        raise InvalidArgument("manifest.specialization", f"{manifest.specialization!r} is unknown", f"use one of {', '.join(SPECIALIZATIONS)}")
+        raise InvalidArgument(
+            "manifest.specialization", f"{manifest.specialization!r} is unknown", f"use one of {', '.join(SPECIALIZATIONS)}"
+        )
     if not 1 <= manifest.rank <= MAX_RANK:
         raise InvalidArgument("manifest.rank", f"{manifest.rank} is outside 1..{MAX_RANK}", "retrain with a rank inside it")
     if not np.isfinite(manifest.scaling):
@@ -150,12 +154,16 @@ def check(adapter: Adapter) -> None:
         raise InvalidArgument("manifest.modules", "is empty", "an adapter changes at least one module")
     if manifest.kind == "lora_xs":
         shape = (len(manifest.layers), manifest.rank, manifest.rank)
-        wanted = {name: shape for name in manifest.modules} | {name + SINGULAR_VALUES: shape[:2] for name in manifest.modules}
+        wanted = dict.fromkeys(manifest.modules, shape) | {name + SINGULAR_VALUES: shape[:2] for name in manifest.modules}
         if set(adapter.tensors) != set(wanted):
-            raise InvalidArgument("file", f"tensors {sorted(adapter.tensors)} are not {sorted(wanted)}", "write cores and singular values of each module")
+            raise InvalidArgument(
+                "file", f"tensors {sorted(adapter.tensors)} are not {sorted(wanted)}", "write cores and singular values of each module"
+            )
         for name, tensor in adapter.tensors.items():
             if tensor.shape != wanted[name]:
-                raise InvalidArgument("file", f"{name} has shape {tensor.shape}, not {wanted[name]}", "make cores [layers, rank, rank], values [layers, rank]")
+                raise InvalidArgument(
+                    "file", f"{name} has shape {tensor.shape}, not {wanted[name]}", "make cores [layers, rank, rank], values [layers, rank]"
+                )
     else:
         _check_lora(adapter)
     for name, tensor in adapter.tensors.items():

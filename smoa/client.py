@@ -68,7 +68,7 @@ class SmoaClient:
         *,
         base_model: str,
         tenant: str = "public",
-        strategy: common.RoutingStrategy = common.ROUTING_STRATEGY_HYBRID,
+        strategy: common.RoutingStrategy | str = common.ROUTING_STRATEGY_HYBRID,
         top_k: int | None = None,
         score_threshold: float | None = None,
         tags: Sequence[str] = (),
@@ -173,7 +173,9 @@ class SmoaClient:
         request = registry_pb2.RestoreAdapterRequest(tenant=tenant, adapter_id=adapter_id)
         return await self.registry.RestoreAdapter(request, timeout=self._timeout_s)
 
-    async def apply_merge(self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str) -> registry_pb2.Adapter:
+    async def apply_merge(
+        self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str
+    ) -> registry_pb2.Adapter:
         """Replace parents by their merged child."""
         request = registry_pb2.ApplyMergeRequest(
             tenant=tenant, merge_id=merge_id, child_digest=child_digest, parent_ids=parent_ids, reason=reason

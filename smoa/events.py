@@ -47,7 +47,9 @@ def event(topic: str, key: str, message: Message) -> Event:
     """
     wanted = TYPES[topic]
     if not isinstance(message, wanted):
-        raise InvalidArgument("event", f"{topic} carries {wanted.DESCRIPTOR.full_name}, not {message.DESCRIPTOR.full_name}", "use its own topic")
+        raise InvalidArgument(
+            "event", f"{topic} carries {wanted.DESCRIPTOR.full_name}, not {message.DESCRIPTOR.full_name}", "use its own topic"
+        )
     if not key:
         raise InvalidArgument("event", f"a {topic} event needs a key", "key it by the id that design.md names")
     return Event(topic, key.encode(), message.SerializeToString(deterministic=True), message.DESCRIPTOR.full_name)
@@ -78,4 +80,6 @@ def decode(topic: str, value: bytes | None, found: Iterable[tuple[str, bytes]]) 
     try:
         return wanted.FromString(value)
     except DecodeError as error:
-        raise InvalidArgument("value", f"is not a {wanted.DESCRIPTOR.full_name} ({error})", "serialise it with the contracts of smoa.v1") from error
+        raise InvalidArgument(
+            "value", f"is not a {wanted.DESCRIPTOR.full_name} ({error})", "serialise it with the contracts of smoa.v1"
+        ) from error

@@ -36,9 +36,11 @@ def import_folder(
     try:
         config = json.loads((folder / "adapter_config.json").read_text())
         data = (folder / "adapter_model.safetensors").read_bytes()
-        entries = deserialize(data)
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
     except FileNotFoundError as error:
-        raise InvalidArgument("folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained") from error
+        raise InvalidArgument(
+            "folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained"
+        ) from error
     except (SafetensorError, ValueError) as error:
         raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
     extra = [key for key in _UNSUPPORTED if config.get(key)]
@@ -52,7 +54,9 @@ def import_folder(
     for key, info in entries:
         found = _KEY.fullmatch(key)
         if found is None:
-            raise InvalidArgument("adapter_model.safetensors", f"holds {key}, outside the decoder layers", "train on attention and MLP modules only")
+            raise InvalidArgument(
+                "adapter_model.safetensors", f"holds {key}, outside the decoder layers", "train on attention and MLP modules only"
+            )
         path, layer, module, side = found.groups()
         tensors[f"{path}.lora_{side}"] = to_array(info)
         layers.add(int(layer))

@@ -50,7 +50,7 @@ class EventPublisher:
             return True
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 

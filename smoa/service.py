@@ -27,8 +27,9 @@ def settings_or_exit(name: str, cls: type[Settings], prefix: str, arguments: Seq
     """Read the settings; `--help` prints every key with its default; anything else is refused."""
     if arguments:
         lines = [f"SMoA {name}. Settings come from the environment:", ""]
-        for item in dataclasses.fields(cls):
-            lines.append(f"  {item.metadata.get('key') or prefix + item.name.upper():36} default {item.default}")
+        lines += [
+            f"  {item.metadata.get('key') or prefix + item.name.upper():36} default {item.default}" for item in dataclasses.fields(cls)
+        ]
         wanted_help = arguments[0] in ("-h", "--help")
         print("\n".join(lines if wanted_help else [f"{name}: unknown argument {arguments[0]!r}; see --help"]))
         raise SystemExit(0 if wanted_help else 2)

@@ -44,4 +44,6 @@ def _parse(key: str, text: str, hint: Any) -> Any:
             raise ValueError("not a yes or a no")
         return hint(text)
     except ValueError as error:
-        raise InvalidArgument(key, f"{text!r} is not a valid {hint.__name__} ({error})", "correct the environment variable or unset it") from error
+        raise InvalidArgument(
+            key, f"{text!r} is not a valid {hint.__name__} ({error})", "correct the environment variable or unset it"
+        ) from error

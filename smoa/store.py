@@ -31,7 +31,9 @@ class AdapterStore:
             InvalidArgument: not 64 hex digits.
         """
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise InvalidArgument("digest", f"{digest[:80]!r} is not a sha256 in lower-case hex", "use the digest `smoa adapter push` printed")
+            raise InvalidArgument(
+                "digest", f"{digest[:80]!r} is not a sha256 in lower-case hex", "use the digest `smoa adapter push` printed"
+            )
         return f"adapters/{digest[:2]}/{digest}.safetensors"
 
     async def put(self, data: bytes) -> str:
@@ -45,8 +47,12 @@ class AdapterStore:
         try:
             await obstore.put_async(self._store, self.key(digest), data)
         except (BaseError, OSError) as error:
-            if any(word in str(error) for word in ("No space left", "StorageFull", "os error 28", "File too large", "os error 27", "quota")):
-                raise ResourceExhausted(f"store: {self.location} is full", "free space or purge retired adapters, then push again") from error
+            if any(
+                word in str(error) for word in ("No space left", "StorageFull", "os error 28", "File too large", "os error 27", "quota")
+            ):
+                raise ResourceExhausted(
+                    f"store: {self.location} is full", "free space or purge retired adapters, then push again"
+                ) from error
             raise Unavailable(f"store: cannot write to {self.location} ({error}); check that it is mounted and writable") from error
         return digest
 
@@ -61,14 +67,18 @@ class AdapterStore:
         try:
             result = await obstore.get_async(self._store, self.key(digest))
             if result.meta["size"] > self.max_bytes:
-                raise InvalidArgument("file", f"{result.meta['size']:,} bytes is over the {self.max_bytes:,} byte limit", "push a smaller adapter")
+                raise InvalidArgument(
+                    "file", f"{result.meta['size']:,} bytes is over the {self.max_bytes:,} byte limit", "push a smaller adapter"
+                )
             data = bytes(await result.bytes_async())
         except FileNotFoundError as error:
             raise NotFound("adapter file", digest, "push it again with `smoa adapter push`") from error
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
         if digest_of(data) != digest:
-            raise InvalidArgument("digest", f"stored content of {digest[:12]} has sha256 {digest_of(data)[:12]}", "the object was altered: push it again")
+            raise InvalidArgument(
+                "digest", f"stored content of {digest[:12]} has sha256 {digest_of(data)[:12]}", "the object was altered: push it again"
+            )
         return data
 
     async def delete(self, digest: str) -> None:

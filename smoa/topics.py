@@ -22,7 +22,7 @@ class Topic:
     compacted: bool = False
 
 
-TOPICS = tuple(Topic(name) for name in (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)) + (Topic(LIFECYCLE, compacted=True),)
+TOPICS = (*map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)), Topic(LIFECYCLE, compacted=True))
 
 
 async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:

@@ -37,11 +37,11 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, Llama, Path]:
     folder = resolve(settings.base_model)
     model = Llama.load(folder, DTYPES[settings.dtype], settings.device)
     runner = Runner(model, lora_xs_bases(folder, model.fingerprint), settings.rows, settings.context)
-    residency = Residency(SlotPool(settings.slots), AdapterStore(settings.store), lambda adapter: load_adapter(adapter, model, settings.max_rank))
-    tokenizer = PromptTokenizer(folder, model.config)
-    engine = Engine(
-        runner, tokenizer, residency, rows=settings.rows, max_waiting=settings.max_waiting, max_tokens=settings.max_tokens
+    residency = Residency(
+        SlotPool(settings.slots), AdapterStore(settings.store), lambda adapter: load_adapter(adapter, model, settings.max_rank)
     )
+    tokenizer = PromptTokenizer(folder, model.config)
+    engine = Engine(runner, tokenizer, residency, rows=settings.rows, max_waiting=settings.max_waiting, max_tokens=settings.max_tokens)
     return engine, model, folder
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def _convert_packaged_model(folder: Path) -> None:
         # save_pretrained refuses a model that came from GGUF, so its weights move to a fresh one of the same config.
         config = loaded.config
         del config.quantization_config  # the copy is no longer quantised
-        fresh = LlamaForCausalLM(config)
+        fresh: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
         fresh.load_state_dict(loaded.state_dict())
         fresh.to(torch.bfloat16).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)

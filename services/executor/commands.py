@@ -16,7 +16,9 @@ from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
 @click.option("--name", default="", help="Default: the data file's name.")
 @click.option("--kind", type=click.Choice(KINDS), default="lora_xs", show_default=True)
 @click.option("--rank", type=click.IntRange(1, 256), default=8, show_default=True)
-@click.option("--module", "modules", multiple=True, default=("q_proj", "v_proj"), show_default=True, help="A linear module to adapt; may repeat.")
+@click.option(
+    "--module", "modules", multiple=True, default=("q_proj", "v_proj"), show_default=True, help="A linear module to adapt; may repeat."
+)
 @click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--learning-rate", type=float, default=None, help="Default: 0.03 for lora_xs, 0.002 for lora.")
@@ -24,7 +26,9 @@ from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
 @click.option("--tenant", default="public", show_default=True)
 @click.option("--tag", "tags", multiple=True)
 @click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
-@click.option("--base-model", envvar="SMOA_BASE_MODEL", default="smollm2-135m-instruct", show_default=True, help="Folder, or the default's name.")
+@click.option(
+    "--base-model", envvar="SMOA_BASE_MODEL", default="smollm2-135m-instruct", show_default=True, help="Folder, or the default's name."
+)
 @click.option("--device", default="", help="cpu or cuda; default: cuda where there is one.")
 @click.option("--threads", type=int, default=0, help="CPU threads; default: all.")
 def train(
@@ -86,4 +90,6 @@ def train(
         adapter = run(model, folder, PromptTokenizer(folder, model.config), pairs, settings, report)
     output.write_bytes(encode(adapter))
     size = output.stat().st_size
-    click.echo(f"{output}: {adapter.granularity} {kind} {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters, {size:,} bytes")
+    click.echo(
+        f"{output}: {adapter.granularity} {kind} {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters, {size:,} bytes"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -100,7 +100,7 @@ class Engine:
         await self.residency.close()
         self._thread.shutdown()
 
-    async def generate(self, generation: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """Stream a completion. Closing the iterator frees the row and the leases at once.
 
         Raises:
@@ -151,7 +151,9 @@ class Engine:
         if not after:
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if len(before) + len(after) > self._runner.context:
-            raise InvalidArgument("prompt", f"and completion have {len(before) + len(after)} tokens, over {self._runner.context}", "shorten them")
+            raise InvalidArgument(
+                "prompt", f"and completion have {len(before) + len(after)} tokens, over {self._runner.context}", "shorten them"
+            )
         async with self.residency.lease(tenant, adapters) as lease:
             weighted = [(adapter, ref.weight) for adapter, ref in zip(lease.adapters, adapters, strict=True)]
             return await self._compute(lambda: self._runner.score(Mixture.of(weighted, self._runner.model.dtype), before, after))
@@ -162,7 +164,9 @@ class Engine:
         prompt = self._tokenizer.prompt_ids(generation.prompt)
         if len(prompt) + generation.max_tokens > self._runner.context:
             raise InvalidArgument(
-                "prompt", f"has {len(prompt)} tokens, with max_tokens over the context of {self._runner.context}", "shorten it or lower max_tokens"
+                "prompt",
+                f"has {len(prompt)} tokens, with max_tokens over the context of {self._runner.context}",
+                "shorten it or lower max_tokens",
             )
         return prompt
 
@@ -231,4 +235,3 @@ class Engine:
                 sequence.tokens.put_nowait(Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
                 self.scheduler.remove(sequence)
             return None
-

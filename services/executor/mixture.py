@@ -74,7 +74,9 @@ def load_adapter(adapter: Adapter, model: Llama, max_rank: int) -> LoadedAdapter
                 continue
             a, b = to_device(adapter.tensors[f"{path}.lora_A"]), to_device(adapter.tensors[f"{path}.lora_B"])
             if (b.shape[0], a.shape[1]) != _shape_of(model, layer, module):
-                raise InvalidArgument("file", f"{path} is {b.shape[0]}x{a.shape[1]}, the model's is {_shape_of(model, layer, module)}", "retrain")
+                raise InvalidArgument(
+                    "file", f"{path} is {b.shape[0]}x{a.shape[1]}, the model's is {_shape_of(model, layer, module)}", "retrain"
+                )
             pairs[layer, module] = (a.to(model.device, model.dtype), (b * manifest.scaling).to(model.device, model.dtype))
     if len(pairs) * 2 != len(adapter.tensors):
         raise InvalidArgument("file", "holds tensors outside the manifest's layers", "write only the layers that the manifest names")
@@ -147,7 +149,7 @@ class BatchMixture:
             )
 
     def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """y plus every row's delta of x (see `model.Delta`)."""
+        """Y plus every row's delta of x (see `model.Delta`)."""
         site = (layer, module)
         if core := self._cores.get(site):
             right, stack, scaled_left = core

@@ -69,7 +69,7 @@ class Delta(Protocol):
     """Per-row change of the linear modules: what a mixture looks like to the model."""
 
     def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """y [rows, tokens, out] plus the rows' deltas applied to x [rows, tokens, in]."""
+        """Y [rows, tokens, out] plus the rows' deltas applied to x [rows, tokens, in]."""
 
 
 class KeyValues(Protocol):

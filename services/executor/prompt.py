@@ -10,7 +10,7 @@ from services.executor.model import LlamaConfig
 
 
 class PromptTokenizer:
-    """Text to ids and back. A chat model gets a user turn without a system text; any other gets `<input>\\n`."""
+    """Text to ids and back. A chat model gets a user turn without a system text; any other gets `<input>` and a newline."""
 
     def __init__(self, folder: Path, config: LlamaConfig) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -119,7 +119,9 @@ class Residency:
                 ) from error
             adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
             if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
-                raise InvalidArgument("adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged")
+                raise InvalidArgument(
+                    "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
+                )
             placed = await asyncio.to_thread(self._place, adapter)
             loaded = self._loaded[key] = _Loaded(ref, adapter.manifest.tenant, adapter.manifest.shared, placed)
             return loaded

@@ -73,10 +73,15 @@ class Runner:
 
     def __init__(self, model: Llama, bases: Bases, rows: int, context: int) -> None:
         self.model, self.context = model, min(context, model.config.context)
-        self._bases = {path: (left.to(model.device, model.dtype), right.to(model.device, model.dtype)) for path, (left, right) in bases.items()}
+        self._bases = {
+            path: (left.to(model.device, model.dtype), right.to(model.device, model.dtype)) for path, (left, right) in bases.items()
+        }
         config = model.config
         shape = (config.layers, rows, config.kv_heads, self.context, config.head_dim)
-        self._cache = (torch.zeros(shape, dtype=model.dtype, device=model.device), torch.zeros(shape, dtype=model.dtype, device=model.device))
+        self._cache = (
+            torch.zeros(shape, dtype=model.dtype, device=model.device),
+            torch.zeros(shape, dtype=model.dtype, device=model.device),
+        )
         self._batch: tuple[tuple[Row, ...], BatchMixture | None] = ((), None)
 
     @torch.inference_mode()

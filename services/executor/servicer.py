@@ -61,7 +61,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
                             total_us=usage.total_us,
                             adapter_hits=usage.adapter_hits,
                             adapter_misses=usage.adapter_misses,
-                            finish_reason=executor_pb2.FinishReason.Value(f"FINISH_REASON_{usage.finish.upper()}"),
+                            finish_reason=f"FINISH_REASON_{usage.finish.upper()}",
                         )
                     )
                 yield response
@@ -111,7 +111,9 @@ def _to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ..
         raise InvalidArgument("adapters", "names an adapter twice", "add up its weights")
     for ref in refs:
         if not math.isfinite(ref.weight) or abs(ref.weight) > MAX_WEIGHT:
-            raise InvalidArgument("adapters.weight", f"{ref.weight:g} is outside -{MAX_WEIGHT:g}..{MAX_WEIGHT:g}", "a decision's weights add up to 1")
+            raise InvalidArgument(
+                "adapters.weight", f"{ref.weight:g} is outside -{MAX_WEIGHT:g}..{MAX_WEIGHT:g}", "a decision's weights add up to 1"
+            )
     return refs
 
 
@@ -123,7 +125,9 @@ def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
         raise InvalidArgument("top_p", f"{request.top_p} is outside 0..1", "leave it out for 1")
     stops: Sequence[str] = request.stop
     if len(stops) > MAX_STOPS or any(not stop or len(stop) > MAX_STOP_CHARACTERS for stop in stops):
-        raise InvalidArgument("stop", "holds an empty text, a long one, or too many", f"send at most {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} characters")
+        raise InvalidArgument(
+            "stop", "holds an empty text, a long one, or too many", f"send at most {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} characters"
+        )
     return Generation(
         tenant=request.tenant or "public",
         prompt=request.prompt,

@@ -75,7 +75,9 @@ def read_pairs(path: Path) -> list[Pair]:
             raw = json.loads(line)
             pairs.append(Pair(str(raw["input"]), str(raw["output"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgument("data", f"line {number} of {path} is not an object with input and output ({error})", "fix the line") from error
+            raise InvalidArgument(
+                "data", f"line {number} of {path} is not an object with input and output ({error})", "fix the line"
+            ) from error
     if len(pairs) < 10:
         raise InvalidArgument("data", f"{path} has {len(pairs)} examples", "give at least 10")
     return pairs
@@ -123,12 +125,20 @@ class TrainableDelta:
                 return named
             named = {}
             for site, (a, b) in self.parameters.items():
-                named[f"{module_path(*site)}.lora_A"], named[f"{module_path(*site)}.lora_B"] = a.cpu().half().numpy(), b.cpu().half().numpy()
+                named[f"{module_path(*site)}.lora_A"], named[f"{module_path(*site)}.lora_B"] = (
+                    a.cpu().half().numpy(),
+                    b.cpu().half().numpy(),
+                )
             return named
 
 
 def train(
-    model: Llama, folder: Path, tokenizer: PromptTokenizer, pairs: Sequence[Pair], settings: TrainSettings, report: Callable[[Progress], None]
+    model: Llama,
+    folder: Path,
+    tokenizer: PromptTokenizer,
+    pairs: Sequence[Pair],
+    settings: TrainSettings,
+    report: Callable[[Progress], None],
 ) -> Adapter:
     """Train one adapter; the weights of the best held-out loss are kept.
 
@@ -155,7 +165,7 @@ def train(
         if not torch.isfinite(loss):
             raise InvalidArgument("learning_rate", f"{settings.learning_rate} made the loss infinite at step {step}", "use a lower one")
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(flat, 1.0)
         optimizer.step()
         schedule.step()

@@ -138,11 +138,10 @@ def build(settings: OptimizerSettings) -> faust.App:
     async def on_request() -> None:
         """SIGUSR1 asks for a pass now."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, wanted.set)
-        told = False
         while True:
             await wanted.wait()
             wanted.clear()
-            told = told or bool(_log.info("a pass was asked for"))
+            _log.info("a pass was asked for")
             await one_pass()
 
     @app.task()

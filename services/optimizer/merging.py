@@ -70,7 +70,9 @@ def merged(first: Adapter, second: Adapter, weights: tuple[float, float], merge_
     else:
         tensors = {}
         for path in sorted({name.rpartition(".")[0] for name in (*first.tensors, *second.tensors)}):
-            pairs = [(adapter, share) for adapter, share in zip((first, second), shares, strict=True) if f"{path}.lora_A" in adapter.tensors]
+            pairs = [
+                (adapter, share) for adapter, share in zip((first, second), shares, strict=True) if f"{path}.lora_A" in adapter.tensors
+            ]
             a = np.concatenate([adapter.tensors[f"{path}.lora_A"].astype(np.float64) for adapter, _ in pairs])
             b = np.concatenate([adapter.tensors[f"{path}.lora_B"].astype(np.float64) * share for adapter, share in pairs], 1)
             tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"] = _recompressed(a, b, first.manifest.rank)

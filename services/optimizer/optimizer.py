@@ -34,7 +34,9 @@ class PassReport:
 class Optimizer:
     """Applies the policy. `owns` says which adapters this worker decides about, so that workers share the library without talking."""
 
-    def __init__(self, client: SmoaClient, store: AdapterStore, rules: Rules, owns: Callable[[str], bool], dry_run: bool, max_family: int) -> None:
+    def __init__(
+        self, client: SmoaClient, store: AdapterStore, rules: Rules, owns: Callable[[str], bool], dry_run: bool, max_family: int
+    ) -> None:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
         self._dry_run, self._max_family = dry_run, max_family
         self._files: dict[str, Adapter] = {}
@@ -54,7 +56,12 @@ class Optimizer:
                 await self._apply_prune(prune, report)
         verb = "would have applied" if self._dry_run else "applied"
         _log.info(
-            "pass over %d adapters %s %d prunes and %d merges, %d refused", len(library), verb, len(report.pruned), len(report.merged), len(report.refused)
+            "pass over %d adapters %s %d prunes and %d merges, %d refused",
+            len(library),
+            verb,
+            len(report.pruned),
+            len(report.merged),
+            len(report.refused),
         )
         return report
 
@@ -70,7 +77,9 @@ class Optimizer:
         report.pruned.append(prune)
 
     async def _apply_merge(self, merge: Merge, report: PassReport) -> None:
-        _log.info("%smerge %s + %s: %s", "dry run: " if self._dry_run else "", merge.first.adapter_id, merge.second.adapter_id, merge.reason)
+        _log.info(
+            "%smerge %s + %s: %s", "dry run: " if self._dry_run else "", merge.first.adapter_id, merge.second.adapter_id, merge.reason
+        )
         if not self._dry_run:
             weights = (float(merge.first.successes + 1), float(merge.second.successes + 1))
             child = merged(self._files[merge.first.digest], self._files[merge.second.digest], weights, merge.merge_id)

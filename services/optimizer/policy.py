@@ -76,9 +76,7 @@ class Merge:
     @property
     def reason(self) -> str:
         """The numbers, for the log and the lifecycle event."""
-        return (
-            f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {_numbers(self.first)} and {_numbers(self.second)}"
-        )
+        return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {_numbers(self.first)} and {_numbers(self.second)}"
 
 
 def wilson_upper(successes: int, trials: int, z: float) -> float:

@@ -58,7 +58,7 @@ class Effect:
     success: bool | None
 
 
-class TenantMismatch(ValueError):
+class TenantMismatchError(ValueError):
     """An outcome names another tenant than its decision."""
 
 
@@ -77,11 +77,11 @@ def join_outcome(state: Joined | None, tenant: str, success: bool, now_s: float)
     """An outcome came, perhaps before its decision. The first verdict stands.
 
     Raises:
-        TenantMismatch: the decision is another tenant's.
+        TenantMismatchError: the decision is another tenant's.
     """
     state = state or Joined(tenant=tenant, first_seen_s=now_s)
     if state.tenant != tenant:
-        raise TenantMismatch(f"outcome of tenant {tenant!r} for a decision of another tenant")
+        raise TenantMismatchError(f"outcome of tenant {tenant!r} for a decision of another tenant")
     if state.success is not None:
         return state, []
     joined = replace(state, success=success)

@@ -16,7 +16,17 @@ import faust
 from aiokafka.partitioner import murmur2
 from faust.types import TP, EventT
 
-from services.optimizer.statistics import Counts, Effect, Joined, Source, TenantMismatch, count_effect, count_usage, join_decision, join_outcome
+from services.optimizer.statistics import (
+    Counts,
+    Effect,
+    Joined,
+    Source,
+    TenantMismatchError,
+    count_effect,
+    count_usage,
+    join_decision,
+    join_outcome,
+)
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, decode, event, headers
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
@@ -56,8 +66,8 @@ class Statistics:
     def __init__(self, app: faust.App, partitions: int, join_ttl_s: float) -> None:
         self.app, self.partitions, self._join_ttl_s = app, partitions, join_ttl_s
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one shared with a table stops the stream silently.
-        self._joins = app.Table("joins", key_type=bytes, value_type=bytes, partitions=partitions)
-        self._counts = app.Table("counts", key_type=bytes, value_type=bytes, partitions=partitions)
+        self._joins: Any = app.Table("joins", key_type=bytes, value_type=bytes, partitions=partitions)
+        self._counts: Any = app.Table("counts", key_type=bytes, value_type=bytes, partitions=partitions)
         topic: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "allow_empty": True}
         app.agent(app.topic(DECISIONS, OUTCOMES, **topic), name="join")(self._join)
         app.agent(app.topic(ADAPTER_OUTCOMES, USAGE, **topic), name="count")(self._count)
@@ -88,7 +98,7 @@ class Statistics:
             for one in events:
                 try:
                     key, state, emitted = self._joined(one, states)
-                except (InvalidArgument, TenantMismatch) as error:
+                except (InvalidArgument, TenantMismatchError) as error:
                     await self._bury(effects, one, str(error))
                     continue
                 states[key] = (one.message.partition, state)
@@ -103,7 +113,7 @@ class Statistics:
                 await self._write(effects, self._joins, key, state.encode(), partition)
             await effects.settle()
 
-    def _joined(self, one: EventT, states: dict[bytes, tuple[int, Joined]]) -> tuple[bytes, Joined, list[Effect]]:
+    def _joined(self, one: EventT[Any], states: dict[bytes, tuple[int, Joined]]) -> tuple[bytes, Joined, list[Effect]]:
         message = decode(one.message.topic, one.message.value, _headers(one))
         now = time.time()
         if isinstance(message, router_pb2.Decision):
@@ -148,7 +158,7 @@ class Statistics:
             table.data.data[key] = value  # not table[key]: that would choose its own changelog partition
         await effects.send(table.changelog_topic_name, key, value, partition)
 
-    async def _bury(self, effects: Effects, one: EventT, reason: str) -> None:
+    async def _bury(self, effects: Effects, one: EventT[Any], reason: str) -> None:
         """Keep what cannot be used, with the reason; the stream goes on."""
         message = one.message
         letter = events_pb2.DeadLetter(
@@ -174,12 +184,12 @@ class Statistics:
         await effects.settle()
 
 
-def _headers(one: EventT) -> Iterable[tuple[str, bytes]]:
+def _headers(one: EventT[Any]) -> Iterable[tuple[str, bytes]]:
     found: Any = one.message.headers or {}
     return list(found.items() if isinstance(found, dict) else found)
 
 
-def _checked_key(one: EventT, wanted: str) -> bytes:
+def _checked_key(one: EventT[Any], wanted: str) -> bytes:
     key = one.message.key or b""
     if not wanted or key != wanted.encode():
         raise InvalidArgument("key", f"of the message is {key[:80]!r}, its value names {wanted[:80]!r}", "key it by the id in its value")
@@ -194,7 +204,9 @@ def _counted(current: Counts | None, message: Any, named: dict[str, bytes]) -> C
     try:
         producer_id, sequence = named["smoa-producer"].decode(), int(named["smoa-sequence"])
     except (KeyError, ValueError) as error:
-        raise InvalidArgument("smoa-producer", f"and smoa-sequence do not name the event ({error})", "send usage through the spool") from error
+        raise InvalidArgument(
+            "smoa-producer", f"and smoa-sequence do not name the event ({error})", "send usage through the spool"
+        ) from error
     return count_usage(current, message.tenant, producer_id, sequence, message.tokens)
 
 

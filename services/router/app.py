@@ -58,9 +58,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         min_weight=settings.min_weight,
     )
     router = Router(found, embedder, cache, lambda routed: publisher.publish([decision_event(routed)]), defaults)
-    registry = Registry(
-        found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants
-    )
+    registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
     server = RpcServer(settings.address)
     router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router), server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server.server)

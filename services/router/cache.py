@@ -76,7 +76,9 @@ class RoutingCache(Generic[Value]):
         """Raise AssertionError if the two maps disagree or the bound is passed."""
         listed = {(adapter_id, key) for adapter_id, keys in self._by_adapter.items() for key in keys}
         held = {(adapter_id, key) for key, entry in self._entries.items() for adapter_id in entry.adapter_ids}
-        assert listed == held and len(self._entries) <= self._max_entries and all(self._by_adapter.values())
+        assert listed == held, "the maps disagree"
+        assert len(self._entries) <= self._max_entries, "the bound is passed"
+        assert all(self._by_adapter.values()), "an adapter is listed without entries"
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)

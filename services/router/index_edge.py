@@ -122,7 +122,7 @@ def _equals(key: str, value: str) -> FieldCondition:
 
 
 def _filter(scope: Scope) -> Filter:
-    must: list[Any] = [_equals("type", "adapter"), FieldCondition("state", match=MatchAny(list(scope.states)))]
+    must: list[Any] = [_equals("type", "adapter"), FieldCondition("state", match=MatchAny([*map(str, scope.states)]))]
     if scope.tenant is not None:
         own = _equals("tenant", scope.tenant)
         shared = FieldCondition("shared", match=MatchValue(True))

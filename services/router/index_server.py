@@ -74,7 +74,9 @@ class ServerIndex:
         """See `AdapterIndex`."""
         payload = {"type": kind, "tenant": tenant, "document_id": document_id, "body": dict(body)}
         vector = [1.0] + [0.0] * (self._dimension - 1)
-        await self._call(self._client.upsert(self._collection, [models.PointStruct(id=point_id(document_id), vector=vector, payload=payload)]))
+        await self._call(
+            self._client.upsert(self._collection, [models.PointStruct(id=point_id(document_id), vector=vector, payload=payload)])
+        )
 
     async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
         """See `AdapterIndex`."""
@@ -101,9 +103,7 @@ class ServerIndex:
         # The offset is inclusive, so one more is asked for and the start is dropped.
         start = point_id(after) if after else None
         points, _ = await self._call(
-            self._client.scroll(
-                self._collection, scroll_filter=wanted, offset=start, limit=limit + (1 if start else 0), with_payload=True
-            )
+            self._client.scroll(self._collection, scroll_filter=wanted, offset=start, limit=limit + (1 if start else 0), with_payload=True)
         )
         return [(str(p.id), p.payload or {}) for p in points if str(p.id) != start][:limit]
 
@@ -113,7 +113,7 @@ def _equals(key: str, value: str | bool) -> models.FieldCondition:
 
 
 def _filter(scope: Scope) -> models.Filter:
-    must: list[Any] = [_equals("type", "adapter"), models.FieldCondition(key="state", match=models.MatchAny(any=list(scope.states)))]
+    must: list[Any] = [_equals("type", "adapter"), models.FieldCondition(key="state", match=models.MatchAny(any=[*map(str, scope.states)]))]
     if scope.tenant is not None:
         own = _equals("tenant", scope.tenant)
         must.append(models.Filter(should=[own, _equals("shared", True)]) if scope.include_shared else own)

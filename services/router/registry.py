@@ -77,7 +77,9 @@ class Registry:
         adapter = await self._read(digest)
         manifest = adapter.manifest
         if manifest.tenant != tenant:
-            raise InvalidArgument("tenant", f"{tenant!r} is not the manifest's {manifest.tenant!r}", "register it for the tenant it was trained for")
+            raise InvalidArgument(
+                "tenant", f"{tenant!r} is not the manifest's {manifest.tenant!r}", "register it for the tenant it was trained for"
+            )
         async with self._writing:
             if found := await self._index.get(manifest.adapter_id):
                 return _same_content(found[0], digest, tenant)
@@ -94,7 +96,7 @@ class Registry:
         """
         return (await self._visible(checked_tenant(tenant), adapter_id))[0]
 
-    async def list(self, scope: Scope, page_size: int, page_token: str) -> tuple[list[AdapterRecord], str]:
+    async def list_adapters(self, scope: Scope, page_size: int, page_token: str) -> tuple[list[AdapterRecord], str]:
         """A page by id, and the token of the next (empty on the last).
 
         Raises:
@@ -160,7 +162,7 @@ class Registry:
         waited_s = (_now_us() - record.updated_at_us) / 1e6
         if record.state == "retired" and waited_s < self._purge_grace_s:
             raise FailedPrecondition(
-                f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; wait or restore it"
+                f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; wait or restore"
             )
         purged = await self._move(tenant, adapter_id, {"retired": "purged", "purged": "purged"}, "purged", record.state_reason)
         same_file = Scope(tenant=None, states=("active", "retired"), digest=purged.digest)
@@ -183,7 +185,9 @@ class Registry:
             raise InvalidArgument("parent_ids", "holds fewer than two adapters", "name the adapters that the child replaces")
         adapter = await self._read(child_digest)
         if set(adapter.manifest.parents) != set(parent_ids) or adapter.manifest.tenant != tenant:
-            raise InvalidArgument("child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first")
+            raise InvalidArgument(
+                "child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first"
+            )
         async with self._writing:
             if found := await self._index.get(adapter.manifest.adapter_id):
                 if found[0].merge_id != merge_id:
@@ -192,7 +196,9 @@ class Registry:
             parents = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
             for parent, _ in parents:
                 if parent.state != "active" or parent.base_model != adapter.manifest.base_model:
-                    raise FailedPrecondition(f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base")
+                    raise FailedPrecondition(
+                        f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base"
+                    )
             examples = tuple(example for group in zip(*(parent.examples for parent, _ in parents), strict=False) for example in group)
             child = dataclasses.replace(
                 await self._record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
@@ -292,7 +298,9 @@ class Registry:
         async with self._writing:
             record, vector = await self._owned(checked_tenant(tenant), adapter_id)
             if record.state not in moves:
-                raise FailedPrecondition(f"adapter: {adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`")
+                raise FailedPrecondition(
+                    f"adapter: {adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
+                )
             if moves[record.state] == record.state:
                 return record
             record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=_now_us())

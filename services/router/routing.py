@@ -63,7 +63,7 @@ class RoutingDefaults:
 
     top_k: int = 3
     score_threshold: float = 0.15
-    temperature: float = 0.02
+    temperature: float = 0.01
     min_weight: float = 0.1
     candidates: int = 32
 
@@ -146,7 +146,8 @@ class Router:
         return CacheKey(query.tenant, query.base_model, query.strategy, hashlib.sha256(text.encode()).hexdigest(), query.top_k)
 
     async def _decide(self, query: RouteQuery) -> list[Chosen]:
-        assert query.top_k is not None and query.score_threshold is not None
+        assert query.top_k is not None
+        assert query.score_threshold is not None
         check_strategy(query.strategy, query.hints)
         scope = Scope(tenant=query.tenant, base_model=query.base_model)
         vector = self._embedder.embed(query.query)

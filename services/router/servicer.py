@@ -8,7 +8,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.library import AdapterRecord, Scope, State, Statistics
 from services.router.registry import Change, Composition, Registry
-from services.router.routing import RoutedQuery, Router, RouteQuery, checked_tenant
+from services.router.routing import RoutedQuery, RouteQuery, Router, checked_tenant
 from services.router.scoring import Hints
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
@@ -88,7 +88,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             all_tags=tuple(request.tags),
             name=request.name or None,
         )
-        records, token = await self._registry.list(scope, request.page_size, request.page_token)
+        records, token = await self._registry.list_adapters(scope, request.page_size, request.page_token)
         return registry_pb2.ListAdaptersResponse(adapters=[to_adapter(record) for record in records], next_page_token=token)
 
     async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
@@ -183,7 +183,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         decision_id=routed.decision_id,
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
-        strategy=common.RoutingStrategy.Value(f"ROUTING_STRATEGY_{routed.query.strategy.upper()}"),
+        strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
         adapters=[
             common.WeightedAdapter(
                 adapter_id=item.record.adapter_id,
@@ -209,9 +209,9 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         digest=record.digest,
         tenant=record.tenant,
         name=record.name,
-        kind=common.AdapterKind.Value(f"ADAPTER_KIND_{record.kind.upper()}"),
-        granularity=common.Granularity.Value(f"GRANULARITY_{record.granularity}"),
-        specialization=common.Specialization.Value(f"SPECIALIZATION_{record.specialization.upper()}"),
+        kind=f"ADAPTER_KIND_{record.kind.upper()}",
+        granularity=f"GRANULARITY_{record.granularity}",
+        specialization=f"SPECIALIZATION_{record.specialization.upper()}",
         base_model=record.base_model,
         rank=record.rank,
         modules=record.modules,
@@ -220,7 +220,7 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         shared=record.shared,
         example_count=len(record.examples),
         parents=record.parents,
-        state=common.AdapterState.Value(f"ADAPTER_STATE_{record.state.upper()}"),
+        state=f"ADAPTER_STATE_{record.state.upper()}",
         state_reason=record.state_reason,
         created_at_us=record.created_at_us,
         updated_at_us=record.updated_at_us,
@@ -260,7 +260,7 @@ def lifecycle_event(change: Change) -> Event:
         events_pb2.LifecycleEvent(
             adapter_id=record.adapter_id,
             tenant=record.tenant,
-            action=events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{change.action.upper()}"),
+            action=f"LIFECYCLE_ACTION_{change.action.upper()}",
             reason=change.reason,
             occurred_at_us=record.updated_at_us,
             merge_id=record.merge_id,

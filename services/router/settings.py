@@ -17,7 +17,7 @@ class RouterSettings:
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
     top_k: int = 3
     score_threshold: float = 0.15
-    temperature: float = 0.02
+    temperature: float = 0.01
     min_weight: float = 0.1
     cache_entries: int = 10_000
     cache_ttl_s: float = 300.0

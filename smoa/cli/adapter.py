@@ -24,7 +24,9 @@ from smoa.v1 import registry_pb2
 
 T = TypeVar("T")
 _router = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")
-_store = click.option("--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL of the adapter store [SMOA_STORE].")
+_store = click.option(
+    "--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL of the adapter store [SMOA_STORE]."
+)
 _tenant = click.option("--tenant", default="public", show_default=True)
 
 
@@ -58,7 +60,13 @@ def read_examples(path: Path) -> list[str]:
 
 @adapter_group.command("push")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--examples", "examples_path", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="5 to 50 example inputs.")
+@click.option(
+    "--examples",
+    "examples_path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="5 to 50 example inputs.",
+)
 @_router
 @_store
 def push(file: Path, examples_path: Path, router: str, store: str) -> None:

@@ -17,7 +17,7 @@ from smoa.errors import SmoaError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
-    """SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
+    r"""SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
 
     \b
     See it work:            smoa demo

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from smoa.client import SmoaClient
-from smoa.v1 import common_pb2 as common
 from smoa.v1 import router_pb2
 
 ROUTER, EXECUTOR = "127.0.0.1:50051", "127.0.0.1:50052"
@@ -23,7 +22,9 @@ STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture"
 
 def endpoints(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say where the services are."""
-    function = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")(function)
+    function = click.option(
+        "--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER]."
+    )(function)
     return click.option(
         "--executor", envvar="SMOA_EXECUTOR", default=EXECUTOR, show_default=True, help="Address of the executor [SMOA_EXECUTOR]."
     )(function)
@@ -41,9 +42,11 @@ def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-async def _route(client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...]) -> router_pb2.Decision:
+async def _route(
+    client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...]
+) -> router_pb2.Decision:
     base_model = (await client.status()).base_model
-    value = common.RoutingStrategy.Value(f"ROUTING_STRATEGY_{strategy.upper()}")
+    value = f"ROUTING_STRATEGY_{strategy.upper()}"
     return await client.route(query, base_model=base_model, tenant=tenant, strategy=value, top_k=top_k, tags=tags)
 
 
@@ -62,7 +65,9 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
             names = {a.adapter_id: a.name async for a in client.list_all(options["tenant"])} if decision.adapters else {}
-            table = Table(title=f"decision {decision.decision_id} in {decision.handler_us / 1000:.2f} ms" + (" (cached)" if decision.cached else ""))
+            table = Table(
+                title=f"decision {decision.decision_id} in {decision.handler_us / 1000:.2f} ms" + (" (cached)" if decision.cached else "")
+            )
             for column in ("adapter", "id", "weight", "score"):
                 table.add_column(column)
             for item in decision.adapters:
@@ -104,7 +109,7 @@ def generate_command(
                     usage = response.usage
                     click.echo()
                     click.echo(
-                        f"[{len(decision.adapters)} adapters, {usage.completion_tokens} tokens, first after {usage.first_token_us / 1000:.0f} ms]"
+                        f"[{len(decision.adapters)} adapters, {usage.completion_tokens} tokens, in {usage.first_token_us / 1000:.0f} ms]"
                         + (f" decision {decision.decision_id}" if decision.decision_id else ""),
                         err=True,
                     )
@@ -124,8 +129,12 @@ def status_command(router: str, executor: str, as_json: bool) -> None:
             if as_json:
                 click.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True)))
                 return
-            click.echo(f"base model {status.base_model_name} ({status.base_model[:12]}), {len(status.residents)}/{status.slots} slots in use")
-            click.echo(f"running {status.running}/{status.max_batch}, queued {status.queued}, events waiting for Kafka {status.spooled_events}")
+            click.echo(
+                f"base model {status.base_model_name} ({status.base_model[:12]}), {len(status.residents)}/{status.slots} slots in use"
+            )
+            click.echo(
+                f"running {status.running}/{status.max_batch}, queued {status.queued}, events waiting for Kafka {status.spooled_events}"
+            )
             click.echo(f"adapter hits {status.adapter_hits}, loads {status.adapter_misses}, evictions {status.evictions}")
 
     asyncio.run(work())

@@ -13,7 +13,7 @@ from examples.library.jobs import DECOY_JOBS, JOBS, Job, Split
 SPLITS: tuple[Split, ...] = get_args(Split)
 SPECIALIZATIONS = {"general", "domain", "task", "language", "style", "format", "reasoning", "tool", "persona", "safety"}
 # For each job, how many distinct training and test inputs it must be able to give.
-SIZES = {name: (400, 40) for name in JOBS} | {name: (30, 20) for name in DECOY_JOBS}
+SIZES = dict.fromkeys(JOBS, (400, 40)) | dict.fromkeys(DECOY_JOBS, (30, 20))
 ALL = {**JOBS, **DECOY_JOBS}
 
 each_job = pytest.mark.parametrize("job", ALL.values(), ids=ALL.keys())
@@ -38,7 +38,9 @@ def test_registries_hold_the_jobs_under_their_names() -> None:
 @each_job
 def test_description_is_complete(job: Job) -> None:
     assert job.specialization in SPECIALIZATIONS
-    assert job.domain and job.tags and job.description.endswith(".")
+    assert job.domain
+    assert job.tags
+    assert job.description.endswith(".")
     assert 3 <= len(job.labels) <= 6
     assert all(label == label.lower() and 1 <= len(label.split()) <= 3 for label in job.labels)
 
