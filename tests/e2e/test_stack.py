@@ -1,0 +1,233 @@
+"""The stack as processes, on the embedded broker and on a real Apache Kafka: the loop, and what kill -9 may not lose."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from examples.library import ADAPTERS
+from examples.library.jobs import JOBS
+from services.local import LocalStack, StackSettings, free_port
+from smoa.client import SmoaClient
+from smoa.events import DEAD_LETTER, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import events_pb2, router_pb2
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, read_all, until
+
+LIBRARY = ("med_department", "support_intent", "code_language", "travel_request")
+EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
+
+
+@dataclass
+class World:
+    """A running stack, its client, and the real Kafka under it, if any."""
+
+    stack: LocalStack
+    client: SmoaClient
+    store: AdapterStore
+    kafka: ApacheKafka | None
+    base_model: str = ""
+    decisions: list[router_pb2.Decision] = field(default_factory=list)
+    reported: list[router_pb2.Decision] = field(default_factory=list)
+
+    async def register(self, name: str) -> str:
+        """Push one adapter of the library; returns its id once that was acknowledged."""
+        digest = await self.store.put((ADAPTERS / f"{name}.safetensors").read_bytes())
+        examples = [example.input for example in JOBS[name].generate("train", 50, 0)]
+        return (await self.client.register(digest, examples)).adapter_id
+
+    async def ask(self, name: str, number: int, generate: bool) -> None:
+        """Route, perhaps generate, and report; each call is tried again while its service is away."""
+        query = JOBS[name].generate("test", 40, 5)[number % 40]
+        decision = await retried(lambda: self.client.route(f"{query.input} #{number}", base_model=self.base_model))
+        self.decisions.append(decision)
+        answer = query.output
+        if generate:
+            answer, _ = await retried(lambda: self.client.generate(query.input, decision, max_tokens=6))
+        await retried(lambda: self.client.report(decision, success=answer.strip() == query.output))
+        self.reported.append(decision)
+
+    async def counted(self) -> tuple[int, int, int]:
+        """(uses, outcomes, generations) that the registry shows."""
+        found = [a.statistics async for a in self.client.list_all(states=EVERY_STATE)]
+        return sum(s.uses for s in found), sum(s.outcomes for s in found), sum(s.generations for s in found)
+
+
+async def retried(call, within_s: float = 90.0):  # type: ignore[no-untyped-def]
+    """What a caller does while a service restarts."""
+    deadline = asyncio.get_running_loop().time() + within_s
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if error.code() not in gone or asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture(params=["embedded", "apache"])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    kafka: ApacheKafka | None = None
+    if request.param == "apache":
+        if not HOME:
+            pytest.skip(SKIP_REASON)
+        kafka = ApacheKafka(tmp_path / "kafka", free_port())
+        await kafka.start()
+    settings = StackSettings(
+        data=tmp_path / "stack",
+        router_port=free_port(),
+        executor_port=free_port(),
+        kafka_bootstrap=kafka.bootstrap if kafka else "",
+        environment={"SMOA_OPTIMIZER_INTERVAL_S": "0", "SMOA_STORE": str(tmp_path / "store"), "SMOA_OPTIMIZER_MIN_AGE_S": "0"},
+    )
+    with (tmp_path / "stack.log").open("w") as log:
+        stack = LocalStack(settings, log)
+        try:
+            await stack.start()
+            async with SmoaClient(router=settings.router, executor=settings.executor) as client:
+                made = World(stack, client, AdapterStore(settings.store), kafka)
+                made.base_model = (await client.status()).base_model
+                yield made
+        finally:
+            await stack.stop()
+            if kafka is not None:
+                kafka.stop()
+
+
+async def assert_exact(world: World) -> None:
+    """Counts equal what is in Kafka, and everything acknowledged is there."""
+    bootstrap = world.stack.kafka_bootstrap
+
+    async def facts() -> tuple[tuple[int, int, int], set[str], set[str]]:
+        decided = {}
+        for record in await read_all(bootstrap, DECISIONS):
+            decision = router_pb2.Decision.FromString(record.value or b"")
+            decided[decision.decision_id] = len(decision.adapters)
+        judged = {(record.key or b"").decode() for record in await read_all(bootstrap, OUTCOMES)}
+        used = {(dict(r.headers)["smoa-producer"], dict(r.headers)["smoa-sequence"]) for r in await read_all(bootstrap, USAGE)}
+        outcomes = sum(decided[decision_id] for decision_id in judged if decision_id in decided)
+        return (sum(decided.values()), outcomes, len(used)), set(decided), judged
+
+    async def equal() -> bool:
+        return await world.counted() == (await facts())[0]
+
+    try:
+        await until("exact counts", 60, equal)
+    except AssertionError as error:
+        raise AssertionError(f"counted {await world.counted()}, in Kafka {(await facts())[0]}") from error
+    _, decided, judged = await facts()
+    assert {decision.decision_id for decision in world.decisions} <= decided
+    assert {decision.decision_id for decision in world.reported} == judged
+
+
+@pytest.mark.timeout(240)
+async def test_the_loop_routes_executes_counts_and_optimises(world: World) -> None:
+    for name in LIBRARY:
+        await world.register(name)
+    for number in range(3):
+        for name in LIBRARY:
+            await world.ask(name, number, generate=True)
+    await assert_exact(world)
+    uses, outcomes, generations = await world.counted()
+    assert uses == sum(len(decision.adapters) for decision in world.decisions) > 0
+    assert outcomes == uses
+    assert generations == uses
+
+    # Tags that nobody uses make a retired adapter visible in the lifecycle topic.
+    idle = [a async for a in world.client.list_all() if a.name == "travel_request"][0]
+    await world.client.retire("public", idle.adapter_id, "by the test")
+
+    async def told() -> bool:
+        events = [events_pb2.LifecycleEvent.FromString(r.value or b"") for r in await read_all(world.stack.kafka_bootstrap, LIFECYCLE)]
+        return any(e.adapter_id == idle.adapter_id and e.action == events_pb2.LIFECYCLE_ACTION_RETIRED for e in events)
+
+    await until("the lifecycle event", 20, told)
+
+
+@pytest.mark.timeout(240)
+async def test_a_malformed_message_goes_to_the_dead_letter_topic_and_the_stream_goes_on(world: World) -> None:
+    await world.register("med_department")
+    producer = AIOKafkaProducer(bootstrap_servers=world.stack.kafka_bootstrap)
+    await producer.start()
+    try:
+        await producer.send_and_wait(OUTCOMES, b"\xff\xff not a message", key=b"nobody")
+        await producer.send_and_wait(DECISIONS, None, key=b"empty")
+    finally:
+        await producer.stop()
+    await world.ask("med_department", 1, generate=False)
+
+    async def buried() -> bool:
+        return len(await read_all(world.stack.kafka_bootstrap, DEAD_LETTER)) == 2
+
+    await until("two dead letters", 30, buried)
+    letters = [events_pb2.DeadLetter.FromString(r.value or b"") for r in await read_all(world.stack.kafka_bootstrap, DEAD_LETTER)]
+    reasons = {letter.topic: letter.reason for letter in letters}
+    assert reasons[OUTCOMES].startswith("value: is not a smoa.v1.Outcome (")
+    assert reasons[DECISIONS] == "value: of a smoa.decisions.v1 message is empty; produce a serialised smoa.v1.Decision"
+    assert {letter.key for letter in letters} == {b"nobody", b"empty"}
+
+    async def went_on() -> bool:
+        uses, outcomes, _ = await world.counted()
+        return uses == outcomes == len(world.decisions[0].adapters) > 0
+
+    await until("the next outcome", 30, went_on)
+
+
+@pytest.mark.timeout(400)
+async def test_kill_9_of_every_process_in_traffic_loses_nothing_acknowledged(world: World) -> None:
+    registered = [await world.register(name) for name in LIBRARY[:3]]
+    stopping = asyncio.Event()
+
+    async def traffic(lane: int) -> None:
+        number = lane
+        while not stopping.is_set():
+            await world.ask(LIBRARY[number % 3], number, generate=lane == 0)
+            number += 4
+
+    async with asyncio.TaskGroup() as group:
+        for lane in range(4):
+            group.create_task(traffic(lane))
+
+        async def progress(more: int) -> None:
+            goal = len(world.reported) + more
+
+            async def reached() -> bool:
+                return len(world.reported) >= goal
+
+            await until(f"{more} more outcomes", 90, reached)
+
+        await progress(20)
+        for victim in ("optimizer", "executor", "router"):
+            if victim == "router":
+                registered.append(await world.register(LIBRARY[3]))
+            before = world.stack.restarts(victim)
+            os.kill(world.stack.pid(victim), signal.SIGKILL)
+
+            async def restarted(victim: str = victim, before: int = before) -> bool:
+                return world.stack.restarts(victim) > before
+
+            await until(f"a restart of the {victim}", 30, restarted)
+            await world.stack.wait_ready(victim)
+            await progress(20)
+        if world.kafka is not None:
+            world.kafka.kill()
+            await progress(20)  # the request path does not wait for Kafka
+            await world.kafka.start()
+            await progress(20)
+        stopping.set()
+    found = {adapter.adapter_id async for adapter in world.client.list_all()}
+    assert set(registered) <= found
+    await assert_exact(world)
+    uses, outcomes, _ = await world.counted()
+    assert uses >= sum(len(decision.adapters) for decision in world.decisions)
+    assert outcomes == sum(len(decision.adapters) for decision in world.reported)
