@@ -12,6 +12,8 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
+from smoa.service import end_with_supervisor
+
 
 def main() -> None:
     """`python -m services.broker FILE`: write the address to FILE and serve until a signal."""
@@ -19,6 +21,7 @@ def main() -> None:
 
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m services.broker FILE   (the broker's address is written to FILE)")
+    end_with_supervisor()
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from smoa.errors import Unavailable
+from smoa.service import SUPERVISOR_PID
 
 BACKOFF_S, MAX_BACKOFF_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +94,10 @@ class Managed:
             started = time.monotonic()
             self.process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
-                env={**os.environ, **self.spec.environment},
+                env={**os.environ, **self.spec.environment, SUPERVISOR_PID: str(os.getpid())},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
-                preexec_fn=_die_with_parent,
             )
             assert self.process.stdout is not None
             async for line in self.process.stdout:
@@ -152,9 +149,3 @@ class Supervisor:
         finally:
             for task in waits:
                 task.cancel()
-
-
-def _die_with_parent() -> None:
-    """A supervisor that is killed takes its processes with it (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

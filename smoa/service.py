@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -23,8 +25,24 @@ else:
     Settings = TypeVar("Settings")
 
 
+SUPERVISOR_PID = "SMOA_SUPERVISOR_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_supervisor() -> None:
+    """A process of `smoa up` ends when its supervisor is killed (Linux). Asked for here and not between fork and exec, where gRPC's
+    threads make running Python unsafe.
+    """
+    parent = os.environ.get(SUPERVISOR_PID)
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it was killed before we asked
+            raise SystemExit(1)
+
+
 def settings_or_exit(name: str, cls: type[Settings], prefix: str, arguments: Sequence[str]) -> Settings:
     """Read the settings; `--help` prints every key with its default; anything else is refused."""
+    end_with_supervisor()
     if arguments:
         lines = [f"SMoA {name}. Settings come from the environment:", ""]
         lines += [

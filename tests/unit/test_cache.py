@@ -1,0 +1,151 @@
+"""The routing cache against a simple model."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from services.router.cache import CacheKey, RoutingCache
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _key(name: str) -> CacheKey:
+    return CacheKey("t", "b", "semantic", name, 3)
+
+
+def _cache(max_entries: int = 3, ttl_s: float = 10.0) -> tuple[RoutingCache[int], _Clock]:
+    clock = _Clock()
+    return RoutingCache(max_entries, ttl_s, clock), clock
+
+
+def test_least_recently_used_goes_first() -> None:
+    cache, _ = _cache(2)
+    cache.put(_key("a"), 1, ["x"])
+    cache.put(_key("b"), 2, ["x"])
+    assert cache.get(_key("a")) == 1
+    cache.put(_key("c"), 3, ["x"])
+    assert [cache.get(_key(name)) for name in "abc"] == [1, None, 3]
+    assert len(cache) == 2
+
+
+def test_entry_lives_until_its_time_is_up() -> None:
+    cache, clock = _cache(ttl_s=10)
+    cache.put(_key("a"), 1, [])
+    clock.now = 9.999
+    assert cache.get(_key("a")) == 1
+    clock.now = 10.0
+    assert cache.get(_key("a")) is None
+    assert len(cache) == 0
+
+
+def test_reading_does_not_prolong_and_writing_does() -> None:
+    cache, clock = _cache(ttl_s=10)
+    cache.put(_key("a"), 1, [])
+    clock.now = 6
+    cache.put(_key("a"), 2, [])
+    clock.now = 15
+    assert cache.get(_key("a")) == 2
+    clock.now = 16
+    assert cache.get(_key("a")) is None
+
+
+def test_drop_adapter_forgets_only_its_entries() -> None:
+    cache, _ = _cache()
+    cache.put(_key("a"), 1, ["x", "y"])
+    cache.put(_key("b"), 2, ["y"])
+    cache.drop_adapter("x")
+    cache.drop_adapter("absent")
+    assert [cache.get(_key(name)) for name in "ab"] == [None, 2]
+    cache.check_integrity()
+
+
+def test_overwriting_replaces_the_adapters() -> None:
+    cache, _ = _cache()
+    cache.put(_key("a"), 1, ["x"])
+    cache.put(_key("a"), 2, ["y"])
+    cache.drop_adapter("x")
+    assert cache.get(_key("a")) == 2
+
+
+def test_clear_forgets_all() -> None:
+    cache, _ = _cache()
+    cache.put(_key("a"), 1, ["x"])
+    cache.clear()
+    assert (cache.get(_key("a")), len(cache)) == (None, 0)
+    cache.check_integrity()
+
+
+def test_hits_and_misses_are_counted() -> None:
+    cache, clock = _cache()
+    cache.get(_key("a"))
+    cache.put(_key("a"), 1, [])
+    cache.get(_key("a"))
+    cache.get(_key("a"))
+    clock.now = 10
+    cache.get(_key("a"))
+    assert (cache.hits, cache.misses) == (2, 2)
+
+
+def test_every_part_of_the_key_counts() -> None:
+    cache, _ = _cache(10)
+    cache.put(_key("a"), 1, [])
+    others = [_key("a")._replace(**change) for change in ({"tenant": "u"}, {"base_model": "c"}, {"strategy": "task"}, {"top_k": 4})]  # type: ignore[arg-type]
+    assert [cache.get(other) for other in others] == [None] * 4
+
+
+NAMES, ADAPTERS = st.sampled_from("abcdef"), st.sampled_from("xyz")
+
+
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache, self.clock = _cache(3, 10)
+        self.model: dict[str, tuple[int, float, tuple[str, ...]]] = {}  # least recently used first
+
+    @rule(name=NAMES, value=st.integers(), adapters=st.lists(ADAPTERS, max_size=3))
+    def put(self, name: str, value: int, adapters: list[str]) -> None:
+        self.cache.put(_key(name), value, adapters)
+        self.model.pop(name, None)
+        self.model[name] = (value, self.clock.now + 10, tuple(adapters))
+        while len(self.model) > 3:
+            self.model.pop(next(iter(self.model)))
+
+    @rule(name=NAMES)
+    def get(self, name: str) -> None:
+        entry = self.model.pop(name, None)
+        if entry is not None and entry[1] > self.clock.now:
+            self.model[name] = entry
+            assert self.cache.get(_key(name)) == entry[0]
+        else:
+            assert self.cache.get(_key(name)) is None
+
+    @rule(adapter=ADAPTERS)
+    def drop(self, adapter: str) -> None:
+        self.cache.drop_adapter(adapter)
+        self.model = {name: entry for name, entry in self.model.items() if adapter not in entry[2]}
+
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.model.clear()
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def agrees(self) -> None:
+        self.cache.check_integrity()
+        assert len(self.cache) == len(self.model)
+
+
+CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+TestCache = CacheMachine.TestCase
