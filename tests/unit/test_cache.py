@@ -97,7 +97,7 @@ def test_hits_and_misses_are_counted() -> None:
 def test_every_part_of_the_key_counts() -> None:
     cache, _ = _cache(10)
     cache.put(_key("a"), 1, [])
-    others = [_key("a")._replace(**change) for change in ({"tenant": "u"}, {"base_model": "c"}, {"strategy": "task"}, {"top_k": 4})]  # type: ignore[arg-type]
+    others = [_key("a")._replace(**change) for change in ({"tenant": "u"}, {"base_model": "c"}, {"strategy": "task"}, {"top_k": 4})]
     assert [cache.get(other) for other in others] == [None] * 4
 
 

@@ -36,7 +36,9 @@ def _candidates(**cosines: float) -> list[Candidate]:
     return [Candidate(_record(name), cosine) for name, cosine in cosines.items()]
 
 
-def _ids(candidates: list[Candidate], top_k: int = 9, threshold: float = -1.0, temperature: float = 0.1, min_weight: float = 0.0) -> list[str]:
+def _ids(
+    candidates: list[Candidate], top_k: int = 9, threshold: float = -1.0, temperature: float = 0.1, min_weight: float = 0.0
+) -> list[str]:
     chosen = choose("semantic", candidates, Hints(), top_k, threshold, temperature, min_weight)
     return [item.record.adapter_id for item in chosen]
 
