@@ -137,9 +137,25 @@ def decode(data: bytes, digest: str | None = None, max_bytes: int = MAX_FILE_BYT
     return adapter
 
 
+def _check_types(manifest: Manifest) -> None:
+    """A manifest comes from a file: its JSON may hold anything."""
+    wanted: dict[str, type | tuple[type, ...]] = {"rank": int, "version": int, "scaling": (int, float), "shared": bool}
+    for name, value in vars(manifest).items():
+        if isinstance(value, tuple):
+            good = all(type(item) is (int if name == "layers" else str) for item in value)
+        else:
+            kind = wanted.get(name, str)
+            good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not good:
+            raise InvalidArgument(
+                f"manifest.{name}", f"{value!r} has the wrong type", "write the file with `smoa adapter train` or import it"
+            )
+
+
 def check(adapter: Adapter) -> None:
     """Raise InvalidArgument unless manifest and tensors agree and every weight is finite."""
     manifest = adapter.manifest
+    _check_types(manifest)
     if manifest.kind not in KINDS:
         raise InvalidArgument("manifest.kind", f"{manifest.kind!r} is unknown", f"use one of {', '.join(KINDS)}")
     if manifest.specialization not in SPECIALIZATIONS:
@@ -167,6 +183,8 @@ def check(adapter: Adapter) -> None:
     else:
         _check_lora(adapter)
     for name, tensor in adapter.tensors.items():
+        if tensor.dtype not in (np.float16, np.float32, np.float64):
+            raise InvalidArgument("file", f"{name} has dtype {tensor.dtype}", "save weights as float16, bfloat16 or float32")
         if not np.isfinite(tensor).all():
             raise InvalidArgument("file", f"{name} holds NaN or infinite weights", "retrain with a lower learning rate")
     granularity_of(adapter.parameter_count)

@@ -69,7 +69,7 @@ def decode(topic: str, value: bytes | None, found: Iterable[tuple[str, bytes]]) 
     Raises:
         InvalidArgument: another schema or type than the topic's, an empty value, or bytes that are not that message.
     """
-    named = {name: content.decode("utf-8", "replace") for name, content in found}
+    named = {name: (content or b"").decode("utf-8", "replace") for name, content in found}  # Kafka allows a null header
     wanted = TYPES[topic]
     if (schema := named.get("smoa-schema", SCHEMA)) != SCHEMA:
         raise InvalidArgument("smoa-schema", f"{schema!r} is not known to this version", f"produce schema {SCHEMA} or upgrade the reader")

@@ -15,7 +15,19 @@ from smoa.adapter import Adapter, Array, Manifest, new_adapter_id, to_array
 from smoa.errors import InvalidArgument
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_(A|B)(?:\.\w+)?\.weight")
-_UNSUPPORTED = ("use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "trainable_token_indices")
+_UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+)
 
 
 def import_folder(
@@ -43,11 +55,15 @@ def import_folder(
         ) from error
     except (SafetensorError, ValueError) as error:
         raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
+    if not isinstance(config, dict):
+        raise InvalidArgument("adapter_config.json", "is not an object", "save the adapter again with PEFT")
     extra = [key for key in _UNSUPPORTED if config.get(key)]
     if config.get("peft_type") != "LORA" or extra or config.get("bias", "none") != "none":
         what = ", ".join(extra) or f"{config.get('peft_type')} with bias {config.get('bias')!r}"
         raise InvalidArgument("adapter_config.json", f"asks for {what}", "only plain LoRA can be imported")
-    rank = int(config["r"])
+    rank = config.get("r")
+    if type(rank) is not int or rank < 1:
+        raise InvalidArgument("adapter_config.json", f"has r {rank!r}", "save the adapter again with PEFT")
     tensors: dict[str, Array] = {}
     layers: set[int] = set()
     modules: set[str] = set()

@@ -61,7 +61,7 @@ class Spool:
             self._database.execute("BEGIN")
             self._database.executemany("INSERT INTO spool (topic, key, value, type_name) VALUES (?, ?, ?, ?)", rows)
             self._database.execute("COMMIT")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             if "full" in str(error):

@@ -15,6 +15,7 @@ from services.optimizer.optimizer import Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stream import Statistics
+from services.optimizer.transport import mend
 from smoa.client import SmoaClient
 from smoa.store import AdapterStore
 from smoa.topics import TOPICS, Topic, ensure_topics
@@ -49,6 +50,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         broker_max_poll_interval=300.0,
         stream_wait_empty=False,
     )
+    mend(app)
     statistics = Statistics(app, settings.partitions, settings.join_ttl_s)
     rules = Rules(
         min_uses=settings.min_uses,

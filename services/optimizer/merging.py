@@ -97,7 +97,9 @@ def merged(first: Adapter, second: Adapter, weights: tuple[float, float], merge_
 def _recompressed(a: Matrix, b: Matrix, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     left, left_small = np.linalg.qr(b)
     right, right_small = np.linalg.qr(a.T)
-    u, s, vt = np.linalg.svd(left_small @ right_small.T)
+    u, s, vt = np.linalg.svd(left_small @ right_small.T, full_matrices=False)
     root = np.sqrt(s[:rank])
     new_b, new_a = left @ u[:, :rank] * root, (right @ vt[:rank].T * root).T
-    return new_a.astype(np.float32), new_b.astype(np.float32)
+    missing = rank - len(root)  # a rank over the module's size: the rest is zeros
+    padded_a, padded_b = np.pad(new_a, ((0, missing), (0, 0))), np.pad(new_b, ((0, 0), (0, missing)))
+    return padded_a.astype(np.float32), padded_b.astype(np.float32)

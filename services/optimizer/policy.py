@@ -114,7 +114,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
 
 def benefit(first: AdapterView, second: AdapterView, cosine: float, rules: Rules) -> float:
     """Value of a merge in [-0.5, 1]: half for the slot and file saved, up to half for likeness, less the gap in success."""
-    likeness = (cosine - rules.min_cosine) / (1 - rules.min_cosine)
+    likeness = (cosine - rules.min_cosine) / max(1 - rules.min_cosine, 1e-9)
     rates = (first.success_rate, second.success_rate)
     gap = abs(rates[0] - rates[1]) if rates[0] is not None and rates[1] is not None else 0.0
     return 0.5 + 0.5 * likeness - gap
@@ -128,7 +128,7 @@ def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], fl
     found: list[Merge] = []
     for family in families.values():
         for first, second in itertools.combinations(sorted(family, key=lambda a: a.adapter_id), 2):
-            cosine = cosines.get((first.adapter_id, second.adapter_id), -1.0)
+            cosine = min(1.0, cosines.get((first.adapter_id, second.adapter_id), -1.0))  # rounding may pass 1
             if cosine > rules.min_cosine and (value := benefit(first, second, cosine, rules)) >= rules.min_benefit:
                 found.append(Merge(first, second, cosine, value))
     taken: set[str] = set()

@@ -1,7 +1,7 @@
 """The Faust side: two agents over exactly-counted state (docs/decisions/0002 says why it is written this way).
 
 Each value in a table is written locally and sent to the changelog on the event's own partition, and those sends are awaited before the
-batch is acknowledged. What an agent emits goes out, and is acknowledged, before the state that remembers it.
+batch is acknowledged. State goes first: a record replayed after a crash finds it and emits the same again, which the counter knows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from services.optimizer.statistics import (
     join_outcome,
 )
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, decode, event, headers
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, decode, event, headers
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 _log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class Statistics:
         async for events in stream.take_events(500, within=0.05):
             effects = Effects(self.app, self.partitions)
             states: dict[bytes, tuple[int, Joined]] = {}
+            made: list[Event] = []
             for one in events:
                 try:
                     key, state, emitted = self._joined(one, states)
@@ -102,15 +103,12 @@ class Statistics:
                     await self._bury(effects, one, str(error))
                     continue
                 states[key] = (one.message.partition, state)
-                source = Source(one.message.topic, one.message.partition, one.message.offset)
-                decision_id = key.decode()
-                for effect in emitted:
-                    message = _to_message(effect, decision_id, source)
-                    made = event(ADAPTER_OUTCOMES, effect.adapter_id, message)
-                    await effects.send(made.topic, made.key, made.value, type_name=made.type_name)
-            await effects.settle()  # before the state: a crash here repeats the emissions, and the counter knows them
+                made += [event(ADAPTER_OUTCOMES, effect.adapter_id, _to_message(effect, key.decode(), _source(one))) for effect in emitted]
             for key, (partition, state) in states.items():
                 await self._write(effects, self._joins, key, state.encode(), partition)
+            await effects.settle()
+            for outgoing in made:
+                await effects.send(outgoing.topic, outgoing.key, outgoing.value, type_name=outgoing.type_name)
             await effects.settle()
 
     def _joined(self, one: EventT[Any], states: dict[bytes, tuple[int, Joined]]) -> tuple[bytes, Joined, list[Effect]]:
@@ -119,10 +117,10 @@ class Statistics:
         if isinstance(message, router_pb2.Decision):
             key = _checked_key(one, message.decision_id)
             weights = tuple((item.adapter_id, item.weight) for item in message.adapters)
-            return key, *join_decision(self._state(key, states), message.tenant, weights, now)
+            return key, *join_decision(self._state(key, states), message.tenant, weights, _source(one), now)
         assert isinstance(message, feedback_pb2.Outcome)
         key = _checked_key(one, message.decision_id)
-        return key, *join_outcome(self._state(key, states), message.tenant or "public", message.success, now)
+        return key, *join_outcome(self._state(key, states), message.tenant or "public", message.success, _source(one), now)
 
     def _state(self, key: bytes, states: dict[bytes, tuple[int, Joined]]) -> Joined | None:
         if key in states:
@@ -182,6 +180,10 @@ class Statistics:
             if Joined.decode(value).first_seen_s < cut:
                 await self._write(effects, self._joins, key, None, partition_of(key, self.partitions))
         await effects.settle()
+
+
+def _source(one: EventT[Any]) -> Source:
+    return Source(one.message.topic, one.message.partition, one.message.offset)
 
 
 def _headers(one: EventT[Any]) -> Iterable[tuple[str, bytes]]:

@@ -91,6 +91,7 @@ def choose(
     )
     kept = [(value, candidate.record) for value, candidate in ranked if value >= threshold][:top_k]
     weights = softmax([value for value, _ in kept], temperature)
+    min_weight = min(min_weight, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
     strong = [(value, record, weight) for (value, record), weight in zip(kept, weights, strict=True) if weight >= min_weight]
     total = sum(weight for _, _, weight in strong)
     return [Chosen(record, value, weight / total) for value, record, weight in strong]

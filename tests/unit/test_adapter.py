@@ -218,13 +218,11 @@ def test_manifest_with_a_wrong_field_is_refused(changes: dict[str, Any]) -> None
     assert _refusal(_raw(_lora(), **changes)).startswith("manifest: is missing or malformed (")
 
 
-@pytest.mark.xfail(strict=True, reason="decode does not check the manifest's value types: TypeError instead of InvalidArgument")
 @pytest.mark.parametrize("changes", [{"rank": "2"}, {"rank": None}, {"scaling": "1"}, {"scaling": None}])
 def test_manifest_value_of_a_wrong_type_is_refused(changes: dict[str, Any]) -> None:
     assert _refusal(_raw(_lora_xs(), **changes)).startswith("manifest")
 
 
-@pytest.mark.xfail(strict=True, reason="decode does not check the manifest's value types: a tenant or name that is no text is accepted")
 @pytest.mark.parametrize("changes", [{"name": 7}, {"tenant": None}, {"tags": [1]}, {"version": "one"}, {"adapter_id": 3}, {"shared": "no"}])
 def test_manifest_value_of_a_wrong_type_is_not_accepted(changes: dict[str, Any]) -> None:
     assert _refusal(_raw(_lora_xs(), **changes)).startswith("manifest")
@@ -336,7 +334,6 @@ def test_integer_weights_are_refused(dtype: type[Any]) -> None:
     assert message.endswith(" is not supported; save weights as float16, bfloat16 or float32")
 
 
-@pytest.mark.xfail(strict=True, reason="encode does not check dtypes: it writes integer weights that decode refuses")
 def test_encode_refuses_what_decode_refuses() -> None:
     adapter = _lora()
     tensors: dict[str, Any] = {name: np.ones(tensor.shape, np.int32) for name, tensor in adapter.tensors.items()}

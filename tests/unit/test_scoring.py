@@ -83,7 +83,6 @@ def test_equal_adapters_are_not_all_slivers() -> None:
     assert len(chosen) == 10
 
 
-@pytest.mark.xfail(strict=True, reason="when every weight is under min_weight, choose returns nothing although adapters pass the threshold")
 def test_best_adapter_is_never_a_sliver() -> None:
     chosen = choose("semantic", _candidates(**{f"a{n:02}": 0.5 for n in range(11)}), Hints(), 11, 0.0, 0.1, 0.1)
     assert chosen
