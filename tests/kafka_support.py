@@ -59,14 +59,13 @@ class ApacheKafka:
 
 async def read_all(bootstrap: str, topic: str) -> list[ConsumerRecord[bytes, bytes]]:
     """Every message of a topic, from the beginning to what its end is now."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
         await consumer._client.force_metadata_update()
         partitions = [TopicPartition(topic, number) for number in range(4)]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
-        await consumer.seek_to_beginning(*partitions)
         found: list[ConsumerRecord[bytes, bytes]] = []
         deadline = time.monotonic() + 30
         while [p for p in partitions if await consumer.position(p) < ends[p]]:
