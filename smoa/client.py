@@ -44,9 +44,15 @@ class SmoaClient:
             self.executor: executor_pb2_grpc.ExecutorServiceAsyncStub = executor_pb2_grpc.ExecutorServiceStub(self._channel(executor))
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes.
+        # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes. round_robin spreads calls
+        # over all the pods behind a headless service.
         channel = grpc.aio.insecure_channel(
-            target, options=[("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+            target,
+            options=[
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.lb_policy_name", "round_robin"),
+            ],
         )
         self._channels.append(channel)
         return channel

@@ -51,7 +51,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     engine, model, folder = await asyncio.to_thread(load_engine, settings)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
     await publisher.start()
-    stack.push_async_callback(publisher.stop)
+    stack.push_async_callback(publisher.stop, settings.drain_s)
     await engine.start()
     stack.push_async_callback(engine.stop)
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(

@@ -25,3 +25,4 @@ class ExecutorSettings:
     max_waiting: int = 128
     max_tokens: int = 512
     spool_events: int = 1_000_000
+    drain_s: float = 5.0

@@ -41,7 +41,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     stack.push_async_callback(found.close)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
     await publisher.start()
-    stack.push_async_callback(publisher.stop)
+    stack.push_async_callback(publisher.stop, settings.drain_s)
     cache: RoutingCache[tuple[Chosen, ...]] = RoutingCache(settings.cache_entries, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:

@@ -22,5 +22,6 @@ class RouterSettings:
     cache_entries: int = 10_000
     cache_ttl_s: float = 300.0
     spool_events: int = 1_000_000
+    drain_s: float = 5.0
     purge_grace_s: float = 7 * 86400.0
     allow_all_tenants: bool = False
