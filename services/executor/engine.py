@@ -79,7 +79,8 @@ class Engine:
         self, runner: Runner, tokenizer: PromptTokenizer, residency: Residency, *, rows: int, max_waiting: int, max_tokens: int
     ) -> None:
         self._runner, self._tokenizer, self.residency = runner, tokenizer, residency
-        self.scheduler: Scheduler[_Sequence] = Scheduler(rows, max_waiting)
+        # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
+        self.scheduler: Scheduler[_Sequence] = Scheduler(rows, rows + max_waiting)
         self._max_tokens, self._max_in_flight, self._in_flight = max_tokens, rows + max_waiting, 0
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
