@@ -13,8 +13,10 @@ from services.router.library import AdapterRecord, Candidate, Scope
 from smoa.errors import InvalidArgument
 
 Vector = NDArray[np.float32]
-KEYWORDS = ("type", "tenant", "base_model", "state", "tags", "name", "digest", "labels")
-"""Payload fields with an index. `labels` is tags, name and specialization together, for hints."""
+KEYWORDS = ("type", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels")
+"""Payload fields with an index. `labels` is tags, name and specialization together, for hints; `visibility` is "shared" or "private",
+because the embedded engine does not match booleans.
+"""
 
 
 class AdapterIndex(Protocol):
@@ -67,4 +69,5 @@ def labels_of(record: AdapterRecord) -> list[str]:
 
 def payload_of(record: AdapterRecord) -> dict[str, Any]:
     """Payload of an adapter's point."""
-    return {"type": "adapter", **record.to_payload(), "labels": labels_of(record)}
+    visibility = "shared" if record.shared else "private"
+    return {"type": "adapter", **record.to_payload(), "visibility": visibility, "labels": labels_of(record)}

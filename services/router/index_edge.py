@@ -89,7 +89,7 @@ class EdgeIndex:
 
     async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
         """See `AdapterIndex`."""
-        found = await self._call(lambda: self._shard.retrieve([point_id(document_id)], with_payload=True))
+        found = await self._call(lambda: self._shard.retrieve([point_id(document_id)], with_payload=True, with_vector=False))
         if not found or not found[0].payload or found[0].payload["type"] == "adapter":
             return None
         payload = found[0].payload
@@ -125,7 +125,7 @@ def _filter(scope: Scope) -> Filter:
     must: list[Any] = [_equals("type", "adapter"), FieldCondition("state", match=MatchAny([*map(str, scope.states)]))]
     if scope.tenant is not None:
         own = _equals("tenant", scope.tenant)
-        shared = FieldCondition("shared", match=MatchValue(True))
+        shared = _equals("visibility", "shared")
         must.append(Filter(should=[own, shared]) if scope.include_shared else own)
     if scope.base_model is not None:
         must.append(_equals("base_model", scope.base_model))

@@ -108,7 +108,7 @@ class ServerIndex:
         return [(str(p.id), p.payload or {}) for p in points if str(p.id) != start][:limit]
 
 
-def _equals(key: str, value: str | bool) -> models.FieldCondition:
+def _equals(key: str, value: str) -> models.FieldCondition:
     return models.FieldCondition(key=key, match=models.MatchValue(value=value))
 
 
@@ -116,7 +116,7 @@ def _filter(scope: Scope) -> models.Filter:
     must: list[Any] = [_equals("type", "adapter"), models.FieldCondition(key="state", match=models.MatchAny(any=[*map(str, scope.states)]))]
     if scope.tenant is not None:
         own = _equals("tenant", scope.tenant)
-        must.append(models.Filter(should=[own, _equals("shared", True)]) if scope.include_shared else own)
+        must.append(models.Filter(should=[own, _equals("visibility", "shared")]) if scope.include_shared else own)
     if scope.base_model is not None:
         must.append(_equals("base_model", scope.base_model))
     if scope.name is not None:

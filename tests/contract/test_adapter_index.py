@@ -1,0 +1,171 @@
+"""One suite for every `AdapterIndex`: the engine in this process, the client's local mode, and a real server where one is named."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qdrant_client import AsyncQdrantClient
+
+from services.router.embedding import normalised
+from services.router.index import AdapterIndex, Vector
+from services.router.index_edge import EdgeIndex
+from services.router.index_server import ServerIndex
+from services.router.library import AdapterRecord, Scope
+from smoa.adapter import new_adapter_id
+
+DIMENSION = 16
+URL = os.environ.get("SMOA_TEST_QDRANT_URL", "")
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+
+
+def record(**changes: object) -> AdapterRecord:
+    """A plausible record."""
+    plain: dict[str, object] = {
+        "adapter_id": new_adapter_id(),
+        "version": 1,
+        "digest": "d" * 64,
+        "tenant": "public",
+        "name": "n",
+        "kind": "lora_xs",
+        "granularity": "NANO",
+        "specialization": "task",
+        "base_model": "base-a",
+        "rank": 2,
+        "modules": ("q_proj",),
+        "parameter_count": 8,
+        "file_bytes": 100,
+        "parents": ("p",),
+        "examples": ("one", "two"),
+    }
+    return AdapterRecord(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+def vector(seed: int) -> Vector:
+    """A random unit vector."""
+    return normalised(np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32))
+
+
+@pytest.fixture(params=["edge", "local", "server"])
+async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AdapterIndex]:
+    made: AdapterIndex
+    if request.param == "edge":
+        made = EdgeIndex(tmp_path / "index", DIMENSION)
+    elif request.param == "local":
+        made = await ServerIndex.open(AsyncQdrantClient(":memory:"), DIMENSION)
+    else:
+        if not URL:
+            pytest.skip("SMOA_TEST_QDRANT_URL is not set: it names a running Qdrant server")
+        client = AsyncQdrantClient(URL, prefer_grpc=True)
+        await client.delete_collection("contract")
+        made = await ServerIndex.open(client, DIMENSION, "contract")
+    yield made
+    await made.close()
+
+
+async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> None:
+    one = record(tags=("a", "b"))
+    await index.upsert([(one, vector(1))])
+    found = await index.get(one.adapter_id)
+    assert found is not None
+    assert found[0] == one
+    assert np.allclose(found[1], vector(1), atol=1e-5)
+    newer = record(adapter_id=one.adapter_id, state="retired", state_reason="why")
+    await index.upsert([(newer, vector(2))])
+    again = await index.get(one.adapter_id)
+    assert again is not None
+    assert again[0] == newer
+    assert await index.get(new_adapter_id()) is None
+
+
+async def test_search_orders_by_cosine(index: AdapterIndex) -> None:
+    records = [record(name=str(number)) for number in range(20)]
+    await index.upsert([(one, vector(number)) for number, one in enumerate(records)])
+    found = await index.search(vector(100), Scope(tenant="public"), 5)
+    exact = sorted(range(20), key=lambda number: -float(vector(number) @ vector(100)))[:5]
+    assert [candidate.record.name for candidate in found] == [str(number) for number in exact]
+    assert [candidate.cosine for candidate in found] == pytest.approx([float(vector(n) @ vector(100)) for n in exact], abs=1e-5)
+
+
+async def test_search_and_scroll_see_exactly_what_the_scope_admits(index: AdapterIndex) -> None:
+    rng = random.Random(5)
+    records = [
+        record(
+            tenant=rng.choice(("public", "acme", "zoo")),
+            shared=rng.random() < 0.2,
+            base_model=rng.choice(("base-a", "base-b")),
+            state=rng.choice(("active", "active", "retired", "purged")),
+            tags=tuple(rng.sample(("x", "y", "z"), rng.randint(0, 3))),
+            name=rng.choice(("m", "n")),
+            specialization=rng.choice(("task", "style")),
+            digest=rng.choice(("d" * 64, "e" * 64)),
+        )
+        for _ in range(60)
+    ]
+    await index.upsert([(one, vector(number)) for number, one in enumerate(records)])
+    for _ in range(40):
+        scope = Scope(
+            tenant=rng.choice(("public", "acme", "nobody", None)),
+            include_shared=rng.random() < 0.5,
+            base_model=rng.choice((None, "base-a", "base-b")),
+            states=rng.choice((("active",), ("active", "retired"), ("retired", "purged"))),
+            all_tags=rng.choice(((), ("x",), ("x", "y"))),
+            any_tags=rng.choice(((), ("z", "style"), ("m",))),
+            name=rng.choice((None, None, "n")),
+            digest=rng.choice((None, None, "e" * 64)),
+        )
+        admitted = sorted(one.adapter_id for one in records if scope.admits(one))
+        assert [one.adapter_id for one in await index.scroll(scope, "", 100)] == admitted
+        assert sorted(c.record.adapter_id for c in await index.search(vector(7), scope, 100)) == admitted
+
+
+async def test_pages_follow_each_other(index: AdapterIndex) -> None:
+    records = [record() for _ in range(25)]
+    await index.upsert([(one, vector(1)) for one in records])
+    seen: list[str] = []
+    while page := await index.scroll(Scope(tenant="public"), seen[-1] if seen else "", 10):
+        seen += [one.adapter_id for one in page]
+    assert seen == sorted(one.adapter_id for one in records)
+
+
+async def test_documents_are_apart_from_adapters(index: AdapterIndex) -> None:
+    adapter, document, other = record(), new_adapter_id(), new_adapter_id()
+    await index.upsert([(adapter, vector(1))])
+    await index.put_document(document, "composition", "public", {"deep": [1, {"a": "b"}]})
+    await index.put_document(other, "composition", "acme", {})
+    assert await index.get_document(document) == ("composition", "public", {"deep": [1, {"a": "b"}]})
+    assert await index.list_documents("composition", "public", "", 10) == [(document, {"deep": [1, {"a": "b"}]})]
+    assert await index.get(document) is None
+    assert await index.get_document(adapter.adapter_id) is None
+    assert [c.record.adapter_id for c in await index.search(vector(1), Scope(tenant=None), 10)] == [adapter.adapter_id]
+    await index.delete_document(document)
+    await index.delete_document(document)
+    assert await index.get_document(document) is None
+
+
+async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, signal, sys\nfrom pathlib import Path\n"
+        "from tests.contract.test_adapter_index import DIMENSION, EdgeIndex, record, vector\n"
+        "async def main():\n"
+        "    index = EdgeIndex(Path(sys.argv[1]), DIMENSION)\n"
+        "    one = record()\n"
+        "    await index.upsert([(one, vector(1))])\n"
+        "    print(one.adapter_id, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "index")], capture_output=True, text=True, check=False, timeout=60, cwd=Path.cwd()
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    index = EdgeIndex(tmp_path / "index", DIMENSION)
+    assert await index.get(done.stdout.strip()) is not None
+    await index.close()
