@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
-from services.router.app import build
-from services.router.settings import RouterSettings
-from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
-from smoa.client import SmoaClient
+from smoa.adapter import new_adapter_id
 from smoa.errors import ResourceExhausted
-from smoa.rpc import STATUS_KEY
 from smoa.store import AdapterStore
-
-EXAMPLES = [f"my knee hurts when I climb stairs {number}" for number in range(5)]
-
-
-def adapter_file(value: float = 0.5, **changes: object) -> bytes:
-    """A small lora_xs adapter file."""
-    manifest = Manifest(
-        adapter_id=new_adapter_id(), name="knees", kind="lora_xs", base_model="base-a", rank=2, modules=("q_proj",), layers=(0,)
-    )
-    tensors = {"q_proj": np.full((1, 2, 2), value, np.float32), "q_proj.s": np.ones((1, 2), np.float32)}
-    return encode(Adapter(dataclasses.replace(manifest, **changes), tensors))  # type: ignore[arg-type]
-
-
-@dataclasses.dataclass
-class World:
-    client: SmoaClient
-    store: AdapterStore
-
-    async def put_raw(self, data: bytes) -> str:
-        """Put bytes under their digest, as a careless tool would."""
-        digest = digest_of(data)
-        path = Path(self.store.location) / self.store.key(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return digest
+from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    settings = RouterSettings(
-        address="127.0.0.1:0", drain_s=0, data_folder=tmp_path / "router", store=str(tmp_path / "store"), kafka_bootstrap="127.0.0.1:1"
-    )
-    async with AsyncExitStack() as stack:
-        server = await build(settings, stack)
-        await server.ready()
-        client = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
-        made = World(client, AdapterStore(settings.store))
-        await client.register(await made.store.put(adapter_file()), EXAMPLES)
+async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
+    async with running_router(tmp_path) as made:
+        await made.register(KNEES)
         yield made
-
-
-async def refused(call) -> tuple[str, str, status_pb2.Status]:  # type: ignore[no-untyped-def]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    metadata = dict(caught.value.trailing_metadata() or ())
-    status = status_pb2.Status.FromString(metadata[STATUS_KEY])
-    return caught.value.code().name, str(caught.value.details()), status
 
 
 @pytest.mark.parametrize(
@@ -90,7 +44,7 @@ async def refused(call) -> tuple[str, str, status_pb2.Status]:  # type: ignore[n
         ),
     ],
 )
-async def test_route(world: World, changes: dict[str, object], code: str, message: str) -> None:
+async def test_route(world: RouterWorld, changes: dict[str, object], code: str, message: str) -> None:
     arguments = {"query": "my knee hurts", "base_model": "base-a", **changes}
     found = await refused(world.client.route(**arguments))  # type: ignore[arg-type]
     assert found[:2] == (code, message)
@@ -114,41 +68,41 @@ async def test_route(world: World, changes: dict[str, object], code: str, messag
     ],
     ids=["truncated", "corrupt", "altered", "nan", "oversized"],
 )
-async def test_adapter_file(world: World, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+async def test_adapter_file(world: RouterWorld, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     digest = await world.put_raw(damage(adapter_file()))
-    code, details, _ = await refused(world.client.register(digest, EXAMPLES))
+    code, details, _ = await refused(world.client.register(digest, KNEES))
     assert (code, details[: len(message)]) == ("INVALID_ARGUMENT", message)
 
 
-async def test_wrong_digest(world: World) -> None:
+async def test_wrong_digest(world: RouterWorld) -> None:
     good = adapter_file()
     digest = await world.store.put(good)
     (Path(world.store.location) / world.store.key(digest)).write_bytes(adapter_file(0.7))
-    code, details, _ = await refused(world.client.register(digest, EXAMPLES))
+    code, details, _ = await refused(world.client.register(digest, KNEES))
     assert code == "INVALID_ARGUMENT"
     assert details.startswith(f"digest: stored content of {digest[:12]} has sha256 ")
-    code, details, _ = await refused(world.client.register("f" * 64, EXAMPLES))
+    code, details, _ = await refused(world.client.register("f" * 64, KNEES))
     assert (code, details) == ("NOT_FOUND", f"adapter file '{'f' * 64}' was not found; push it again with `smoa adapter push`")
 
 
-async def test_duplicate_id_with_other_content(world: World) -> None:
+async def test_duplicate_id_with_other_content(world: RouterWorld) -> None:
     first, second = adapter_file(adapter_id=(name := new_adapter_id())), adapter_file(0.9, adapter_id=name)
-    made = await world.client.register(await world.store.put(first), EXAMPLES)
-    assert await world.client.register(await world.store.put(first), EXAMPLES) == made
-    code, details, _ = await refused(world.client.register(await world.store.put(second), EXAMPLES))
+    made = await world.client.register(await world.store.put(first), KNEES)
+    assert await world.client.register(await world.store.put(first), KNEES) == made
+    code, details, _ = await refused(world.client.register(await world.store.put(second), KNEES))
     assert (code, details) == ("ALREADY_EXISTS", f"adapter_id: {name} is taken by other content; train or import again to get a new id")
 
 
-async def test_other_tenants_adapter_is_not_found(world: World) -> None:
-    made = await world.client.register(await world.store.put(adapter_file(tenant="acme")), EXAMPLES, "acme")
+async def test_other_tenants_adapter_is_not_found(world: RouterWorld) -> None:
+    made = await world.client.register(await world.store.put(adapter_file(tenant="acme")), KNEES, "acme")
     code, details, _ = await refused(world.client.retire("public", made.adapter_id, "no"))
     assert (code, details) == ("NOT_FOUND", f"adapter '{made.adapter_id}' was not found; list what exists and check the tenant")
-    decision = await world.client.route(EXAMPLES[0], base_model="base-a")
+    decision = await world.client.route(KNEES[0], base_model="base-a")
     assert made.adapter_id not in {adapter.adapter_id for adapter in decision.adapters}
 
 
-async def test_too_few_examples(world: World) -> None:
-    code, details, _ = await refused(world.client.register(await world.store.put(adapter_file()), EXAMPLES[:4]))
+async def test_too_few_examples(world: RouterWorld) -> None:
+    code, details, _ = await refused(world.client.register(await world.store.put(adapter_file()), KNEES[:4]))
     assert (code, details) == ("INVALID_ARGUMENT", "examples: holds 4 distinct inputs; give 5 to 50")
 
 

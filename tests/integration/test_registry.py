@@ -1,0 +1,155 @@
+"""The library's life over a real socket: routing to what is there, retiring, purging, merging, tenants, compositions, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from smoa.adapter import new_adapter_id
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
+from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
+    async with running_router(tmp_path) as made:
+        yield made
+
+
+async def test_routes_to_the_adapter_whose_examples_are_nearest(world: RouterWorld) -> None:
+    await world.register(KNEES)
+    await world.register(MONEY, name="money", tags=("billing",))
+    assert (await world.routed("the knee aches on stairs"))[0] == "knees"
+    assert (await world.routed("give me a refund for this order"))[0] == "money"
+    assert await world.routed("give me a refund for this order", score_threshold=0.99) == []
+    decision = await world.client.route("a refund, my knee hurts", base_model="base-a", score_threshold=-1.0)
+    assert sum(item.weight for item in decision.adapters) == pytest.approx(1.0)
+    assert await world.routed("the knee aches on stairs", strategy=common.ROUTING_STRATEGY_TASK, tags=["billing"]) == ["money"]
+    assert (await world.routed("the knee aches", strategy=common.ROUTING_STRATEGY_HYBRID, task_id="money"))[0] == "money"
+
+
+async def test_the_cache_answers_again_and_forgets_what_changed(world: RouterWorld) -> None:
+    knees = await world.register(KNEES)
+    first = await world.client.route("my knee hurts", base_model="base-a")
+    second = await world.client.route("my knee hurts", base_model="base-a")
+    assert (first.cached, second.cached) == (False, True)
+    assert list(first.adapters) == list(second.adapters)
+    assert first.decision_id != second.decision_id
+    await world.client.retire("public", knees.adapter_id, "by the test")
+    third = await world.client.route("my knee hurts", base_model="base-a")
+    assert (third.cached, list(third.adapters)) == (False, [])
+    await world.client.restore("public", knees.adapter_id)
+    assert await world.routed("my knee hurts") == ["knees"]
+    await world.register([f"knee pain, swollen knee {n}" for n in range(5)], name="better")
+    assert "better" in await world.routed("my knee hurts swollen knee pain")
+
+
+async def test_batch_keeps_the_order(world: RouterWorld) -> None:
+    await world.register(KNEES)
+    requests = [router_pb2.RouteRequest(query=query, base_model="base-a") for query in ("my knee hurts", "zzz qqq", "my knee hurts")]
+    answer = await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=requests), timeout=10)
+    assert [bool(decision.adapters) for decision in answer.decisions] == [True, False, True]
+
+
+async def test_purge_waits_for_the_grace_period_and_then_deletes(tmp_path: Path) -> None:
+    async with running_router(tmp_path, purge_grace_s=3600.0) as world:
+        made = await world.register(KNEES)
+        request = registry_pb2.PurgeAdapterRequest(adapter_id=made.adapter_id)
+        code, details, _ = await refused(world.client.registry.PurgeAdapter(request, timeout=10))
+        assert code == "FAILED_PRECONDITION"
+        assert details == f"adapter: {made.adapter_id} is active, so it cannot be purged; see its state with `smoa adapter show`"
+        await world.client.retire("public", made.adapter_id, "no")
+        code, details, _ = await refused(world.client.registry.PurgeAdapter(request, timeout=10))
+        assert code == "FAILED_PRECONDITION"
+        assert "the grace period is 3600 s" in details
+    async with running_router(tmp_path, purge_grace_s=0.0) as world:
+        purged = await world.client.registry.PurgeAdapter(request, timeout=10)
+        assert purged.state == common.ADAPTER_STATE_PURGED
+        assert not list(Path(world.store.location).rglob("*.safetensors"))
+        code, _, _ = await refused(world.client.restore("public", made.adapter_id))
+        assert code == "FAILED_PRECONDITION"
+
+
+async def test_merge_is_one_step_and_idempotent(world: RouterWorld) -> None:
+    first, second = await world.register(KNEES), await world.register(KNEES, name="knees-2", value=0.6)
+    parents = [first.adapter_id, second.adapter_id]
+    digest = await world.store.put(adapter_file(name="child", parents=tuple(parents)))
+    child = await world.client.apply_merge("public", "m1", digest, parents, "alike")
+    assert await world.client.apply_merge("public", "m1", digest, parents, "alike") == child
+    assert await world.routed("my knee hurts") == ["child"]
+    retired = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED])]
+    assert {a.adapter_id for a in retired} == set(parents)
+    assert all(a.state_reason == f"merged into {child.adapter_id}: alike" for a in retired)
+    third = await world.register(MONEY, name="money")
+    bad = await world.store.put(adapter_file(name="child", parents=(first.adapter_id, third.adapter_id)))
+    code, details, _ = await refused(world.client.apply_merge("public", "m2", bad, [first.adapter_id, third.adapter_id], "x"))
+    assert code == "FAILED_PRECONDITION"
+    assert details == f"parent: {first.adapter_id} is retired on base-a; merge active ones of one base"
+    code, _, _ = await refused(world.client.apply_merge("public", "m3", bad, parents, "x"))
+    assert code == "INVALID_ARGUMENT"
+
+
+async def test_tenants_are_apart_and_shared_adapters_are_explicit(world: RouterWorld) -> None:
+    await world.register(KNEES, tenant="acme", name="private")
+    await world.register(KNEES, tenant="acme", name="for-all", shared=True)
+    assert await world.routed("my knee hurts") == ["for-all"]
+    decision = await world.client.route("my knee hurts", base_model="base-a", tenant="acme")
+    assert len(decision.adapters) == 2
+    assert [a.name async for a in world.client.list_all("public")] == ["for-all"]
+    assert (await refused(world.client.registry.ListAdapters(registry_pb2.ListAdaptersRequest(all_tenants=True), timeout=5)))[0] == (
+        "FAILED_PRECONDITION"
+    )
+
+
+async def test_pages_and_foreign_page_tokens(world: RouterWorld) -> None:
+    made = {(await world.register(KNEES, name=str(number), value=number / 10)).adapter_id for number in range(5)}
+    request = registry_pb2.ListAdaptersRequest(page_size=2)
+    seen: list[str] = []
+    while True:
+        page = await world.client.registry.ListAdapters(request, timeout=5)
+        seen += [adapter.adapter_id for adapter in page.adapters]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert seen == sorted(made)
+    request.tenant = "acme"
+    code, details, _ = await refused(world.client.registry.ListAdapters(request, timeout=5))
+    expected = "page_token: belongs to another listing; keep tenant and filters the same from page to page"
+    assert (code, details) == ("INVALID_ARGUMENT", expected)
+
+
+async def test_compositions(world: RouterWorld) -> None:
+    adapter = await world.register(KNEES)
+    leaf = registry_pb2.CompositionChild(adapter_id=adapter.adapter_id, weight=0.5)
+    root = registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[leaf])
+    registry = world.client.registry
+    made = await registry.CreateComposition(registry_pb2.CreateCompositionRequest(name="c", root=root), timeout=5)
+    assert made.root == root
+    assert await registry.GetComposition(registry_pb2.GetCompositionRequest(composition_id=made.composition_id), timeout=5) == made
+    listed = await registry.ListCompositions(registry_pb2.ListCompositionsRequest(), timeout=5)
+    assert list(listed.compositions) == [made]
+    mine = registry_pb2.GetCompositionRequest(composition_id=made.composition_id)
+    other = registry_pb2.GetCompositionRequest(tenant="acme", composition_id=made.composition_id)
+    assert (await refused(registry.GetComposition(other, timeout=5)))[0] == "NOT_FOUND"
+    await registry.DeleteComposition(registry_pb2.DeleteCompositionRequest(composition_id=made.composition_id), timeout=5)
+    assert (await refused(registry.GetComposition(mine, timeout=5)))[0] == "NOT_FOUND"
+    leaf.adapter_id = new_adapter_id()
+    unknown = registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[leaf])
+    request = registry_pb2.CreateCompositionRequest(name="c", root=unknown)
+    assert (await refused(registry.CreateComposition(request, timeout=5)))[0] == "NOT_FOUND"
+
+
+async def test_a_restart_keeps_the_library_and_the_spool(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        made = await world.register(KNEES)
+        decision = await world.client.route("my knee hurts", base_model="base-a")
+        await world.client.report(decision, success=True)
+    async with running_router(tmp_path, spool_events=4) as world:
+        assert [a.adapter_id async for a in world.client.list_all()] == [made.adapter_id]
+        await world.client.route("my knee hurts", base_model="base-a")  # the fourth event: registered, decision, outcome, decision
+        outcome = feedback_pb2.ReportOutcomeRequest(outcome=feedback_pb2.Outcome(decision_id=decision.decision_id, success=True))
+        code, details, _ = await refused(world.client.feedback.ReportOutcome(outcome, timeout=5))
+        assert (code, details) == ("RESOURCE_EXHAUSTED", "spool: 4 of 4 events wait for Kafka; retry when Kafka is back")
