@@ -71,7 +71,7 @@ def train(
         modules=modules,
         steps=steps,
         batch_size=batch_size,
-        learning_rate=learning_rate or (0.03 if kind == "lora_xs" else 0.002),
+        learning_rate=learning_rate if learning_rate is not None else (0.03 if kind == "lora_xs" else 0.002),
         seed=seed,
         tenant=tenant,
         tags=tags,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from services.executor.base_model import BASES_RANK, MODULES, lora_xs_bases
 from services.executor.mixture import Bases, Site
-from services.executor.model import Llama, module_path
+from services.executor.model import Delta, Llama, module_path
 from services.executor.prompt import PromptTokenizer
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
 from smoa.errors import InvalidArgument
@@ -149,6 +149,8 @@ def train(
         raise InvalidArgument("modules", f"{', '.join(sorted(unknown))} is not in the base model", f"use some of {', '.join(MODULES)}")
     if settings.kind == "lora_xs" and settings.rank > BASES_RANK:
         raise InvalidArgument("rank", f"{settings.rank} is over {BASES_RANK} for lora_xs", "use a lower one, or --kind lora")
+    if not 0 < settings.learning_rate <= 10:
+        raise InvalidArgument("learning_rate", f"{settings.learning_rate} is outside 0..10", "use 0.03 for lora_xs, 0.002 for lora")
     shuffled = list(pairs)
     random.Random(settings.seed).shuffle(shuffled)
     held_out = shuffled[: max(1, round(len(shuffled) * settings.held_out))]
@@ -214,7 +216,7 @@ def _batches(pairs: Sequence[Pair], settings: TrainSettings) -> Iterator[list[Pa
             yield order[start : start + settings.batch_size]
 
 
-def completion_loss(model: Llama, tokenizer: PromptTokenizer, batch: Sequence[Pair], delta: TrainableDelta | None) -> Tensor:
+def completion_loss(model: Llama, tokenizer: PromptTokenizer, batch: Sequence[Pair], delta: Delta | None) -> Tensor:
     """Mean cross-entropy over the tokens of the outputs (and their end), scalar float32."""
     prompts = [tokenizer.prompt_ids(pair.input) for pair in batch]
     targets = [tokenizer.completion_ids(pair.output) for pair in batch]

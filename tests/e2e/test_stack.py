@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,3 +233,59 @@ async def test_kill_9_of_every_process_in_traffic_loses_nothing_acknowledged(wor
     uses, outcomes, _ = await world.counted()
     assert uses >= sum(len(decision.adapters) for decision in world.decisions)
     assert outcomes == sum(len(decision.adapters) for decision in world.reported)
+
+
+async def smoa(world: World, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command line, pointed at the stack."""
+    environment = {"SMOA_ROUTER": world.stack.settings.router, "SMOA_EXECUTOR": world.stack.settings.executor, "COLUMNS": "200"}
+    process = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "smoa"), *arguments),
+        env={**os.environ, **environment, "SMOA_STORE": world.stack.settings.store},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("world", ["embedded"], indirect=True)
+async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp_path: Path) -> None:
+    async def good(*arguments: str) -> str:
+        code, out, err = await smoa(world, *arguments)
+        assert code == 0, err
+        return out
+
+    data, file = str(tmp_path / "tickets.jsonl"), str(tmp_path / "tickets.safetensors")
+    pairs = JOBS["support_intent"].generate("train", 40, 0)
+    Path(data).write_text("".join(json.dumps({"input": p.input, "output": p.output}) + "\n" for p in pairs))
+    said = await good("adapter", "train", data, "-o", file, "--tag", "support", "--steps", "2", "--kind", "lora", "--rank", "2")
+    assert "step 2/2 loss " in said
+    pushed = json.loads(await good("adapter", "push", file, "--examples", data))
+    name = pushed["adapter_id"]
+    assert name in await good("adapter", "list")
+    routed = json.loads(await good("route", pairs[0].input, "--json"))
+    assert [item["adapter_id"] for item in routed["adapters"]] == [name]
+    assert name in await good("route", pairs[0].input, "--strategy", "task", "--tag", "support")
+    code, text, usage = await smoa(world, "generate", pairs[0].input, "--max-tokens", "4")
+    assert (code, usage[:11]) == (0, "[1 adapters")
+    assert text.strip()
+    assert json.loads(await good("adapter", "retire", name, "--reason", "to see"))["state_reason"] == "to see"
+    assert json.loads(await good("route", pairs[0].input, "--json")).get("adapters", []) == []
+    assert json.loads(await good("adapter", "restore", name))["state"] == "ADAPTER_STATE_ACTIVE"
+    assert json.loads(await good("adapter", "show", name))["state"] == "ADAPTER_STATE_ACTIVE"
+    await good("adapter", "export", name, str(tmp_path / "peft"))
+    again = str(tmp_path / "again.safetensors")
+    await good("adapter", "import", str(tmp_path / "peft"), "-o", again)
+    assert json.loads(await good("status", "--json"))["base_model"] == world.base_model
+
+    Path(again).write_bytes(Path(again).read_bytes()[:-5])
+    code, _, err = await smoa(world, "adapter", "push", again, "--examples", data)
+    assert (code, err[:43]) == (1, "error: file: is not a whole safetensors fil")
+    code, _, err = await smoa(world, "route", "x", "--strategy", "best")
+    assert code == 2
+    assert "'best' is not one of" in err
+    code, _, err = await smoa(world, "route", "x", "--executor", "127.0.0.1:1")
+    expected = "error: UNAVAILABLE: no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR\n"
+    assert (code, err) == (1, expected)

@@ -30,8 +30,9 @@ def adapter_file(value: float = 0.5, **changes: object) -> bytes:
     manifest = Manifest(
         adapter_id=new_adapter_id(), name="knees", kind="lora_xs", base_model="base-a", rank=2, modules=("q_proj",), layers=(0,)
     )
-    tensors = {"q_proj": np.full((1, 2, 2), value, np.float32), "q_proj.s": np.ones((1, 2), np.float32)}
-    return encode(Adapter(dataclasses.replace(manifest, **changes), tensors))  # type: ignore[arg-type]
+    manifest = dataclasses.replace(manifest, **changes)  # type: ignore[arg-type]
+    (module,) = manifest.modules
+    return encode(Adapter(manifest, {module: np.full((1, 2, 2), value, np.float32), f"{module}.s": np.ones((1, 2), np.float32)}))
 
 
 @dataclasses.dataclass

@@ -1,0 +1,94 @@
+"""A pass of the optimizer over a real registry: what a dry run leaves alone, and what a real one does, with its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.optimizer.optimizer import Optimizer, PassReport
+from services.optimizer.policy import Rules
+from smoa.adapter import decode
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from tests.integration.router_support import KNEES, MONEY, RouterWorld, running_router
+
+RULES = Rules(min_age_s=0.0)
+EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
+
+
+async def _library(world: RouterWorld) -> None:
+    """Two near-duplicates that work, one that fails, one nobody uses, one that is fine, and another tenant's twin of a duplicate."""
+    for name, tenant, value, uses, successes, examples in (
+        ("twin-a", "public", 0.50, 30, 27, KNEES),
+        ("twin-b", "public", 0.51, 9, 9, KNEES),
+        ("failing", "public", -0.5, 40, 2, MONEY),
+        ("unused", "public", -0.6, 0, 0, MONEY),
+        ("useful", "acme", 0.9, 50, 45, MONEY),
+    ):
+        # Each odd one has a shape of its own, so that only the twins are alike.
+        modules = {"failing": ("k_proj",), "unused": ("v_proj",)}.get(name, ("q_proj",))
+        made = await world.register(examples, tenant, name=name, value=value, modules=modules)
+        counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=uses, successes=successes)
+        await world.client.report_statistics(tenant, made.adapter_id, counts)
+
+
+async def _states(world: RouterWorld) -> list[tuple[str, str, str]]:
+    """(name, state, its reason) of everything there is."""
+    found = [a async for a in world.client.list_all(states=EVERY_STATE, all_tenants=True)]
+    return [(a.name, common.AdapterState.Name(a.state).removeprefix("ADAPTER_STATE_"), a.state_reason) for a in found]
+
+
+async def _pass(world: RouterWorld, *, dry_run: bool = False, rules: Rules = RULES) -> PassReport:
+    return await Optimizer(world.client, world.store, rules, lambda _: True, dry_run, 100).run_pass()
+
+
+async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        await _library(world)
+        before = await _states(world)
+        files = sorted(Path(world.store.location).rglob("*.safetensors"))
+        report = await _pass(world, dry_run=True)
+        assert {prune.adapter.name for prune in report.pruned} == {"failing", "unused"}
+        assert [{m.first.name, m.second.name} for m in report.merged] == [{"twin-a", "twin-b"}]
+        assert await _states(world) == before
+        assert sorted(Path(world.store.location).rglob("*.safetensors")) == files
+        said = "\n".join(caplog.messages)
+        assert "dry run: prune failing " in said
+        assert "success 0.05 of 40, upper bound 0.17 under 0.30" in said
+        assert "dry run: prune unused " in said
+        assert "0 uses, under 10, in 0 s; tenant traffic 79 uses over 4 adapters" in said
+        assert "delta cosine 1.0000, benefit 0.90; " in said
+
+
+async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_finds_nothing(tmp_path: Path) -> None:
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        await _library(world)
+        report = await _pass(world)
+        assert report.refused == []
+        retired = {name: reason for name, state, reason in await _states(world) if state == "RETIRED"}
+        assert set(retired) == {"twin-a", "twin-b", "failing", "unused"}
+        assert retired["failing"] == "success 0.05 of 40, upper bound 0.17 under 0.30"
+        assert [a.name async for a in world.client.list_all("acme")] == ["useful"]
+        (child,) = [a async for a in world.client.list_all()]
+        merged = decode(await world.store.get(child.digest))
+        # The mean weighted by successes + 1: (28 x 0.50 + 10 x 0.51) / 38.
+        assert np.allclose(merged.tensors["q_proj"], (28 * 0.50 + 10 * 0.51) / 38, atol=1e-3)
+        assert await world.routed("my knee hurts") == [child.name]
+        again = await _pass(world, rules=dataclasses.replace(RULES, min_age_s=3600.0))
+        assert (again.pruned, again.merged, again.refused) == ([], [], [])
+
+
+async def test_a_lost_file_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        await _library(world)
+        (twin,) = [a async for a in world.client.list_all() if a.name == "twin-a"]
+        await world.store.delete(twin.digest)
+        report = await _pass(world)
+        assert report.merged == []
+        assert {"failing", "unused"} <= {prune.adapter.name for prune in report.pruned}
+        assert report.refused[0].startswith(f"{twin.adapter_id} cannot be compared: adapter file '{twin.digest}' was not found")

@@ -1,0 +1,98 @@
+"""Real processes under the supervisor: restart, backoff, order of the drain, one that will not drain, one that may not end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.supervisor import Spec, Supervisor
+from smoa.errors import Unavailable
+from tests.kafka_support import until
+
+PROGRAM = """
+import pathlib, signal, sys, time
+folder, name, stubborn = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "stubborn"
+def end(*_):
+    with (folder / "ended").open("a") as ended: ended.write(name + " ")
+    if not stubborn: sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+(folder / name).touch()
+print("hello from", name, flush=True)
+while True: time.sleep(0.05)
+"""
+
+
+def _spec(folder: Path, name: str, *, stubborn: bool = False, drain_s: float = 10.0, restart: bool = True) -> Spec:
+    async def ready() -> bool:
+        return (folder / name).exists()
+
+    command = [sys.executable, "-c", PROGRAM, str(folder), name, "stubborn" if stubborn else ""]
+    return Spec(name=name, command=command, ready=ready, ready_within_s=20, drain_s=drain_s, restart=restart)
+
+
+async def test_stages_drain_in_reverse_and_lines_carry_their_process(tmp_path: Path) -> None:
+    log = io.StringIO()
+    supervisor = Supervisor([[_spec(tmp_path, "first")], [_spec(tmp_path, "second")]], log)
+    await supervisor.start()
+    await supervisor.stop()
+    assert (tmp_path / "ended").read_text() == "second first "
+    assert "first  | hello from first\n" in log.getvalue()
+    assert "second | hello from second\n" in log.getvalue()
+
+
+async def test_a_killed_process_comes_back_later_each_time(tmp_path: Path) -> None:
+    log = io.StringIO()
+    supervisor = Supervisor([[_spec(tmp_path, "worker")]], log)
+    await supervisor.start()
+    managed = supervisor.processes["worker"]
+    try:
+        for number in (1, 2):
+            (tmp_path / "worker").unlink()
+            os.kill(managed.pid, signal.SIGKILL)
+
+            async def restarted(number: int = number) -> bool:
+                return managed.restarts == number
+
+            await until("a restart", 10, restarted)
+            await managed.wait_ready()
+    finally:
+        await supervisor.stop()
+    assert "worker | ended with -9; restarting in 1.0 s\n" in log.getvalue()
+    assert "worker | ended with -9; restarting in 2.0 s\n" in log.getvalue()
+
+
+async def test_one_that_will_not_drain_is_killed(tmp_path: Path) -> None:
+    log = io.StringIO()
+    supervisor = Supervisor([[_spec(tmp_path, "mule", stubborn=True, drain_s=0.3)]], log)
+    await supervisor.start()
+    pid = supervisor.processes["mule"].pid
+    await supervisor.stop()
+    assert "mule | did not drain within 0 s: killed\n" in log.getvalue()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_one_that_may_not_end_is_told_of(tmp_path: Path) -> None:
+    supervisor = Supervisor([[_spec(tmp_path, "broker", restart=False)]], io.StringIO())
+    await supervisor.start()
+    try:
+        os.kill(supervisor.processes["broker"].pid, signal.SIGKILL)
+        assert await asyncio.wait_for(supervisor.failed(), 10) == "broker"
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_failed_start_drains_what_was_started(tmp_path: Path) -> None:
+    crashing = Spec(
+        name="crash", command=[sys.executable, "-c", "raise SystemExit(3)"], ready=_spec(tmp_path, "never").ready, restart=False
+    )
+    supervisor = Supervisor([[_spec(tmp_path, "first")], [crashing]], io.StringIO())
+    with pytest.raises(Unavailable, match=r"^crash: ended while starting; its log above says why$"):
+        await supervisor.start()
+    assert (tmp_path / "ended").read_text() == "first "
