@@ -87,7 +87,7 @@ def main() -> None:
         raise SystemExit(1) from error
     except grpc.aio.AioRpcError as error:
         details = error.details() or ""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details:
+        if error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
             details = "no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR"
         click.echo(f"error: {error.code().name}: {details}", err=True)
         raise SystemExit(1) from error
