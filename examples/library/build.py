@@ -78,14 +78,12 @@ def main(names: list[str]) -> None:
         adapter = train(model, folder, tokenizer, pairs, settings_of(job), report)
         fixed_id = str(ULID.from_bytes(hashlib.sha256(job.name.encode()).digest()[:16]))
         adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))
-        data = encode(adapter)
-        (FOLDER / f"{job.name}.safetensors").write_bytes(data)
+        (FOLDER / f"{job.name}.safetensors").write_bytes(encode(adapter))
         test = job.generate("test", TEST_EXAMPLES, SEED)
         mixture = Mixture.of([(load_adapter(adapter, model, 8), 1.0)], model.dtype)
         results[job.name] = {
             "domain": job.domain,
             "parameters": adapter.parameter_count,
-            "bytes": len(data),
             "exact_match": exact_match(runner, tokenizer, mixture, test),
             "base_exact_match": exact_match(runner, tokenizer, Mixture({}, {}), test),
         }
