@@ -302,9 +302,11 @@ def test_the_api_server_accepts_every_object_of_the_base(control_plane: Kubectl)
     # Not rolled out: its router would wait for ever for a claim that nothing here provides. A dry run still needs the namespace.
     ok(control_plane("create", "namespace", "smoa"))
     try:
-        ok(control_plane("apply", "--dry-run=server", "-k", str(K8S / "base")))
+        accepted = ok(control_plane("apply", "--dry-run=server", "-k", str(K8S / "base")))
     finally:
         ok(control_plane("delete", "namespace", "smoa", "--wait=false"))
+    for name, kind in SERVICES.items():
+        assert f"{kind.lower()}.apps/{name} created (server dry run)" in accepted
 
 
 def test_a_pod_that_is_not_restricted_is_refused(deployed: Kubectl) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.router.library import AdapterRecord, Candidate
 from services.router.scoring import Hints, check_strategy, choose, score, softmax, task_score
-from smoa.errors import InvalidArgument, Unimplemented
+from smoa.errors import InvalidArgument, SmoaError, Unimplemented
 
 
 def _record(adapter_id: str, tags: tuple[str, ...] = (), specialization: str = "task") -> AdapterRecord:
@@ -145,7 +145,10 @@ def test_later_strategies_are_named(strategy: str) -> None:
 
 @pytest.mark.parametrize(("strategy", "hints"), [("semantic", Hints()), ("hybrid", Hints()), ("task", Hints(task_id="x"))])
 def test_implemented_strategies_pass(strategy: str, hints: Hints) -> None:
-    check_strategy(strategy, hints)
+    try:
+        check_strategy(strategy, hints)
+    except SmoaError as refused:
+        pytest.fail(f"{strategy} was refused: {refused}")
 
 
 VALUES = st.lists(st.floats(-1, 1), min_size=1, max_size=20)
