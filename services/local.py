@@ -268,6 +268,12 @@ def doctor(router_port: int, executor_port: int) -> None:
         line(True, f"base model {name}, fingerprint {fingerprint(resolve(name))[:12]}")
     except (SmoaError, ImportError) as error:
         line(False, "base model", str(error))
+    try:
+        from services.executor.native.library import compiled
+
+        line(True, f"native forward pass {compiled().name}")
+    except SmoaError as error:
+        line(False, "native forward pass", str(error))
     free_gib = shutil.disk_usage(".").free / 2**30
     line(free_gib > 2, f"{free_gib:.0f} GiB of disk free", "free at least 2 GiB")
     available_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30

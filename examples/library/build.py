@@ -17,18 +17,19 @@ from ulid import ULID
 
 from examples.library import ADAPTERS
 from examples.library.jobs import JOBS, Example, Job
-from services.executor.base_model import DEFAULT_BASE_MODEL, lora_xs_bases, resolve
+from services.executor.app import load_backend
+from services.executor.backend import Backend, Chunk
+from services.executor.base_model import DEFAULT_BASE_MODEL, resolve
 from services.executor.mixture import Mixture, load_adapter
 from services.executor.model import Llama
 from services.executor.prompt import PromptTokenizer
-from services.executor.runner import Row, Runner, Sampling
+from services.executor.settings import MIB, ExecutorSettings
 from services.executor.training import Pair, Progress, TrainSettings, train
 from smoa.adapter import encode
 
 FOLDER = ADAPTERS
 RESULTS = FOLDER / "results.json"
 TRAIN_EXAMPLES, TEST_EXAMPLES, SEED = 400, 40, 0
-ROWS = 16
 
 
 def settings_of(job: Job) -> TrainSettings:
@@ -38,20 +39,20 @@ def settings_of(job: Job) -> TrainSettings:
     )
 
 
-def exact_match(runner: Runner, tokenizer: PromptTokenizer, mixture: Mixture, examples: list[Example], max_tokens: int = 12) -> float:
+def answer(backend: Backend, tokenizer: PromptTokenizer, mixture: Mixture, text: str, max_tokens: int = 12) -> str:
+    """The greedy answer to one query."""
+    ids = tokenizer.prompt_ids(text)
+    prompt_tokens, computed = len(ids), 0
+    while len(ids) - prompt_tokens < max_tokens and ids[-1] not in tokenizer.eos_ids:
+        chunk = Chunk(ids[computed:], computed, range(backend.blocks), mixture, 1)
+        computed = len(ids)
+        ids += backend.forward([chunk])[1]
+    return tokenizer.text([token for token in ids[prompt_tokens:] if token not in tokenizer.eos_ids]).strip()
+
+
+def exact_match(backend: Backend, tokenizer: PromptTokenizer, mixture: Mixture, examples: list[Example]) -> float:
     """Share of the examples whose greedy answer equals the output."""
-    right = 0
-    for start in range(0, len(examples), ROWS):
-        chunk = examples[start : start + ROWS]
-        rows = [Row(index, mixture, Sampling()) for index in range(len(chunk))]
-        answers = [[runner.prefill(row, tokenizer.prompt_ids(example.input))] for row, example in zip(rows, chunk, strict=True)]
-        for _ in range(max_tokens - 1):
-            for answer, token in zip(answers, runner.decode(rows), strict=True):
-                answer.append(token)
-        for answer, example in zip(answers, chunk, strict=True):
-            ends = [at for at, token in enumerate(answer) if token in tokenizer.eos_ids]
-            right += tokenizer.text(answer[: ends[0]] if ends else answer).strip() == example.output
-    return right / len(examples)
+    return sum(answer(backend, tokenizer, mixture, one.input) == one.output for one in examples) / len(examples)
 
 
 def main(names: list[str]) -> None:
@@ -61,7 +62,7 @@ def main(names: list[str]) -> None:
     folder = resolve(DEFAULT_BASE_MODEL)
     model = Llama.load(folder, torch.bfloat16)
     tokenizer = PromptTokenizer(folder, model.config)
-    runner = Runner(model, lora_xs_bases(folder, model.fingerprint), ROWS, 512)
+    backend = load_backend(ExecutorSettings(cache_bytes=32 * MIB, context=512, step_tokens=512), folder)
     FOLDER.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for number, job in enumerate(JOBS[name] for name in (names or JOBS)):
@@ -80,12 +81,12 @@ def main(names: list[str]) -> None:
         adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))
         (FOLDER / f"{job.name}.safetensors").write_bytes(encode(adapter))
         test = job.generate("test", TEST_EXAMPLES, SEED)
-        mixture = Mixture.of([(load_adapter(adapter, model, 8), 1.0)], model.dtype)
+        mixture = backend.mix([(load_adapter(adapter, model.config, model.fingerprint, 8, model.dtype), 1.0)])
         results[job.name] = {
             "domain": job.domain,
             "parameters": adapter.parameter_count,
-            "exact_match": exact_match(runner, tokenizer, mixture, test),
-            "base_exact_match": exact_match(runner, tokenizer, Mixture({}, {}), test),
+            "exact_match": exact_match(backend, tokenizer, mixture, test),
+            "base_exact_match": exact_match(backend, tokenizer, backend.mix([]), test),
         }
         RESULTS.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
         print(f"{job.name}: {results[job.name]}", flush=True)

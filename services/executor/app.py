@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import torch
 
-from services.executor.base_model import lora_xs_bases, resolve
+from services.executor.backend import BLOCK_TOKENS, Backend
+from services.executor.base_model import fingerprint, load_weights, lora_xs_bases, resolve
 from services.executor.engine import Engine
 from services.executor.mixture import load_adapter
-from services.executor.model import Llama
+from services.executor.model import Llama, ModelConfig
+from services.executor.native.backend import NativeBackend
 from services.executor.prompt import PromptTokenizer
 from services.executor.residency import Residency
-from services.executor.runner import Runner
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.slots import SlotPool
-from smoa.errors import InvalidArgument
+from services.executor.torch_backend import TorchBackend
+from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
@@ -26,36 +29,88 @@ from smoa.store import AdapterStore
 from smoa.v1 import executor_pb2_grpc
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+BACKENDS = ("auto", "native", "torch")
+_log = logging.getLogger(__name__)
 
 
-def load_engine(settings: ExecutorSettings) -> tuple[Engine, Llama, Path]:
-    """Load model, bases and pools; all memory is taken here."""
+def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
+    """Load the base model and its bases; all memory of model and cache is taken here.
+
+    Raises:
+        InvalidArgument: an unknown backend or dtype, or a cache that does not hold one context.
+        FailedPrecondition: `native` was asked for and cannot run here.
+    """
     if settings.dtype not in DTYPES:
         raise InvalidArgument("SMOA_EXECUTOR_DTYPE", f"{settings.dtype!r} is unknown", f"use one of {', '.join(DTYPES)}")
+    if settings.backend not in BACKENDS:
+        raise InvalidArgument("SMOA_EXECUTOR_BACKEND", f"{settings.backend!r} is unknown", f"use one of {', '.join(BACKENDS)}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    config, name, dtype = ModelConfig.from_folder(folder), fingerprint(folder), DTYPES[settings.dtype]
+    block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize
+    blocks, needed = settings.cache_bytes // block_bytes, -(-min(settings.context, config.context) // BLOCK_TOKENS)
+    if blocks < needed:
+        raise InvalidArgument(
+            "SMOA_EXECUTOR_CACHE_BYTES",
+            f"{settings.cache_bytes:,} holds {blocks * BLOCK_TOKENS} tokens, under the context of {settings.context}",
+            f"give at least {needed * block_bytes:,}",
+        )
+    bases = lora_xs_bases(folder, name)
+    if settings.backend == "native" or (settings.backend == "auto" and settings.device == "cpu"):
+        try:
+            return NativeBackend(
+                config,
+                load_weights(folder),
+                name,
+                bases,
+                dtype=dtype,
+                blocks=blocks,
+                context=settings.context,
+                threads=settings.threads,
+                max_step_tokens=settings.step_tokens,
+            )
+        except FailedPrecondition as error:
+            if settings.backend == "native":
+                raise
+            _log.warning("running on torch, which is slower: %s", error)
+    model = Llama.load(folder, dtype, settings.device)
+    return TorchBackend(model, bases, blocks=blocks, context=settings.context)
+
+
+def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
+    """The engine, the base model's fingerprint and its folder."""
     folder = resolve(settings.base_model)
-    model = Llama.load(folder, DTYPES[settings.dtype], settings.device)
-    runner = Runner(model, lora_xs_bases(folder, model.fingerprint), settings.rows, settings.context)
+    backend = load_backend(settings, folder)
     residency = Residency(
-        SlotPool(settings.slots), AdapterStore(settings.store), lambda adapter: load_adapter(adapter, model, settings.max_rank)
+        SlotPool(settings.slots, settings.slot_bytes),
+        AdapterStore(settings.store),
+        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, DTYPES[settings.dtype]),
+        device=settings.device,
+        host_bytes=settings.host_bytes,
     )
-    tokenizer = PromptTokenizer(folder, model.config)
-    engine = Engine(runner, tokenizer, residency, rows=settings.rows, max_waiting=settings.max_waiting, max_tokens=settings.max_tokens)
-    return engine, model, folder
+    engine = Engine(
+        backend,
+        PromptTokenizer(folder, backend.config),
+        residency,
+        rows=settings.rows,
+        step_tokens=settings.step_tokens,
+        max_waiting=settings.max_waiting,
+        max_tokens=settings.max_tokens,
+    )
+    return engine, backend.fingerprint, folder
 
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
     server = RpcServer(settings.address)
-    engine, model, folder = await asyncio.to_thread(load_engine, settings)
+    engine, name, folder = await asyncio.to_thread(load_engine, settings)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await engine.start()
     stack.push_async_callback(engine.stop)
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(engine, publisher, model.fingerprint, folder.name, settings.rows), server.server
+        ExecutorServicer(engine, publisher, name, folder.name, settings.rows), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)

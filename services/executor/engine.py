@@ -1,28 +1,30 @@
 """The engine: a loop of three verbs, schedule, run, postprocess, over one batch in which every row has its own mixture.
 
-Torch runs on one worker thread; the loop around it owns every decision. Nothing outside this port may assume torch.
+The backend runs on one worker thread; the loop around it owns every decision. Nothing outside this port may assume torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
+from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
+from services.executor.blocks import BlockPool
 from services.executor.mixture import Mixture
 from services.executor.prompt import PromptTokenizer
 from services.executor.residency import AdapterRef, Residency
-from services.executor.runner import Row, Runner, Sampling
-from services.executor.scheduler import Scheduler
+from services.executor.runner import Result, Sampler, Sampling, Work, run_step
+from services.executor.scheduler import Job, Scheduler
 from services.executor.text import TextAssembler
 from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError, Unavailable
 
-T = TypeVar("T")
 Finish = Literal["end", "stop_string", "length"]
 _log = logging.getLogger(__name__)
 
@@ -62,28 +64,57 @@ class Piece:
     usage: GenerationUsage | None = None
 
 
-@dataclass(eq=False)
-class _Sequence:
-    prompt: list[int]
-    mixture: Mixture
-    generation: Generation
-    row: Row | None = None
-    tokens: asyncio.Queue[int | SmoaError] = field(default_factory=asyncio.Queue)  # bounded by max_tokens
-    started_ns: int = 0
+@dataclass(eq=False, kw_only=True)
+class _Sequence(Job):
+    refs: tuple[AdapterRef, ...]
+    sampler: Sampler | None = None
+    scored: list[int] = field(default_factory=list)
+    """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
+    scored_from: int = 0
+    mixture: Mixture | None = None
+    results: asyncio.Queue[Result | SmoaError] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
+    admitted_ns: int = 0
+
+    def work(self, count: int) -> Work:
+        """The next `count` tokens, as the runner takes them."""
+        assert self.mixture is not None
+        end = self.computed + count
+        targets = self.scored[max(self.computed + 1, self.scored_from) : end + 1]
+        sampler = self.sampler if end == len(self.tokens) else None
+        outputs = len(targets) or int(sampler is not None)
+        return Work(Chunk(self.tokens[self.computed : end], self.computed, self.blocks, self.mixture, outputs), sampler, targets)
 
 
 class Engine:
-    """Continuous batching over a fixed number of rows."""
+    """Continuous batching: sequences join and leave at any step, each with its own mixture."""
 
     def __init__(
-        self, runner: Runner, tokenizer: PromptTokenizer, residency: Residency, *, rows: int, max_waiting: int, max_tokens: int
+        self,
+        backend: Backend,
+        tokenizer: PromptTokenizer,
+        residency: Residency,
+        *,
+        rows: int,
+        step_tokens: int,
+        max_waiting: int,
+        max_tokens: int,
     ) -> None:
-        self._runner, self._tokenizer, self.residency = runner, tokenizer, residency
+        self._backend, self.tokenizer, self.residency = backend, tokenizer, residency
         # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
-        self.scheduler: Scheduler[_Sequence] = Scheduler(rows, rows + max_waiting)
-        self._max_tokens, self._max_in_flight, self._in_flight = max_tokens, rows + max_waiting, 0
+        self._max_in_flight, self._in_flight = rows + max_waiting, 0
+        self.scheduler: Scheduler[_Sequence] = Scheduler(
+            rows=rows,
+            slots=residency.pool,
+            blocks=BlockPool(backend.blocks),
+            block_tokens=BLOCK_TOKENS,
+            step_tokens=step_tokens,
+            max_waiting=self._max_in_flight,
+        )
+        self._max_tokens = max_tokens
+        self._base = backend.mix([])
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
+        self._preparing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -91,18 +122,18 @@ class Engine:
         self._task = asyncio.create_task(self._loop(), name="engine")
 
     async def stop(self) -> None:
-        """End the loop; requests still running get UNAVAILABLE."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        for sequence, _ in self.scheduler.running:
-            sequence.tokens.put_nowait(Unavailable("executor: is shutting down; retry on another", 0.5))
+        """End the loop; requests in flight get UNAVAILABLE."""
+        tasks = [*self._preparing, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for sequence in self.scheduler.jobs:
+            sequence.results.put_nowait(Unavailable("executor: is shutting down; retry on another", 0.5))
         await self.residency.close()
         self._thread.shutdown()
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream a completion. Closing the iterator frees the row and the leases at once.
+        """Stream a completion. Closing the iterator frees row, cache and leases at once.
 
         Raises:
             InvalidArgument: the prompt and max_tokens do not fit the context.
@@ -110,129 +141,167 @@ class Engine:
         """
         arrived_ns = time.perf_counter_ns()
         prompt = self._checked_prompt(generation)
-        if self._in_flight >= self._max_in_flight:
-            raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
-        self._in_flight += 1
-        try:
-            async with self.residency.lease(generation.tenant, generation.adapters) as lease:
-                weighted = [(adapter, ref.weight) for adapter, ref in zip(lease.adapters, generation.adapters, strict=True)]
-                mixture = await self._compute(lambda: Mixture.of(weighted, self._runner.model.dtype))
-                sequence = _Sequence(prompt, mixture, generation)
-                self.scheduler.add(sequence)
-                self._work.set()
-                try:
-                    async for piece, finish, tokens, first_ns in self._pieces(sequence):
-                        if finish is None:
-                            yield Piece(piece, 1)
-                            continue
-                        now = time.perf_counter_ns()
-                        usage = GenerationUsage(
-                            prompt_tokens=len(prompt),
-                            completion_tokens=tokens,
-                            queue_us=(sequence.started_ns - arrived_ns) // 1000,
-                            first_token_us=(first_ns - arrived_ns) // 1000,
-                            total_us=(now - arrived_ns) // 1000,
-                            adapter_hits=lease.hits,
-                            adapter_misses=lease.misses,
-                            finish=finish,
-                        )
-                        yield Piece(piece, 1, usage)
-                finally:
-                    self.scheduler.remove(sequence)
-        finally:
-            self._in_flight -= 1
+        sequence = _Sequence(
+            tenant=generation.tenant,
+            tokens=prompt,
+            max_new=generation.max_tokens,
+            mixture_key=_mixture_key(generation.tenant, generation.adapters),
+            refs=generation.adapters,
+            sampler=Sampler(generation.sampling),
+        )
+        assembler = TextAssembler(self.tokenizer.text, generation.stop)
+        tokens, first_ns = 0, 0
+        async with self._submitted(sequence):
+            while True:
+                token = (await self._result(sequence)).token
+                assert token is not None, "a sampler picks a token"
+                tokens += 1
+                first_ns = first_ns or time.perf_counter_ns()
+                text, finish = self._finish(assembler, token, last=tokens == generation.max_tokens)
+                if finish is None:
+                    yield Piece(text, 1)
+                    continue
+                misses = len(sequence.acquired.missing) if sequence.acquired else 0
+                usage = GenerationUsage(
+                    prompt_tokens=sequence.prompt_tokens,
+                    completion_tokens=tokens,
+                    queue_us=(sequence.admitted_ns - arrived_ns) // 1000,
+                    first_token_us=(first_ns - arrived_ns) // 1000,
+                    total_us=(time.perf_counter_ns() - arrived_ns) // 1000,
+                    adapter_hits=len(generation.adapters) - misses,
+                    adapter_misses=misses,
+                    finish=finish,
+                )
+                yield Piece(text, 1, usage)
+                return
 
     async def score(self, tenant: str, prompt: str, completion: str, adapters: Sequence[AdapterRef]) -> list[float]:
         """Log-probabilities of the completion's tokens under a mixture.
 
         Raises:
             InvalidArgument: an empty completion, or more tokens than the context.
+            ResourceExhausted: too many requests are in flight.
         """
-        before, after = self._tokenizer.prompt_ids(prompt), self._tokenizer.ids(completion)
+        before, after = self.tokenizer.prompt_ids(prompt), self.tokenizer.ids(completion)
         if not after:
             raise InvalidArgument("completion", "has no token", "send the text to score")
-        if len(before) + len(after) > self._runner.context:
+        if len(before) + len(after) > self._backend.context:
             raise InvalidArgument(
-                "prompt", f"and completion have {len(before) + len(after)} tokens, over {self._runner.context}", "shorten them"
+                "prompt", f"and completion have {len(before) + len(after)} tokens, over {self._backend.context}", "shorten them"
             )
-        async with self.residency.lease(tenant, adapters) as lease:
-            weighted = [(adapter, ref.weight) for adapter, ref in zip(lease.adapters, adapters, strict=True)]
-            return await self._compute(lambda: self._runner.score(Mixture.of(weighted, self._runner.model.dtype), before, after))
+        whole = before + after
+        sequence = _Sequence(tenant=tenant, tokens=whole[:-1], max_new=0, refs=tuple(adapters), scored=whole, scored_from=len(before))
+        logprobs: list[float] = []
+        async with self._submitted(sequence):
+            while len(logprobs) < len(after):
+                logprobs += (await self._result(sequence)).logprobs
+        return logprobs
 
     def _checked_prompt(self, generation: Generation) -> list[int]:
         if not 1 <= generation.max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{generation.max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self._tokenizer.prompt_ids(generation.prompt)
-        if len(prompt) + generation.max_tokens > self._runner.context:
+        prompt = self.tokenizer.prompt_ids(generation.prompt)
+        if len(prompt) + generation.max_tokens > self._backend.context:
             raise InvalidArgument(
                 "prompt",
-                f"has {len(prompt)} tokens, with max_tokens over the context of {self._runner.context}",
+                f"has {len(prompt)} tokens, with max_tokens over the context of {self._backend.context}",
                 "shorten it or lower max_tokens",
             )
         return prompt
 
-    async def _pieces(self, sequence: _Sequence) -> AsyncIterator[tuple[str, Finish | None, int, int]]:
-        assembler = TextAssembler(self._tokenizer.text, sequence.generation.stop)
-        tokens, first_ns = 0, 0
-        while True:
-            token = await sequence.tokens.get()
-            if isinstance(token, SmoaError):
-                raise token
-            tokens += 1
-            first_ns = first_ns or time.perf_counter_ns()
-            if token in self._tokenizer.eos_ids:
-                yield assembler.finish(), "end", tokens, first_ns
-                return
-            text = assembler.push(token)
-            if assembler.stopped:
-                yield text, "stop_string", tokens, first_ns
-                return
-            if tokens == sequence.generation.max_tokens:
-                yield text + assembler.finish(), "length", tokens, first_ns
-                return
-            yield text, None, tokens, first_ns
+    def _finish(self, assembler: TextAssembler, token: int, *, last: bool) -> tuple[str, Finish | None]:
+        if token in self.tokenizer.eos_ids:
+            return assembler.finish(), "end"
+        text = assembler.push(token)
+        if assembler.stopped:
+            return text, "stop_string"
+        return (text + assembler.finish(), "length") if last else (text, None)
 
-    async def _compute(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    @asynccontextmanager
+    async def _submitted(self, sequence: _Sequence) -> AsyncIterator[None]:
+        """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
+        if self._in_flight >= self._max_in_flight:
+            raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
+        self._in_flight += 1
+        try:
+            sequence.adapters = await self.residency.fetch(sequence.tenant, sequence.refs)
+            self.scheduler.add(sequence)
+            self._work.set()
+            yield
+        finally:
+            self._in_flight -= 1
+            self._remove(sequence)
+
+    async def _result(self, sequence: _Sequence) -> Result:
+        result = await sequence.results.get()
+        if isinstance(result, SmoaError):
+            raise result
+        return result
 
     async def _loop(self) -> None:
         while True:
-            for sequence, index in self.scheduler.admit():
-                await self._start(sequence, index)
-            running = [(sequence, sequence.row) for sequence, _ in self.scheduler.running if sequence.row is not None]
-            if not running:
+            for sequence in self.scheduler.admit():
+                self._admitted(sequence)
+            plan = self.scheduler.plan()
+            if not plan:
                 self._work.clear()
-                if not self.scheduler.waiting:
-                    await self._work.wait()
+                await self._work.wait()
                 continue
-            rows = [row for _, row in running]
-            tokens = await self._guarded([sequence for sequence, _ in running], lambda rows=rows: self._runner.decode(rows))  # type: ignore[misc]
-            for (sequence, row), token in zip(running, tokens or (), strict=False):
-                self._deliver(sequence, row, token)
+            works = [sequence.work(count) for sequence, count in plan]
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
+            except (RuntimeError, ValueError, IndexError) as error:
+                # A step that fails fails its own requests; the loop goes on for the others.
+                _log.exception("a model step failed")
+                for sequence, _ in plan:
+                    self._fail(sequence, Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
+                continue
+            for (sequence, count), result in zip(plan, results, strict=True):
+                self._deliver(sequence, count, result)
             await asyncio.sleep(0)  # let readers leave before the next step
 
-    def _deliver(self, sequence: _Sequence, row: Row, token: int) -> None:
-        """Hand a token to its reader; a finished sequence gives up its row now, however slow its reader is."""
-        sequence.tokens.put_nowait(token)
-        length = row.length - len(sequence.prompt) + 1
-        if token in self._tokenizer.eos_ids or length >= sequence.generation.max_tokens:
-            self.scheduler.remove(sequence)
+    def _admitted(self, sequence: _Sequence) -> None:
+        sequence.admitted_ns = time.perf_counter_ns()
+        if not sequence.refs:
+            sequence.mixture, sequence.ready = self._base, True
+            return
+        task = asyncio.create_task(self._prepare(sequence), name="prepare")
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
 
-    async def _start(self, sequence: _Sequence, index: int) -> None:
-        sequence.started_ns = time.perf_counter_ns()
-        row = Row(index, sequence.mixture, sequence.generation.sampling)
-        token = await self._guarded([sequence], lambda: self._runner.prefill(row, sequence.prompt))
-        if token is not None:
-            sequence.row = row
-            self._deliver(sequence, row, token)
-
-    async def _guarded(self, sequences: Sequence[_Sequence], function: Callable[[], T]) -> T | None:
-        """A step that fails fails its own requests, with the trace in the log; the loop goes on for the others."""
+    async def _prepare(self, sequence: _Sequence) -> None:
+        """Put a sequence's adapters on the device and mix them, while the others decode."""
+        assert sequence.acquired is not None
         try:
-            return await self._compute(function)
-        except (RuntimeError, ValueError, IndexError) as error:
-            _log.exception("a model step failed")
-            for sequence in sequences:
-                sequence.tokens.put_nowait(Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
-                self.scheduler.remove(sequence)
-            return None
+            adapters = await self.residency.place(sequence.refs, sequence.acquired)
+        except SmoaError as error:
+            self._fail(sequence, error)
+            return
+        weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
+        sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
+        sequence.ready = True
+        self._work.set()
+
+    def _deliver(self, sequence: _Sequence, count: int, result: Result) -> None:
+        """Hand a result to its reader; a finished sequence gives up its place now, however slow its reader is."""
+        self.scheduler.computed(sequence, count)
+        if result.token is not None:
+            sequence.tokens.append(result.token)
+        if result.token is not None or result.logprobs:
+            sequence.results.put_nowait(result)
+        ended = len(sequence.tokens) - sequence.prompt_tokens >= sequence.max_new or result.token in self.tokenizer.eos_ids
+        if ended and sequence.computed >= sequence.prompt_tokens:
+            self._remove(sequence)
+
+    def _fail(self, sequence: _Sequence, error: SmoaError) -> None:
+        sequence.results.put_nowait(error)
+        self._remove(sequence)
+
+    def _remove(self, sequence: _Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.residency.discard(sequence.adapters)
+        self._work.set()  # others may fit now
+
+
+def _mixture_key(tenant: str, refs: Sequence[AdapterRef]) -> bytes:
+    return hashlib.blake2b(repr((tenant, [(ref.key, ref.weight) for ref in refs])).encode(), digest_size=16).digest()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.executor.base_model import BASES_RANK, MODULES
-from services.executor.model import Llama, module_path
+from services.executor.model import ModelConfig, module_path
 from smoa.adapter import Adapter
 from smoa.errors import FailedPrecondition, InvalidArgument
 
@@ -26,9 +26,15 @@ Bases = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """One adapter's tensors on the device, by site, scaling folded in. Either map may be empty."""
+    """One adapter's tensors on the device. Either map may be empty.
 
-    cores: Mapping[Site, Tensor]
+    `cores`: module -> [layers, rank, rank] in the file's dtype, for the layers named. `pairs`: site -> A [rank, in] and B transposed
+    [rank, out], in the model's dtype.
+    """
+
+    layers: tuple[int, ...]
+    scaling: float
+    cores: Mapping[str, Tensor]
     pairs: Mapping[Site, tuple[Tensor, Tensor]]
 
     @property
@@ -36,89 +42,90 @@ class LoadedAdapter:
         """Device bytes held."""
         return sum(t.nbytes for t in self.cores.values()) + sum(a.nbytes + b.nbytes for a, b in self.pairs.values())
 
+    def to(self, device: str) -> LoadedAdapter:
+        """A copy on another device."""
+        cores = {module: stack.to(device) for module, stack in self.cores.items()}
+        pairs = {site: (a.to(device), b.to(device)) for site, (a, b) in self.pairs.items()}
+        return LoadedAdapter(self.layers, self.scaling, cores, pairs)
 
-def load_adapter(adapter: Adapter, model: Llama, max_rank: int) -> LoadedAdapter:
-    """Move an adapter to the model's device, checked against the model.
+
+def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_rank: int, dtype: torch.dtype) -> LoadedAdapter:
+    """An adapter as host tensors in the model's dtype, checked against the model.
 
     Raises:
         FailedPrecondition: trained for another base model.
         InvalidArgument: a rank over the pool's, an unknown module, a layer or shape the model does not have.
     """
     manifest = adapter.manifest
-    if manifest.base_model != model.fingerprint:
+    if manifest.base_model != fingerprint:
         raise FailedPrecondition(
             f"base_model: adapter {manifest.adapter_id} was trained for {manifest.base_model[:12]}, this executor runs "
-            f"{model.fingerprint[:12]}; send it to an executor with that base model"
+            f"{fingerprint[:12]}; send it to an executor with that base model"
         )
     limit = BASES_RANK if manifest.kind == "lora_xs" else max_rank
     if manifest.rank > limit:
         remedy = f"retrain with a rank up to {limit}" + ("" if manifest.kind == "lora_xs" else ", or raise SMOA_EXECUTOR_MAX_RANK")
         raise InvalidArgument("rank", f"{manifest.rank} is over this executor's {limit} for {manifest.kind}", remedy)
-    cores: dict[Site, Tensor] = {}
-    pairs: dict[Site, tuple[Tensor, Tensor]] = {}
-
-    def to_device(array: object) -> Tensor:
-        return torch.tensor(array, dtype=torch.float32)
-
-    if manifest.kind == "lora_xs":
+    for layer in manifest.layers:
         for module in manifest.modules:
-            stack = adapter.tensors[module]
-            for index, layer in enumerate(manifest.layers):
-                _shape_of(model, layer, module)
-                cores[layer, module] = (to_device(stack[index]) * manifest.scaling).to(model.device)
-        return LoadedAdapter(cores, {})
+            if module not in MODULES or not 0 <= layer < config.layers:
+                raise InvalidArgument("manifest.modules", f"layer {layer} {module!r} is not in the base model", f"use {', '.join(MODULES)}")
+    if manifest.kind == "lora_xs":
+        cores = {module: torch.tensor(adapter.tensors[module]) for module in manifest.modules}
+        return LoadedAdapter(manifest.layers, manifest.scaling, cores, {})
+    pairs: dict[Site, tuple[Tensor, Tensor]] = {}
     for layer in manifest.layers:
         for module in manifest.modules:
             path = module_path(layer, module)
             if f"{path}.lora_A" not in adapter.tensors:
                 continue
-            a, b = to_device(adapter.tensors[f"{path}.lora_A"]), to_device(adapter.tensors[f"{path}.lora_B"])
-            if (b.shape[0], a.shape[1]) != _shape_of(model, layer, module):
-                raise InvalidArgument(
-                    "file", f"{path} is {b.shape[0]}x{a.shape[1]}, the model's is {_shape_of(model, layer, module)}", "retrain"
-                )
-            pairs[layer, module] = (a.to(model.device, model.dtype), (b * manifest.scaling).to(model.device, model.dtype))
+            a, b = torch.tensor(adapter.tensors[f"{path}.lora_A"]), torch.tensor(adapter.tensors[f"{path}.lora_B"])
+            if (b.shape[0], a.shape[1]) != config.shape(module):
+                raise InvalidArgument("file", f"{path} is {b.shape[0]}x{a.shape[1]}, the model's is {config.shape(module)}", "retrain")
+            pairs[layer, module] = (a.to(dtype).contiguous(), b.T.to(dtype).contiguous())
     if len(pairs) * 2 != len(adapter.tensors):
         raise InvalidArgument("file", "holds tensors outside the manifest's layers", "write only the layers that the manifest names")
-    return LoadedAdapter({}, pairs)
+    return LoadedAdapter(manifest.layers, manifest.scaling, {}, pairs)
 
 
-def _shape_of(model: Llama, layer: int, module: str) -> tuple[int, int]:
-    if module not in MODULES or not 0 <= layer < model.config.layers:
-        raise InvalidArgument("manifest.modules", f"layer {layer} {module!r} is not in the base model", f"use {', '.join(MODULES)}")
-    weight = model.linears[layer][module]
-    return weight.shape[0], weight.shape[1]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
-    """One request's adapters, mixed once: a core a site and a concatenated pair a site."""
+    """One request's adapters: cores mixed into one, `lora` pairs listed with their weights.
 
-    cores: Mapping[Site, Tensor]
-    pairs: Mapping[Site, tuple[Tensor, Tensor]]
+    `cores` [layers, modules, BASES_RANK, BASES_RANK] float32 holds transposed cores (x core, row by row), zero where the mixture has
+    none; None when no adapter is `lora_xs`. Adapters of smaller rank fill the leading corner: a smaller basis is a prefix of a larger.
+    """
+
+    cores: Tensor | None
+    core_sites: frozenset[Site]
+    pairs: Mapping[Site, tuple[tuple[Tensor, Tensor, float], ...]]
 
     @classmethod
-    def of(cls, weighted: Sequence[tuple[LoadedAdapter, float]], dtype: torch.dtype) -> Mixture:
-        """Mix in float32; cores of different ranks are padded with zeros (a smaller basis is a prefix of a larger one)."""
-        cores: dict[Site, Tensor] = {}
-        parts: dict[Site, list[tuple[Tensor, Tensor]]] = {}
+    def of(cls, weighted: Sequence[tuple[LoadedAdapter, float]], config: ModelConfig) -> Mixture:
+        """Mix in float32, weights applied once."""
+        cores: Tensor | None = None
+        sites: set[Site] = set()
+        pairs: dict[Site, tuple[tuple[Tensor, Tensor, float], ...]] = {}
         for adapter, weight in weighted:
-            for site, core in adapter.cores.items():
-                term = weight * core
-                cores[site] = _padded_sum(cores[site], term) if site in cores else term
+            scaled = weight * adapter.scaling
+            for module, stack in adapter.cores.items():
+                if cores is None:
+                    cores = torch.zeros(config.layers, len(MODULES), BASES_RANK, BASES_RANK, device=stack.device)
+                rank = stack.shape[-1]
+                part = cores[:, MODULES.index(module), :rank, :rank]
+                part[list(adapter.layers)] += scaled * stack.float().transpose(1, 2)
+                sites |= {(layer, module) for layer in adapter.layers}
             for site, (a, b) in adapter.pairs.items():
-                parts.setdefault(site, []).append((a, (b.float() * weight).to(dtype)))
-        pairs = {site: (torch.cat([a for a, _ in terms]), torch.cat([b for _, b in terms], 1)) for site, terms in parts.items()}
-        return cls({site: core.to(dtype) for site, core in cores.items()}, pairs)
+                pairs[site] = (*pairs.get(site, ()), (a, b, scaled))
+        return cls(cores, frozenset(sites), pairs)
 
 
-def _padded_sum(left: Tensor, right: Tensor) -> Tensor:
-    rank = max(left.shape[0], right.shape[0])
-    return _pad(left, rank, rank) + _pad(right, rank, rank)
-
-
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
+    """Bases with zero columns up to BASES_RANK, for models whose modules are narrower than that."""
+    return {
+        path: (F.pad(left, (0, BASES_RANK - left.shape[1])), F.pad(right, (0, BASES_RANK - right.shape[1])))
+        for path, (left, right) in bases.items()
+    }
 
 
 class BatchMixture:
@@ -127,34 +134,33 @@ class BatchMixture:
     Stacking happens once when the batch changes, not at every step.
     """
 
-    def __init__(self, rows: Sequence[Mixture], bases: Bases) -> None:
-        self._cores: dict[Site, tuple[Tensor, Tensor, Tensor]] = {}
+    def __init__(self, rows: Sequence[Mixture], bases: Bases, dtype: torch.dtype) -> None:
+        self._bases = bases
+        self._cores: dict[Site, Tensor] = {}
         self._pairs: dict[Site, tuple[Tensor, Tensor]] = {}
-        for site in dict.fromkeys(site for row in rows for site in row.cores):
-            present = [row.cores.get(site) for row in rows]
-            rank = max(core.shape[0] for core in present if core is not None)
-            zero = torch.zeros_like(next(core for core in present if core is not None))
-            stack = torch.stack([_pad(zero if core is None else core, rank, rank) for core in present])
-            scaled_left, right = bases[module_path(*site)]
-            self._cores[site] = (right[:, :rank], stack, scaled_left[:, :rank])
+        some = next((row.cores for row in rows if row.cores is not None), None)
+        if some is not None:
+            zero = torch.zeros_like(some)
+            stack = torch.stack([zero if row.cores is None else row.cores for row in rows]).to(dtype)
+            for layer, module in frozenset[Site]().union(*(row.core_sites for row in rows)):
+                self._cores[layer, module] = stack[:, layer, MODULES.index(module)]
         for site in dict.fromkeys(site for row in rows for site in row.pairs):
-            found = [row.pairs.get(site) for row in rows]
+            found = [_concatenated(row.pairs[site], dtype) if site in row.pairs else None for row in rows]
             rank = max(pair[0].shape[0] for pair in found if pair is not None)
             some_a, some_b = next(pair for pair in found if pair is not None)
-            blank = (some_a[:0], some_b[:, :0])
-            filled = [blank if pair is None else pair for pair in found]
-            self._pairs[site] = (
-                torch.stack([_pad(a, rank, a.shape[1]) for a, _ in filled]),
-                torch.stack([_pad(b, b.shape[0], rank) for _, b in filled]),
-            )
+            filled = [(some_a[:0], some_b[:0]) if pair is None else pair for pair in found]
+            a, b = (torch.stack([F.pad(part, (0, 0, 0, rank - part.shape[0])) for part in parts]) for parts in zip(*filled, strict=True))
+            self._pairs[site] = (a, b)
 
     def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
         """Y plus every row's delta of x (see `model.Delta`)."""
-        site = (layer, module)
-        if core := self._cores.get(site):
-            right, stack, scaled_left = core
-            y = y + ((x @ right) @ stack.transpose(1, 2)) @ scaled_left.T
-        if pair := self._pairs.get(site):
-            a, b = pair
-            y = y + (x @ a.transpose(1, 2)) @ b.transpose(1, 2)
+        if (cores := self._cores.get((layer, module))) is not None:
+            scaled_left, right = self._bases[module_path(layer, module)]
+            y = y + ((x @ right) @ cores) @ scaled_left.T
+        if pair := self._pairs.get((layer, module)):
+            y = y + (x @ pair[0].transpose(1, 2)) @ pair[1]
         return y
+
+
+def _concatenated(terms: Sequence[tuple[Tensor, Tensor, float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.cat([a for a, _, _ in terms]), torch.cat([(b.float() * weight).to(dtype) for _, b, weight in terms])

@@ -1,15 +1,14 @@
 """Llama-family forward pass in plain torch, with one hook: every linear module may add a per-row adapter delta.
 
-Owned rather than borrowed because a decode step must read a different mixture for every row, and training and serving must be
-the same arithmetic. `tests/integration/test_model.py` holds it equal to `transformers`.
+The reference: training differentiates it, GPUs serve with it, and the native forward pass is held equal to it. It is itself held equal
+to `transformers` by `tests/integration/test_model.py`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,11 @@ from torch import Tensor
 from services.executor.base_model import MODULES, config_of, fingerprint, load_weights
 from smoa.errors import FailedPrecondition
 
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class ModelConfig:
     """Shape of a Llama-family model, from its `config.json`."""
 
     layers: int
@@ -31,38 +32,76 @@ class LlamaConfig:
     head_dim: int
     vocabulary: int
     context: int
-    rope_theta: float
     norm_eps: float
     eos_ids: tuple[int, ...]
+    windows: tuple[int, ...]
+    """Tokens a token of each layer sees, itself included; 0 is all."""
+    folder: Path
 
     @classmethod
-    def from_folder(cls, folder: Path) -> LlamaConfig:
+    def from_folder(cls, folder: Path) -> ModelConfig:
         """Read `config.json`.
 
         Raises:
-            FailedPrecondition: a model type or a rotary scaling this forward pass does not implement.
+            FailedPrecondition: a model type that this forward pass does not implement.
         """
-        raw = json.loads(json.dumps(config_of(folder)))
-        rope = raw.get("rope_parameters") or {}
-        scaling = rope.get("rope_type", "default") if rope else (raw.get("rope_scaling") or {}).get("rope_type", "default")
-        if raw.get("model_type") != "llama" or scaling != "default" or raw.get("attention_bias") or raw.get("mlp_bias"):
-            raise FailedPrecondition(
-                f"base_model: {folder} is {raw.get('model_type')!r} with rope {scaling!r}; use a plain Llama-family model such as SmolLM2"
-            )
+        raw: dict[str, Any] = dict(config_of(folder))
+        kind = raw.get("model_type")
+        if kind not in MODEL_TYPES or raw.get("mlp_bias") or (kind == "llama" and raw.get("attention_bias")):
+            raise FailedPrecondition(f"base_model: {folder} is {kind!r}; use a model of type {', '.join(MODEL_TYPES)} without MLP biases")
+        layers, context = raw["num_hidden_layers"], raw["max_position_embeddings"]
+        window = raw.get("sliding_window") or 0
+        if (kind.startswith("qwen") and not raw.get("use_sliding_window")) or kind == "llama" or window >= context:
+            window = 0
+        kinds = raw.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
         eos = raw.get("eos_token_id")
         return cls(
-            layers=raw["num_hidden_layers"],
+            layers=layers,
             hidden=raw["hidden_size"],
             intermediate=raw["intermediate_size"],
             heads=raw["num_attention_heads"],
             kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
             head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
             vocabulary=raw["vocab_size"],
-            context=raw["max_position_embeddings"],
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+            context=context,
             norm_eps=float(raw["rms_norm_eps"]),
             eos_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
+            windows=tuple(window if one == "sliding_attention" else 0 for one in kinds),
+            folder=folder,
         )
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(outputs, inputs) of a linear module.
+
+        Raises:
+            KeyError: no such module.
+        """
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (query, self.hidden),
+            "k_proj": (key_value, self.hidden),
+            "v_proj": (key_value, self.hidden),
+            "o_proj": (self.hidden, query),
+            "gate_proj": (self.intermediate, self.hidden),
+            "up_proj": (self.intermediate, self.hidden),
+            "down_proj": (self.hidden, self.intermediate),
+        }[module]
+
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position's angles, [context, head_dim / 2] float32 (RoFormer, arXiv 2104.09864)."""
+        raw: dict[str, Any] = dict(config_of(self.folder))
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        attention_factor = 1.0
+        if rope.get("rope_type", rope.get("type", "default")) == "default":
+            theta = float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+            inverse = theta ** (-torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim)
+        else:  # Llama 3 and others stretch the angles; transformers knows how
+            from transformers import AutoConfig
+            from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+            inverse, attention_factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](AutoConfig.from_pretrained(self.folder), None)
+        angles = torch.outer(torch.arange(self.context, dtype=torch.float64), inverse.double()).float()
+        return angles.cos() * attention_factor, angles.sin() * attention_factor
 
 
 class Delta(Protocol):
@@ -75,34 +114,39 @@ class Delta(Protocol):
 class KeyValues(Protocol):
     """Where attention keeps keys and values of earlier tokens."""
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store keys, values [rows, kv_heads, tokens, head_dim]; return all of each row's and an additive mask or None for causal."""
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store keys, values [rows, kv_heads, tokens, head_dim]; return all of each row's and the positions [rows, keys] they are at."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's tensors, in the model's dtype."""
+
+    linears: dict[str, Tensor]
+    biases: dict[str, Tensor]
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    query_norm: Tensor | None
+    key_norm: Tensor | None
 
 
 class Llama:
     """A frozen base model. Not a `Module`: nothing in it trains."""
 
-    def __init__(self, config: LlamaConfig, weights: dict[str, Tensor], name: str) -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], name: str) -> None:
         self.config, self.fingerprint = config, name
         self.embedding = weights["model.embed_tokens.weight"]
         self.head = weights.get("lm_head.weight", self.embedding)
         self.final_norm = weights["model.norm.weight"]
-        self.linears: list[dict[str, Tensor]] = []
-        self.norms: list[tuple[Tensor, Tensor]] = []
-        for layer in range(config.layers):
-            prefix = f"model.layers.{layer}."
-            self.linears.append({module: weights[f"{prefix}{block_of(module)}.{module}.weight"] for module in MODULES})
-            self.norms.append((weights[f"{prefix}input_layernorm.weight"], weights[f"{prefix}post_attention_layernorm.weight"]))
-        inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-        angles = torch.outer(torch.arange(config.context, dtype=torch.float64), inverse).to(torch.float32)
-        self.cos = torch.cat((angles, angles), -1).cos().to(self.embedding)
-        self.sin = torch.cat((angles, angles), -1).sin().to(self.embedding)
+        self.layers = [_layer(weights, layer) for layer in range(config.layers)]
+        cos, sin = config.rotary()
+        self.cos, self.sin = torch.cat((cos, cos), -1).to(self.embedding), torch.cat((sin, sin), -1).to(self.embedding)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: str = "cpu") -> Llama:
         """Load a model folder onto `device` in `dtype`; its fingerprint is taken from the files, before the cast."""
         weights = {key: value.to(device, dtype) for key, value in load_weights(folder).items()}
-        return cls(LlamaConfig.from_folder(folder), weights, fingerprint(folder))
+        return cls(ModelConfig.from_folder(folder), weights, fingerprint(folder))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,28 +165,31 @@ class Llama:
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         stream = F.embedding(tokens, self.embedding)
 
-        for layer, linears in enumerate(self.linears):
+        for index, layer in enumerate(self.layers):
 
-            def linear(module: str, x: Tensor, layer: int = layer, linears: dict[str, Tensor] = linears) -> Tensor:
-                y = F.linear(x, linears[module])
-                return y if delta is None else delta.add(layer, module, x, y)
+            def linear(module: str, x: Tensor, index: int = index, layer: LayerWeights = layer) -> Tensor:
+                y = F.linear(x, layer.linears[module], layer.biases.get(module))
+                return y if delta is None else delta.add(index, module, x, y)
 
             def split(x: Tensor, heads: int) -> Tensor:
                 return x.view(rows, length, heads, config.head_dim).transpose(1, 2)
 
-            attention_norm, mlp_norm = self.norms[layer]
-            x = F.rms_norm(stream, (config.hidden,), attention_norm, config.norm_eps)
-            queries = rotate(split(linear("q_proj", x), config.heads), cos, sin)
-            keys = rotate(split(linear("k_proj", x), config.kv_heads), cos, sin)
+            def normed(x: Tensor, weight: Tensor | None) -> Tensor:
+                return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight, config.norm_eps)
+
+            x = normed(stream, layer.attention_norm)
+            queries = rotate(normed(split(linear("q_proj", x), config.heads), layer.query_norm), cos, sin)
+            keys = rotate(normed(split(linear("k_proj", x), config.kv_heads), layer.key_norm), cos, sin)
             values = split(linear("v_proj", x), config.kv_heads)
-            mask: Tensor | None = None
+            at = positions
             if key_values is not None:
-                keys, values, mask = key_values.extend(layer, keys, values)
-            group = config.heads // config.kv_heads
-            keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None and length > 1)
+                keys, values, at = key_values.extend(index, keys, values)
+            seen = at[:, None, :] <= positions[:, :, None]
+            if window := config.windows[index]:
+                seen &= at[:, None, :] > positions[:, :, None] - window
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None], enable_gqa=True)
             stream = stream + linear("o_proj", mixed.transpose(1, 2).reshape(rows, length, -1))
-            x = F.rms_norm(stream, (config.hidden,), mlp_norm, config.norm_eps)
+            x = normed(stream, layer.mlp_norm)
             stream = stream + linear("down_proj", F.silu(linear("gate_proj", x)) * linear("up_proj", x))
         return F.rms_norm(stream, (config.hidden,), self.final_norm, config.norm_eps)
 
@@ -151,17 +198,26 @@ class Llama:
         return F.linear(hidden, self.head).float()
 
 
+def _layer(weights: dict[str, Tensor], layer: int) -> LayerWeights:
+    prefix = f"model.layers.{layer}."
+    paths = {module: module_path(layer, module) for module in MODULES}
+    return LayerWeights(
+        linears={module: weights[f"{path}.weight"] for module, path in paths.items()},
+        biases={module: weights[f"{path}.bias"] for module, path in paths.items() if f"{path}.bias" in weights},
+        attention_norm=weights[f"{prefix}input_layernorm.weight"],
+        mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"],
+        query_norm=weights.get(f"{prefix}self_attn.q_norm.weight"),
+        key_norm=weights.get(f"{prefix}self_attn.k_norm.weight"),
+    )
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864, in the half-split layout of Llama checkpoints)."""
+    """Rotary position embedding, in the half-split layout of Llama checkpoints."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def block_of(module: str) -> str:
-    """The block a linear module lives in: `self_attn` or `mlp`."""
-    return "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-
-
 def module_path(layer: int, module: str) -> str:
     """Checkpoint name of a linear module, without `.weight`."""
-    return f"model.layers.{layer}.{block_of(module)}.{module}"
+    block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+    return f"model.layers.{layer}.{block}.{module}"

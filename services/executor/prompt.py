@@ -6,13 +6,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from services.executor.model import LlamaConfig
+from services.executor.model import ModelConfig
 
 
 class PromptTokenizer:
     """Text to ids and back. A chat model gets a user turn without a system text; any other gets `<input>` and a newline."""
 
-    def __init__(self, folder: Path, config: LlamaConfig) -> None:
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._chat = self._tokenizer.token_to_id("<|im_start|>") is not None
         end = self._tokenizer.token_to_id("<|im_end|>")

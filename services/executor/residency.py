@@ -1,17 +1,20 @@
-"""Gets adapters into slots and keeps them there while they are leased: lazy, one load for all who wait."""
+"""Three tiers of adapters: device slots, host memory, the store. One load of an adapter, however many ask for it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.executor.mixture import LoadedAdapter
-from services.executor.slots import SlotPool
+from services.executor.slots import Acquired, SlotPool
 from smoa.adapter import Adapter, decode
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
+
+CONCURRENT_LOADS = 4
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,10 @@ class AdapterRef:
     digest: str
     weight: float
 
-
-@dataclass(frozen=True)
-class Lease:
-    """Loaded adapters in the order asked for; they stay until the lease ends."""
-
-    adapters: tuple[LoadedAdapter, ...]
-    hits: int
-    misses: int
+    @property
+    def key(self) -> str:
+        """Names the adapter in every tier. Id and version are part of it so that a wrong pairing with the digest is noticed."""
+        return f"{self.adapter_id}:{self.version}:{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -50,80 +49,160 @@ class _Loaded:
     adapter: LoadedAdapter
 
 
+@dataclass
+class ResidencyCounts:
+    """How often each tier had the adapter, and what loading from the store took."""
+
+    device_hits: int = 0
+    host_hits: int = 0
+    store_loads: int = 0
+    load_us: int = 0
+    host_evictions: int = 0
+
+
 class Residency:
-    """Owner of the slots' contents. `place` turns a file into device tensors (and checks it against the model)."""
+    """Owner of what the slots and the host tier hold.
 
-    def __init__(self, pool: SlotPool, store: AdapterStore, place: Callable[[Adapter], LoadedAdapter]) -> None:
-        self.pool, self._store, self._place = pool, store, place
-        self._loaded: dict[str, _Loaded] = {}
+    `check_and_convert` turns a file into host tensors in the model's dtype, checked against the model, so that an adapter that cannot
+    run is refused before it takes a slot. On the CPU both tiers share the tensors.
+    """
+
+    def __init__(
+        self,
+        pool: SlotPool,
+        store: AdapterStore,
+        check_and_convert: Callable[[Adapter], LoadedAdapter],
+        *,
+        device: str = "cpu",
+        host_bytes: int,
+    ) -> None:
+        self.pool, self._store, self._convert, self._device = pool, store, check_and_convert, device
+        self.host_bytes, self.host_used_bytes = host_bytes, 0
+        self.counts = ResidencyCounts()
+        self._host: OrderedDict[str, _Loaded] = OrderedDict()
+        self._on_device: dict[str, _Loaded] = {}
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
-        self._released = asyncio.Condition()
+        self._placing: dict[str, asyncio.Task[_Loaded]] = {}
+        self._concurrent = asyncio.Semaphore(CONCURRENT_LOADS)
 
-    @asynccontextmanager
-    async def lease(self, tenant: str, refs: Sequence[AdapterRef]) -> AsyncIterator[Lease]:
-        """Hold the adapters; waits while every slot is leased (the caller's deadline cancels the wait).
+    async def fetch(self, tenant: str, refs: Sequence[AdapterRef]) -> dict[str, int]:
+        """Bring adapters to the host ahead of their slots; returns slot key -> bytes.
 
         Raises:
             NotFound: an adapter belongs to another tenant and is not shared.
-            FailedPrecondition, InvalidArgument: an adapter cannot be loaded.
+            FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots together.
         """
-        keys = [self._key(ref) for ref in refs]
-        if len(set(keys)) > self.pool.slots:
-            raise InvalidArgument("adapters", f"holds {len(set(keys))}, the executor has {self.pool.slots} slots", "send fewer")
-        async with self._released:
-            while (acquired := self.pool.acquire(keys)) is None:
-                await self._released.wait()
+        for ref in refs:
+            self.counts.device_hits += ref.key in self._on_device
+            self.counts.host_hits += ref.key not in self._on_device and ref.key in self._host
+        loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
+        for one in loaded:
+            if one.owner != tenant and not one.shared:
+                raise NotFound("adapter", one.ref.adapter_id)
+        sizes = {one.ref.key: one.adapter.nbytes for one in loaded}
+        if len(sizes) > self.pool.slots:
+            raise InvalidArgument("adapters", f"holds {len(sizes)}, the executor has {self.pool.slots} slots", "send fewer")
+        if sum(sizes.values()) > self.pool.max_bytes:
+            raise InvalidArgument(
+                "adapters",
+                f"take {sum(sizes.values()):,} bytes, the executor's slots hold {self.pool.max_bytes:,}",
+                "send fewer, or raise SMOA_EXECUTOR_SLOT_BYTES",
+            )
+        return sizes
+
+    async def place(self, refs: Sequence[AdapterRef], acquired: Acquired) -> list[LoadedAdapter]:
+        """Put leased adapters on the device; returns them in the order of `refs`."""
         for key in acquired.evicted:
-            self._loaded.pop(key, None)
-        by_key = dict(zip(keys, refs, strict=True))
-        try:
-            for key in acquired.missing:
-                self._loading[key] = asyncio.create_task(self._load(key, by_key[key]), name=f"load-{key}")
-            loaded = [self._loaded[key] if key in self._loaded else await asyncio.shield(self._loading[key]) for key in keys]
-            for one in loaded:
-                if one.owner != tenant and not one.shared:
-                    raise NotFound("adapter", one.ref.adapter_id)
-            misses = len(acquired.missing)
-            yield Lease(tuple(one.adapter for one in loaded), len(acquired.slots) - misses, misses)
-        finally:
-            self.pool.release(keys)
-            for key in acquired.slots:
-                if key not in self._loaded and key not in self._loading:
-                    self.pool.forget(key)
-            async with self._released:
-                self._released.notify_all()
+            self._on_device.pop(key, None)
+        for ref in refs:
+            if ref.key not in self._on_device and ref.key not in self._placing:
+                self._placing[ref.key] = _owned(self._place(ref), f"place-{ref.key}")
+        waits = {ref.key: self._placing[ref.key] for ref in refs if ref.key in self._placing}
+        placed = {key: await asyncio.shield(task) for key, task in waits.items()}
+        return [(placed.get(ref.key) or self._on_device[ref.key]).adapter for ref in refs]
+
+    def discard(self, sizes: Mapping[str, int]) -> None:
+        """Empty the slots of adapters whose load failed or was given up."""
+        for key in sizes:
+            if key not in self._on_device and key not in self._placing:
+                self.pool.forget(key)
 
     def residents(self) -> list[Resident]:
         """What is in the slots, least recently used first."""
-        pairs = [(self._loaded[key], leases) for key, leases in self.pool.residents() if key in self._loaded]
+        pairs = [(self._on_device[key], leases) for key, leases in self.pool.residents() if key in self._on_device]
         return [Resident(one.ref, leases, one.adapter.nbytes) for one, leases in pairs]
 
     async def close(self) -> None:
         """End the loads that nobody waits for any more."""
-        for task in list(self._loading.values()):
+        tasks = [*self._loading.values(), *self._placing.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    @staticmethod
-    def _key(ref: AdapterRef) -> str:
-        # The digest names the weights; id and version are part of the key so that a wrong pairing is noticed at every load.
-        return f"{ref.adapter_id}:{ref.version}:{ref.digest}"
+    async def _on_host(self, ref: AdapterRef) -> _Loaded:
+        if loaded := self._on_device.get(ref.key):
+            return loaded
+        if loaded := self._host.get(ref.key):
+            self._host.move_to_end(ref.key)
+            return loaded
+        if ref.key not in self._loading:
+            self._loading[ref.key] = _owned(self._load(ref), f"load-{ref.key}")
+        return await asyncio.shield(self._loading[ref.key])
 
-    async def _load(self, key: str, ref: AdapterRef) -> _Loaded:
+    async def _load(self, ref: AdapterRef) -> _Loaded:
         try:
-            try:
-                data = await self._store.get(ref.digest)
-            except NotFound as error:
-                raise FailedPrecondition(
-                    f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
-                ) from error
-            adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
-            if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
-                raise InvalidArgument(
-                    "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
-                )
-            placed = await asyncio.to_thread(self._place, adapter)
-            loaded = self._loaded[key] = _Loaded(ref, adapter.manifest.tenant, adapter.manifest.shared, placed)
+            async with self._concurrent:
+                began_ns = time.perf_counter_ns()
+                try:
+                    data = await self._store.get(ref.digest)
+                except NotFound as error:
+                    raise FailedPrecondition(
+                        f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
+                    ) from error
+                adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
+                if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
+                    raise InvalidArgument(
+                        "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
+                    )
+                converted = await asyncio.to_thread(self._convert, adapter)
+                loaded = _Loaded(ref, adapter.manifest.tenant, adapter.manifest.shared, converted)
+                self.counts.store_loads += 1
+                self.counts.load_us += (time.perf_counter_ns() - began_ns) // 1000
+                self._keep(loaded)
+                return loaded
+        finally:
+            del self._loading[ref.key]
+
+    def _keep(self, loaded: _Loaded) -> None:
+        self._host[loaded.ref.key] = loaded
+        self.host_used_bytes += loaded.adapter.nbytes
+        while self.host_used_bytes > self.host_bytes:
+            _, gone = self._host.popitem(last=False)
+            self.host_used_bytes -= gone.adapter.nbytes
+            self.counts.host_evictions += 1
+
+    async def _place(self, ref: AdapterRef) -> _Loaded:
+        try:
+            loaded = await self._on_host(ref)
+            if self._device != "cpu":
+                on_device = await asyncio.to_thread(loaded.adapter.to, self._device)
+                loaded = _Loaded(loaded.ref, loaded.owner, loaded.shared, on_device)
+            if ref.key in self.pool:  # else whoever asked has left, and the slot went to another
+                self._on_device[ref.key] = loaded
             return loaded
         finally:
-            del self._loading[key]
+            del self._placing[ref.key]
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a tier holds what it does not account for."""
+        self.pool.check_integrity()
+        assert self.host_used_bytes == sum(one.adapter.nbytes for one in self._host.values()), "host bytes are miscounted"
+        assert self.host_used_bytes <= self.host_bytes, "the host tier is over its budget"
+        assert set(self._on_device) <= {key for key, _ in self.pool.residents()}, "an adapter is on the device without a slot"
+
+
+def _owned(work: Coroutine[None, None, _Loaded], name: str) -> asyncio.Task[_Loaded]:
+    """A task that may fail after everybody who waited for it has left."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MIB = 1024 * 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorSettings:
@@ -15,13 +17,19 @@ class ExecutorSettings:
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
     base_model: str = field(default="smollm2-135m-instruct", metadata={"key": "SMOA_BASE_MODEL"})
+    backend: str = "auto"
+    """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
     dtype: str = "bfloat16"
     device: str = "cpu"
     threads: int = 0
-    slots: int = 32
-    max_rank: int = 64
     rows: int = 16
     context: int = 1024
+    step_tokens: int = 128
+    cache_bytes: int = 384 * MIB
+    slots: int = 32
+    slot_bytes: int = 256 * MIB
+    host_bytes: int = 512 * MIB
+    max_rank: int = 64
     max_waiting: int = 128
     max_tokens: int = 512
     spool_events: int = 1_000_000

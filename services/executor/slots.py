@@ -3,74 +3,87 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Acquired:
-    """Leases on all the keys asked for. Those in `missing` must be loaded into their slots; `evicted` slots were emptied for them."""
+    """Leases on all the keys asked for. Those in `missing` must be put on the device; `evicted` ones were taken off it for them."""
 
-    slots: dict[str, int]
     missing: tuple[str, ...]
     evicted: tuple[str, ...]
 
 
 class SlotPool:
-    """A fixed number of slots, least recently used out first, never one that is leased."""
+    """A fixed number of slots and of bytes in them, least recently used out first, never one that is leased."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        self._free = list(range(slots - 1, -1, -1))
-        self._slot_of: OrderedDict[str, int] = OrderedDict()
+    def __init__(self, slots: int, max_bytes: int) -> None:
+        self.slots, self.max_bytes = slots, max_bytes
+        self._bytes_of: OrderedDict[str, int] = OrderedDict()
         self._leases: dict[str, int] = {}
         self.hits = self.misses = self.evictions = 0
 
-    def acquire(self, keys: Sequence[str]) -> Acquired | None:
-        """Lease all keys at once, or none (None: too many slots are leased by others). All at once, so two requests cannot deadlock.
+    def __contains__(self, key: str) -> bool:
+        return key in self._bytes_of
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes in the slots."""
+        return sum(self._bytes_of.values())
+
+    def acquire(self, sizes: Mapping[str, int]) -> Acquired | None:
+        """Lease all keys (key -> bytes) at once, or none (None: others lease too much). All at once, so two requests cannot deadlock.
 
         Raises:
-            ValueError: more keys than slots.
+            ValueError: more keys than slots, or more bytes than they hold.
         """
-        wanted = list(dict.fromkeys(keys))
-        if len(wanted) > self.slots:
-            raise ValueError(f"{len(wanted)} adapters do not fit {self.slots} slots")
-        missing = [key for key in wanted if key not in self._slot_of]
-        idle = [key for key in self._slot_of if key not in self._leases and key not in wanted]
-        evicted = idle[: max(0, len(missing) - len(self._free))]
-        if len(missing) > len(self._free) + len(evicted):
+        if len(sizes) > self.slots or sum(sizes.values()) > self.max_bytes:
+            raise ValueError(
+                f"{len(sizes)} adapters of {sum(sizes.values())} bytes do not fit {self.slots} slots of {self.max_bytes} bytes"
+            )
+        missing = [key for key in sizes if key not in self._bytes_of]
+        slots = len(self._bytes_of) + len(missing)
+        held = self.used_bytes + sum(sizes[key] for key in missing)
+        evicted: list[str] = []
+        for key, size in self._bytes_of.items():
+            if slots <= self.slots and held <= self.max_bytes:
+                break
+            if key not in self._leases and key not in sizes:
+                evicted.append(key)
+                slots, held = slots - 1, held - size
+        if slots > self.slots or held > self.max_bytes:
             return None
         for key in evicted:
-            self._free.append(self._slot_of.pop(key))
-        for key in missing:
-            self._slot_of[key] = self._free.pop()
-        for key in wanted:
+            del self._bytes_of[key]
+        for key, size in sizes.items():
+            self._bytes_of.setdefault(key, size)
+            self._bytes_of.move_to_end(key)
             self._leases[key] = self._leases.get(key, 0) + 1
-            self._slot_of.move_to_end(key)
-        self.hits += len(wanted) - len(missing)
+        self.hits += len(sizes) - len(missing)
         self.misses += len(missing)
         self.evictions += len(evicted)
-        return Acquired({key: self._slot_of[key] for key in wanted}, tuple(missing), tuple(evicted))
+        return Acquired(tuple(missing), tuple(evicted))
 
-    def release(self, keys: Sequence[str]) -> None:
+    def release(self, sizes: Mapping[str, int]) -> None:
         """End the leases of one `acquire`."""
-        for key in dict.fromkeys(keys):
+        for key in sizes:
             self._leases[key] -= 1
             if not self._leases[key]:
                 del self._leases[key]
 
     def forget(self, key: str) -> None:
         """Empty an unleased slot (its load failed)."""
-        if key in self._slot_of and key not in self._leases:
-            self._free.append(self._slot_of.pop(key))
+        if key not in self._leases:
+            self._bytes_of.pop(key, None)
 
     def residents(self) -> list[tuple[str, int]]:
         """(key, leases), least recently used first."""
-        return [(key, self._leases.get(key, 0)) for key in self._slot_of]
+        return [(key, self._leases.get(key, 0)) for key in self._bytes_of]
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if a slot is lost, shared or leased while empty."""
-        used = list(self._slot_of.values())
-        assert sorted(used + self._free) == list(range(self.slots)), "a slot is lost or shared"
-        assert set(self._leases) <= set(self._slot_of), "an absent adapter is leased"
+        """Raise AssertionError if the slots hold too much, or an empty one is leased."""
+        assert len(self._bytes_of) <= self.slots, "more adapters than slots"
+        assert self.used_bytes <= self.max_bytes, "more bytes than the slots hold"
+        assert set(self._leases) <= set(self._bytes_of), "an absent adapter is leased"
         assert all(count > 0 for count in self._leases.values()), "a lease count is not positive"

@@ -97,7 +97,7 @@ class TrainableDelta:
                     self._fixed[site] = (left.to(model.device, model.dtype), right.to(model.device, model.dtype))
                     start: tuple[Tensor, ...] = (torch.zeros(settings.rank, settings.rank),)
                 else:
-                    weight = model.linears[layer][module]
+                    weight = model.layers[layer].linears[module]
                     a = torch.randn(settings.rank, weight.shape[1], generator=generator) / math.sqrt(weight.shape[1])
                     start = (a, torch.zeros(weight.shape[0], settings.rank))
                 self.parameters[site] = tuple(t.to(model.device).requires_grad_() for t in start)

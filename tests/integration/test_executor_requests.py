@@ -11,9 +11,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.executor.app import build
 from services.executor.base_model import fingerprint
@@ -24,29 +21,9 @@ from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
 from tests.kafka_support import until
+from tests.model_support import BACKENDS, isolated_cache, make_model
 
 PROMPT = "w1 w2 w3 w4"
-
-
-def make_model(folder: Path) -> Path:
-    """A tiny random Llama with a word-level tokenizer of w0 to w199."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=200,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @dataclasses.dataclass
@@ -89,13 +66,14 @@ class World:
         await until("every row and lease being free", 10, free)
 
 
-@pytest.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setenv("SMOA_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(params=BACKENDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    isolated_cache(tmp_path / "cache", monkeypatch)
     folder = make_model(tmp_path / "model")
     settings = ExecutorSettings(
         address="127.0.0.1:0",
         base_model=str(folder),
+        backend=request.param,
         dtype="float32",
         slots=3,
         rows=4,

@@ -1,29 +1,23 @@
-"""A mixture of imported LoRA adapters scores what PEFT scores for the same adapters concatenated."""
+"""A mixture scores what PEFT scores for the same adapters concatenated, on every backend."""
 
 from __future__ import annotations
 
-import copy
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
-from services.executor.base_model import DEFAULT_BASE_MODEL, lora_xs_bases, resolve
-from services.executor.mixture import BatchMixture, Mixture, load_adapter
-from services.executor.model import Llama
-from services.executor.runner import Runner
-from smoa.adapter import decode, encode
+from services.executor.base_model import DEFAULT_BASE_MODEL, MODULES, lora_xs_bases, resolve
+from services.executor.mixture import BatchMixture, Mixture, load_adapter, padded_bases
+from services.executor.model import Llama, module_path
+from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
 from smoa.peft import import_folder
-
-CONFIGS = (
-    LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
-    LoraConfig(r=5, lora_alpha=5, use_rslora=True, target_modules=["o_proj", "down_proj"]),
-    LoraConfig(r=8, lora_alpha=4, target_modules=["q_proj", "k_proj", "gate_proj", "up_proj"]),
-)
-WEIGHTS = (0.7, 0.5, 0.3)
+from tests.model_support import BACKENDS, isolated_cache, load, logits_of, make_backend, make_model
 
 
 @pytest.fixture(params=["tiny", "smollm2"])
@@ -31,70 +25,109 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     if request.param == "smollm2":
         yield resolve(DEFAULT_BASE_MODEL)
         return
-    monkeypatch.setenv("SMOA_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=211, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    yield make_model(tmp_path / "tiny", "llama", seed=3)
+
+
+def _random_config(rng: random.Random) -> LoraConfig:
+    """Ranks 1 to 64, scaling alpha/r or alpha/sqrt(r), any modules."""
+    return LoraConfig(
+        r=rng.choice([1, 2, 3, 8, 16, 33, 64]),
+        lora_alpha=rng.choice([1, 4, 16]),
+        use_rslora=rng.random() < 0.5,
+        target_modules=rng.sample(MODULES, rng.randint(1, len(MODULES))),
     )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")  # type: ignore[no-untyped-call]
-    yield tmp_path / "tiny"
 
 
-def _save_adapters(folder: Path, out: Path) -> list[Path]:
+def _save_adapters(folder: Path, out: Path, configs: list[LoraConfig]) -> list[Path]:
     paths = []
-    for number, config in enumerate(CONFIGS):
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), copy.deepcopy(config))
+    for number, config in enumerate(configs):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
         generator = torch.Generator().manual_seed(number)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05 / config.r**0.5
         model.save_pretrained(str(out / str(number)))
         paths.append(out / str(number))
     return paths
 
 
-def test_a_mixture_of_three_equals_peft_cat(folder: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(2)
-    paths = _save_adapters(folder, tmp_path)
-    model = Llama.load(folder, torch.float32)
-    runner = Runner(model, lora_xs_bases(folder, model.fingerprint), 1, 64)
-    adapters = [decode(encode(import_folder(path, model.fingerprint))) for path in paths]
-    mixture = Mixture.of([(load_adapter(a, model, 64), w) for a, w in zip(adapters, WEIGHTS, strict=True)], torch.float32)
-    ids = torch.randint(3, model.config.vocabulary, (40,), generator=torch.Generator().manual_seed(0)).tolist()
-    ours = torch.tensor(runner.score(mixture, ids[:25], ids[25:]))
+def _lora_xs_twin(folder: Path, name: str, path: Path, seed: int) -> Adapter:
+    """A `lora_xs` adapter of ours, written to `path` as the PEFT adapter with A = V^T and B = U S R."""
+    bases = lora_xs_bases(folder, name)
+    modules, rank = ("q_proj", "v_proj", "down_proj"), 8
+    model: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(r=rank, lora_alpha=rank, target_modules=list(modules))
+    )
+    layers = tuple(range(model.config.num_hidden_layers))
+    cores = {m: torch.randn(len(layers), rank, rank, generator=torch.Generator().manual_seed(seed)) * 0.05 for m in modules}
+    parameters = dict(model.named_parameters())
+    for layer in layers:
+        for module in modules:
+            left, right = (basis[:, :rank] for basis in bases[module_path(layer, module)])
+            prefix = f"base_model.model.{module_path(layer, module)}"
+            parameters[f"{prefix}.lora_A.default.weight"].data = right.T.contiguous()
+            parameters[f"{prefix}.lora_B.default.weight"].data = left @ cores[module][layer]
+    model.save_pretrained(str(path))
+    manifest = Manifest(adapter_id=new_adapter_id(), name="xs", kind="lora_xs", base_model=name, rank=rank, modules=modules, layers=layers)
+    tensors = {m: stack.numpy() for m, stack in cores.items()}
+    tensors |= {m + ".s": torch.ones(len(layers), rank).numpy() for m in modules}
+    return decode(encode(Adapter(manifest, tensors)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_mixture_equals_peft_cat(seed: int, folder: Path, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    name = Llama.load(folder, torch.float32).fingerprint
+    # The plain one comes first: PEFT gives the mixture the first one's config, and scales it once more when that says rsLoRA.
+    adapters = [_lora_xs_twin(folder, name, tmp_path / "xs", seed)]
+    paths = [tmp_path / "xs", *_save_adapters(folder, tmp_path, [_random_config(rng) for _ in range(3)])]
+    adapters += [decode(encode(import_folder(path, name))) for path in paths[1:]]
+    weights = [0.7, rng.choice([-0.4, 0.3]), rng.choice([0.0, 0.5]), rng.choice([-0.6, 1.0])]
 
     reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), paths[0], "0")
-    for number in (1, 2):
+    for number in range(1, len(paths)):
         reference.load_adapter(paths[number], str(number))
-    reference.add_weighted_adapter(["0", "1", "2"], list(WEIGHTS), "mixed", combination_type="cat")
+    reference.add_weighted_adapter([str(n) for n in range(len(paths))], weights, "mixed", combination_type="cat")
     reference.set_adapter("mixed")
+    ids = torch.randint(3, reference.config.vocab_size, (40,), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.inference_mode():
-        logprobs = reference(torch.tensor([ids])).logits[0, 24:-1].log_softmax(-1)
-    theirs = logprobs.gather(1, torch.tensor(ids[25:])[:, None])[:, 0]
-    assert (ours - theirs).abs().max() < 1e-4
+        theirs = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
 
-    plain = torch.tensor(runner.score(Mixture({}, {}), ids[:25], ids[25:]))
-    assert (ours - plain).abs().max() > 1e-2, "the adapters change nothing: the comparison would be empty"
+    for kind in ("torch", "native"):
+        backend = make_backend(kind, folder, blocks=4, context=64)
+        mixture = backend.mix([(load(adapter, backend), weight) for adapter, weight in zip(adapters, weights, strict=True)])
+        ours = logits_of(backend, ids, mixture).log_softmax(-1)
+        wanted = theirs.gather(1, torch.tensor([*ids[1:], 0])[:, None])
+        assert (ours.gather(1, torch.tensor([*ids[1:], 0])[:, None]) - wanted).abs().max() < 1e-4
+        plain = logits_of(backend, ids).log_softmax(-1)
+        assert (ours - plain).abs().max() > 1e-2, "the adapters change nothing: the comparison would be empty"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_lone_adapter_at_half_weight_gives_exactly_half_its_delta(number: int, folder: Path, tmp_path: Path) -> None:
     model = Llama.load(folder, torch.float32)
-    bases = lora_xs_bases(folder, model.fingerprint)
-    adapter = load_adapter(import_folder(_save_adapters(folder, tmp_path)[number], model.fingerprint), model, 64)
-    whole, half = (BatchMixture([Mixture.of([(adapter, weight)], torch.float32)], bases) for weight in (1.0, 0.5))
-    for layer, module in adapter.pairs:
-        out, width = model.linears[layer][module].shape
-        x, zero = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(1, 4, out)
-        assert torch.equal(half.add(layer, module, x, zero), 0.5 * whole.add(layer, module, x, zero))
-        assert whole.add(layer, module, x, zero).abs().max() > 0
+    bases = padded_bases(lora_xs_bases(folder, model.fingerprint))
+    if number == 0:
+        adapter = _lora_xs_twin(folder, model.fingerprint, tmp_path / "xs", 0)
+    else:
+        adapter = import_folder(_save_adapters(folder, tmp_path, [_random_config(random.Random(number))])[0], model.fingerprint)
+    loaded = load_adapter(adapter, model.config, model.fingerprint, 64, torch.float32)
+    whole, half = (BatchMixture([Mixture.of([(loaded, weight)], model.config)], bases, torch.float32) for weight in (1.0, 0.5))
+    for layer in adapter.manifest.layers:
+        for module in adapter.manifest.modules:
+            out, width = model.config.shape(module)
+            x, zero = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(1, 4, out)
+            assert torch.equal(half.add(layer, module, x, zero), 0.5 * whole.add(layer, module, x, zero))
+            assert whole.add(layer, module, x, zero).abs().max() > 0
 
 
-def test_logits_equal_transformers(folder: Path) -> None:
-    model = Llama.load(folder, torch.float32)
+@pytest.mark.parametrize("kind", BACKENDS)
+def test_logits_equal_transformers_on_the_real_model(kind: str) -> None:
+    folder = resolve(DEFAULT_BASE_MODEL)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = torch.randint(3, model.config.vocabulary, (2, 30), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, reference.config.vocab_size, (60,), generator=torch.Generator().manual_seed(1)).tolist()
     with torch.inference_mode():
-        ours = model.logits(model.hidden(ids, torch.arange(30).expand(2, 30), None))
-        theirs = reference(ids).logits
-    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+        theirs = reference(torch.tensor([ids])).logits[0]
+    ours = logits_of(make_backend(kind, folder, blocks=4, context=64), ids)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()

@@ -10,84 +10,101 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.executor.slots import SlotPool
 
 
+def sized(keys: str) -> dict[str, int]:
+    """Each key with the bytes it always has here."""
+    return {key: 1 + ord(key) % 4 for key in keys}
+
+
 def test_missing_keys_get_slots_and_resident_keys_keep_theirs() -> None:
-    pool = SlotPool(3)
-    first = pool.acquire(["a", "b"])
-    second = pool.acquire(["b", "c", "b"])
+    pool = SlotPool(3, 100)
+    first, second = pool.acquire(sized("ab")), pool.acquire(sized("bc"))
     assert first is not None
     assert second is not None
     assert (first.missing, second.missing, second.evicted) == (("a", "b"), ("c",), ())
-    assert second.slots["b"] == first.slots["b"]
     assert (pool.hits, pool.misses, pool.evictions) == (1, 3, 0)
+    assert "b" in pool
+    assert "d" not in pool
 
 
 def test_least_recently_used_is_evicted() -> None:
-    pool = SlotPool(2)
+    pool = SlotPool(2, 100)
     for key in ("a", "b", "a"):
-        pool.acquire([key])
-        pool.release([key])
-    third = pool.acquire(["c"])
+        pool.acquire(sized(key))
+        pool.release(sized(key))
+    third = pool.acquire(sized("c"))
     assert third is not None
     assert third.evicted == ("b",)
     assert pool.residents() == [("a", 0), ("c", 1)]
 
 
+def test_bytes_are_a_bound_too() -> None:
+    pool = SlotPool(10, 10)
+    for key in "ab":
+        pool.acquire({key: 4})
+        pool.release({key: 4})
+    third = pool.acquire({"c": 6})
+    assert third is not None
+    assert (third.evicted, pool.used_bytes) == (("a",), 10)
+    assert pool.acquire({"d": 5}) is None
+
+
 def test_leased_slots_are_never_evicted_and_nothing_is_leased_in_part() -> None:
-    pool = SlotPool(2)
-    pool.acquire(["a"])
-    assert pool.acquire(["b", "c"]) is None
+    pool = SlotPool(2, 100)
+    pool.acquire(sized("a"))
+    assert pool.acquire(sized("bc")) is None
     assert pool.residents() == [("a", 1)]
     assert (pool.hits, pool.misses) == (0, 1)
 
 
-def test_more_keys_than_slots_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"^3 adapters do not fit 2 slots$"):
-        SlotPool(2).acquire(["a", "b", "c"])
+def test_what_can_never_fit_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^3 adapters of 9 bytes do not fit 2 slots of 50 bytes$"):
+        SlotPool(2, 50).acquire(sized("abc"))
+    with pytest.raises(ValueError, match=r"^1 adapters of 51 bytes do not fit 2 slots of 50 bytes$"):
+        SlotPool(2, 50).acquire({"a": 51})
 
 
 def test_forget_leaves_leased_keys() -> None:
-    pool = SlotPool(1)
-    pool.acquire(["a"])
+    pool = SlotPool(1, 100)
+    pool.acquire(sized("a"))
     pool.forget("a")
     assert pool.residents() == [("a", 1)]
-    pool.release(["a"])
+    pool.release(sized("a"))
     pool.forget("a")
     pool.forget("absent")
     assert pool.residents() == []
     pool.check_integrity()
 
 
-SLOTS = 4
+SLOTS, BYTES = 4, 9
 
 
 class SlotMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.pool = SlotPool(SLOTS)
+        self.pool = SlotPool(SLOTS, BYTES)
         self.resident: list[str] = []  # least recently used first
-        self.leases: list[list[str]] = []
+        self.leases: list[dict[str, int]] = []
 
-    def leased(self) -> set[str]:
-        return {key for lease in self.leases for key in lease}
-
-    @rule(keys=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4))
+    @rule(keys=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4, unique=True))
     def acquire(self, keys: list[str]) -> None:
-        before = dict(self.pool._slot_of)
-        wanted = list(dict.fromkeys(keys))
-        missing = [key for key in wanted if key not in self.resident]
-        idle = [key for key in self.resident if key not in self.leased() and key not in wanted]
-        needed = max(0, len(self.resident) + len(missing) - SLOTS)
-        found = self.pool.acquire(keys)
-        if needed > len(idle):
+        sizes = sized("".join(keys))
+        if sum(sizes.values()) > BYTES:
+            return
+        leased = {key for lease in self.leases for key in lease}
+        missing = [key for key in keys if key not in self.resident]
+        kept, evicted = self.resident + missing, []
+        for key in self.resident:
+            if (len(kept) > SLOTS or sum(sized("".join(kept)).values()) > BYTES) and key not in leased and key not in keys:
+                kept.remove(key)
+                evicted.append(key)
+        found = self.pool.acquire(sizes)
+        if len(kept) > SLOTS or sum(sized("".join(kept)).values()) > BYTES:
             assert found is None
             return
         assert found is not None
-        assert (found.missing, found.evicted) == (tuple(missing), tuple(idle[:needed]))
-        assert not set(found.evicted) & self.leased()
-        assert list(found.slots) == wanted
-        assert all(found.slots[key] == before[key] for key in wanted if key in before)
-        self.resident = [key for key in self.resident if key not in idle[:needed] and key not in wanted] + wanted
-        self.leases.append(keys)
+        assert (found.missing, found.evicted) == (tuple(missing), tuple(evicted))
+        self.resident = [key for key in kept if key not in keys] + keys
+        self.leases.append(sizes)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -97,7 +114,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from("abcdefgh"))
     def forget(self, key: str) -> None:
         self.pool.forget(key)
-        if key in self.resident and key not in self.leased():
+        if key in self.resident and not any(key in lease for lease in self.leases):
             self.resident.remove(key)
 
     @invariant()

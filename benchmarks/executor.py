@@ -1,0 +1,349 @@
+"""The executor against its peers and its own floor, in one run, interleaved, median of several.
+
+Decode rate: tokens after the first, so every contender's prompt costs nothing. Each row of ours has a mixture of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, Peer, Transformers, Vllm, save_loras
+from services.executor.app import load_engine
+from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
+from services.executor.engine import Engine, Generation
+from services.executor.model import ModelConfig, module_path
+from services.executor.residency import AdapterRef
+from services.executor.settings import MIB, ExecutorSettings
+from smoa.adapter import Adapter, Kind, Manifest, encode, new_adapter_id
+from smoa.store import AdapterStore
+
+BATCHES = (1, 8, 16, 32)
+SLOTS = 32
+console = Console(stderr=True)
+
+
+class World:
+    """Our engine, a store of random adapters, and prompts that nobody has seen."""
+
+    def __init__(self, folder: Path, store: Path, threads: int) -> None:
+        self.folder, self.store = folder, AdapterStore(str(store))
+        self.config, self.base_model = ModelConfig.from_folder(folder), fingerprint(folder)
+        settings = ExecutorSettings(
+            store=str(store), rows=32, slots=SLOTS * 8, slot_bytes=512 * MIB, context=256, max_waiting=512, threads=threads
+        )
+        self.engine = self.make_engine(settings)
+        self._prompts = random.Random(0)
+
+    def make_engine(self, settings: ExecutorSettings) -> Engine:
+        """An engine that never ends an answer early."""
+        engine, _, _ = load_engine(settings)
+        engine.tokenizer.eos_ids = frozenset()
+        return engine
+
+    def file(self, seed: int, kind: Kind = "lora_xs") -> bytes:
+        """A NANO adapter: `lora_xs` of rank 8 or `lora` of rank 2 on q and v of every layer."""
+        rng = np.random.default_rng(seed)
+        layers, rank = tuple(range(self.config.layers)), 8 if kind == "lora_xs" else 2
+        tensors: dict[str, np.ndarray] = {}
+        for module in MODULES:
+            out, inputs = self.config.shape(module)
+            if kind == "lora_xs":
+                tensors[module] = (rng.standard_normal((len(layers), rank, rank)) * 0.01).astype(np.float16)
+                tensors[module + ".s"] = np.ones((len(layers), rank), np.float16)
+                continue
+            for layer in layers:
+                tensors[f"{module_path(layer, module)}.lora_A"] = (rng.standard_normal((rank, inputs)) * 0.01).astype(np.float16)
+                tensors[f"{module_path(layer, module)}.lora_B"] = (rng.standard_normal((out, rank)) * 0.01).astype(np.float16)
+        manifest = Manifest(
+            adapter_id=new_adapter_id(), name=str(seed), kind=kind, base_model=self.base_model, rank=rank, modules=MODULES, layers=layers
+        )
+        return encode(Adapter(manifest, tensors))
+
+    async def adapters(self, count: int, kind: Kind = "lora_xs") -> list[AdapterRef]:
+        """New adapters in the store."""
+        refs = []
+        for seed in range(count):
+            data = self.file(seed, kind)
+            manifest = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["smoa"])
+            refs.append(AdapterRef(manifest["adapter_id"], 1, await self.store.put(data), 0.3))
+        return refs
+
+    def prompt(self, words: int = PROMPT_TOKENS - 8) -> str:
+        """A text of about so many tokens; the chat template adds eight."""
+        return " ".join(self._prompts.choice(("the", "sea", "and", "a", "of", "rain", "house", "is", "red", "go")) for _ in range(words))
+
+    async def answer(self, engine: Engine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> tuple[int, float]:
+        """(tokens, seconds to the first) of one request."""
+        count, first_us = 0, 0
+        request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
+        async for piece in engine.generate(request):
+            count += piece.tokens
+            first_us = piece.usage.first_token_us if piece.usage else 0
+        return count, first_us / 1e6
+
+    async def seconds(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int) -> tuple[float, float]:
+        """(time for one batch, mean time to the first token)."""
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(self.answer(self.engine, refs, tokens) for refs in mixtures))
+        return time.perf_counter() - began, statistics.mean(first for _, first in answers)
+
+
+def rate(batch: int, tokens: int, short: float, long: float) -> float:
+    """Tokens a second after the first of each row."""
+    return batch * (tokens - 1) / max(long - short, 1e-9)
+
+
+async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, tokens: int) -> dict[str, dict[str, float]]:
+    """`{batch: {contender_tok_s, ..., contender_ttft_ms}}`: every contender once a round, medians over rounds."""
+    results: dict[str, dict[str, float]] = {}
+    widest = max(BATCHES)
+    pools = {"lora_xs": await world.adapters(widest * 8), "lora": await world.adapters(widest * 3, "lora")}
+    with Progress(console=console) as progress:
+        task = progress.add_task("batches", total=len(BATCHES) * repeats)
+        for batch in BATCHES:
+            ours: dict[str, list[Sequence[AdapterRef]]] = {"base": [() for _ in range(batch)]}
+            for name, kind, k in (
+                ("lora_xs_k1", "lora_xs", 1),
+                ("lora_xs_k3", "lora_xs", 3),
+                ("lora_xs_k8", "lora_xs", 8),
+                ("lora_k3", "lora", 3),
+            ):
+                ours[name] = [pools[kind][row * k : (row + 1) * k] for row in range(batch)]
+            rates: dict[str, list[float]] = {}
+            for round_number in range(repeats + 1):
+                for name, mixtures in ours.items():
+                    short, first = await world.seconds(mixtures, 1)
+                    long, _ = await world.seconds(mixtures, tokens)
+                    if round_number:  # the first round warms up and loads
+                        rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, short, long))
+                        rates.setdefault(f"{name}_ttft_ms", []).append(first * 1000)
+                for name, peer in peers.items():
+                    if name == "vllm_lora" and round_number > 2:
+                        continue  # a tenth of the speed: fewer rounds
+                    if isinstance(peer, Vllm):
+                        peer.lora = name == "vllm_lora"
+                    answers = [await asyncio.to_thread(peer.seconds, batch, n) for n in (1, tokens)]
+                    if round_number:
+                        rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, *answers))
+                if round_number:
+                    progress.advance(task)
+            results[str(batch)] = {name: statistics.median(values) for name, values in rates.items()}
+    return results
+
+
+async def throughput(
+    world: World, engine: Engine, pick: Callable[[], Sequence[AdapterRef]], requests: int, clients: int = 16
+) -> dict[str, float]:
+    """Closed loop: so many clients, each with one request of 16 new tokens at a time."""
+    waits: list[float] = []
+    tokens = 0
+    left = iter(range(requests))
+
+    async def client() -> None:
+        nonlocal tokens
+        for _ in left:
+            count, first = await world.answer(engine, pick(), 16)
+            tokens += count
+            waits.append(first)
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(client())
+    elapsed = time.perf_counter() - began
+    waits.sort()
+    return {
+        "tok_s": tokens / elapsed,
+        "first_token_p50_ms": waits[len(waits) // 2] * 1000,
+        "first_token_p99_ms": waits[min(len(waits) - 1, int(len(waits) * 0.99))] * 1000,
+    }
+
+
+def pickers(refs: Sequence[AdapterRef], seed: int) -> dict[str, Callable[[], Sequence[AdapterRef]]]:
+    """Mixtures of three, chosen evenly or by Zipf's law (exponent 1)."""
+    rng = np.random.default_rng(seed)
+    zipf = 1 / np.arange(1, len(refs) + 1)
+
+    def of(weights: np.ndarray) -> Callable[[], Sequence[AdapterRef]]:
+        probabilities = weights / weights.sum()
+        return lambda: [refs[i] for i in rng.choice(len(refs), 3, replace=False, p=probabilities)]
+
+    return {"uniform": of(np.ones(len(refs))), "zipf": of(zipf)}
+
+
+async def measure_working_sets(world: World, store: str, requests: int) -> dict[str, dict[str, float]]:
+    """Active adapters as a multiple of the slots; 16 rows of three want up to 48 slots at once."""
+    results: dict[str, dict[str, float]] = {}
+    refs = await world.adapters(SLOTS * 10)
+    for multiple in (0.5, 1, 2, 10):
+        for traffic, pick in pickers(refs[: int(SLOTS * multiple)], 1).items():
+            engine = world.make_engine(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=MIB))
+            await engine.start()
+            await throughput(world, engine, pick, 16)
+            results[f"{multiple:g}x_{traffic}"] = await throughput(world, engine, pick, requests)
+            pool = engine.residency.pool
+            results[f"{multiple:g}x_{traffic}"]["hit_rate"] = pool.hits / max(1, pool.hits + pool.misses)
+            await engine.stop()
+    return results
+
+
+async def measure_libraries(world: World, sizes: Sequence[int], requests: int, repeats: int) -> dict[str, float]:
+    """Tokens a second with a working set of ten, by the number of adapters in the store; the sizes take turns."""
+    engines: dict[int, tuple[Engine, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
+    for size in sizes:
+        folder = tempfile.TemporaryDirectory(prefix=f"smoa-library-{size}-")
+        store, mine = AdapterStore(folder.name), world.store
+        world.store = store
+        refs = await world.adapters(10)
+        world.store = mine
+        data = world.file(0)
+        with Progress(console=console) as progress:
+            for number in progress.track(range(size - 10), description=f"library of {size:,}"):
+                await store.put(data[:-4] + number.to_bytes(4, "little"))  # other content, other name: weights nobody asks for
+        engine = world.make_engine(ExecutorSettings(store=folder.name, slots=SLOTS, context=256))
+        await engine.start()
+        engines[size] = (engine, pickers(refs, 2)["uniform"], folder)
+        await throughput(world, engine, engines[size][1], 32)
+    rates: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size, (engine, pick, _) in engines.items():
+            rates[size].append((await throughput(world, engine, pick, requests))["tok_s"])
+    for engine, _, folder in engines.values():
+        await engine.stop()
+        folder.cleanup()
+    return {str(size): statistics.median(values) for size, values in rates.items()}
+
+
+async def measure_memory(world: World, store: str, requests: int) -> dict[str, float]:
+    """Resident memory before and after `requests` that touch 1,000 adapters."""
+    refs = await world.adapters(1000)
+    engine = world.make_engine(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=4 * MIB))
+    await engine.start()
+    rng = random.Random(3)
+    rss: list[float] = []
+    for part in range(11):
+        left = iter(range(requests // 10 if part else 1000))  # the first thousand warms up
+
+        async def client(left: Sequence[int] = left) -> None:  # type: ignore[assignment]
+            for _ in left:
+                await world.answer(engine, rng.sample(refs, 2), 1, words=2)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(32):
+                group.create_task(client())
+        rss.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB)
+    loads = engine.residency.counts.store_loads
+    await engine.stop()
+    return {"rss_mib_before": rss[0], "rss_mib_after": rss[-1], "rss_mib_most": max(rss), "requests": requests, "store_loads": loads}
+
+
+async def adapter_bytes(world: World) -> int:
+    """Memory of 100 resident NANO adapters."""
+    sizes = await world.engine.residency.fetch("public", (await world.adapters(100))[:100])
+    return sum(sizes.values())
+
+
+def show(results: dict[str, dict[str, float]], title: str) -> None:
+    """A table: a row a contender, a column a batch."""
+    table = Table("tok/s", *(f"batch {key}" for key in results), title=title)
+    for name in dict.fromkeys(name for row in results.values() for name in row):
+        table.add_row(name, *(f"{row[name]:,.0f}" if name in row else "" for row in results.values()))
+    Console().print(table)
+
+
+def plot(batches: dict[str, dict[str, float]], path: Path) -> None:
+    """Tokens a second over batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    for name in ("base", "lora_xs_k3", "lora_k3", "floor", "vllm", "hf", "vllm_lora", "peft"):
+        if all(f"{name}_tok_s" in row for row in batches.values()):
+            ours = name in ("base", "lora_xs_k3", "lora_k3")
+            axes.plot([int(b) for b in batches], [row[f"{name}_tok_s"] for row in batches.values()], "o-" if ours else "o--", label=name)
+    axes.set(xlabel="rows, each with its own mixture", ylabel="decoded tokens/s", ylim=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: bool) -> dict[str, object]:
+    """Everything, in order; see the functions above."""
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    folder = resolve(DEFAULT_BASE_MODEL)
+    with tempfile.TemporaryDirectory(prefix="smoa-bench-") as scratch:
+        store = f"{scratch}/store"
+        world = World(folder, Path(store), threads)
+        await world.engine.start()
+        peers: dict[str, Peer] = {
+            "floor": LinearFloor(folder, torch.bfloat16),
+            "hf": Transformers(folder, torch.bfloat16),
+            "peft": Transformers(folder, torch.bfloat16, rank=6, adapters=max(BATCHES)),  # one of rank 6 for our three of rank 2
+        }
+        vllm: Vllm | None = None
+        if with_vllm:
+            save_loras(folder, Path(scratch) / "loras", 6, max(BATCHES))
+            console.print("starting vLLM, two minutes")
+            vllm = Vllm(folder, Path(scratch) / "loras", threads)
+            peers |= {"vllm": vllm, "vllm_lora": vllm}
+        batches = await measure_batches(world, peers, repeats, tokens)
+        if vllm:
+            vllm.close()
+        show(batches, "decode")
+        result: dict[str, object] = {
+            "machine": f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}",
+            "batch": batches,
+            "adapter_bytes_100": await adapter_bytes(world),
+        }
+        if not quick:
+            result["working_set"] = sets = await measure_working_sets(world, store, 200)
+            show(sets, f"active adapters / {SLOTS} slots")
+            result["library"] = libraries = await measure_libraries(world, (10, 1000, library), 200, 5)
+            show({"": libraries}, "adapters on disk")
+            result["memory"] = memory = await measure_memory(world, store, 10_000)
+            show({"": memory}, "memory")
+        await world.engine.stop()
+        result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return result
+
+
+@click.command()
+@click.option("--json", "json_path", type=Path, help="Write every figure here.")
+@click.option("--plot", "plot_path", type=Path, help="Write the plot of decode speed here.")
+@click.option("--repeats", default=5, show_default=True, help="Rounds; the median counts.")
+@click.option("--tokens", default=33, show_default=True, help="New tokens a request.")
+@click.option("--quick", is_flag=True, help="Only the batches.")
+@click.option("--library", default=100_000, show_default=True, help="The largest number of adapters on disk.")
+@click.option("--vllm/--no-vllm", default=VLLM_PYTHON.exists(), help="Measure vLLM too; by default if `make bench-peers` was run.")
+def main(json_path: Path | None, plot_path: Path | None, repeats: int, tokens: int, quick: bool, library: int, vllm: bool) -> None:
+    """Measure the executor: our base and mixtures, transformers, PEFT, vLLM, and the linear layers alone."""
+    result = asyncio.run(run(repeats, tokens, quick, library, vllm))
+    if json_path:
+        json_path.write_text(json.dumps(result, indent=2) + "\n")
+    if plot_path:
+        plot(result["batch"], plot_path)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Which block of the key/value cache belongs to whom, and which hold a prompt prefix that may be used again. Pure: touches no tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+
+def prefix_keys(mixture: bytes, tokens: Sequence[int], block_tokens: int) -> list[bytes]:
+    """A key for each full block of a prompt that leaves at least one token to compute.
+
+    A key names the mixture and every token up to the block's end, so two mixtures, or two prompts that differ anywhere before, never
+    share a block.
+    """
+    keys: list[bytes] = []
+    key = mixture
+    for end in range(block_tokens, len(tokens), block_tokens):
+        key = hashlib.blake2b(key + array("q", tokens[end - block_tokens : end]).tobytes(), digest_size=16).digest()
+        keys.append(key)
+    return keys
+
+
+class BlockPool:
+    """A fixed number of blocks: each is free, held by sequences, or idle with a prefix that the next one may find."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self._free = list(range(blocks - 1, -1, -1))
+        self._holders: dict[int, int] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken now."""
+        return len(self._free) + len(self._idle)
+
+    def take(self, count: int, keys: Sequence[bytes] = ()) -> tuple[list[int], int] | None:
+        """Hold `count` blocks, the first of them with the longest known prefix of `keys`.
+
+        Returns:
+            The blocks in order and how many hold their prefix already; None when there are not enough (nothing is taken then).
+        """
+        known: list[int] = []
+        for key in keys[:count]:
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            known.append(block)
+        fresh = count - len(known)
+        if fresh > self.available - sum(block in self._idle for block in known):
+            return None
+        for block in known:
+            self._idle.pop(block, None)
+            self._holders[block] = self._holders.get(block, 0) + 1
+        blocks = known + [self._fresh() for _ in range(fresh)]
+        return blocks, len(known)
+
+    def publish(self, block: int, key: bytes) -> None:
+        """Say what a held block now holds. A second block of the same key stays private."""
+        if key not in self._block_of and block not in self._key_of:
+            self._block_of[key], self._key_of[block] = block, key
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """End one hold on each; what nobody holds is free, or idle if its prefix is known."""
+        for block in reversed(blocks):  # the end of a prefix goes before its beginning
+            self._holders[block] -= 1
+            if self._holders[block]:
+                continue
+            del self._holders[block]
+            if block in self._key_of:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    def _fresh(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._idle.popitem(last=False)
+            del self._block_of[self._key_of.pop(block)]
+        self._holders[block] = 1
+        return block
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block is lost, or in two states."""
+        assert sorted([*self._free, *self._holders, *self._idle]) == list(range(self.blocks)), "a block is lost or in two states"
+        assert all(count > 0 for count in self._holders.values()), "a hold count is not positive"
+        assert {self._block_of[key]: key for key in self._block_of} == self._key_of, "a prefix is not where it is said to be"
+        assert set(self._idle) <= set(self._key_of), "an idle block has no prefix"

@@ -1,0 +1,238 @@
+"""The native forward pass as a `Backend`: packs the weights, keeps the cache, and hands pointers to `forward.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.executor.backend import BLOCK_TOKENS, Chunk
+from services.executor.base_model import BASES_RANK, MODULES, fingerprint, load_weights
+from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
+from services.executor.model import ModelConfig, module_path
+from services.executor.native.library import loaded
+from smoa.errors import FailedPrecondition
+
+_PANEL = 32
+_FUNCTIONS = {torch.bfloat16: "smoa_forward_bfloat16", torch.float32: "smoa_forward_float32"}
+_MIXTURE = np.dtype([("core", "u8"), ("first", "u8"), ("pair", "u8")])
+_PAIR = np.dtype([("a", "u8"), ("b", "u8"), ("weight", "f4"), ("rank", "i4")])
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "left", "right")),
+        *((name, ctypes.c_int32) for name in ("outputs", "inputs")),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("linear", _Linear * len(MODULES)),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        ("window", ctypes.c_int64),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        ("layer", ctypes.POINTER(_Layer)),
+        ("head", _Linear),
+        *((name, ctypes.c_void_p) for name in ("embedding", "final_norm", "cosine", "sine")),
+        *((name, ctypes.c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scale")),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("id", "position", "sequence", "sequences", "output", "logits", "greedy", "cache")),
+        ("blocks", ctypes.c_int64),
+        ("scratch", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("tokens", "outputs", "threads", "context")),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _PointedMixture(Mixture):
+    """A mixture with the tables of pointers that the C structs want. Read-only, so any number of sequences may share it."""
+
+    record: NDArray[np.void] = field(kw_only=True)
+    kept: tuple[object, ...] = field(kw_only=True)
+
+
+class NativeBackend:
+    """`Backend` on the CPU. A sequence's logits are the same bits alone, in any batch, and however its prompt is chunked."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        name: str,
+        bases: Bases,
+        *,
+        dtype: torch.dtype,
+        blocks: int,
+        context: int,
+        threads: int = 0,
+        max_step_tokens: int = 512,
+    ) -> None:
+        """Packs `weights`, emptying the mapping as it goes.
+
+        Raises:
+            FailedPrecondition: a dtype or shape that the kernels do not have, or no compiler (see `library`).
+        """
+        if dtype not in _FUNCTIONS or config.head_dim % 16 or config.hidden % 2 or config.intermediate % 2:
+            raise FailedPrecondition(
+                f"backend: native needs bfloat16 or float32, a head dimension in sixteens and even widths, not {dtype} with "
+                f"{config.head_dim}, {config.hidden} and {config.intermediate}; set SMOA_EXECUTOR_BACKEND=torch"
+            )
+        library = loaded()
+        self._forward, self._scratch_bytes = library[_FUNCTIONS[dtype]], library["smoa_scratch_bytes"]
+        self._scratch_bytes.restype = ctypes.c_int64
+        self.config, self.fingerprint, self.dtype = config, name, dtype
+        self.blocks, self.context, self.max_step_tokens = blocks, min(context, config.context), max_step_tokens
+        self._threads = threads or torch.get_num_threads()
+        self._kept: list[object] = []  # what the structs point to
+        self._model = self._packed_model(weights, padded_bases(bases))
+        self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
+        most = _Batch(tokens=max_step_tokens, outputs=max_step_tokens, threads=self._threads, context=self._padded_context)
+        self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most)), dtype=torch.uint8)
+
+    @classmethod
+    def load(cls, folder: Path, bases: Bases, **options: object) -> NativeBackend:
+        """Read and pack a model folder; `options` as for the constructor."""
+        return cls(ModelConfig.from_folder(folder), load_weights(folder), fingerprint(folder), bases, **options)  # type: ignore[arg-type]
+
+    @property
+    def _padded_context(self) -> int:
+        return -(-self.context // BLOCK_TOKENS) * BLOCK_TOKENS
+
+    def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
+        """See `Backend`."""
+        mixture = Mixture.of(weighted, self.config)
+        sites = [(layer, module) for layer in range(self.config.layers) for module in MODULES]
+        record, kept = np.zeros(1, _MIXTURE), list[object]()
+        if mixture.cores is not None:
+            size = BASES_RANK * BASES_RANK * 4
+            base = mixture.cores.data_ptr()
+            cores = np.array([base + i * size if site in mixture.core_sites else 0 for i, site in enumerate(sites)], np.uint64)
+            record["core"] = cores.ctypes.data
+            kept.append(cores)
+        if mixture.pairs:
+            terms = [mixture.pairs.get(site, ()) for site in sites]
+            first = np.cumsum([0, *map(len, terms)], dtype=np.int32)
+            pairs = np.array([(a.data_ptr(), b.data_ptr(), weight, len(a)) for some in terms for a, b, weight in some], _PAIR)
+            record["first"], record["pair"] = first.ctypes.data, pairs.ctypes.data
+            kept += [first, pairs]
+        return _PointedMixture(mixture.cores, mixture.core_sites, mixture.pairs, record=record, kept=tuple(kept))
+
+    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+        """See `Backend`. At most `max_step_tokens` tokens in all.
+
+        Raises:
+            ValueError: more tokens.
+        """
+        counts = [len(chunk.tokens) for chunk in chunks]
+        ends = np.cumsum(counts)
+        tokens = int(ends[-1])
+        if tokens > self.max_step_tokens:
+            raise ValueError(f"{tokens} tokens are over {self.max_step_tokens} a step")
+        ids = np.array([token for chunk in chunks for token in chunk.tokens], np.int32)
+        positions = np.concatenate([np.arange(c.start, c.start + n, dtype=np.int32) for c, n in zip(chunks, counts, strict=True)])
+        sequence = np.repeat(np.arange(len(chunks), dtype=np.int32), counts)
+        tables = [np.array(chunk.blocks, np.int32) for chunk in chunks]
+        mixtures = [chunk.mixture for chunk in chunks]
+        sequences = np.array(
+            [
+                (one.record.ctypes.data if isinstance(one, _PointedMixture) else 0, table.ctypes.data)
+                for one, table in zip(mixtures, tables, strict=True)
+            ],
+            np.uint64,
+        )
+        output = np.concatenate([np.arange(end - c.outputs, end, dtype=np.int32) for c, end in zip(chunks, ends, strict=True)])
+        logits = torch.empty(len(output), self.config.vocabulary)
+        greedy = np.empty(len(output), np.int32)
+        batch = _Batch(
+            id=ids.ctypes.data,
+            position=positions.ctypes.data,
+            sequence=sequence.ctypes.data,
+            sequences=sequences.ctypes.data,
+            output=output.ctypes.data,
+            logits=logits.data_ptr(),
+            greedy=greedy.ctypes.data,
+            cache=self._cache.data_ptr(),
+            blocks=self.blocks,
+            scratch=self._scratch.data_ptr(),
+            tokens=tokens,
+            outputs=len(output),
+            threads=self._threads,
+            context=self._padded_context,
+        )
+        self._forward(ctypes.byref(self._model), ctypes.byref(batch))
+        return logits, greedy.tolist()
+
+    def _packed_model(self, weights: dict[str, Tensor], bases: Bases) -> _Model:
+        config = self.config
+        layers = (_Layer * config.layers)()
+        for index in range(config.layers):
+            layer, prefix = layers[index], f"model.layers.{index}."
+            for number, module in enumerate(MODULES):
+                path = module_path(index, module)
+                bias = weights.pop(f"{path}.bias", None)
+                layer.linear[number] = self._linear(weights.pop(f"{path}.weight"), bias, bases.get(path))
+            layer.attention_norm = self._pointer(weights.pop(f"{prefix}input_layernorm.weight").float())
+            layer.mlp_norm = self._pointer(weights.pop(f"{prefix}post_attention_layernorm.weight").float())
+            for name in ("query_norm", "key_norm"):
+                norm = weights.pop(f"{prefix}self_attn.{name[0]}_norm.weight", None)
+                setattr(layer, name, None if norm is None else self._pointer(norm.float()))
+            layer.window = config.windows[index]
+        embedding = weights.pop("model.embed_tokens.weight")
+        head = weights.pop("lm_head.weight", None)
+        cosine, sine = config.rotary()
+        packed = self._pointer(self._packed(embedding))
+        linear = _Linear(weight=packed, outputs=config.vocabulary, inputs=config.hidden) if head is None else self._linear(head, None, None)
+        self._kept.append(layers)
+        return _Model(
+            layer=layers,
+            head=linear,
+            embedding=packed,
+            final_norm=self._pointer(weights.pop("model.norm.weight").float()),
+            cosine=self._pointer(cosine),
+            sine=self._pointer(sine),
+            layers=config.layers,
+            hidden=config.hidden,
+            intermediate=config.intermediate,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=config.vocabulary,
+            epsilon=config.norm_eps,
+            scale=config.head_dim**-0.5,
+        )
+
+    def _linear(self, weight: Tensor, bias: Tensor | None, basis: tuple[Tensor, Tensor] | None) -> _Linear:
+        made = _Linear(weight=self._pointer(self._packed(weight)), outputs=weight.shape[0], inputs=weight.shape[1])
+        if bias is not None:
+            made.bias = self._pointer(bias.float())
+        if basis is not None:
+            made.left, made.right = self._pointer(self._packed(basis[0])), self._pointer(self._packed(basis[1].T, BASES_RANK))
+        return made
+
+    def _packed(self, weight: Tensor, panel: int = _PANEL) -> Tensor:
+        """[outputs, inputs] to [panels, inputs / pair, panel, pair], outputs padded with zeros."""
+        pair = 2 if self.dtype is torch.bfloat16 else 1
+        padded = F.pad(weight.to(self.dtype), (0, 0, 0, -weight.shape[0] % panel))
+        return padded.view(-1, panel, weight.shape[1] // pair, pair).permute(0, 2, 1, 3).contiguous()
+
+    def _pointer(self, tensor: Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()

@@ -1,0 +1,59 @@
+// The C interface: plain structs of pointers and sizes, mirrored field by field in `backend.py`.
+#pragma once
+#include <cstdint>
+
+constexpr int LANES = 16;   // float32 numbers in a vector
+constexpr int PANEL = 2;    // vectors of outputs in a weight panel
+constexpr int TILE = 8;     // tokens that share one read of the weights
+constexpr int BLOCK = 16;   // tokens in a block of the key/value cache: one vector of scores
+constexpr int RANK = 16;    // rank of the LoRA-XS bases: one vector
+constexpr int MODULES = 7;  // q, k, v, o, gate, up, down
+enum Module { Q, K, V, O, GATE, UP, DOWN };
+
+extern "C" {
+struct Linear {
+    const void* weight;  // packed [outputs, inputs]
+    const float* bias;   // [outputs] or null
+    const void* left;    // packed U S [outputs, RANK], or null: no LoRA-XS bases
+    const void* right;   // packed V^T [RANK, inputs], one panel of one vector
+    int32_t outputs, inputs;
+};
+struct Layer {
+    Linear linear[MODULES];
+    const float *attention_norm, *mlp_norm, *query_norm, *key_norm;  // the last two [head_dim] or null
+    int64_t window;                                                   // tokens a token sees, itself included; 0: all
+};
+struct Model {
+    const Layer* layer;
+    Linear head;
+    const void* embedding;  // packed [vocabulary, hidden]
+    const float *final_norm, *cosine, *sine;  // cosine, sine [context, head_dim / 2]
+    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
+    float epsilon, scale;
+};
+struct Pair {
+    const void *a, *b;  // [rank, inputs], [rank, outputs]
+    float weight;
+    int32_t rank;
+};
+struct Mixture {
+    const float* const* core;  // [layers * MODULES] of [RANK in, RANK out] or null; null as a whole: none
+    const int32_t* first;      // [layers * MODULES + 1] into pair; null: none
+    const Pair* pair;
+};
+struct Sequence {
+    const Mixture* mixture;
+    const int32_t* blocks;  // cache blocks, in order of position
+};
+struct Batch {
+    const int32_t *id, *position, *sequence;  // [tokens]
+    const Sequence* sequences;
+    const int32_t* output;  // [outputs] tokens whose next-token logits are wanted
+    float* logits;          // [outputs, vocabulary]
+    int32_t* greedy;        // [outputs] arg max, the lowest of equals
+    void* cache;            // [layers, blocks, kv_heads, 2, BLOCK * head_dim]
+    int64_t blocks;
+    void* scratch;
+    int32_t tokens, outputs, threads, context;
+};
+}

@@ -1,0 +1,139 @@
+"""A request's answer does not depend on who else is there: hundreds of random interleavings on one engine, checked to the last token."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.executor.app import load_engine
+from services.executor.base_model import MODULES, fingerprint
+from services.executor.engine import Engine, Generation
+from services.executor.model import ModelConfig
+from services.executor.residency import AdapterRef
+from services.executor.runner import Sampling
+from services.executor.settings import MIB, ExecutorSettings
+from smoa.adapter import Kind, encode
+from smoa.store import AdapterStore
+from tests.model_support import CAN_RUN_NATIVE, isolated_cache, make_model, random_adapter
+
+SEEDS, REQUESTS, PATIENCE_S = range(25), 16, 60
+pytestmark = pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has no AVX2")
+
+
+@dataclass(frozen=True)
+class World:
+    engine: Engine
+    store: AdapterStore
+    refs: list[AdapterRef]
+    """Twelve adapters for four slots."""
+
+    async def text(self, generation: Generation) -> str:
+        async with asyncio.timeout(PATIENCE_S):
+            return "".join([piece.text async for piece in self.engine.generate(generation)])
+
+
+@asynccontextmanager
+async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World]:
+    folder = make_model(tmp_path / "model")
+    config, name = ModelConfig.from_folder(folder), fingerprint(folder)
+    store = AdapterStore(str(tmp_path / "store"))
+    refs: list[AdapterRef] = []
+    for seed in range(12):
+        kind: Kind = "lora" if seed % 3 == 0 else "lora_xs"
+        adapter = random_adapter(
+            config, name, seed=seed, kind=kind, rank=1 + seed, modules=random.Random(seed).sample(MODULES, 3), shared=True
+        )
+        refs.append(AdapterRef(adapter.manifest.adapter_id, 1, await store.put(encode(adapter)), 1.0))
+    settings = ExecutorSettings(
+        base_model=str(folder),
+        store=str(tmp_path / "store"),
+        backend="native",
+        dtype=dtype,
+        rows=6,
+        context=160,
+        step_tokens=16,
+        cache_bytes=MIB // 2,
+        slots=4,
+        host_bytes=60_000,
+        max_waiting=64,
+        max_tokens=100,
+    )
+    engine, _, _ = load_engine(settings)
+    await engine.start()
+    try:
+        yield World(engine, store, refs)
+    finally:
+        await engine.stop()
+
+
+def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
+    chosen = rng.sample(refs, rng.randint(0, 3))
+    return Generation(
+        tenant=rng.choice(["a", "b", "c"]),
+        prompt=" ".join(f"w{rng.randrange(3) if i < 40 else rng.randrange(200)}" for i in range(rng.choice([1, 5, 17, 33, 60]))),
+        adapters=tuple(AdapterRef(ref.adapter_id, 1, ref.digest, rng.choice([-0.5, 0.4, 1.0])) for ref in chosen),
+        max_tokens=rng.randint(1, 24),
+        sampling=Sampling(temperature=rng.choice([0.0, 0.0, 0.8]), seed=rng.randrange(100)),
+    )
+
+
+async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 requests in 25 crowds: evicted, reloaded and cancelled neighbours, shared prefixes, prompts in chunks."""
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    async with _world(tmp_path) as world:
+        engine = world.engine
+        cancelled = 0
+        for seed in SEEDS:
+            rng = random.Random(seed)
+            requests = [_request(rng, world.refs) for _ in range(REQUESTS)]
+            alone = [await world.text(request) for request in requests]
+
+            async def leaves_early(request: Generation, after: int) -> None:
+                async with aclosing(engine.generate(request)) as pieces:
+                    async for _ in pieces:
+                        if (after := after - 1) < 0:
+                            return
+
+            tasks: list[asyncio.Task[str]] = []
+            async with asyncio.TaskGroup() as group:
+                for request in requests:
+                    tasks.append(group.create_task(world.text(request)))
+                    if rng.random() < 0.5:
+                        group.create_task(leaves_early(_request(rng, world.refs), rng.randint(0, 8)))
+                        cancelled += 1
+                    for _ in range(rng.randint(0, 6)):
+                        await asyncio.sleep(0)
+            assert [task.result() for task in tasks] == alone, f"seed {seed}"
+            assert engine.scheduler.jobs == []
+            engine.scheduler.check_integrity()
+            engine.residency.check_integrity()
+        counts = engine.residency.counts
+        assert cancelled > 100
+        assert engine.residency.pool.evictions > 100, "the slots were never short: the test would show nothing"
+        assert counts.host_evictions > 20, "host memory was never short"
+        assert engine.scheduler.prefix_hits > 50, "no prefix was shared"
+
+
+async def test_adapters_deleted_under_a_running_request_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    async with _world(tmp_path) as world:
+        request = Generation(tenant="a", prompt="w1 w2", adapters=tuple(world.refs[:2]), max_tokens=90)
+        expected = await world.text(request)
+        pieces: list[str] = []
+        async for piece in world.engine.generate(request):
+            if not pieces:
+                for ref in world.refs:
+                    await world.store.delete(ref.digest)
+                others = [Generation(tenant="b", prompt="w3", adapters=(ref,), max_tokens=4) for ref in world.refs[2:]]
+                failures = await asyncio.gather(*(world.text(other) for other in others), return_exceptions=True)
+                assert any(isinstance(failure, Exception) and "are gone" in str(failure) for failure in failures)
+            pieces.append(piece.text)
+        assert "".join(pieces) == expected
+        world.engine.scheduler.check_integrity()
+        world.engine.residency.check_integrity()

@@ -1,0 +1,162 @@
+"""Tiny random models of every family, random adapters for them, and both backends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
+from services.executor.base_model import BASES_RANK, cache_home, load_weights, lora_xs_bases
+from services.executor.mixture import LoadedAdapter, Mixture, load_adapter
+from services.executor.model import Llama, ModelConfig, module_path
+from services.executor.native import library
+from services.executor.native.backend import NativeBackend
+from services.executor.torch_backend import TorchBackend
+from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
+
+CAN_RUN_NATIVE = library.processor_flags() is not None
+BACKENDS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has no AVX2"))]
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama3": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": 24},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 32},
+}
+
+
+def isolated_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases of throw-away models go to `folder`; the compiled kernels stay where they are."""
+    real = cache_home() / "native"
+    real.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.symlink(real, folder / "native")
+    monkeypatch.setenv("SMOA_CACHE", str(folder))
+
+
+def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
+    """A tiny random model with a word-level tokenizer of w0 to w199."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 200,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "eos_token_id": None,
+        "bos_token_id": None,
+    }
+    config = AutoConfig.for_model(family.removesuffix("3") if family == "llama3" else family, **(settings | FAMILIES[family]))
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():  # an untrained norm or bias would hide that it is left out
+        if name.endswith("bias") or "norm" in name:
+            parameter.data = parameter.data + torch.randn_like(parameter) * 0.2
+        elif parameter.ndim == 2:
+            parameter.data = torch.randn_like(parameter) * 0.15
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def make_backend(kind: str, folder: Path, dtype: torch.dtype = torch.float32, blocks: int = 64, context: int = 256) -> Backend:
+    """A backend of a model folder."""
+    model = Llama.load(folder, dtype)
+    bases = lora_xs_bases(folder, model.fingerprint)
+    if kind == "torch":
+        return TorchBackend(model, bases, blocks=blocks, context=context)
+    return NativeBackend(
+        model.config, load_weights(folder), model.fingerprint, bases, dtype=dtype, blocks=blocks, context=context, threads=2
+    )
+
+
+def random_adapter(
+    config: ModelConfig,
+    base_model: str,
+    *,
+    seed: int,
+    kind: Kind = "lora_xs",
+    rank: int = 4,
+    modules: Sequence[str] = ("q_proj", "v_proj"),
+    layers: Sequence[int] | None = None,
+    scaling: float = 1.0,
+    size: float = 0.3,
+    **changes: object,
+) -> Adapter:
+    """An adapter whose weights make a difference, through its file form and back."""
+    rng = np.random.default_rng(seed)
+    where = tuple(range(config.layers) if layers is None else layers)
+    manifest = Manifest(
+        adapter_id=new_adapter_id(),
+        name=str(seed),
+        kind=kind,
+        base_model=base_model,
+        rank=rank,
+        modules=tuple(modules),
+        layers=where,
+        scaling=scaling,
+        **changes,  # type: ignore[arg-type]
+    )
+    tensors: dict[str, np.ndarray] = {}
+    for module in modules:
+        out, inputs = config.shape(module)
+        if kind == "lora_xs":
+            tensors[module] = rng.standard_normal((len(where), rank, rank)).astype(np.float32) * size
+            tensors[module + ".s"] = np.ones((len(where), rank), np.float32)
+            continue
+        for layer in where:
+            path = module_path(layer, module)
+            tensors[f"{path}.lora_A"] = (rng.standard_normal((rank, inputs)) * size / inputs**0.5).astype(np.float32)
+            tensors[f"{path}.lora_B"] = (rng.standard_normal((out, rank)) * size).astype(np.float32)
+    return decode(encode(Adapter(manifest, tensors)))
+
+
+def delta_of(adapter: Adapter, folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """What an adapter adds to each weight, by checkpoint path: the definition, in float64."""
+    bases = lora_xs_bases(folder, adapter.manifest.base_model)
+    deltas: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(adapter.manifest.layers):
+        for module in adapter.manifest.modules:
+            path = module_path(layer, module)
+            if adapter.manifest.kind == "lora_xs":
+                left, right = (basis[:, : adapter.manifest.rank].double() for basis in bases[path])
+                core = torch.tensor(adapter.tensors[module][index]).double()
+                product = left @ core[: left.shape[1], : right.shape[1]] @ right.T
+            else:
+                product = (
+                    torch.tensor(adapter.tensors[f"{path}.lora_B"]).double() @ torch.tensor(adapter.tensors[f"{path}.lora_A"]).double()
+                )
+            deltas[path] = product * adapter.manifest.scaling
+    assert adapter.manifest.rank <= BASES_RANK or adapter.manifest.kind == "lora"
+    return deltas
+
+
+def load(adapter: Adapter, backend: Backend, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
+    """An adapter as the backend's `mix` takes it."""
+    return load_adapter(adapter, backend.config, backend.fingerprint, 64, dtype)
+
+
+def logits_of(backend: Backend, tokens: Sequence[int], mixture: Mixture | None = None, blocks: Sequence[int] | None = None) -> torch.Tensor:
+    """Logits [tokens, vocabulary] of a whole text, in one chunk."""
+    needed = -(-len(tokens) // BLOCK_TOKENS)
+    chunk = Chunk(tokens, 0, list(range(needed)) if blocks is None else blocks, mixture or backend.mix([]), len(tokens))
+    return backend.forward([chunk])[0]
