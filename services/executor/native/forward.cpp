@@ -100,19 +100,36 @@ struct Step {
         int site = layer * MODULES + module;
         for (int p = one->first[site]; p < one->first[site + 1]; p++) {
             const Pair& pair = one->pair[p];
-            for (int r = 0; r < pair.rank; r++) {
-                const T* a = static_cast<const T*>(pair.a) + int64_t(r) * linear.inputs;
-                const T* b = static_cast<const T*>(pair.b) + int64_t(r) * linear.outputs;
-                Vector sum = {};
-                int k = 0;
-                for (; k + LANES <= linear.inputs; k += LANES) sum = multiply_add(E::widen(a + k), E::widen(input + k), sum);
-                float dot = total(sum);
-                for (; k < linear.inputs; k++) dot = __builtin_fmaf(E::to(a[k]), E::to(input[k]), dot);
-                dot *= pair.weight;
-                for (k = 0; k + LANES <= linear.outputs; k += LANES) store(y + k, multiply_add(E::widen(b + k), splat(dot), load(y + k)));
-                for (; k < linear.outputs; k++) y[k] = __builtin_fmaf(E::to(b[k]), dot, y[k]);
-            }
+            const T *a = static_cast<const T*>(pair.a), *b = static_cast<const T*>(pair.b);
+            int rank = 0;
+            for (; rank + 4 <= pair.rank; rank += 4) add_ranks<4>(linear, a, b, rank, pair.weight, input, y);
+            for (; rank + 2 <= pair.rank; rank += 2) add_ranks<2>(linear, a, b, rank, pair.weight, input, y);
+            for (; rank < pair.rank; rank++) add_ranks<1>(linear, a, b, rank, pair.weight, input, y);
         }
+    }
+    template <int R>
+    void add_ranks(const Linear& linear, const T* a, const T* b, int rank, float weight, const T* input, float* y) const {
+        a += int64_t(rank) * linear.inputs;
+        b += int64_t(rank) * linear.outputs;
+        Vector sum[R] = {};
+        float dot[R];
+        int k = 0;
+        for (; k + LANES * E::PAIR <= linear.inputs; k += LANES * E::PAIR)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) sum[r] = E::dot(sum[r], a + int64_t(r) * linear.inputs + k, input + k);
+        for (int r = 0; r < R; r++) {
+            dot[r] = total(sum[r]);
+            for (int i = k; i < linear.inputs; i++) dot[r] = __builtin_fmaf(E::to(a[int64_t(r) * linear.inputs + i]), E::to(input[i]), dot[r]);
+            dot[r] *= weight;
+        }
+        for (k = 0; k + LANES <= linear.outputs; k += LANES) {
+            Vector out = load(y + k);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) out = multiply_add(E::widen(b + int64_t(r) * linear.outputs + k), splat(dot[r]), out);
+            store(y + k, out);
+        }
+        for (; k < linear.outputs; k++)
+            for (int r = 0; r < R; r++) y[k] = __builtin_fmaf(E::to(b[int64_t(r) * linear.outputs + k]), dot[r], y[k]);
     }
 
     // Root mean square norm (arXiv 1910.07467) of count numbers.

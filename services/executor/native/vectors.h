@@ -29,9 +29,13 @@ inline Vector multiply_add(Vector a, Vector b, Vector sum) {
 #endif
 }
 inline float total(Vector value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(value);
+#else
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) value[i] += value[i + width];
     return value[0];
+#endif
 }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
@@ -51,7 +55,8 @@ inline Vector exponential(Vector x) {
     return p * (Vector)power;
 }
 
-// What the two dtypes do differently. `Packed` is one vector of weights, `Factor` what multiplies all of its lanes.
+// What the two dtypes do differently. `Packed` is a vector of PAIR inputs for LANES outputs; `factor` is what multiplies all of its lanes.
+// `dot` adds LANES * PAIR products to a vector of partial sums.
 struct Float32 {
     using T = float;
     static constexpr int PAIR = 1;
@@ -62,6 +67,7 @@ struct Float32 {
     static float factor(const T* from) { return *from; }
     static Vector add(Vector sum, Packed w, float x) { return multiply_add(w, splat(x), sum); }
     static Vector widen(const T* from) { return load(from); }
+    static Vector dot(Vector sum, const T* a, const T* b) { return multiply_add(load(a), load(b), sum); }
 };
 
 struct Bfloat16 {
@@ -97,6 +103,13 @@ struct Bfloat16 {
     static Vector widen(const T* from) {
         Integers wide = __builtin_convertvector(*reinterpret_cast<const UnalignedHalves*>(from), Integers) << 16;
         return (Vector)wide;
+    }
+    static Vector dot(Vector sum, const T* a, const T* b) {
+#if defined(__AVX512BF16__)
+        return _mm512_dpbf16_ps(sum, (__m512bh)packed(a), (__m512bh)packed(b));
+#else
+        return multiply_add(widen(a + LANES), widen(b + LANES), multiply_add(widen(a), widen(b), sum));
+#endif
     }
 };
 
