@@ -127,21 +127,26 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
             ):
                 ours[name] = [pools[kind][row * k : (row + 1) * k] for row in range(batch)]
             rates: dict[str, list[float]] = {}
+            contenders = [*ours, *peers]
             for round_number in range(repeats + 1):
-                for name, mixtures in ours.items():
-                    short, first = await world.seconds(mixtures, 1)
-                    long, _ = await world.seconds(mixtures, tokens)
-                    if round_number:  # the first round warms up and loads
-                        rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, short, long))
-                        rates.setdefault(f"{name}_ttft_ms", []).append(first * 1000)
-                for name, peer in peers.items():
+                # Each round begins with another one: what the last one left in caches and spinning threads falls on all alike.
+                for name in contenders[round_number % len(contenders) :] + contenders[: round_number % len(contenders)]:
                     if name == "vllm_lora" and round_number > 2:
-                        continue  # a tenth of the speed: fewer rounds
-                    if isinstance(peer, Vllm):
-                        peer.lora = name == "vllm_lora"
-                    answers = [await asyncio.to_thread(peer.seconds, batch, n) for n in (1, tokens)]
-                    if round_number:
-                        rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, *answers))
+                        continue  # slow: fewer rounds
+                    await asyncio.sleep(0.3)
+                    if name in ours:
+                        short, first = await world.seconds(ours[name], 1)
+                        long, _ = await world.seconds(ours[name], tokens)
+                    else:
+                        peer, first = peers[name], 0.0
+                        if isinstance(peer, Vllm):
+                            peer.lora = name == "vllm_lora"
+                        short, long = [await asyncio.to_thread(peer.seconds, batch, count) for count in (1, tokens)]
+                    if not round_number:
+                        continue  # warms up and loads
+                    rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, short, long))
+                    if first:
+                        rates.setdefault(f"{name}_ttft_ms", []).append(first * 1000)
                 if round_number:
                     progress.advance(task)
             results[str(batch)] = {name: statistics.median(values) for name, values in rates.items()}
@@ -261,11 +266,12 @@ async def adapter_bytes(world: World) -> int:
 
 
 def show(results: dict[str, dict[str, float]], title: str) -> None:
-    """A table: a row a contender, a column a batch."""
-    table = Table("tok/s", *(f"batch {key}" for key in results), title=title)
-    for name in dict.fromkeys(name for row in results.values() for name in row):
-        table.add_row(name, *(f"{row[name]:,.0f}" if name in row else "" for row in results.values()))
-    Console().print(table)
+    """A table: a row a measurement, a column a figure."""
+    names = list(dict.fromkeys(name for row in results.values() for name in row))
+    table = Table("", *names, title=title)
+    for key, row in results.items():
+        table.add_row(key, *(f"{row[name]:,.{0 if row[name] > 10 else 2}f}" if name in row else "" for name in names))
+    Console(width=max(100, 14 * len(names))).print(table)
 
 
 def plot(batches: dict[str, dict[str, float]], path: Path) -> None:
@@ -287,7 +293,7 @@ def plot(batches: dict[str, dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: bool) -> dict[str, object]:
+async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: bool, ours: bool) -> dict[str, object]:
     """Everything, in order; see the functions above."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
@@ -296,11 +302,13 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
         store = f"{scratch}/store"
         world = World(folder, Path(store), threads)
         await world.engine.start()
-        peers: dict[str, Peer] = {
-            "floor": LinearFloor(folder, torch.bfloat16),
-            "hf": Transformers(folder, torch.bfloat16),
-            "peft": Transformers(folder, torch.bfloat16, rank=6, adapters=max(BATCHES)),  # one of rank 6 for our three of rank 2
-        }
+        peers: dict[str, Peer] = {}
+        if not ours:
+            peers = {
+                "floor": LinearFloor(folder, torch.bfloat16),
+                "hf": Transformers(folder, torch.bfloat16),
+                "peft": Transformers(folder, torch.bfloat16, rank=6, adapters=max(BATCHES)),  # one of rank 6 for our three of rank 2
+            }
         vllm: Vllm | None = None
         if with_vllm:
             save_loras(folder, Path(scratch) / "loras", 6, max(BATCHES))
@@ -310,7 +318,8 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
         batches = await measure_batches(world, peers, repeats, tokens)
         if vllm:
             vllm.close()
-        show(batches, "decode")
+        names = dict.fromkeys(name for row in batches.values() for name in row)
+        show({name: {f"batch {b}": row[name] for b, row in batches.items() if name in row} for name in names}, "decode")
         result: dict[str, object] = {
             "machine": f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}",
             "batch": batches,
@@ -335,10 +344,13 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
 @click.option("--tokens", default=33, show_default=True, help="New tokens a request.")
 @click.option("--quick", is_flag=True, help="Only the batches.")
 @click.option("--library", default=100_000, show_default=True, help="The largest number of adapters on disk.")
+@click.option("--ours", is_flag=True, help="Only our own contenders, for a fine comparison.")
 @click.option("--vllm/--no-vllm", default=VLLM_PYTHON.exists(), help="Measure vLLM too; by default if `make bench-peers` was run.")
-def main(json_path: Path | None, plot_path: Path | None, repeats: int, tokens: int, quick: bool, library: int, vllm: bool) -> None:
+def main(
+    json_path: Path | None, plot_path: Path | None, repeats: int, tokens: int, quick: bool, library: int, ours: bool, vllm: bool
+) -> None:
     """Measure the executor: our base and mixtures, transformers, PEFT, vLLM, and the linear layers alone."""
-    result = asyncio.run(run(repeats, tokens, quick, library, vllm))
+    result = asyncio.run(run(repeats, tokens, quick or ours, library, vllm and not ours, ours))
     if json_path:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
     if plot_path:

@@ -159,4 +159,4 @@ def logits_of(backend: Backend, tokens: Sequence[int], mixture: Mixture | None =
     """Logits [tokens, vocabulary] of a whole text, in one chunk."""
     needed = -(-len(tokens) // BLOCK_TOKENS)
     chunk = Chunk(tokens, 0, list(range(needed)) if blocks is None else blocks, mixture or backend.mix([]), len(tokens))
-    return backend.forward([chunk])[0]
+    return backend.forward([chunk])[0].clone()

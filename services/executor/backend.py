@@ -46,5 +46,8 @@ class Backend(Protocol):
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
         """Logits [outputs of all chunks, vocabulary] float32 on the CPU or device, and the arg max of each (lowest id of equals).
 
-        A sequence's logits do not depend on which other chunks are in the call, up to the backend's `exact` promise.
+        The logits are good until the next call.
+
+        A sequence's logits do not depend on which other chunks are in the call: to the bit on the native backend, to the dtype's
+        precision on torch.
         """

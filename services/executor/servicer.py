@@ -75,7 +75,8 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def GetStatus(self, request: executor_pb2.GetStatusRequest, context: Context) -> executor_pb2.GetStatusResponse:  # noqa: N802
         """See the contract."""
-        pool, scheduler = self._engine.residency.pool, self._engine.scheduler
+        residency, scheduler = self._engine.residency, self._engine.scheduler
+        pool, counts = residency.pool, residency.counts
         return executor_pb2.GetStatusResponse(
             base_model=self._base_model,
             base_model_name=self._base_model_name,
@@ -84,7 +85,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
                 executor_pb2.Resident(
                     adapter_id=one.ref.adapter_id, version=one.ref.version, digest=one.ref.digest, leases=one.leases, bytes=one.nbytes
                 )
-                for one in self._engine.residency.residents()
+                for one in residency.residents()
             ],
             queued=scheduler.waiting,
             running=len(scheduler.running),
@@ -93,6 +94,15 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             evictions=pool.evictions,
             max_batch=self._rows,
             spooled_events=self._publisher.waiting,
+            host_hits=counts.host_hits,
+            store_loads=counts.store_loads,
+            store_load_us=counts.load_us,
+            slot_bytes=pool.used_bytes,
+            host_bytes=residency.host_used_bytes,
+            cache_blocks=scheduler.blocks.blocks,
+            cache_blocks_free=scheduler.blocks.available,
+            prefix_lookups=scheduler.prefix_lookups,
+            prefix_hits=scheduler.prefix_hits,
         )
 
 

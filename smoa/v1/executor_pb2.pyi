@@ -96,7 +96,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events")
+    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events", "host_hits", "store_loads", "store_load_us", "slot_bytes", "host_bytes", "cache_blocks", "cache_blocks_free", "prefix_lookups", "prefix_hits")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,15 @@ class GetStatusResponse(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     SPOOLED_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    HOST_HITS_FIELD_NUMBER: _ClassVar[int]
+    STORE_LOADS_FIELD_NUMBER: _ClassVar[int]
+    STORE_LOAD_US_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_LOOKUPS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     base_model_name: str
     slots: int
@@ -119,7 +128,16 @@ class GetStatusResponse(_message.Message):
     evictions: int
     max_batch: int
     spooled_events: int
-    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ...) -> None: ...
+    host_hits: int
+    store_loads: int
+    store_load_us: int
+    slot_bytes: int
+    host_bytes: int
+    cache_blocks: int
+    cache_blocks_free: int
+    prefix_lookups: int
+    prefix_hits: int
+    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ..., host_hits: _Optional[int] = ..., store_loads: _Optional[int] = ..., store_load_us: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_free: _Optional[int] = ..., prefix_lookups: _Optional[int] = ..., prefix_hits: _Optional[int] = ...) -> None: ...
 
 class Resident(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "leases", "bytes")

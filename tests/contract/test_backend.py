@@ -129,7 +129,7 @@ def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mi
         out, greedy = backend.forward(chunks)
         assert greedy == out.argmax(-1).tolist()
         for i, chunk in zip(picked, chunks, strict=True):
-            logits[i].append(out[: chunk.outputs])
+            logits[i].append(out[: chunk.outputs].clone())
             out, done[i] = out[chunk.outputs :], done[i] + chunk.outputs
     return [torch.cat(parts) for parts in logits]
 

@@ -183,6 +183,11 @@ async def test_five_adapters_share_three_slots(world: World) -> None:
     status = await world.client.status()
     assert len(status.residents) == 3
     assert status.evictions >= 2
+    assert status.store_loads == 5, "one load each: host memory keeps what leaves a slot"
+    assert status.host_hits >= 2
+    assert status.slot_bytes == sum(resident.bytes for resident in status.residents)
+    assert status.host_bytes * 3 == status.slot_bytes * 5
+    assert status.cache_blocks_free == status.cache_blocks > 0
 
 
 async def test_cancellation_and_deadline_free_row_and_lease(world: World) -> None:

@@ -104,6 +104,7 @@ class NativeBackend:
         self._model = self._packed_model(weights, padded_bases(bases))
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
         most = _Batch(tokens=max_step_tokens, outputs=max_step_tokens, threads=self._threads, context=self._padded_context)
+        self._logits = torch.zeros(max_step_tokens, config.vocabulary)
         self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most)), dtype=torch.uint8)
 
     @classmethod
@@ -158,7 +159,7 @@ class NativeBackend:
             np.uint64,
         )
         output = np.concatenate([np.arange(end - c.outputs, end, dtype=np.int32) for c, end in zip(chunks, ends, strict=True)])
-        logits = torch.empty(len(output), self.config.vocabulary)
+        logits = self._logits[: len(output)]
         greedy = np.empty(len(output), np.int32)
         batch = _Batch(
             id=ids.ctypes.data,
