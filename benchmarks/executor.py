@@ -31,7 +31,7 @@ from services.executor.engine import Engine, Generation
 from services.executor.model import ModelConfig, module_path
 from services.executor.residency import AdapterRef
 from services.executor.settings import MIB, ExecutorSettings
-from smoa.adapter import Adapter, Kind, Manifest, encode, new_adapter_id
+from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
 from smoa.store import AdapterStore
 
 BATCHES = (1, 8, 16, 32)
@@ -81,8 +81,7 @@ class World:
         refs = []
         for seed in range(count):
             data = self.file(seed, kind)
-            manifest = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["smoa"])
-            refs.append(AdapterRef(manifest["adapter_id"], 1, await self.store.put(data), 0.3))
+            refs.append(AdapterRef(decode(data).manifest.adapter_id, 1, await self.store.put(data), 0.3))
         return refs
 
     def prompt(self, words: int = PROMPT_TOKENS - 8) -> str:

@@ -272,7 +272,7 @@ def doctor(router_port: int, executor_port: int) -> None:
         from services.executor.native.library import compiled
 
         line(True, f"native forward pass {compiled().name}")
-    except SmoaError as error:
+    except (SmoaError, ImportError) as error:
         line(False, "native forward pass", str(error))
     free_gib = shutil.disk_usage(".").free / 2**30
     line(free_gib > 2, f"{free_gib:.0f} GiB of disk free", "free at least 2 GiB")

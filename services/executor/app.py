@@ -46,7 +46,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
         raise InvalidArgument("SMOA_EXECUTOR_BACKEND", f"{settings.backend!r} is unknown", f"use one of {', '.join(BACKENDS)}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    config, name, dtype = ModelConfig.from_folder(folder), fingerprint(folder), DTYPES[settings.dtype]
+    config, dtype = ModelConfig.from_folder(folder), DTYPES[settings.dtype]
     block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize
     blocks, needed = settings.cache_bytes // block_bytes, -(-min(settings.context, config.context) // BLOCK_TOKENS)
     if blocks < needed:
@@ -55,14 +55,14 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
             f"{settings.cache_bytes:,} holds {blocks * BLOCK_TOKENS} tokens, under the context of {settings.context}",
             f"give at least {needed * block_bytes:,}",
         )
-    bases = lora_xs_bases(folder, name)
     if settings.backend == "native" or (settings.backend == "auto" and settings.device == "cpu"):
+        name = fingerprint(folder)
         try:
             return NativeBackend(
                 config,
                 load_weights(folder),
                 name,
-                bases,
+                lora_xs_bases(folder, name),
                 dtype=dtype,
                 blocks=blocks,
                 context=settings.context,
@@ -74,7 +74,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
                 raise
             _log.warning("running on torch, which is slower: %s", error)
     model = Llama.load(folder, dtype, settings.device)
-    return TorchBackend(model, bases, blocks=blocks, context=settings.context)
+    return TorchBackend(model, lora_xs_bases(folder, model.fingerprint), blocks=blocks, context=settings.context)
 
 
 def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:

@@ -1,7 +1,7 @@
 """Llama-family forward pass in plain torch, with one hook: every linear module may add a per-row adapter delta.
 
 The reference: training differentiates it, GPUs serve with it, and the native forward pass is held equal to it. It is itself held equal
-to `transformers` by `tests/integration/test_model.py`.
+to `transformers` by `tests/contract/test_backend.py`.
 """
 
 from __future__ import annotations

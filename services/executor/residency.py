@@ -51,9 +51,8 @@ class _Loaded:
 
 @dataclass
 class ResidencyCounts:
-    """How often each tier had the adapter, and what loading from the store took."""
+    """What the tiers below the slots did (the slots count their own hits), and what loading from the store took."""
 
-    device_hits: int = 0
     host_hits: int = 0
     store_loads: int = 0
     load_us: int = 0
@@ -93,7 +92,6 @@ class Residency:
             FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots together.
         """
         for ref in refs:
-            self.counts.device_hits += ref.key in self._on_device
             self.counts.host_hits += ref.key not in self._on_device and ref.key in self._host
         loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
         for one in loaded:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
 from services.executor.base_model import MODULES, load_weights
+from services.executor.mixture import Mixture
 from services.executor.model import Llama, ModelConfig
 from services.executor.native.backend import NativeBackend
 from smoa.adapter import Kind
@@ -112,7 +113,7 @@ def test_a_mixture_equals_the_same_deltas_merged_into_the_weights(
         assert (ours - logits_of(backend, TOKENS)).abs().max() > 1e-3, "the adapters change nothing: the comparison would be empty"
 
 
-def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mixtures: list[object]) -> list[torch.Tensor]:
+def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mixtures: list[Mixture]) -> list[torch.Tensor]:
     """Logits of every text, computed in random chunks, in random batches, in scattered blocks."""
     order = list(range(backend.blocks))
     rng.shuffle(order)
@@ -125,7 +126,7 @@ def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mi
         chunks = []
         for i in picked:
             count = min(len(texts[i]) - done[i], rng.choice([1, 1, 2, 7, 16, 30]))
-            chunks.append(Chunk(texts[i][done[i] : done[i] + count], done[i], blocks[i], mixtures[i], count))  # type: ignore[arg-type]
+            chunks.append(Chunk(texts[i][done[i] : done[i] + count], done[i], blocks[i], mixtures[i], count))
         out, greedy = backend.forward(chunks)
         assert greedy == out.argmax(-1).tolist()
         for i, chunk in zip(picked, chunks, strict=True):
@@ -152,7 +153,7 @@ def test_a_sequence_does_not_notice_its_neighbours(kind: str, dtype: torch.dtype
         mixtures.append(backend.mix([(load(adapter, backend, dtype), rng.uniform(-1, 1)) for adapter in adapters]))
     alone = [logits_of(backend, text, mixture) for text, mixture in zip(texts, mixtures, strict=True)]
     for _ in range(6):
-        for ours, expected in zip(_in_a_crowd(backend, rng, texts, list(mixtures)), alone, strict=True):
+        for ours, expected in zip(_in_a_crowd(backend, rng, texts, mixtures), alone, strict=True):
             if kind == "native":
                 assert torch.equal(ours, expected)
             else:

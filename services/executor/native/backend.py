@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.executor.backend import BLOCK_TOKENS, Chunk
-from services.executor.base_model import BASES_RANK, MODULES, fingerprint, load_weights
+from services.executor.base_model import BASES_RANK, MODULES
 from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
 from services.executor.model import ModelConfig, module_path
 from services.executor.native.library import loaded
@@ -107,11 +107,6 @@ class NativeBackend:
         self._logits = torch.zeros(max_step_tokens, config.vocabulary)
         self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most)), dtype=torch.uint8)
 
-    @classmethod
-    def load(cls, folder: Path, bases: Bases, **options: object) -> NativeBackend:
-        """Read and pack a model folder; `options` as for the constructor."""
-        return cls(ModelConfig.from_folder(folder), load_weights(folder), fingerprint(folder), bases, **options)  # type: ignore[arg-type]
-
     @property
     def _padded_context(self) -> int:
         return -(-self.context // BLOCK_TOKENS) * BLOCK_TOKENS
@@ -150,14 +145,8 @@ class NativeBackend:
         positions = np.concatenate([np.arange(c.start, c.start + n, dtype=np.int32) for c, n in zip(chunks, counts, strict=True)])
         sequence = np.repeat(np.arange(len(chunks), dtype=np.int32), counts)
         tables = [np.array(chunk.blocks, np.int32) for chunk in chunks]
-        mixtures = [chunk.mixture for chunk in chunks]
-        sequences = np.array(
-            [
-                (one.record.ctypes.data if isinstance(one, _PointedMixture) else 0, table.ctypes.data)
-                for one, table in zip(mixtures, tables, strict=True)
-            ],
-            np.uint64,
-        )
+        records = [cast(_PointedMixture, chunk.mixture).record for chunk in chunks]
+        sequences = np.array([(one.ctypes.data, table.ctypes.data) for one, table in zip(records, tables, strict=True)], np.uint64)
         output = np.concatenate([np.arange(end - c.outputs, end, dtype=np.int32) for c, end in zip(chunks, ends, strict=True)])
         logits = self._logits[: len(output)]
         greedy = np.empty(len(output), np.int32)

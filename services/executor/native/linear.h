@@ -59,7 +59,7 @@ inline void panel_tile(const Site<E>& site, int panel, int token) {
         }
 }
 
-// Calls body.template operator()<MR>(token) over all tokens, TILE at a time and the rest at once.
+// Calls body(MR, token) over all tokens, TILE at a time and the rest at once; MR is known to the compiler.
 template <int MR, class F>
 inline void tail(int count, int token, F& body) {
     if constexpr (MR > 0) {
