@@ -28,11 +28,12 @@ from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, P
 from services.executor.app import load_engine
 from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.engine import Engine, Generation
-from services.executor.model import ModelConfig, module_path
+from services.executor.model import ModelConfig
 from services.executor.residency import AdapterRef
 from services.executor.settings import MIB, ExecutorSettings
-from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
+from smoa.adapter import Adapter, Kind, encode
 from smoa.store import AdapterStore
+from tests.model_support import random_adapter
 
 BATCHES = (1, 8, 16, 32)
 SLOTS = 32
@@ -57,32 +58,15 @@ class World:
         engine.tokenizer.eos_ids = frozenset()
         return engine
 
-    def file(self, seed: int, kind: Kind = "lora_xs") -> bytes:
+    def adapter(self, seed: int, kind: Kind = "lora_xs") -> Adapter:
         """A NANO adapter: `lora_xs` of rank 8 or `lora` of rank 2 on q and v of every layer."""
-        rng = np.random.default_rng(seed)
-        layers, rank = tuple(range(self.config.layers)), 8 if kind == "lora_xs" else 2
-        tensors: dict[str, np.ndarray] = {}
-        for module in MODULES:
-            out, inputs = self.config.shape(module)
-            if kind == "lora_xs":
-                tensors[module] = (rng.standard_normal((len(layers), rank, rank)) * 0.01).astype(np.float16)
-                tensors[module + ".s"] = np.ones((len(layers), rank), np.float16)
-                continue
-            for layer in layers:
-                tensors[f"{module_path(layer, module)}.lora_A"] = (rng.standard_normal((rank, inputs)) * 0.01).astype(np.float16)
-                tensors[f"{module_path(layer, module)}.lora_B"] = (rng.standard_normal((out, rank)) * 0.01).astype(np.float16)
-        manifest = Manifest(
-            adapter_id=new_adapter_id(), name=str(seed), kind=kind, base_model=self.base_model, rank=rank, modules=MODULES, layers=layers
-        )
-        return encode(Adapter(manifest, tensors))
+        rank = 8 if kind == "lora_xs" else 2
+        return random_adapter(self.config, self.base_model, seed=seed, kind=kind, rank=rank, modules=MODULES, size=0.01, dtype=np.float16)
 
-    async def adapters(self, count: int, kind: Kind = "lora_xs") -> list[AdapterRef]:
+    async def adapters(self, count: int, kind: Kind = "lora_xs", store: AdapterStore | None = None) -> list[AdapterRef]:
         """New adapters in the store."""
-        refs = []
-        for seed in range(count):
-            data = self.file(seed, kind)
-            refs.append(AdapterRef(decode(data).manifest.adapter_id, 1, await self.store.put(data), 0.3))
-        return refs
+        made = [self.adapter(seed, kind) for seed in range(count)]
+        return [AdapterRef(one.manifest.adapter_id, 1, await (store or self.store).put(encode(one)), 0.3) for one in made]
 
     def prompt(self, words: int = PROMPT_TOKENS - 8) -> str:
         """A text of about so many tokens; the chat template adds eight."""
@@ -213,11 +197,9 @@ async def measure_libraries(world: World, sizes: Sequence[int], requests: int, r
     engines: dict[int, tuple[Engine, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
     for size in sizes:
         folder = tempfile.TemporaryDirectory(prefix=f"smoa-library-{size}-")
-        store, mine = AdapterStore(folder.name), world.store
-        world.store = store
-        refs = await world.adapters(10)
-        world.store = mine
-        data = world.file(0)
+        store = AdapterStore(folder.name)
+        refs = await world.adapters(10, store=store)
+        data = encode(world.adapter(0))
         with Progress(console=console) as progress:
             for number in progress.track(range(size - 10), description=f"library of {size:,}"):
                 await store.put(data[:-4] + number.to_bytes(4, "little"))  # other content, other name: weights nobody asks for

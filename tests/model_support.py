@@ -100,6 +100,7 @@ def random_adapter(
     layers: Sequence[int] | None = None,
     scaling: float = 1.0,
     size: float = 0.3,
+    dtype: type[np.floating] = np.float32,
     **changes: object,
 ) -> Adapter:
     """An adapter whose weights make a difference, through its file form and back."""
@@ -120,13 +121,13 @@ def random_adapter(
     for module in modules:
         out, inputs = config.shape(module)
         if kind == "lora_xs":
-            tensors[module] = rng.standard_normal((len(where), rank, rank)).astype(np.float32) * size
-            tensors[module + ".s"] = np.ones((len(where), rank), np.float32)
+            tensors[module] = rng.standard_normal((len(where), rank, rank)).astype(dtype) * dtype(size)
+            tensors[module + ".s"] = np.ones((len(where), rank), dtype)
             continue
         for layer in where:
             path = module_path(layer, module)
-            tensors[f"{path}.lora_A"] = (rng.standard_normal((rank, inputs)) * size / inputs**0.5).astype(np.float32)
-            tensors[f"{path}.lora_B"] = (rng.standard_normal((out, rank)) * size).astype(np.float32)
+            tensors[f"{path}.lora_A"] = (rng.standard_normal((rank, inputs)) * size / inputs**0.5).astype(dtype)
+            tensors[f"{path}.lora_B"] = (rng.standard_normal((out, rank)) * size).astype(dtype)
     return decode(encode(Adapter(manifest, tensors)))
 
 
