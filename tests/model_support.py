@@ -21,8 +21,13 @@ from services.executor.native.backend import NativeBackend
 from services.executor.torch_backend import TorchBackend
 from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
 
-CAN_RUN_NATIVE = library.processor_flags() is not None
+CAN_RUN_NATIVE = bool(library.processor_variants())
 BACKENDS = ["torch", pytest.param("native", marks=pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has no AVX2"))]
+VARIANTS = [
+    pytest.param(name, marks=pytest.mark.skipif(flags not in library.processor_variants(), reason=f"this processor has no {name}"))
+    for name, flags in library.VARIANTS.items()
+]
+"""Names that `make_backend` takes for the native one on each kind of processor; "native" is the best of those here."""
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "llama3": {
@@ -85,7 +90,15 @@ def make_backend(kind: str, folder: Path, dtype: torch.dtype = torch.float32, bl
     if kind == "torch":
         return TorchBackend(model, bases, blocks=blocks, context=context)
     return NativeBackend(
-        model.config, load_weights(folder), model.fingerprint, bases, dtype=dtype, blocks=blocks, context=context, threads=2
+        model.config,
+        load_weights(folder),
+        model.fingerprint,
+        bases,
+        dtype=dtype,
+        blocks=blocks,
+        context=context,
+        threads=2,
+        flags=library.VARIANTS.get(kind),
     )
 
 

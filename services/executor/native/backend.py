@@ -17,10 +17,10 @@ from services.executor.backend import BLOCK_TOKENS, Chunk
 from services.executor.base_model import BASES_RANK, MODULES
 from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
 from services.executor.model import ModelConfig, module_path
-from services.executor.native.library import loaded
+from services.executor.native.library import AMX, Flags, loaded, processor_variants
 from smoa.errors import FailedPrecondition
 
-_PANEL = 32
+_PANEL, _MATRIX_INPUTS = 32, 32
 _FUNCTIONS = {torch.bfloat16: "smoa_forward_bfloat16", torch.float32: "smoa_forward_float32"}
 _MIXTURE = np.dtype([("core", "u8"), ("first", "u8"), ("pair", "u8")])
 _PAIR = np.dtype([("a", "u8"), ("b", "u8"), ("weight", "f4"), ("rank", "i4")])
@@ -83,8 +83,9 @@ class NativeBackend:
         context: int,
         threads: int = 0,
         max_step_tokens: int = 512,
+        flags: Flags | None = None,
     ) -> None:
-        """Packs `weights`, emptying the mapping as it goes.
+        """Packs `weights`, emptying the mapping as it goes. `flags` asks for another variant than the processor's best.
 
         Raises:
             FailedPrecondition: a dtype or shape that the kernels do not have, or no compiler (see `library`).
@@ -94,7 +95,10 @@ class NativeBackend:
                 f"backend: native needs bfloat16 or float32, a head dimension in sixteens and even widths, not {dtype} with "
                 f"{config.head_dim}, {config.hidden} and {config.intermediate}; set SMOA_EXECUTOR_BACKEND=torch"
             )
-        library = loaded()
+        if flags is None:
+            wide = config.hidden % _MATRIX_INPUTS or config.intermediate % _MATRIX_INPUTS or config.heads * config.head_dim % _MATRIX_INPUTS
+            flags = next((variant for variant in processor_variants() if not wide or variant != AMX), None)
+        library = loaded(flags)
         self._forward, self._scratch_bytes = library[_FUNCTIONS[dtype]], library["smoa_scratch_bytes"]
         self._scratch_bytes.restype = ctypes.c_int64
         self.config, self.fingerprint, self.dtype = config, name, dtype
@@ -213,7 +217,8 @@ class NativeBackend:
         if bias is not None:
             made.bias = self._pointer(bias.float())
         if basis is not None:
-            made.left, made.right = self._pointer(self._packed(basis[0])), self._pointer(self._packed(basis[1].T, BASES_RANK))
+            left = F.pad(basis[0], (0, _MATRIX_INPUTS - BASES_RANK))
+            made.left, made.right = self._pointer(self._packed(left)), self._pointer(self._packed(basis[1].T, BASES_RANK))
         return made
 
     def _packed(self, weight: Tensor, panel: int = _PANEL) -> Tensor:

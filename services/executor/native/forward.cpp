@@ -37,7 +37,8 @@ struct Step {
             pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(free);
             free += (count * sizeof(*pointer) + 63) / 64 * 64;
         };
-        int64_t tokens = batch.tokens, heads = int64_t(model.heads) * model.head_dim;
+        auto padded = [](int64_t count) { return (count + 31) / 32 * 32; };  // matrix registers read whole groups of tokens
+        int64_t tokens = padded(batch.tokens), heads = int64_t(model.heads) * model.head_dim;
         take(stream, tokens * model.hidden);
         take(qkv, tokens * width);
         take(gated, tokens * 2 * model.intermediate);
@@ -45,8 +46,8 @@ struct Step {
         take(query, tokens * heads);
         take(attended, tokens * heads);
         take(inner, tokens * model.intermediate);
-        take(last, int64_t(batch.outputs) * model.hidden);
-        for (auto& each : mixed) take(each, tokens * RANK);
+        take(last, padded(batch.outputs) * model.hidden);
+        for (auto& each : mixed) take(each, tokens * MATRIX_INPUTS);
         take(scores, int64_t(batch.threads) * model.heads * batch.context);
         bytes = free - static_cast<char*>(batch.scratch);
     }
@@ -73,20 +74,20 @@ struct Step {
     void mix(Module module, const T* input, int first, int last) {
         if (!uses_core[module]) return;
         const Linear& linear = model.layer[layer].linear[module];
-        tiles(first, last, [&](auto rows, int token) {
+        tiles<E>(first, last, [&](auto rows, int token, int count) {
             constexpr int MR = decltype(rows)::value;
-            Vector sum[MR][1] = {};
-            accumulate<E, MR, 1>(sum, static_cast<const T*>(linear.right), linear.inputs, input + int64_t(token) * linear.inputs,
-                                 linear.inputs);
-            for (int m = 0; m < MR; m++) {
+            Vector sum[MR][1];
+            products<E, MR, 1>(sum, {Term<E>{static_cast<const T*>(linear.right), linear.inputs, input + int64_t(token) * linear.inputs,
+                                             linear.inputs}});
+            for (int m = 0; m < count; m++) {
                 const Mixture* one = mixture(token + m);
                 const float* core = one && one->core ? one->core[layer * MODULES + module] : nullptr;
                 Vector out = {};
                 if (core)
                     for (int k = 0; k < RANK; k++) out = multiply_add(load(core + k * RANK), splat(sum[m][0][k]), out);
-                float values[RANK];
+                float values[MATRIX_INPUTS] = {};  // what is past RANK meets weights of zero, and must be finite for it
                 store(values, out);
-                narrow<E>(mixed[module] + int64_t(token + m) * RANK, values, RANK);
+                narrow<E>(mixed[module] + int64_t(token + m) * MATRIX_INPUTS, values, MATRIX_INPUTS);
             }
         });
     }
@@ -376,7 +377,9 @@ void forward(const Model& model, const Batch& batch) {
 #if defined(_OPENMP)
         thread = omp_get_thread_num();
 #endif
+        begin_matrices();
         Step<E>(model, batch).run(thread);
+        end_matrices();
     }
 }
 

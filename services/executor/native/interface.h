@@ -4,9 +4,10 @@
 
 constexpr int LANES = 16;   // float32 numbers in a vector
 constexpr int PANEL = 2;    // vectors of outputs in a weight panel
-constexpr int TILE = 8;     // tokens that share one read of the weights
+constexpr int TILE = 8;     // tokens that share one read of the weights, and one task's share of other work
 constexpr int BLOCK = 16;   // tokens in a block of the key/value cache: one vector of scores
 constexpr int RANK = 16;    // rank of the LoRA-XS bases: one vector
+constexpr int MATRIX_INPUTS = 32;  // inputs that a matrix register takes; RANK is padded to it with zeros
 constexpr int MODULES = 7;  // q, k, v, o, gate, up, down
 enum Module { Q, K, V, O, GATE, UP, DOWN };
 
@@ -14,7 +15,7 @@ extern "C" {
 struct Linear {
     const void* weight;  // packed [outputs, inputs]
     const float* bias;   // [outputs] or null
-    const void* left;    // packed U S [outputs, RANK], or null: no LoRA-XS bases
+    const void* left;    // packed U S [outputs, MATRIX_INPUTS], or null: no LoRA-XS bases
     const void* right;   // packed V^T [RANK, inputs], one panel of one vector
     int32_t outputs, inputs;
 };

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import logging
 import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from services.executor.base_model import cache_home
@@ -21,33 +23,46 @@ from smoa.errors import FailedPrecondition
 
 SOURCES = ("forward.cpp", "linear.h", "vectors.h", "interface.h")
 PREBUILT = Path(__file__).parent / "prebuilt"
-_AVX2 = ("-mavx2", "-mfma")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-_AVX512_BF16 = (*_AVX512, "-mavx512bf16")
+Flags = tuple[str, ...]
+AVX2: Flags = ("-mavx2", "-mfma")
+AVX512: Flags = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+AVX512_BF16: Flags = (*AVX512, "-mavx512bf16")
+AMX: Flags = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
+VARIANTS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
 _FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
 _log = logging.getLogger(__name__)
 
 
-def processor_flags() -> tuple[str, ...] | None:
-    """Compiler flags for the vector units of this processor; None when the kernels do not support it."""
+def processor_variants() -> list[Flags]:
+    """Compiler flags for the vector and matrix units of this processor, best first; empty when the kernels do not support it."""
     if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
-        return None
+        return []
     line = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     has = set(line.split())
-    if not {"avx2", "fma"} <= has:
-        return None
-    if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= has:
-        return _AVX2
-    return _AVX512_BF16 if "avx512_bf16" in has else _AVX512
+    # Each needs what those before it need.
+    needs: list[tuple[Flags, bool]] = [
+        (AVX2, {"avx2", "fma"} <= has),
+        (AVX512, {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= has),
+        (AVX512_BF16, "avx512_bf16" in has),
+        (AMX, {"amx_tile", "amx_bf16"} <= has and _matrix_registers_allowed()),
+    ]
+    return [flags for flags, _ in itertools.takewhile(lambda need: need[1], needs)][::-1]
 
 
-def compiled() -> Path:
-    """Path of the shared library for this processor, compiled now if it is nowhere.
+@cache
+def _matrix_registers_allowed() -> bool:
+    """Linux gives a process AMX's registers when it asks for them, once, for all its threads."""
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
+
+
+def compiled(flags: Flags | None = None) -> Path:
+    """Path of the shared library for a variant (default: this processor's best), compiled now if it is nowhere.
 
     Raises:
         FailedPrecondition: the processor has no AVX2, there is no C++ compiler, or it failed.
     """
-    flags = processor_flags()
+    flags = flags or next(iter(processor_variants()), None)
     if flags is None:
         raise FailedPrecondition("backend: this processor has no AVX2; set SMOA_EXECUTOR_BACKEND=torch")
     folders = [PREBUILT, cache_home() / "native"]
@@ -55,7 +70,7 @@ def compiled() -> Path:
     return found or compile_into(folders[-1], flags)
 
 
-def compile_into(folder: Path, flags: tuple[str, ...]) -> Path:
+def compile_into(folder: Path, flags: Flags) -> Path:
     """Compile for a processor; returns the library's path.
 
     Raises:
@@ -76,18 +91,18 @@ def compile_into(folder: Path, flags: tuple[str, ...]) -> Path:
     return target
 
 
-def _file_name(flags: tuple[str, ...]) -> str:
+def _file_name(flags: Flags) -> str:
     digest = hashlib.sha256(" ".join((*_FLAGS, *flags)).encode())
     for name in SOURCES:
         digest.update((Path(__file__).parent / name).read_bytes())
     return f"{digest.hexdigest()[:24]}.so"
 
 
-def loaded() -> ctypes.CDLL:
+def loaded(flags: Flags | None = None) -> ctypes.CDLL:
     """The library, ready to call; calls release the interpreter lock."""
-    return ctypes.CDLL(str(compiled()))
+    return ctypes.CDLL(str(compiled(flags)))
 
 
 if __name__ == "__main__":
-    for variant in (_AVX2, _AVX512, _AVX512_BF16):
+    for variant in VARIANTS.values():
         print(compile_into(PREBUILT, variant))
