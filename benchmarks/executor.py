@@ -1,6 +1,7 @@
 """The executor against its peers and its own floor, in one run, interleaved, median of several.
 
-Decode rate: tokens after the first, so every contender's prompt costs nothing. Each row of ours has a mixture of its own.
+Decode rate: steps in which every row decodes, so nobody's prompts count. Ours are timed from the first step after all prompts to the
+first row's end; a peer, which answers whole batches, by a long run less a short one. Each row of ours has a mixture of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from rich.table import Table
 from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, Peer, Transformers, Vllm, save_loras
 from services.executor.app import load_engine
 from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
-from services.executor.engine import Engine, Generation
+from services.executor.engine import Engine
 from services.executor.model import ModelConfig
+from services.executor.pipeline import Generation
 from services.executor.residency import AdapterRef
 from services.executor.settings import MIB, ExecutorSettings
 from smoa.adapter import Adapter, Kind, encode
@@ -72,25 +74,26 @@ class World:
         """A text of about so many tokens; the chat template adds eight."""
         return " ".join(self._prompts.choice(("the", "sea", "and", "a", "of", "rain", "house", "is", "red", "go")) for _ in range(words))
 
-    async def answer(self, engine: Engine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> tuple[int, float]:
-        """(tokens, seconds to the first) of one request."""
-        count, first_us = 0, 0
+    async def answer(self, engine: Engine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
+        """Seconds from the request to each of its tokens."""
         request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
-        async for piece in engine.generate(request):
-            count += piece.tokens
-            first_us = piece.usage.first_token_us if piece.usage else 0
-        return count, first_us / 1e6
-
-    async def seconds(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int) -> tuple[float, float]:
-        """(time for one batch, mean time to the first token)."""
         began = time.perf_counter()
+        return [time.perf_counter() - began async for piece in engine.generate(request) for _ in range(piece.tokens)]
+
+    async def decode(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int) -> tuple[float, float]:
+        """(tokens a second while all rows decode, mean seconds to the first token) of one batch."""
         answers = await asyncio.gather(*(self.answer(self.engine, refs, tokens) for refs in mixtures))
-        return time.perf_counter() - began, statistics.mean(first for _, first in answers)
+        begin, end = max(times[0] for times in answers), min(times[-1] for times in answers)
+        count = sum(begin < at <= end for times in answers for at in times)
+        return count / (end - begin), statistics.mean(times[0] for times in answers)
 
 
-def rate(batch: int, tokens: int, short: float, long: float) -> float:
-    """Tokens a second after the first of each row."""
-    return batch * (tokens - 1) / max(long - short, 1e-9)
+def peer_decode(peer: Peer, name: str, batch: int, tokens: int) -> tuple[float, float]:
+    """What `World.decode` answers, of a peer. The floor has no prompt, so its first token is one step."""
+    if isinstance(peer, Vllm):
+        peer.lora = name == "vllm_lora"
+    short, long = peer.seconds(batch, 1), peer.seconds(batch, tokens)
+    return batch * (tokens - 1) / max(long - short, 1e-9), short
 
 
 async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, tokens: int) -> dict[str, dict[str, float]]:
@@ -110,28 +113,20 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
             ):
                 ours[name] = [pools[kind][row * k : (row + 1) * k] for row in range(batch)]
             rates: dict[str, list[float]] = {}
-            contenders = [*ours, *peers]
             for round_number in range(repeats + 1):
-                # Each round begins with another one: what the last one left in caches and spinning threads falls on all alike.
-                for name in contenders[round_number % len(contenders) :] + contenders[: round_number % len(contenders)]:
+                # Ours before and after the peers, there and back: whatever drifts falls on all of them alike.
+                for name in [*ours, *peers, *reversed(ours)]:
                     if name == "vllm_lora" and round_number > 2:
                         continue  # slow: fewer rounds
                     await asyncio.sleep(0.3)
                     if name in ours:
-                        short, first = await world.seconds(ours[name], 1)
-                        long, _ = await world.seconds(ours[name], tokens)
+                        speed, first = await world.decode(ours[name], tokens)
                     else:
-                        peer, first = peers[name], 0.0
-                        if isinstance(peer, Vllm):
-                            peer.lora = name == "vllm_lora"
-                        short, long = [await asyncio.to_thread(peer.seconds, batch, count) for count in (1, tokens)]
-                    if not round_number:
-                        continue  # warms up and loads
-                    rates.setdefault(f"{name}_tok_s", []).append(rate(batch, tokens, short, long))
-                    if first:
+                        speed, first = await asyncio.to_thread(peer_decode, peers[name], name, batch, tokens)
+                    if round_number:  # the first warms up and loads
+                        rates.setdefault(f"{name}_tok_s", []).append(speed)
                         rates.setdefault(f"{name}_ttft_ms", []).append(first * 1000)
-                if round_number:
-                    progress.advance(task)
+                progress.advance(task, bool(round_number))
             results[str(batch)] = {name: statistics.median(values) for name, values in rates.items()}
     return results
 
@@ -147,9 +142,9 @@ async def throughput(
     async def client() -> None:
         nonlocal tokens
         for _ in left:
-            count, first = await world.answer(engine, pick(), 16)
-            tokens += count
-            waits.append(first)
+            times = await world.answer(engine, pick(), 16)
+            tokens += len(times)
+            waits.append(times[0])
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:

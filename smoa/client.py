@@ -70,7 +70,7 @@ class SmoaClient:
 
     async def route(
         self,
-        query: str,
+        query: str = "",
         *,
         base_model: str,
         tenant: str = "public",
@@ -79,8 +79,9 @@ class SmoaClient:
         score_threshold: float | None = None,
         tags: Sequence[str] = (),
         task_id: str = "",
+        composition: str = "",
     ) -> router_pb2.Decision:
-        """Which adapters answer the query."""
+        """Which adapters answer the query, or how the composition of that name is carried out."""
         request = router_pb2.RouteRequest(
             tenant=tenant,
             base_model=base_model,
@@ -90,6 +91,7 @@ class SmoaClient:
             score_threshold=score_threshold,
             tags=tags,
             task_id=task_id,
+            composition=composition,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
 
@@ -105,8 +107,9 @@ class SmoaClient:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         seed: int = 0,
+        stages: Iterable[common.Stage] = (),
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
-        """Generate under the adapters; the last message carries the usage."""
+        """Generate under the adapters, or through the stages of a composition; the last message carries the usage."""
         request = executor_pb2.GenerateRequest(
             tenant=tenant,
             prompt=prompt,
@@ -117,6 +120,7 @@ class SmoaClient:
             top_p=top_p,
             stop=stop,
             seed=seed,
+            stages=stages,
         )
         async for response in self.executor.Generate(request, timeout=self._timeout_s):
             yield response
@@ -127,11 +131,33 @@ class SmoaClient:
         """The whole greedy answer under a decision, and its usage."""
         text, usage = "", executor_pb2.Usage()
         chosen = decision or router_pb2.Decision(tenant="public")
-        stream = self.stream(prompt, chosen.adapters, tenant=chosen.tenant, decision_id=chosen.decision_id, max_tokens=max_tokens)
-        async for response in stream:
+        async for response in self.carry_out(prompt, chosen, max_tokens=max_tokens):
             text += response.text
             usage = response.usage
         return text, usage
+
+    def carry_out(
+        self,
+        prompt: str,
+        decision: router_pb2.Decision,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> AsyncIterator[executor_pb2.GenerateResponse]:
+        """Stream the answer under a decision: its mixture, or the stages of the composition that it names."""
+        return self.stream(
+            prompt,
+            () if decision.stages else decision.adapters,
+            tenant=decision.tenant,
+            decision_id=decision.decision_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=stop,
+            seed=seed,
+            stages=decision.stages,
+        )
 
     async def status(self) -> executor_pb2.GetStatusResponse:
         """Slots, residents and queue of the executor."""
@@ -187,6 +213,40 @@ class SmoaClient:
             tenant=tenant, merge_id=merge_id, child_digest=child_digest, parent_ids=parent_ids, reason=reason
         )
         return await self.registry.ApplyMerge(request, timeout=self._timeout_s)
+
+    async def compose(
+        self,
+        name: str,
+        root: registry_pb2.CompositionNode,
+        *,
+        tenant: str = "public",
+        weighting: registry_pb2.CompositionWeighting = registry_pb2.COMPOSITION_WEIGHTING_UNSPECIFIED,
+    ) -> registry_pb2.Composition:
+        """Name a tree over adapters; `route(composition=name)` carries it out."""
+        request = registry_pb2.CreateCompositionRequest(tenant=tenant, name=name, root=root, weighting=weighting)
+        return await self.registry.CreateComposition(request, timeout=self._timeout_s)
+
+    async def composition(self, name: str, tenant: str = "public") -> registry_pb2.Composition:
+        """A composition by its name."""
+        return await self.registry.GetComposition(registry_pb2.GetCompositionRequest(tenant=tenant, name=name), timeout=self._timeout_s)
+
+    async def list_compositions(self, tenant: str = "public") -> AsyncIterator[registry_pb2.Composition]:
+        """Every composition of a tenant, page by page."""
+        token = ""
+        while True:
+            request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=500, page_token=token)
+            page = await self.registry.ListCompositions(request, timeout=self._timeout_s)
+            for composition in page.compositions:
+                yield composition
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete_composition(self, name: str, tenant: str = "public") -> None:
+        """Forget a composition, unless another nests it."""
+        found = await self.composition(name, tenant)
+        request = registry_pb2.DeleteCompositionRequest(tenant=tenant, composition_id=found.composition_id)
+        await self.registry.DeleteComposition(request, timeout=self._timeout_s)
 
     async def report_statistics(self, tenant: str, adapter_id: str, statistics: registry_pb2.AdapterStatistics) -> None:
         """Show an adapter's counts in the registry."""

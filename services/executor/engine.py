@@ -11,57 +11,21 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
 from services.executor.blocks import BlockPool
 from services.executor.mixture import Mixture
+from services.executor.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
 from services.executor.prompt import PromptTokenizer
 from services.executor.residency import AdapterRef, Residency
-from services.executor.runner import Result, Sampler, Sampling, Work, run_step
+from services.executor.runner import Result, Sampler, Work, run_step
 from services.executor.scheduler import Job, Scheduler
 from services.executor.text import TextAssembler
-from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError, Unavailable
+from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
 
-Finish = Literal["end", "stop_string", "length"]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """A request to generate, already checked."""
-
-    tenant: str
-    prompt: str
-    adapters: tuple[AdapterRef, ...] = ()
-    max_tokens: int = 64
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationUsage:
-    """What a finished request cost; times in microseconds."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    queue_us: int
-    first_token_us: int
-    total_us: int
-    adapter_hits: int
-    adapter_misses: int
-    finish: Finish
-
-
-@dataclass(frozen=True)
-class Piece:
-    """New text; the last piece carries the usage."""
-
-    text: str
-    tokens: int
-    usage: GenerationUsage | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -72,7 +36,7 @@ class _Sequence(Job):
     """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
     scored_from: int = 0
     mixture: Mixture | None = None
-    results: asyncio.Queue[Result | SmoaError] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
+    results: asyncio.Queue[Result | Exception] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
     admitted_ns: int = 0
 
     def work(self, count: int) -> Work:
@@ -133,23 +97,29 @@ class Engine:
         self._thread.shutdown()
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream a completion. Closing the iterator frees row, cache and leases at once.
+        """Stream a completion; of a pipeline, the last stage's. Closing the iterator frees row, cache and leases at once.
 
         Raises:
-            InvalidArgument: the prompt and max_tokens do not fit the context.
+            InvalidArgument: a stage's input and max_tokens do not fit the context.
+            FailedPrecondition: a stage gave no text for the next.
             ResourceExhausted: too many requests are in flight.
         """
+        async with self._place(), aclosing(run_pipeline(self, generation)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
+        """Stream one stage's text; the last piece carries its usage."""
         arrived_ns = time.perf_counter_ns()
-        prompt = self._checked_prompt(generation)
         sequence = _Sequence(
             tenant=generation.tenant,
             tokens=prompt,
-            max_new=generation.max_tokens,
-            mixture_key=_mixture_key(generation.tenant, generation.adapters),
-            refs=generation.adapters,
+            max_new=stage.max_tokens,
+            mixture_key=_mixture_key(generation.tenant, stage.adapters),
+            refs=stage.adapters,
             sampler=Sampler(generation.sampling),
         )
-        assembler = TextAssembler(self.tokenizer.text, generation.stop)
+        assembler = TextAssembler(self.tokenizer.text, stop)
         tokens, first_ns = 0, 0
         async with self._submitted(sequence):
             while True:
@@ -157,7 +127,7 @@ class Engine:
                 assert token is not None, "a sampler picks a token"
                 tokens += 1
                 first_ns = first_ns or time.perf_counter_ns()
-                text, finish = self._finish(assembler, token, last=tokens == generation.max_tokens)
+                text, finish = self._finish(assembler, token, last=tokens == stage.max_tokens)
                 if finish is None:
                     yield Piece(text, 1)
                     continue
@@ -168,7 +138,7 @@ class Engine:
                     queue_us=(sequence.admitted_ns - arrived_ns) // 1000,
                     first_token_us=(first_ns - arrived_ns) // 1000,
                     total_us=(time.perf_counter_ns() - arrived_ns) // 1000,
-                    adapter_hits=len(generation.adapters) - misses,
+                    adapter_hits=len(stage.adapters) - misses,
                     adapter_misses=misses,
                     finish=finish,
                 )
@@ -192,18 +162,23 @@ class Engine:
         whole = before + after
         sequence = _Sequence(tenant=tenant, tokens=whole[:-1], max_new=0, refs=tuple(adapters), scored=whole, scored_from=len(before))
         logprobs: list[float] = []
-        async with self._submitted(sequence):
+        async with self._place(), self._submitted(sequence):
             while len(logprobs) < len(after):
                 logprobs += (await self._result(sequence)).logprobs
         return logprobs
 
-    def _checked_prompt(self, generation: Generation) -> list[int]:
-        if not 1 <= generation.max_tokens <= self._max_tokens:
-            raise InvalidArgument("max_tokens", f"{generation.max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(generation.prompt)
-        if len(prompt) + generation.max_tokens > self._backend.context:
+    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+        """A stage's input as the model sees it.
+
+        Raises:
+            InvalidArgument: it and max_tokens do not fit the context.
+        """
+        if not 1 <= max_tokens <= self._max_tokens:
+            raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
+        prompt = self.tokenizer.prompt_ids(text)
+        if len(prompt) + max_tokens > self._backend.context:
             raise InvalidArgument(
-                "prompt",
+                field,
                 f"has {len(prompt)} tokens, with max_tokens over the context of {self._backend.context}",
                 "shorten it or lower max_tokens",
             )
@@ -218,23 +193,30 @@ class Engine:
         return (text + assembler.finish(), "length") if last else (text, None)
 
     @asynccontextmanager
-    async def _submitted(self, sequence: _Sequence) -> AsyncIterator[None]:
-        """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the requests in flight, however many stages it has."""
         if self._in_flight >= self._max_in_flight:
             raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
         self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    @asynccontextmanager
+    async def _submitted(self, sequence: _Sequence) -> AsyncIterator[None]:
+        """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
         try:
             sequence.adapters = await self.residency.fetch(sequence.tenant, sequence.refs)
             self.scheduler.add(sequence)
             self._work.set()
             yield
         finally:
-            self._in_flight -= 1
             self._remove(sequence)
 
     async def _result(self, sequence: _Sequence) -> Result:
         result = await sequence.results.get()
-        if isinstance(result, SmoaError):
+        if isinstance(result, Exception):
             raise result
         return result
 
@@ -274,11 +256,11 @@ class Engine:
         assert sequence.acquired is not None
         try:
             adapters = await self.residency.place(sequence.refs, sequence.acquired)
-        except SmoaError as error:
+            weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
+            sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
+        except Exception as error:  # noqa: BLE001  not passed over: it goes to the request that it belongs to, which raises it
             self._fail(sequence, error)
             return
-        weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
-        sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
         sequence.ready = True
         self._work.set()
 
@@ -293,7 +275,7 @@ class Engine:
         if ended and sequence.computed >= sequence.prompt_tokens:
             self._remove(sequence)
 
-    def _fail(self, sequence: _Sequence, error: SmoaError) -> None:
+    def _fail(self, sequence: _Sequence, error: Exception) -> None:
         sequence.results.put_nowait(error)
         self._remove(sequence)
 

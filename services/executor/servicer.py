@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from services.executor.engine import Engine, Generation
+from services.executor.engine import Engine
+from services.executor.pipeline import Generation, GenerationUsage, Stage
 from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
 from smoa.errors import InvalidArgument
-from smoa.events import USAGE, event
+from smoa.events import USAGE, Event, event
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
 MAX_PROMPT_CHARACTERS, MAX_ADAPTERS, MAX_WEIGHT, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 32, 4.0, 8, 64
+MAX_STAGES = 8
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
@@ -35,35 +37,10 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         async with aclosing(self._engine.generate(generation)) as pieces:
             async for piece in pieces:
                 response = executor_pb2.GenerateResponse(text=piece.text, tokens=piece.tokens)
-                if usage := piece.usage:
-                    self._publisher.publish(
-                        [
-                            event(
-                                USAGE,
-                                ref.adapter_id,
-                                events_pb2.UsageEvent(
-                                    adapter_id=ref.adapter_id,
-                                    tenant=generation.tenant,
-                                    decision_id=request.decision_id,
-                                    tokens=usage.completion_tokens,
-                                    total_us=usage.total_us,
-                                ),
-                            )
-                            for ref in generation.adapters
-                        ]
-                    )
-                    response.usage.CopyFrom(
-                        executor_pb2.Usage(
-                            prompt_tokens=usage.prompt_tokens,
-                            completion_tokens=usage.completion_tokens,
-                            queue_us=usage.queue_us,
-                            first_token_us=usage.first_token_us,
-                            total_us=usage.total_us,
-                            adapter_hits=usage.adapter_hits,
-                            adapter_misses=usage.adapter_misses,
-                            finish_reason=f"FINISH_REASON_{usage.finish.upper()}",
-                        )
-                    )
+                if piece.usage:
+                    spent = zip(generation.stages, piece.usage.stages or (piece.usage,), strict=True)
+                    self._publisher.publish([one for stage, usage in spent for one in _usage_events(request, stage, usage)])
+                    response.usage.CopyFrom(_to_usage(piece.usage))
                 yield response
 
     async def Score(self, request: executor_pb2.ScoreRequest, context: Context) -> executor_pb2.ScoreResponse:  # noqa: N802
@@ -106,6 +83,37 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         )
 
 
+def _usage_events(request: executor_pb2.GenerateRequest, stage: Stage, usage: GenerationUsage) -> list[Event]:
+    return [
+        event(
+            USAGE,
+            ref.adapter_id,
+            events_pb2.UsageEvent(
+                adapter_id=ref.adapter_id,
+                tenant=request.tenant or "public",
+                decision_id=request.decision_id,
+                tokens=usage.completion_tokens,
+                total_us=usage.total_us,
+            ),
+        )
+        for ref in stage.adapters
+    ]
+
+
+def _to_usage(usage: GenerationUsage) -> executor_pb2.Usage:
+    return executor_pb2.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        queue_us=usage.queue_us,
+        first_token_us=usage.first_token_us,
+        total_us=usage.total_us,
+        adapter_hits=usage.adapter_hits,
+        adapter_misses=usage.adapter_misses,
+        finish_reason=f"FINISH_REASON_{usage.finish.upper()}",
+        stages=[_to_usage(stage) for stage in usage.stages],
+    )
+
+
 def _check_text(field: str, text: str) -> None:
     if not text:
         raise InvalidArgument(field, "is empty", "send a text")
@@ -138,11 +146,19 @@ def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
         raise InvalidArgument(
             "stop", "holds an empty text, a long one, or too many", f"send at most {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} characters"
         )
+    if request.stages and request.adapters:
+        raise InvalidArgument("stages", "come with adapters beside them", "send one of the two; a decision on a composition has stages")
+    if len(request.stages) > MAX_STAGES:
+        raise InvalidArgument("stages", f"holds {len(request.stages)}", f"send at most {MAX_STAGES}")
+    max_tokens = request.max_tokens or 64
+    stages = [Stage(_to_refs(one.adapters), one.max_tokens or max_tokens) for one in request.stages]
+    stages = stages or [Stage(_to_refs(request.adapters), max_tokens)]
     return Generation(
         tenant=request.tenant or "public",
         prompt=request.prompt,
-        adapters=_to_refs(request.adapters),
-        max_tokens=request.max_tokens or 64,
+        adapters=stages[-1].adapters,
+        max_tokens=stages[-1].max_tokens,
+        before=tuple(stages[:-1]),
         sampling=Sampling(temperature=request.temperature, top_p=request.top_p or 1.0, seed=request.seed % 2**63),
         stop=tuple(stops),
     )

@@ -6,30 +6,47 @@ from collections.abc import Callable, Sequence
 
 
 class TextAssembler:
-    """Feeds out text that can no longer change: half a character, or what may begin a stop string, is held back."""
+    """Feeds out text that can no longer change: half a character, or what may begin a stop string, is held back.
+
+    A token is decoded with the few before it and not with the whole answer, so its cost does not grow with the answer: decoders look no
+    further back than to the last whole character, and to whether a token is the first.
+    """
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> None:
         self._decode, self._stops = decode, [stop for stop in stops if stop]
         self._ids: list[int] = []
-        self._sent = 0
+        """Tokens before `_new` whose text is known, then new ones whose text may still change."""
+        self._new = 0
+        self._known = ""
+        self._held = ""
+        """Text that may begin a stop string: no stop string began before it."""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Text to send after one more token; sets `stopped` when a stop string came (it is left out)."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        found = [at for stop in self._stops if (at := text.find(stop, max(0, self._sent - len(stop)))) >= 0]
+        if text.endswith("\ufffd"):
+            return ""
+        self._held += text[len(self._known) :]
+        last = self._ids[self._new :]
+        if known := self._decode(last):
+            self._ids, text = last, known
+        self._new, self._known = len(self._ids), text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._send(text[: min(found)])
-        held = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-        end = len(text) - held
-        return "" if text.endswith("\ufffd") else self._send(text[:end])
+            return self._send(min(found))
+        held = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
+        return self._send(len(self._held) - held)
 
     def finish(self) -> str:
         """What was held back, once no more tokens come."""
-        return "" if self.stopped else self._send(self._decode(self._ids))
+        if self.stopped:
+            return ""
+        self._held += self._decode(self._ids)[len(self._known) :]
+        return self._send(len(self._held))
 
-    def _send(self, text: str) -> str:
-        new, self._sent = text[self._sent :], max(self._sent, len(text))
-        return new
+    def _send(self, count: int) -> str:
+        sent, self._held = self._held[:count], self._held[count:]
+        return sent

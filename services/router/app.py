@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from services.router.cache import RoutingCache
+from services.router.compositions import Compositions
 from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
 from services.router.registry import Change, Registry
@@ -57,11 +58,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         temperature=settings.temperature,
         min_weight=settings.min_weight,
     )
-    router = Router(found, embedder, cache, lambda routed: publisher.publish([decision_event(routed)]), defaults)
+    compositions = Compositions(found)
+    router = Router(found, embedder, cache, compositions, lambda routed: publisher.publish([decision_event(routed)]), defaults)
     registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
     server = RpcServer(settings.address)
     router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router), server.server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry), server.server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)

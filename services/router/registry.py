@@ -1,31 +1,25 @@
-"""The library's life: register, list, update, retire, restore, purge, merge; and named compositions."""
+"""The library's life: register, list, update, retire, restore, purge, merge."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
-import hashlib
-import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from ulid import ULID
 
 from services.router.embedding import StaticEmbedder, normalised
 from services.router.index import AdapterIndex, Vector
-from services.router.library import AdapterRecord, Scope, State, Statistics
-from services.router.routing import checked_tenant
+from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
+from services.router.listing import page_after, page_size_of, page_token_of
 from smoa.adapter import Adapter, decode
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
-MAX_PAGE, MAX_COMPOSITION_NODES, MAX_COMPOSITION_DEPTH = 1000, 64, 8
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
 
 
@@ -36,17 +30,6 @@ class Change:
     action: Action
     record: AdapterRecord
     reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composition:
-    """A named tree over adapters; `root` is plain JSON of the protobuf's shape."""
-
-    composition_id: str
-    tenant: str
-    name: str
-    root: dict[str, Any]
-    created_at_us: int
 
 
 class Registry:
@@ -105,10 +88,10 @@ class Registry:
         """
         if scope.tenant is None and not self._allow_all_tenants:
             raise FailedPrecondition("all_tenants: is not allowed here; list one tenant, or set SMOA_ROUTER_ALLOW_ALL_TENANTS=true")
-        size, after = _page(page_size), _after(page_token, scope)
+        size, after = page_size_of(page_size), page_after(page_token, scope)
         records = await self._index.scroll(scope, after, size + 1)
         more = len(records) > size
-        return records[:size], _token(records[size - 1].adapter_id, scope) if more else ""
+        return records[:size], page_token_of(records[size - 1].adapter_id, scope) if more else ""
 
     async def update(
         self,
@@ -212,48 +195,6 @@ class Registry:
         self._changed([Change("merged", child, reason), *(Change("retired", record, why) for record, _ in retired)])
         return child
 
-    async def create_composition(self, tenant: str, name: str, root: dict[str, Any]) -> Composition:
-        """Name a tree over adapters.
-
-        Raises:
-            InvalidArgument: no name, no children, or a tree over the limits.
-            NotFound: an adapter in it.
-        """
-        tenant = checked_tenant(tenant)
-        if not name:
-            raise InvalidArgument("name", "is empty", "name the composition")
-        leaves = _leaves(root, 1)
-        if len(leaves) > MAX_COMPOSITION_NODES:
-            raise InvalidArgument("root", f"has {len(leaves)} adapters, over {MAX_COMPOSITION_NODES}", "split it")
-        for adapter_id in leaves:
-            await self._visible(tenant, adapter_id)
-        composition = Composition(composition_id=str(ULID()), tenant=tenant, name=name, root=root, created_at_us=_now_us())
-        await self._index.put_document(composition.composition_id, "composition", tenant, dataclasses.asdict(composition))
-        return composition
-
-    async def get_composition(self, tenant: str, composition_id: str) -> Composition:
-        """One of the tenant's compositions.
-
-        Raises:
-            NotFound: none, or another tenant's.
-        """
-        found = await self._index.get_document(composition_id)
-        if found is None or found[:2] != ("composition", checked_tenant(tenant)):
-            raise NotFound("composition", composition_id)
-        return Composition(**found[2])
-
-    async def list_compositions(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Composition], str]:
-        """A page by id, and the token of the next."""
-        scope = Scope(tenant=checked_tenant(tenant), name="composition")
-        size, after = _page(page_size), _after(page_token, scope)
-        found = await self._index.list_documents("composition", scope.tenant or "", after, size + 1)
-        return [Composition(**body) for _, body in found[:size]], _token(found[size - 1][0], scope) if len(found) > size else ""
-
-    async def delete_composition(self, tenant: str, composition_id: str) -> None:
-        """Forget one."""
-        await self.get_composition(tenant, composition_id)
-        await self._index.delete_document(composition_id)
-
     async def _read(self, digest: str) -> Adapter:
         data = await self._store.get(digest)
         return await asyncio.to_thread(decode, data, digest, self._store.max_bytes)
@@ -322,47 +263,6 @@ def _checked_examples(examples: Sequence[str]) -> list[str]:
     if any(not example.strip() or len(example) > MAX_EXAMPLE_CHARACTERS for example in unique):
         raise InvalidArgument("examples", f"holds an empty input or one over {MAX_EXAMPLE_CHARACTERS:,} characters", "give typical inputs")
     return unique
-
-
-def _page(size: int) -> int:
-    if not 0 <= size <= MAX_PAGE:
-        raise InvalidArgument("page_size", f"{size} is outside 1..{MAX_PAGE}", "ask for a smaller page")
-    return size or 100
-
-
-def _listing(scope: Scope) -> str:
-    return hashlib.sha256(repr(scope).encode()).hexdigest()[:16]
-
-
-def _token(last_id: str, scope: Scope) -> str:
-    return base64.urlsafe_b64encode(json.dumps([last_id, _listing(scope)]).encode()).decode()
-
-
-def _after(token: str, scope: Scope) -> str:
-    if not token:
-        return ""
-    try:
-        last_id, listing = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument("page_token", "is not one this server gave", "start again without a token") from error
-    if listing != _listing(scope):
-        raise InvalidArgument("page_token", "belongs to another listing", "keep tenant and filters the same from page to page")
-    return str(last_id)
-
-
-def _leaves(node: dict[str, Any], depth: int) -> list[str]:
-    if depth > MAX_COMPOSITION_DEPTH:
-        raise InvalidArgument("root", f"is deeper than {MAX_COMPOSITION_DEPTH}", "flatten it")
-    if not node.get("children"):
-        raise InvalidArgument("root", "has a node without children", "give every node at least one")
-    if node.get("strategy", "COMPOSITION_STRATEGY_UNSPECIFIED") == "COMPOSITION_STRATEGY_UNSPECIFIED":
-        raise InvalidArgument("root.strategy", "is unspecified", "choose parallel, sequential or hierarchical")
-    found: list[str] = []
-    for child in node["children"]:
-        if not math.isfinite(child.get("weight", 0.0)):
-            raise InvalidArgument("root.weight", "is not finite", "give a finite weight")
-        found += _leaves(child["node"], depth + 1) if "node" in child else [child.get("adapterId", "")]
-    return found
 
 
 def _now_us() -> int:

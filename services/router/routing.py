@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,16 +12,15 @@ from typing import Protocol
 from ulid import ULID
 
 from services.router.cache import CacheKey, RoutingCache
+from services.router.compositions import Compositions, Stage
 from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
-from services.router.library import Candidate, Scope
+from services.router.library import DEFAULT_TENANT, Candidate, Scope, checked_tenant
 from services.router.scoring import Chosen, Hints, check_strategy, choose
 from smoa.errors import InvalidArgument, NotFound
 
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
-TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-DEFAULT_TENANT = "public"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +34,8 @@ class RouteQuery:
     top_k: int | None = None
     score_threshold: float | None = None
     hints: Hints = field(default_factory=Hints)
+    composition: str = ""
+    """Name of a composition to carry out instead of choosing."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class RoutedQuery:
     cached: bool
     handler_us: int
     decided_at_us: int
+    stages: tuple[Stage, ...] = ()
+    """Of a composition: how to carry it out. `chosen` then holds every adapter of it."""
 
 
 class DecisionSink(Protocol):
@@ -68,18 +70,6 @@ class RoutingDefaults:
     candidates: int = 32
 
 
-def checked_tenant(tenant: str) -> str:
-    """The tenant, `public` when empty.
-
-    Raises:
-        InvalidArgument: characters a tenant's name cannot have.
-    """
-    name = tenant or DEFAULT_TENANT
-    if not TENANT_PATTERN.fullmatch(name):
-        raise InvalidArgument("tenant", f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
-    return name
-
-
 class Router:
     """Routes queries over an index. Knows tenants by their adapters: `public` always exists."""
 
@@ -88,10 +78,12 @@ class Router:
         index: AdapterIndex,
         embedder: StaticEmbedder,
         cache: RoutingCache[tuple[Chosen, ...]],
+        compositions: Compositions,
         publish: DecisionSink,
         defaults: RoutingDefaults | None = None,
     ) -> None:
         self._index, self._embedder, self._cache, self._publish = index, embedder, cache, publish
+        self._compositions = compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
 
@@ -100,26 +92,39 @@ class Router:
 
         Raises:
             InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
-            NotFound: no adapter was ever registered for the tenant.
+            NotFound: no adapter was ever registered for the tenant, or no composition of the name.
+            FailedPrecondition: the composition cannot run on this base model (see `Compositions.resolve`).
             Unimplemented: a strategy of a later version.
         """
         started = time.perf_counter_ns()
         query = self._complete(query)
         await self._check_tenant_exists(query.tenant)
-        key = self._key(query)
-        chosen, cached = self._cache.get(key), True
-        if chosen is None:
-            chosen, cached = tuple(await self._decide(query)), False
-            self._cache.put(key, chosen, [item.record.adapter_id for item in chosen])
+        stages: tuple[Stage, ...] = ()
+        cached = False
+        if query.composition:
+            stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
+            every = {record.adapter_id: Chosen(record, weight, 0.0) for stage in stages for record, weight in stage.adapters}
+            chosen = tuple(every.values())
+        else:
+            chosen, cached = await self._chosen(query)
         handler_us = (time.perf_counter_ns() - started) // 1000
-        routed = RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000)
+        routed = RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000, stages)
         self._publish(routed)
         return routed
+
+    async def _chosen(self, query: RouteQuery) -> tuple[tuple[Chosen, ...], bool]:
+        """The choice, and whether it came from the cache."""
+        key = self._key(query)
+        if (chosen := self._cache.get(key)) is not None:
+            return chosen, True
+        chosen = tuple(await self._decide(query))
+        self._cache.put(key, chosen, [item.record.adapter_id for item in chosen])
+        return chosen, False
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
         threshold = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
-        if not query.query.strip():
+        if not query.query.strip() and not query.composition:
             raise InvalidArgument("query", "is empty", "send the text to route")
         if len(query.query) > MAX_QUERY_CHARACTERS:
             raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")

@@ -6,9 +6,10 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from services.router.library import AdapterRecord, Scope, State, Statistics
-from services.router.registry import Change, Composition, Registry
-from services.router.routing import RoutedQuery, RouteQuery, Router, checked_tenant
+from services.router.compositions import Composition, Compositions
+from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
+from services.router.registry import Change, Registry
+from services.router.routing import RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
@@ -66,8 +67,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """`smoa.v1.RegistryService`."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, compositions: Compositions) -> None:
+        self._registry, self._compositions = registry, compositions
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -135,24 +136,26 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.CreateCompositionRequest, context: Context
     ) -> registry_pb2.Composition:
         """See the contract."""
-        return _to_composition(await self._registry.create_composition(request.tenant, request.name, MessageToDict(request.root)))
+        by_success = request.weighting == registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS
+        root = MessageToDict(request.root)
+        return _to_composition(await self._compositions.create(request.tenant, request.name, root, by_success=by_success))
 
     async def GetComposition(self, request: registry_pb2.GetCompositionRequest, context: Context) -> registry_pb2.Composition:  # noqa: N802
         """See the contract."""
-        return _to_composition(await self._registry.get_composition(request.tenant, request.composition_id))
+        return _to_composition(await self._compositions.get(request.tenant, name=request.name, composition_id_=request.composition_id))
 
     async def ListCompositions(  # noqa: N802
         self, request: registry_pb2.ListCompositionsRequest, context: Context
     ) -> registry_pb2.ListCompositionsResponse:
         """See the contract."""
-        found, token = await self._registry.list_compositions(request.tenant, request.page_size, request.page_token)
+        found, token = await self._compositions.page(request.tenant, request.page_size, request.page_token)
         return registry_pb2.ListCompositionsResponse(compositions=[_to_composition(one) for one in found], next_page_token=token)
 
     async def DeleteComposition(  # noqa: N802
         self, request: registry_pb2.DeleteCompositionRequest, context: Context
     ) -> registry_pb2.DeleteCompositionResponse:
         """See the contract."""
-        await self._registry.delete_composition(request.tenant, request.composition_id)
+        await self._compositions.delete(request.tenant, request.composition_id)
         return registry_pb2.DeleteCompositionResponse()
 
 
@@ -174,6 +177,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
             specialization=common.Specialization.Name(specialization).removeprefix("SPECIALIZATION_").lower() if specialization else "",
             task_id=request.task_id,
         ),
+        composition=request.composition,
     )
 
 
@@ -184,20 +188,18 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
         strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[
-            common.WeightedAdapter(
-                adapter_id=item.record.adapter_id,
-                version=item.record.version,
-                digest=item.record.digest,
-                weight=item.weight,
-                score=item.score,
-            )
-            for item in routed.chosen
-        ],
+        adapters=[_to_weighted(item.record, item.weight, item.score) for item in routed.chosen],
         cached=routed.cached,
         handler_us=routed.handler_us,
         decided_at_us=routed.decided_at_us,
+        stages=[
+            common.Stage(adapters=[_to_weighted(*one) for one in stage.adapters], max_tokens=stage.max_tokens) for stage in routed.stages
+        ],
     )
+
+
+def _to_weighted(record: AdapterRecord, weight: float, score: float = 0.0) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=record.adapter_id, version=record.version, digest=record.digest, weight=weight, score=score)
 
 
 def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
@@ -243,6 +245,10 @@ def _to_composition(composition: Composition) -> registry_pb2.Composition:
         name=composition.name,
         root=ParseDict(composition.root, registry_pb2.CompositionNode()),
         created_at_us=composition.created_at_us,
+        weighting=registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS if composition.by_success else None,
+        adapter_ids=composition.adapter_ids,
+        children=composition.children,
+        parents=composition.parents,
     )
 
 

@@ -10,6 +10,7 @@ import grpc
 
 from smoa import __version__
 from smoa.cli.adapter import adapter_group
+from smoa.cli.composition import composition_group
 from smoa.cli.query import generate_command, route_command, status_command
 from smoa.errors import SmoaError
 
@@ -29,6 +30,7 @@ def cli() -> None:
 
 
 cli.add_command(adapter_group)
+cli.add_command(composition_group)
 cli.add_command(route_command)
 cli.add_command(generate_command)
 cli.add_command(status_command)

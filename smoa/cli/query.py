@@ -82,22 +82,35 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
 @routing_options
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
+@click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name.")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
 def generate_command(
-    query: str, router: str, executor: str, base: bool, max_tokens: int, temperature: float, stop: tuple[str, ...], **options: Any
+    query: str,
+    router: str,
+    executor: str,
+    base: bool,
+    composition: str,
+    max_tokens: int,
+    temperature: float,
+    stop: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Route QUERY and print the answer as it comes."""
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
-            decision = router_pb2.Decision(tenant=options["tenant"]) if base else await _route(client, query, **options)
-            stream = client.stream(
+            if base:
+                decision = router_pb2.Decision(tenant=options["tenant"])
+            elif composition:
+                base_model = (await client.status()).base_model
+                decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=composition)
+            else:
+                decision = await _route(client, query, **options)
+            stream = client.carry_out(
                 query,
-                decision.adapters,
-                tenant=decision.tenant,
-                decision_id=decision.decision_id,
+                decision,
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stop=stop,
@@ -108,8 +121,9 @@ def generate_command(
                 if response.HasField("usage"):
                     usage = response.usage
                     click.echo()
+                    adapters = f"{len(decision.adapters)} adapters" + (f" in {len(usage.stages)} stages" if usage.stages else "")
                     click.echo(
-                        f"[{len(decision.adapters)} adapters, {usage.completion_tokens} tokens, in {usage.first_token_us / 1000:.0f} ms]"
+                        f"[{adapters}, {usage.completion_tokens} tokens, in {usage.first_token_us / 1000:.0f} ms]"
                         + (f" decision {decision.decision_id}" if decision.decision_id else ""),
                         err=True,
                     )

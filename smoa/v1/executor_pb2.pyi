@@ -20,7 +20,7 @@ FINISH_REASON_STOP_STRING: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("tenant", "prompt", "adapters", "decision_id", "max_tokens", "temperature", "top_p", "stop", "seed")
+    __slots__ = ("tenant", "prompt", "adapters", "decision_id", "max_tokens", "temperature", "top_p", "stop", "seed", "stages")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class GenerateRequest(_message.Message):
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     prompt: str
     adapters: _containers.RepeatedCompositeFieldContainer[_common_pb2.WeightedAdapter]
@@ -39,10 +40,11 @@ class GenerateRequest(_message.Message):
     top_p: float
     stop: _containers.RepeatedScalarFieldContainer[str]
     seed: int
-    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., decision_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[_common_pb2.Stage]
+    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., decision_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "completion_tokens", "queue_us", "first_token_us", "total_us", "adapter_hits", "adapter_misses", "finish_reason")
+    __slots__ = ("prompt_tokens", "completion_tokens", "queue_us", "first_token_us", "total_us", "adapter_hits", "adapter_misses", "finish_reason", "stages")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class Usage(_message.Message):
     ADAPTER_HITS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_MISSES_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     completion_tokens: int
     queue_us: int
@@ -59,7 +62,8 @@ class Usage(_message.Message):
     adapter_hits: int
     adapter_misses: int
     finish_reason: FinishReason
-    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_us: _Optional[int] = ..., first_token_us: _Optional[int] = ..., total_us: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[Usage]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_us: _Optional[int] = ..., first_token_us: _Optional[int] = ..., total_us: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., stages: _Optional[_Iterable[_Union[Usage, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("text", "tokens", "usage")

@@ -1,11 +1,19 @@
 from smoa.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class CompositionWeighting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPOSITION_WEIGHTING_UNSPECIFIED: _ClassVar[CompositionWeighting]
+    COMPOSITION_WEIGHTING_MEASURED_SUCCESS: _ClassVar[CompositionWeighting]
+COMPOSITION_WEIGHTING_UNSPECIFIED: CompositionWeighting
+COMPOSITION_WEIGHTING_MEASURED_SUCCESS: CompositionWeighting
 
 class AdapterStatistics(_message.Message):
     __slots__ = ("uses", "outcomes", "successes", "generations", "tokens")
@@ -176,18 +184,26 @@ class ApplyMergeRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., merge_id: _Optional[str] = ..., child_digest: _Optional[str] = ..., parent_ids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Composition(_message.Message):
-    __slots__ = ("composition_id", "tenant", "name", "root", "created_at_us")
+    __slots__ = ("composition_id", "tenant", "name", "root", "created_at_us", "weighting", "adapter_ids", "children", "parents")
     COMPOSITION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
     composition_id: str
     tenant: str
     name: str
     root: CompositionNode
     created_at_us: int
-    def __init__(self, composition_id: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+    weighting: CompositionWeighting
+    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
+    children: _containers.RepeatedScalarFieldContainer[str]
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, composition_id: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ..., created_at_us: _Optional[int] = ..., weighting: _Optional[_Union[CompositionWeighting, str]] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., children: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CompositionNode(_message.Message):
     __slots__ = ("strategy", "children")
@@ -198,32 +214,40 @@ class CompositionNode(_message.Message):
     def __init__(self, strategy: _Optional[_Union[_common_pb2.CompositionStrategy, str]] = ..., children: _Optional[_Iterable[_Union[CompositionChild, _Mapping]]] = ...) -> None: ...
 
 class CompositionChild(_message.Message):
-    __slots__ = ("weight", "adapter_id", "node")
+    __slots__ = ("weight", "adapter_id", "node", "composition", "max_tokens")
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    COMPOSITION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     weight: float
     adapter_id: str
     node: CompositionNode
-    def __init__(self, weight: _Optional[float] = ..., adapter_id: _Optional[str] = ..., node: _Optional[_Union[CompositionNode, _Mapping]] = ...) -> None: ...
+    composition: str
+    max_tokens: int
+    def __init__(self, weight: _Optional[float] = ..., adapter_id: _Optional[str] = ..., node: _Optional[_Union[CompositionNode, _Mapping]] = ..., composition: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class CreateCompositionRequest(_message.Message):
-    __slots__ = ("tenant", "name", "root")
+    __slots__ = ("tenant", "name", "root", "weighting")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     name: str
     root: CompositionNode
-    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ...) -> None: ...
+    weighting: CompositionWeighting
+    def __init__(self, tenant: _Optional[str] = ..., name: _Optional[str] = ..., root: _Optional[_Union[CompositionNode, _Mapping]] = ..., weighting: _Optional[_Union[CompositionWeighting, str]] = ...) -> None: ...
 
 class GetCompositionRequest(_message.Message):
-    __slots__ = ("tenant", "composition_id")
+    __slots__ = ("tenant", "composition_id", "name")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     COMPOSITION_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     composition_id: str
-    def __init__(self, tenant: _Optional[str] = ..., composition_id: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, tenant: _Optional[str] = ..., composition_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ListCompositionsRequest(_message.Message):
     __slots__ = ("tenant", "page_size", "page_token")

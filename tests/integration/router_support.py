@@ -41,6 +41,7 @@ class RouterWorld:
 
     client: SmoaClient
     store: AdapterStore
+    address: str
 
     async def put_raw(self, data: bytes) -> str:
         """Put bytes under their digest, as a careless tool would."""
@@ -71,8 +72,9 @@ async def running_router(folder: Path, **changes: Any) -> AsyncIterator[RouterWo
     async with AsyncExitStack() as stack:
         server = await build(settings, stack)
         await server.ready()
-        client = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
-        yield RouterWorld(client, AdapterStore(settings.store))
+        address = f"127.0.0.1:{server.port}"
+        client = await stack.enter_async_context(SmoaClient(router=address))
+        yield RouterWorld(client, AdapterStore(settings.store), address)
 
 
 async def refused(call: Awaitable[Any]) -> tuple[str, str, status_pb2.Status]:

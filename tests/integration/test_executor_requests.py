@@ -3,102 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
-from services.executor.app import build
-from services.executor.base_model import fingerprint
-from services.executor.settings import ExecutorSettings
-from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
-from smoa.client import SmoaClient
-from smoa.store import AdapterStore
+from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
-from tests.kafka_support import until
-from tests.model_support import BACKENDS, isolated_cache, make_model
-
-PROMPT = "w1 w2 w3 w4"
-
-
-@dataclasses.dataclass
-class World:
-    client: SmoaClient
-    store: AdapterStore
-    base_model: str
-
-    async def adapter(self, seed: int, weight: float = 1.0, **changes: object) -> common.WeightedAdapter:
-        """A random lora_xs adapter in the store, as a decision would name it."""
-        rng = np.random.default_rng(seed)
-        manifest = Manifest(
-            adapter_id=new_adapter_id(),
-            name=str(seed),
-            kind="lora_xs",
-            base_model=self.base_model,
-            rank=4,
-            modules=("q_proj", "down_proj"),
-            layers=(0, 1, 2),
-        )
-        manifest = dataclasses.replace(manifest, **changes)  # type: ignore[arg-type]
-        shape = (3, manifest.rank, manifest.rank)
-        tensors = {name: rng.standard_normal(shape).astype(np.float32) for name in manifest.modules}
-        tensors |= {f"{name}.s": np.ones(shape[:2], np.float32) for name in manifest.modules}
-        digest = await self.store.put(encode(Adapter(manifest, tensors)))
-        return common.WeightedAdapter(adapter_id=manifest.adapter_id, version=1, digest=digest, weight=weight)
-
-    async def text(self, *adapters: common.WeightedAdapter, max_tokens: int = 12, **options: object) -> str:
-        """The whole greedy answer."""
-        pieces = [r.text async for r in self.client.stream(PROMPT, adapters, max_tokens=max_tokens, **options)]  # type: ignore[arg-type]
-        return "".join(pieces)
-
-    async def idle(self) -> None:
-        """Wait until no row is taken and no lease is held."""
-
-        async def free() -> bool:
-            status = await self.client.status()
-            return status.running == 0 and status.queued == 0 and not any(resident.leases for resident in status.residents)
-
-        await until("every row and lease being free", 10, free)
+from tests.integration.executor_support import PROMPT, World, refused, running_executor
+from tests.model_support import BACKENDS
 
 
 @pytest.fixture(params=BACKENDS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    isolated_cache(tmp_path / "cache", monkeypatch)
-    folder = make_model(tmp_path / "model")
-    settings = ExecutorSettings(
-        address="127.0.0.1:0",
-        base_model=str(folder),
-        backend=request.param,
-        dtype="float32",
-        slots=3,
-        rows=4,
-        context=200,
-        max_waiting=4,
-        max_tokens=150,
-        drain_s=0,
-        kafka_bootstrap="127.0.0.1:1",
-        data_folder=tmp_path / "data",
-        store=str(tmp_path / "store"),
-    )
-    async with AsyncExitStack() as stack:
-        server = await build(settings, stack)
-        await server.ready()
-        client = await stack.enter_async_context(SmoaClient(executor=f"127.0.0.1:{server.port}"))
-        made = World(client, AdapterStore(settings.store), fingerprint(folder))
+    async with running_executor(request.param, tmp_path, monkeypatch) as made:
         yield made
-        await made.idle()
-
-
-async def refused(world: World, **changes: object) -> tuple[str, str]:
-    request = executor_pb2.GenerateRequest(**{"prompt": PROMPT, "max_tokens": 5, **changes})  # type: ignore[arg-type]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        _ = [response async for response in world.client.executor.Generate(request, timeout=20)]
-    return caught.value.code().name, str(caught.value.details())
 
 
 @pytest.mark.parametrize(
@@ -159,6 +81,80 @@ async def test_rank_over_the_limit_and_the_same_adapter_twice_and_too_many(world
     assert await refused(world, adapters=[one, one]) == ("INVALID_ARGUMENT", "adapters: names an adapter twice; add up its weights")
     four = [await world.adapter(seed) for seed in range(4)]
     assert await refused(world, adapters=four) == ("INVALID_ARGUMENT", "adapters: holds 4, the executor has 3 slots; send fewer")
+
+
+def _damaged(change: Callable[[Manifest, dict[str, np.ndarray]], None], base_model: str) -> tuple[str, bytes]:
+    layers, path = (0, 1, 2), "model.layers.{}.self_attn.q_proj.lora_{}"
+    tensors = {path.format(layer, "A"): np.ones((2, 64), np.float32) for layer in layers}
+    tensors |= {path.format(layer, "B"): np.ones((64, 2), np.float32) for layer in layers}
+    manifest = Manifest(
+        adapter_id=new_adapter_id(), name="x", kind="lora", base_model=base_model, rank=2, modules=("q_proj",), layers=layers
+    )
+    change(manifest, tensors)
+    return manifest.adapter_id, encode(Adapter(manifest, tensors))
+
+
+def _wrong_shape(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
+    tensors["model.layers.1.self_attn.q_proj.lora_A"] = np.ones((2, 63), np.float32)
+
+
+def _unknown_layer(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
+    object.__setattr__(manifest, "layers", (0, 1, 7))
+    for side in "AB":
+        tensors[f"model.layers.7.self_attn.q_proj.lora_{side}"] = tensors.pop(f"model.layers.2.self_attn.q_proj.lora_{side}")
+
+
+async def _undisturbed(world: World, bad: common.WeightedAdapter) -> tuple[str, str]:
+    """The error of a request with a bad adapter, sent while others decode: theirs are the answers they give alone."""
+    good = await world.adapter(1)
+    alone = [await world.text(max_tokens=60), await world.text(good, max_tokens=60)]
+    beside = [asyncio.create_task(world.text(*mix, max_tokens=60)) for mix in ([], [good])]
+    error = await refused(world, adapters=[bad])
+    assert [await task for task in beside] == alone
+    return error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_wrong_shape, "file: model.layers.1.self_attn.q_proj is 64x63, the model's is (64, 64); retrain"),
+        (
+            _unknown_layer,
+            "manifest.modules: layer 7 'q_proj' is not in the base model; "
+            "use q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ),
+    ],
+)
+async def test_an_adapter_that_does_not_fit_the_model(
+    world: World, change: Callable[[Manifest, dict[str, np.ndarray]], None], message: str
+) -> None:
+    adapter_id, data = _damaged(change, world.base_model)
+    bad = common.WeightedAdapter(adapter_id=adapter_id, version=1, digest=await world.store.put(data), weight=1.0)
+    assert await _undisturbed(world, bad) == ("INVALID_ARGUMENT", message)
+    assert not [one for one in (await world.client.status()).residents if one.adapter_id == adapter_id]
+
+
+async def test_an_adapter_file_with_nan(world: World) -> None:
+    adapter_id, data = _damaged(lambda manifest, tensors: None, world.base_model)
+    data = data.replace(np.ones(1, np.float32).tobytes(), np.full(1, np.nan, np.float32).tobytes(), 1)
+    path = Path(world.store.location) / world.store.key(digest_of(data))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    bad = common.WeightedAdapter(adapter_id=adapter_id, version=1, digest=digest_of(data), weight=1.0)
+    code, details = await _undisturbed(world, bad)
+    assert (code, details) == (
+        "INVALID_ARGUMENT",
+        "file: model.layers.0.self_attn.q_proj.lora_A holds NaN or infinite weights; retrain with a lower learning rate",
+    )
+
+
+async def test_an_adapter_deleted_between_routing_and_execution(world: World) -> None:
+    bad = await world.adapter(5)
+    await world.store.delete(bad.digest)
+    assert await _undisturbed(world, bad) == (
+        "FAILED_PRECONDITION",
+        f"adapter: the weights of {bad.adapter_id} ({bad.digest[:12]}) are gone, it was purged or never pushed; route again",
+    )
 
 
 async def test_another_tenants_adapter_is_not_found_unless_shared(world: World) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from services.executor.app import load_engine
 from services.executor.base_model import MODULES, fingerprint
-from services.executor.engine import Engine, Generation
+from services.executor.engine import Engine
 from services.executor.model import ModelConfig
+from services.executor.pipeline import Generation
 from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
 from services.executor.settings import MIB, ExecutorSettings

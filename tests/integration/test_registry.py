@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
@@ -119,27 +118,6 @@ async def test_pages_and_foreign_page_tokens(world: RouterWorld) -> None:
     code, details, _ = await refused(world.client.registry.ListAdapters(request, timeout=5))
     expected = "page_token: belongs to another listing; keep tenant and filters the same from page to page"
     assert (code, details) == ("INVALID_ARGUMENT", expected)
-
-
-async def test_compositions(world: RouterWorld) -> None:
-    adapter = await world.register(KNEES)
-    leaf = registry_pb2.CompositionChild(adapter_id=adapter.adapter_id, weight=0.5)
-    root = registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[leaf])
-    registry = world.client.registry
-    made = await registry.CreateComposition(registry_pb2.CreateCompositionRequest(name="c", root=root), timeout=5)
-    assert made.root == root
-    assert await registry.GetComposition(registry_pb2.GetCompositionRequest(composition_id=made.composition_id), timeout=5) == made
-    listed = await registry.ListCompositions(registry_pb2.ListCompositionsRequest(), timeout=5)
-    assert list(listed.compositions) == [made]
-    mine = registry_pb2.GetCompositionRequest(composition_id=made.composition_id)
-    other = registry_pb2.GetCompositionRequest(tenant="acme", composition_id=made.composition_id)
-    assert (await refused(registry.GetComposition(other, timeout=5)))[0] == "NOT_FOUND"
-    await registry.DeleteComposition(registry_pb2.DeleteCompositionRequest(composition_id=made.composition_id), timeout=5)
-    assert (await refused(registry.GetComposition(mine, timeout=5)))[0] == "NOT_FOUND"
-    leaf.adapter_id = new_adapter_id()
-    unknown = registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[leaf])
-    request = registry_pb2.CreateCompositionRequest(name="c", root=unknown)
-    assert (await refused(registry.CreateComposition(request, timeout=5)))[0] == "NOT_FOUND"
 
 
 async def test_a_restart_keeps_the_library_and_the_spool(tmp_path: Path) -> None:

@@ -81,6 +81,32 @@ def test_stop_of_multi_byte_characters() -> None:
     assert "".join(_feed("price 5€ 6", ["€"])[0]) == "price 5"
 
 
+def test_the_cost_of_a_token_does_not_grow_with_the_answer() -> None:
+    decoded = 0
+
+    def decode(ids: list[int]) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return _bytes_decode(ids)
+
+    assembler = TextAssembler(decode, ["END"])
+    text = "a€b😀" * 500
+    assert "".join([assembler.push(token) for token in text.encode()] + [assembler.finish()]) == text
+    assert decoded < 12 * len(text.encode())
+
+
+def _words(ids: list[int]) -> str:
+    """As a word-level tokenizer decodes: spaces between words, nothing for the special token 0."""
+    return " ".join(f"w{number}" for number in ids if number)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 3), max_size=20))
+def test_words_keep_their_spaces_over_special_tokens(ids: list[int]) -> None:
+    assembler = TextAssembler(_words)
+    assert "".join([*map(assembler.push, ids), assembler.finish()]) == _words(ids)
+
+
 TEXTS = st.text(st.sampled_from("ab€😀\n"), max_size=30)
 STOPS = st.lists(st.text(st.sampled_from("ab€😀\n"), min_size=1, max_size=4), max_size=3)
 

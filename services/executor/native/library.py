@@ -53,7 +53,7 @@ def processor_variants() -> list[Flags]:
 @cache
 def _matrix_registers_allowed() -> bool:
     """Linux gives a process AMX's registers when it asks for them, once, for all its threads."""
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
 
 
 def compiled(flags: Flags | None = None) -> Path:

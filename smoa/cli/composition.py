@@ -1,0 +1,134 @@
+"""`smoa composition ...`: named trees over adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from rich.console import Console
+from rich.table import Table
+
+from smoa.cli.query import ROUTER
+from smoa.client import SmoaClient
+from smoa.errors import InvalidArgument
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+
+T = TypeVar("T")
+_router = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")
+_tenant = click.option("--tenant", default="public", show_default=True)
+_SHORT = ("parallel", "sequential", "hierarchical")
+
+
+@click.group("composition")
+def composition_group() -> None:
+    r"""Name a tree over adapters, and carry it out with `smoa generate --composition NAME`.
+
+    \b
+    A tree is JSON, a key for how a node applies its children:
+      {"parallel":   [{"adapter_id": "01K...", "weight": 0.7}, {"adapter_id": "01J...", "weight": 0.3}]}
+      {"sequential": [{"adapter_id": "01K...", "max_tokens": 40}, {"composition": "polite"}]}
+    A child is an adapter, another composition by its name, or a node in its place.
+    """
+
+
+def _run(router: str, work: Callable[[SmoaClient], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with SmoaClient(router=router) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def tree_from_json(raw: object) -> registry_pb2.CompositionNode:
+    """A tree in the short form that `--help` shows, or in the contract's own JSON.
+
+    Raises:
+        InvalidArgument: neither of them.
+    """
+    try:
+        return ParseDict(_long(raw), registry_pb2.CompositionNode())
+    except (ParseError, AttributeError, TypeError) as error:
+        raise InvalidArgument("tree", f"is not a composition ({error})", "see `smoa composition --help`") from error
+
+
+def _long(raw: Any) -> Any:
+    if isinstance(raw, dict) and len(raw) == 1 and (name := next(iter(raw))) in _SHORT:
+        children = [{**_weight(child), "node": _long(_bare(child))} if _is_node(child) else child for child in raw[name]]
+        return {"strategy": f"COMPOSITION_STRATEGY_{name.upper()}", "children": children}
+    return raw
+
+
+def _is_node(child: object) -> bool:
+    return isinstance(child, dict) and any(name in child for name in _SHORT)
+
+
+def _weight(child: dict[str, object]) -> dict[str, object]:
+    return {key: child[key] for key in ("weight", "max_tokens") if key in child}
+
+
+def _bare(child: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in child.items() if key in _SHORT}
+
+
+@composition_group.command("create")
+@click.argument("name")
+@click.argument("tree", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--by-success", is_flag=True, help="Weights follow each adapter's measured success.")
+@_tenant
+@_router
+def create(name: str, tree: Path, by_success: bool, tenant: str, router: str) -> None:
+    """Name the tree in the JSON file TREE."""
+    try:
+        root = tree_from_json(json.loads(tree.read_text()))
+    except ValueError as error:
+        raise InvalidArgument("tree", f"{tree} is not JSON ({error})", "see `smoa composition --help`") from error
+    weighting = registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS if by_success else registry_pb2.COMPOSITION_WEIGHTING_UNSPECIFIED
+    made = _run(router, lambda client: client.compose(name, root, tenant=tenant, weighting=weighting))
+    click.echo(json.dumps(MessageToDict(made, preserving_proto_field_name=True), indent=2))
+
+
+@composition_group.command("show")
+@click.argument("name")
+@_tenant
+@_router
+def show(name: str, tenant: str, router: str) -> None:
+    """Print a composition as JSON."""
+    found = _run(router, lambda client: client.composition(name, tenant))
+    click.echo(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
+
+
+@composition_group.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_tenant
+@_router
+def list_command(as_json: bool, tenant: str, router: str) -> None:
+    """List a tenant's compositions."""
+
+    async def work(client: SmoaClient) -> list[registry_pb2.Composition]:
+        return [one async for one in client.list_compositions(tenant)]
+
+    found = _run(router, work)
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
+        return
+    table = Table("name", "strategy", "adapters", "nests", "nested by")
+    for one in found:
+        strategy = common.CompositionStrategy.Name(one.root.strategy).removeprefix("COMPOSITION_STRATEGY_").lower()
+        table.add_row(one.name, strategy, str(len(one.adapter_ids)), ", ".join(one.children), ", ".join(one.parents))
+    Console().print(table if found else "no composition yet; make one with `smoa composition create`")
+
+
+@composition_group.command("delete")
+@click.argument("name")
+@_tenant
+@_router
+def delete(name: str, tenant: str, router: str) -> None:
+    """Forget a composition; refused while another nests it."""
+    _run(router, lambda client: client.delete_composition(name, tenant))
