@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,11 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FUSED = pytest.param("fused", marks=pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"))
+"""The torch backend with its Triton kernels: on a GPU where there is one, else in Triton's interpreter."""
+
+
 def isolated_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bases of throw-away models go to `folder`; the compiled kernels stay where they are."""
     real = cache_home() / "native"
@@ -83,12 +89,14 @@ def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
     return folder
 
 
-def make_backend(kind: str, folder: Path, dtype: torch.dtype = torch.float32, blocks: int = 64, context: int = 256) -> Backend:
-    """A backend of a model folder."""
-    model = Llama.load(folder, dtype)
+def make_backend(
+    kind: str, folder: Path, dtype: torch.dtype = torch.float32, blocks: int = 64, context: int = 256, slot_mib: int = 32
+) -> Backend:
+    """A backend of a model folder. `fused` is torch with the Triton kernels."""
+    model = Llama.load(folder, dtype, DEVICE if kind == "fused" else "cpu")
     bases = lora_xs_bases(folder, model.fingerprint)
-    if kind == "torch":
-        return TorchBackend(model, bases, blocks=blocks, context=context)
+    if kind in ("torch", "fused"):
+        return TorchBackend(model, bases, blocks=blocks, context=context, slot_bytes=slot_mib * 2**20, fused=kind == "fused")
     return NativeBackend(
         model.config,
         load_weights(folder),
@@ -166,11 +174,11 @@ def delta_of(adapter: Adapter, folder: Path, config: ModelConfig) -> dict[str, t
 
 def load(adapter: Adapter, backend: Backend, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
     """An adapter as the backend's `mix` takes it."""
-    return load_adapter(adapter, backend.config, backend.fingerprint, 64, dtype)
+    return backend.place(load_adapter(adapter, backend.config, backend.fingerprint, 64, dtype))
 
 
 def logits_of(backend: Backend, tokens: Sequence[int], mixture: Mixture | None = None, blocks: Sequence[int] | None = None) -> torch.Tensor:
     """Logits [tokens, vocabulary] of a whole text, in one chunk."""
     needed = -(-len(tokens) // BLOCK_TOKENS)
     chunk = Chunk(tokens, 0, list(range(needed)) if blocks is None else blocks, mixture or backend.mix([]), len(tokens))
-    return backend.forward([chunk])[0].clone()
+    return backend.forward([chunk])[0].cpu().clone()

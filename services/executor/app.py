@@ -74,7 +74,8 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
                 raise
             _log.warning("running on torch, which is slower: %s", error)
     model = Llama.load(folder, dtype, settings.device)
-    return TorchBackend(model, lora_xs_bases(folder, model.fingerprint), blocks=blocks, context=settings.context)
+    bases = lora_xs_bases(folder, model.fingerprint)
+    return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
 def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
@@ -85,7 +86,7 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
         SlotPool(settings.slots, settings.slot_bytes),
         AdapterStore(settings.store),
         lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, DTYPES[settings.dtype]),
-        device=settings.device,
+        backend,
         host_bytes=settings.host_bytes,
     )
     engine = Engine(

@@ -40,8 +40,17 @@ class Backend(Protocol):
     context: int
     blocks: int
 
+    def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
+        """Bytes that an adapter takes in a device slot."""
+
+    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """An adapter in a device slot, ready for `mix`. May be called from any thread."""
+
+    def evict(self, adapter: LoadedAdapter) -> None:
+        """Empty the slot of what `place` gave. Nobody runs a mixture of it any more."""
+
     def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
-        """sum_i w_i dW_i, in the form that `forward` reads. It keeps what it needs of the adapters alive."""
+        """sum_i w_i dW_i of placed adapters, in the form that `forward` reads. It keeps what it needs of the adapters alive."""
 
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
         """Logits [outputs of all chunks, vocabulary] float32 on the CPU or device, and the arg max of each (lowest id of equals).

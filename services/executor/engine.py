@@ -244,6 +244,8 @@ class Engine:
 
     def _admitted(self, sequence: _Sequence) -> None:
         sequence.admitted_ns = time.perf_counter_ns()
+        assert sequence.acquired is not None
+        self.residency.evict(sequence.acquired)
         if not sequence.refs:
             sequence.mixture, sequence.ready = self._base, True
             return
@@ -253,9 +255,8 @@ class Engine:
 
     async def _prepare(self, sequence: _Sequence) -> None:
         """Put a sequence's adapters on the device and mix them, while the others decode."""
-        assert sequence.acquired is not None
         try:
-            adapters = await self.residency.place(sequence.refs, sequence.acquired)
+            adapters = await self.residency.place(sequence.refs)
             weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
             sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
         except Exception as error:  # noqa: BLE001  not passed over: it goes to the request that it belongs to, which raises it

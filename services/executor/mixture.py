@@ -1,7 +1,7 @@
 """Mixtures: what a weighted set of adapters adds to every linear module, exactly sum_i w_i dW_i.
 
 `lora_xs` adapters share their bases, so a mixture is one core a module whatever the number of adapters, and a batch shares the two
-large products. `lora` adapters are concatenated along the rank: A stacked, B stacked and scaled (PEFT's `cat`).
+large products. `lora` adapters are concatenated along the rank (PEFT's `cat`), in the place where they are.
 """
 
 from __future__ import annotations
@@ -41,12 +41,6 @@ class LoadedAdapter:
     def nbytes(self) -> int:
         """Device bytes held."""
         return sum(t.nbytes for t in self.cores.values()) + sum(a.nbytes + b.nbytes for a, b in self.pairs.values())
-
-    def to(self, device: str) -> LoadedAdapter:
-        """A copy on another device."""
-        cores = {module: stack.to(device) for module, stack in self.cores.items()}
-        pairs = {site: (a.to(device), b.to(device)) for site, (a, b) in self.pairs.items()}
-        return LoadedAdapter(self.layers, self.scaling, cores, pairs)
 
 
 def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_rank: int, dtype: torch.dtype) -> LoadedAdapter:
@@ -126,41 +120,3 @@ def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
         path: (F.pad(left, (0, BASES_RANK - left.shape[1])), F.pad(right, (0, BASES_RANK - right.shape[1])))
         for path, (left, right) in bases.items()
     }
-
-
-class BatchMixture:
-    """The mixtures of all rows of a batch, stacked a site: the model's `Delta`. Sites no row uses cost nothing.
-
-    Stacking happens once when the batch changes, not at every step.
-    """
-
-    def __init__(self, rows: Sequence[Mixture], bases: Bases, dtype: torch.dtype) -> None:
-        self._bases = bases
-        self._cores: dict[Site, Tensor] = {}
-        self._pairs: dict[Site, tuple[Tensor, Tensor]] = {}
-        some = next((row.cores for row in rows if row.cores is not None), None)
-        if some is not None:
-            zero = torch.zeros_like(some)
-            stack = torch.stack([zero if row.cores is None else row.cores for row in rows]).to(dtype)
-            for layer, module in frozenset[Site]().union(*(row.core_sites for row in rows)):
-                self._cores[layer, module] = stack[:, layer, MODULES.index(module)]
-        for site in dict.fromkeys(site for row in rows for site in row.pairs):
-            found = [_concatenated(row.pairs[site], dtype) if site in row.pairs else None for row in rows]
-            rank = max(pair[0].shape[0] for pair in found if pair is not None)
-            some_a, some_b = next(pair for pair in found if pair is not None)
-            filled = [(some_a[:0], some_b[:0]) if pair is None else pair for pair in found]
-            a, b = (torch.stack([F.pad(part, (0, 0, 0, rank - part.shape[0])) for part in parts]) for parts in zip(*filled, strict=True))
-            self._pairs[site] = (a, b)
-
-    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """Y plus every row's delta of x (see `model.Delta`)."""
-        if (cores := self._cores.get((layer, module))) is not None:
-            scaled_left, right = self._bases[module_path(layer, module)]
-            y = y + ((x @ right) @ cores) @ scaled_left.T
-        if pair := self._pairs.get((layer, module)):
-            y = y + (x @ pair[0].transpose(1, 2)) @ pair[1]
-        return y
-
-
-def _concatenated(terms: Sequence[tuple[Tensor, Tensor, float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.cat([a for a, _, _ in terms]), torch.cat([(b.float() * weight).to(dtype) for _, b, weight in terms])

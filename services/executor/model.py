@@ -111,11 +111,31 @@ class Delta(Protocol):
         """Y [rows, tokens, out] plus the rows' deltas applied to x [rows, tokens, in]."""
 
 
-class KeyValues(Protocol):
-    """Where attention keeps keys and values of earlier tokens."""
+class Attention(Protocol):
+    """How tokens see those before them, and where the keys and values of those are."""
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store keys, values [rows, kv_heads, tokens, head_dim]; return all of each row's and the positions [rows, keys] they are at."""
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What queries [rows, heads, tokens, head_dim] read, in their shape; new keys and values are [rows, kv_heads, tokens, head_dim]."""
+
+
+def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, at: Tensor, window: int) -> Tensor:
+    """Attention of queries at positions [rows, tokens] to keys at [rows, keys]: not to later ones, nor out of the window (0: none)."""
+    seen = at[:, None, :] <= positions[:, :, None]
+    if window:
+        seen &= at[:, None, :] > positions[:, :, None] - window
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None], enable_gqa=True)
+
+
+@dataclass(frozen=True)
+class WholeTexts:
+    """`Attention` among the tokens of one call, with nothing before them."""
+
+    positions: Tensor
+    windows: tuple[int, ...]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Attention`."""
+        return masked_attention(queries, keys, values, self.positions, self.positions, self.windows[layer])
 
 
 @dataclass(frozen=True)
@@ -158,9 +178,10 @@ class Llama:
         """Where the weights are."""
         return self.embedding.device
 
-    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None, key_values: KeyValues | None = None) -> Tensor:
-        """Final normed hidden states [rows, tokens, hidden] of token ids and positions [rows, tokens]."""
+    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None, attention: Attention | None = None) -> Tensor:
+        """Final normed hidden states [rows, tokens, hidden] of token ids and positions [rows, tokens]; by default of whole texts."""
         config = self.config
+        attention = attention or WholeTexts(positions, config.windows)
         rows, length = tokens.shape
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         stream = F.embedding(tokens, self.embedding)
@@ -181,13 +202,7 @@ class Llama:
             queries = rotate(normed(split(linear("q_proj", x), config.heads), layer.query_norm), cos, sin)
             keys = rotate(normed(split(linear("k_proj", x), config.kv_heads), layer.key_norm), cos, sin)
             values = split(linear("v_proj", x), config.kv_heads)
-            at = positions
-            if key_values is not None:
-                keys, values, at = key_values.extend(index, keys, values)
-            seen = at[:, None, :] <= positions[:, :, None]
-            if window := config.windows[index]:
-                seen &= at[:, None, :] > positions[:, :, None] - window
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None], enable_gqa=True)
+            mixed = attention.attend(index, queries, keys, values)
             stream = stream + linear("o_proj", mixed.transpose(1, 2).reshape(rows, length, -1))
             x = normed(stream, layer.mlp_norm)
             stream = stream + linear("down_proj", F.silu(linear("gate_proj", x)) * linear("up_proj", x))

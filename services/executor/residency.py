@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from services.executor.mixture import LoadedAdapter
 from services.executor.slots import Acquired, SlotPool
@@ -59,11 +60,24 @@ class ResidencyCounts:
     host_evictions: int = 0
 
 
+class Device(Protocol):
+    """Where slots are: see `backend.Backend`."""
+
+    def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
+        """Bytes that an adapter takes in a slot."""
+
+    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """Copy an adapter into a slot."""
+
+    def evict(self, adapter: LoadedAdapter) -> None:
+        """Empty its slot."""
+
+
 class Residency:
     """Owner of what the slots and the host tier hold.
 
     `check_and_convert` turns a file into host tensors in the model's dtype, checked against the model, so that an adapter that cannot
-    run is refused before it takes a slot. On the CPU both tiers share the tensors.
+    run is refused before it takes a slot.
     """
 
     def __init__(
@@ -71,8 +85,8 @@ class Residency:
         pool: SlotPool,
         store: AdapterStore,
         check_and_convert: Callable[[Adapter], LoadedAdapter],
+        device: Device,
         *,
-        device: str = "cpu",
         host_bytes: int,
     ) -> None:
         self.pool, self._store, self._convert, self._device = pool, store, check_and_convert, device
@@ -83,6 +97,7 @@ class Residency:
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._placing: dict[str, asyncio.Task[_Loaded]] = {}
         self._concurrent = asyncio.Semaphore(CONCURRENT_LOADS)
+        self._one_placement = asyncio.Lock()  # a slot that a late one gives back is there for the next
 
     async def fetch(self, tenant: str, refs: Sequence[AdapterRef]) -> dict[str, int]:
         """Bring adapters to the host ahead of their slots; returns slot key -> bytes.
@@ -97,7 +112,7 @@ class Residency:
         for one in loaded:
             if one.owner != tenant and not one.shared:
                 raise NotFound("adapter", one.ref.adapter_id)
-        sizes = {one.ref.key: one.adapter.nbytes for one in loaded}
+        sizes = {one.ref.key: self._bytes_of(one) for one in loaded}
         if len(sizes) > self.pool.slots:
             raise InvalidArgument("adapters", f"holds {len(sizes)}, the executor has {self.pool.slots} slots", "send fewer")
         if sum(sizes.values()) > self.pool.max_bytes:
@@ -108,10 +123,14 @@ class Residency:
             )
         return sizes
 
-    async def place(self, refs: Sequence[AdapterRef], acquired: Acquired) -> list[LoadedAdapter]:
-        """Put leased adapters on the device; returns them in the order of `refs`."""
+    def evict(self, acquired: Acquired) -> None:
+        """Empty the slots that were taken for a request: before anything else is placed in them."""
         for key in acquired.evicted:
-            self._on_device.pop(key, None)
+            if (gone := self._on_device.pop(key, None)) is not None:
+                self._device.evict(gone.adapter)
+
+    async def place(self, refs: Sequence[AdapterRef]) -> list[LoadedAdapter]:
+        """Put leased adapters on the device; returns them in the order of `refs`."""
         for ref in refs:
             if ref.key not in self._on_device and ref.key not in self._placing:
                 self._placing[ref.key] = _owned(self._place(ref), f"place-{ref.key}")
@@ -182,14 +201,19 @@ class Residency:
     async def _place(self, ref: AdapterRef) -> _Loaded:
         try:
             loaded = await self._on_host(ref)
-            if self._device != "cpu":
-                on_device = await asyncio.to_thread(loaded.adapter.to, self._device)
-                loaded = _Loaded(loaded.ref, loaded.owner, loaded.shared, on_device)
-            if ref.key in self.pool:  # else whoever asked has left, and the slot went to another
-                self._on_device[ref.key] = loaded
-            return loaded
+            async with self._one_placement:
+                placed = replace(loaded, adapter=await asyncio.to_thread(self._device.place, loaded.adapter))
+                if ref.key in self.pool:
+                    self._on_device[ref.key] = placed
+                else:  # whoever asked has left, and the slot went to another
+                    self._device.evict(placed.adapter)
+            return placed
         finally:
             del self._placing[ref.key]
+
+    def _bytes_of(self, loaded: _Loaded) -> int:
+        placed = self._on_device.get(loaded.ref.key)
+        return placed.adapter.nbytes if placed else self._device.slot_bytes_of(loaded.adapter)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a tier holds what it does not account for."""

@@ -20,6 +20,7 @@ from smoa.adapter import Kind
 from tests.model_support import (
     CAN_RUN_NATIVE,
     FAMILIES,
+    FUSED,
     VARIANTS,
     delta_of,
     isolated_cache,
@@ -130,13 +131,13 @@ def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mi
         out, greedy = backend.forward(chunks)
         assert greedy == out.argmax(-1).tolist()
         for i, chunk in zip(picked, chunks, strict=True):
-            logits[i].append(out[: chunk.outputs].clone())
+            logits[i].append(out[: chunk.outputs].cpu().clone())
             out, done[i] = out[chunk.outputs :], done[i] + chunk.outputs
     return [torch.cat(parts) for parts in logits]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["torch", *VARIANTS])
+@pytest.mark.parametrize("kind", ["torch", FUSED, *VARIANTS])
 def test_a_sequence_does_not_notice_its_neighbours(kind: str, dtype: torch.dtype, folder: Path) -> None:
     backend = make_backend(kind, folder, dtype)
     rng = random.Random(5)
@@ -152,9 +153,9 @@ def test_a_sequence_does_not_notice_its_neighbours(kind: str, dtype: torch.dtype
         ]
         mixtures.append(backend.mix([(load(adapter, backend, dtype), rng.uniform(-1, 1)) for adapter in adapters]))
     alone = [logits_of(backend, text, mixture) for text, mixture in zip(texts, mixtures, strict=True)]
-    for _ in range(6):
+    for _ in range(1 if kind == "fused" else 6):  # Triton's interpreter is slow
         for ours, expected in zip(_in_a_crowd(backend, rng, texts, mixtures), alone, strict=True):
-            if kind != "torch":
+            if kind not in ("torch", "fused"):
                 assert torch.equal(ours, expected)
             else:
                 assert (ours - expected).abs().max() < (1e-4 if dtype is torch.float32 else 0.1) * expected.abs().max()

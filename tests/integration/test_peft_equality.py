@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from services.executor.base_model import DEFAULT_BASE_MODEL, MODULES, lora_xs_bases, resolve
-from services.executor.mixture import BatchMixture, Mixture, load_adapter, padded_bases
 from services.executor.model import Llama, module_path
+from services.executor.torch_backend import TorchBackend
 from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
 from smoa.peft import import_folder
 from tests.model_support import BACKENDS, CAN_RUN_NATIVE, isolated_cache, load, logits_of, make_backend, make_model
@@ -95,7 +95,7 @@ def test_a_mixture_equals_peft_cat(seed: int, folder: Path, tmp_path: Path) -> N
         theirs = reference(torch.tensor([ids])).logits[0].log_softmax(-1)
 
     for kind in ["torch"] + ["native"] * CAN_RUN_NATIVE:
-        backend = make_backend(kind, folder, blocks=4, context=64)
+        backend = make_backend(kind, folder, blocks=4, context=64, slot_mib=300)
         mixture = backend.mix([(load(adapter, backend), weight) for adapter, weight in zip(adapters, weights, strict=True)])
         ours = logits_of(backend, ids, mixture).log_softmax(-1)
         wanted = theirs.gather(1, torch.tensor([*ids[1:], 0])[:, None])
@@ -107,19 +107,19 @@ def test_a_mixture_equals_peft_cat(seed: int, folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_lone_adapter_at_half_weight_gives_exactly_half_its_delta(number: int, folder: Path, tmp_path: Path) -> None:
     model = Llama.load(folder, torch.float32)
-    bases = padded_bases(lora_xs_bases(folder, model.fingerprint))
     if number == 0:
         adapter = _lora_xs_twin(folder, model.fingerprint, tmp_path / "xs", 0)
     else:
         adapter = import_folder(_save_adapters(folder, tmp_path, [_random_config(random.Random(number))])[0], model.fingerprint)
-    loaded = load_adapter(adapter, model.config, model.fingerprint, 64, torch.float32)
-    whole, half = (BatchMixture([Mixture.of([(loaded, weight)], model.config)], bases, torch.float32) for weight in (1.0, 0.5))
+    backend = TorchBackend(model, lora_xs_bases(folder, model.fingerprint), blocks=1, context=16, slot_bytes=80 * 2**20)
+    loaded = load(adapter, backend)
     for layer in adapter.manifest.layers:
         for module in adapter.manifest.modules:
             out, width = model.config.shape(module)
             x, zero = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(1, 4, out)
-            assert torch.equal(half.add(layer, module, x, zero), 0.5 * whole.add(layer, module, x, zero))
-            assert whole.add(layer, module, x, zero).abs().max() > 0
+            whole, half = (backend.delta([backend.mix([(loaded, weight)])]).add(layer, module, x, zero) for weight in (1.0, 0.5))
+            assert torch.equal(half, 0.5 * whole)
+            assert whole.abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from services.executor.base_model import lora_xs_bases
-from services.executor.mixture import BatchMixture, Mixture, load_adapter, padded_bases
 from services.executor.model import Llama
 from services.executor.prompt import PromptTokenizer
+from services.executor.torch_backend import TorchBackend
 from services.executor.training import Pair, Progress, TrainSettings, completion_loss, read_pairs, train
 from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
-from tests.model_support import isolated_cache, make_model
+from tests.model_support import isolated_cache, load, make_model
 
 PAIRS = [Pair(f"w{n} w{n + 1} w{n + 2}", f"w{100 + n % 2}") for n in range(60)]
 SETTINGS = TrainSettings(name="t", rank=4, modules=("q_proj", "v_proj", "down_proj"), steps=60, tags=("x",))
@@ -38,9 +38,9 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     adapter = decode(encode(train(model, folder, tokenizer, PAIRS, settings, seen.append)))
     before = float(completion_loss(model, tokenizer, PAIRS, None))
     bases = lora_xs_bases(folder, model.fingerprint)
-    loaded = load_adapter(adapter, model.config, model.fingerprint, 64, torch.float32)
-    rows = [Mixture.of([(loaded, 1.0)], model.config)] * len(PAIRS)
-    after = float(completion_loss(model, tokenizer, PAIRS, BatchMixture(rows, padded_bases(bases), torch.float32)))
+    backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
+    mixture = backend.mix([(load(adapter, backend), 1.0)])
+    after = float(completion_loss(model, tokenizer, PAIRS, backend.delta([mixture] * len(PAIRS))))
     assert after < before - 0.3
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].seconds_left >= 0

@@ -115,6 +115,17 @@ class NativeBackend:
     def _padded_context(self) -> int:
         return -(-self.context // BLOCK_TOKENS) * BLOCK_TOKENS
 
+    def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
+        """See `Backend`."""
+        return adapter.nbytes
+
+    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
+        """See `Backend`. The host's memory is the device's: nothing is copied."""
+        return adapter
+
+    def evict(self, adapter: LoadedAdapter) -> None:
+        """See `Backend`."""
+
     def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
         """See `Backend`."""
         mixture = Mixture.of(weighted, self.config)

@@ -1,0 +1,126 @@
+"""The Triton kernels behind `kernels`, with the launches that fit them. Imported only where they run: it brings Triton along."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def shrink(x, a, ranks, scales, counts, hidden, inputs, most, stride, BLOCK: tl.constexpr):
+    row, j = tl.program_id(0), tl.program_id(1)
+    if j < tl.load(counts + row):
+        rank = tl.load(ranks + row * stride + j).to(tl.int64)
+        total = 0.0
+        for start in range(0, inputs, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            mask = at < inputs
+            left = tl.load(x + row * inputs + at, mask=mask, other=0.0).to(tl.float32)
+            total += tl.sum(left * tl.load(a + rank * inputs + at, mask=mask, other=0.0).to(tl.float32))
+        tl.store(hidden + row * most + j, total * tl.load(scales + row * stride + j))
+
+
+@triton.jit
+def expand(hidden, b, ranks, counts, y, outputs, most, stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < outputs
+    count = tl.load(counts + row)
+    if count > 0:
+        total = tl.load(y + row * outputs + at, mask=mask, other=0.0).to(tl.float32)
+        for j in range(count):
+            rank = tl.load(ranks + row * stride + j).to(tl.int64)
+            total += tl.load(hidden + row * most + j) * tl.load(b + rank * outputs + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y + row * outputs + at, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attend(
+    queries,
+    keys,
+    values,
+    tables,
+    positions,
+    out,
+    width,
+    kv_heads,
+    group,
+    size,
+    scale,
+    WINDOW: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    # One row and key/value head: its blocks in order, with a running softmax (arXiv 2205.14135).
+    row, head = tl.program_id(0), tl.program_id(1)
+    position = tl.load(positions + row)
+    g, d, t = tl.arange(0, GROUP), tl.arange(0, SIZE), tl.arange(0, TOKENS)
+    place = ((row * kv_heads + head) * group + g[:, None]) * size + d[None, :]
+    wanted = (g[:, None] < group) & (d[None, :] < size)
+    query = tl.load(queries + place, mask=wanted, other=0.0).to(tl.float32) * scale
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(position - WINDOW + 1, 0) // TOKENS
+    top = tl.full((GROUP,), float("-inf"), tl.float32)
+    total = tl.zeros((GROUP,), tl.float32)
+    read = tl.zeros((GROUP, SIZE), tl.float32)
+    for index in range(first, position // TOKENS + 1):
+        block = tl.load(tables + row * width + index).to(tl.int64)
+        at = index * TOKENS + t
+        inside = ((block * TOKENS + t[:, None]) * kv_heads + head) * size + d[None, :]
+        key = tl.load(keys + inside, mask=d[None, :] < size, other=0.0).to(tl.float32)
+        score = tl.sum(query[:, None, :] * key[None, :, :], 2)
+        seen = at <= position
+        if WINDOW > 0:
+            seen = seen & (at > position - WINDOW)
+        score = tl.where(seen[None, :], score, float("-inf"))
+        higher = tl.maximum(top, tl.max(score, 1))
+        # A block that the window hides as a whole leaves everything at -inf: nothing is kept of it, and nothing divided.
+        known = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.exp(score - known[:, None])
+        keep = tl.exp(top - known)
+        value = tl.load(values + inside, mask=d[None, :] < size, other=0.0).to(tl.float32)
+        read = read * keep[:, None] + tl.sum(weight[:, :, None] * value[None, :, :], 1)
+        total = total * keep + tl.sum(weight, 1)
+        top = higher
+    tl.store(out + place, (read / total[:, None]).to(out.dtype.element_ty), mask=wanted)
+
+
+def fused_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales: Tensor, counts: Tensor) -> Tensor:
+    """See `kernels.add_ranks`."""
+    rows, most = ranks.shape
+    x, y = x.contiguous(), y.contiguous()
+    hidden = torch.empty(rows, most, dtype=torch.float32, device=x.device)
+    shrink[(rows, most)](x, a, ranks, scales, counts, hidden, x.shape[-1], most, ranks.stride(0), BLOCK=512)
+    expand[(rows, -(-y.shape[-1] // 256))](hidden, b, ranks, counts, y, y.shape[-1], most, ranks.stride(0), BLOCK=256)
+    return y
+
+
+def fused_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: Tensor, window: int) -> Tensor:
+    """See `kernels.paged_attention`."""
+    rows, heads, _, size = queries.shape
+    _, _, tokens, kv_heads, _ = cache.shape
+    queries = queries.contiguous()
+    out = torch.empty_like(queries)
+    group = heads // kv_heads
+    attend[(rows, kv_heads)](
+        queries,
+        cache[0],
+        cache[1],
+        tables,
+        positions,
+        out,
+        tables.stride(0),
+        kv_heads,
+        group,
+        size,
+        size**-0.5,
+        WINDOW=window,
+        TOKENS=tokens,
+        GROUP=triton.next_power_of_2(group),
+        SIZE=triton.next_power_of_2(size),
+    )
+    return out

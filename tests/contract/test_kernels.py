@@ -1,0 +1,60 @@
+"""The Triton kernels compute what the plain forms say: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.executor.kernels import add_ranks, paged_attention
+from tests.model_support import DEVICE
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    inputs=st.sampled_from([16, 96, 640]),
+    outputs=st.sampled_from([16, 96, 300]),
+    seed=st.integers(0, 100),
+)
+def test_ranks(counts: list[int], inputs: int, outputs: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE)
+
+    rows, resident, most = len(counts), 9, 8
+    x, y, a, b = random(rows, 1, inputs), random(rows, 1, outputs), random(resident, inputs), random(resident, outputs)
+    # Wider buffers than are used, as the backend has them.
+    ranks = torch.randint(0, resident, (rows, 2 * most), generator=generator, dtype=torch.int32).to(DEVICE)[:, :most]
+    scales = random(rows, 2 * most)[:, :most]
+    for row, count in enumerate(counts):
+        scales[row, count:] = 0.0
+    limits = torch.tensor(counts, dtype=torch.int32, device=DEVICE)
+    plain = add_ranks(y, x, a, b, ranks, scales, limits, fused=False)
+    fused = add_ranks(y.clone(), x, a, b, ranks, scales, limits, fused=True)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    positions=st.lists(st.integers(0, 79), min_size=1, max_size=4),
+    heads=st.sampled_from([(2, 1), (6, 2), (4, 4), (9, 3)]),
+    size=st.sampled_from([16, 24, 64]),
+    window=st.sampled_from([0, 1, 5, 16, 40]),
+    seed=st.integers(0, 100),
+)
+def test_attention(positions: list[int], heads: tuple[int, int], size: int, window: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cache = torch.randn(2, 30, 16, heads[1], size, generator=generator).to(DEVICE)
+    queries = torch.randn(len(positions), heads[0], 1, size, generator=generator).to(DEVICE)
+    tables = torch.randint(0, 30, (len(positions), 8), generator=generator, dtype=torch.int32).to(DEVICE)[:, :5]
+    at = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
+    plain = paged_attention(queries, cache, tables, at, window, fused=False)
+    fused = paged_attention(queries, cache, tables, at, window, fused=True)
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,79 @@
+"""Adapters come to the device's stacks and go, and a mixture of those that are there is what it would be in fresh ones."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.executor.base_model import MODULES, lora_xs_bases
+from services.executor.mixture import LoadedAdapter, load_adapter
+from services.executor.model import Llama
+from services.executor.rank_pool import PlacedAdapter, RankPool
+from services.executor.torch_backend import TorchBackend
+from smoa.adapter import Kind
+from smoa.errors import FailedPrecondition
+from tests.model_support import isolated_cache, logits_of, make_model, random_adapter
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    return Llama.load(make_model(tmp_path / "model"), torch.float32)
+
+
+def _adapters(model: Llama, count: int) -> list[LoadedAdapter]:
+    rng = random.Random(1)
+    kinds: list[Kind] = ["lora", "lora", "lora_xs"]
+    made = [
+        random_adapter(
+            model.config,
+            model.fingerprint,
+            seed=seed,
+            kind=kinds[seed % 3],
+            rank=rng.randint(1, 9),
+            modules=rng.sample(MODULES, rng.randint(1, 7)),
+            layers=sorted(rng.sample(range(3), rng.randint(1, 3))),
+        )
+        for seed in range(count)
+    ]
+    return [load_adapter(one, model.config, model.fingerprint, 64, torch.float32) for one in made]
+
+
+def _backend(model: Llama, ranks: int) -> TorchBackend:
+    one = RankPool(model.config, 0, torch.float32, model.device).rank_bytes
+    return TorchBackend(model, lora_xs_bases(model.config.folder, model.fingerprint), blocks=8, context=64, slot_bytes=ranks * one)
+
+
+def test_adapters_that_come_and_go_leave_nothing_behind(model: Llama) -> None:
+    rng = random.Random(2)
+    adapters = _adapters(model, 9)
+    worn, tokens = _backend(model, 40), [rng.randrange(200) for _ in range(20)]
+    placed: dict[int, LoadedAdapter] = {}
+    for _ in range(60):
+        number = rng.randrange(len(adapters))
+        if number in placed:
+            worn.evict(placed.pop(number))
+        elif adapters[number].pairs and max(len(a) for a, _ in adapters[number].pairs.values()) > worn._pool.available:
+            with pytest.raises(FailedPrecondition, match="raise SMOA_EXECUTOR_SLOT_BYTES"):
+                worn.place(adapters[number])
+            continue
+        else:
+            placed[number] = worn.place(adapters[number])
+        worn._pool.check_integrity()
+        held = sum(len(one.rows) for one in placed.values() if isinstance(one, PlacedAdapter))
+        assert worn._pool.available + held == worn._pool.ranks
+        chosen = rng.sample(sorted(placed), min(3, len(placed)))
+        weights = [rng.uniform(-1, 1) for _ in chosen]
+        fresh = _backend(model, 40)
+        expected = logits_of(fresh, tokens, fresh.mix([(fresh.place(adapters[n]), w) for n, w in zip(chosen, weights, strict=True)]))
+        found = logits_of(worn, tokens, worn.mix([(placed[n], w) for n, w in zip(chosen, weights, strict=True)]))
+        torch.testing.assert_close(found, expected)
+
+
+def test_bytes_are_known_before_an_adapter_is_placed(model: Llama) -> None:
+    backend = _backend(model, 40)
+    for adapter in _adapters(model, 6):
+        assert backend.slot_bytes_of(adapter) == backend.place(adapter).nbytes > 0
