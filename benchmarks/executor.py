@@ -237,8 +237,9 @@ async def measure_memory(world: World, store: str, requests: int) -> dict[str, f
 
 async def adapter_bytes(world: World) -> int:
     """Memory of 100 resident NANO adapters."""
-    sizes = await world.engine.residency.fetch("public", (await world.adapters(100))[:100])
-    return sum(sizes.values())
+    held = await world.engine.residency.fetch("public", (await world.adapters(100))[:100])
+    held.release()
+    return sum(held.sizes.values())
 
 
 def show(results: dict[str, dict[str, float]], title: str) -> None:

@@ -271,7 +271,8 @@ def doctor(router_port: int, executor_port: int) -> None:
     try:
         from services.executor.native.library import compiled
 
-        line(True, f"native forward pass {compiled().name}")
+        if os.environ.get("SMOA_EXECUTOR_BACKEND") != "torch":
+            line(True, f"native forward pass {compiled().name}")
     except (SmoaError, ImportError) as error:
         line(False, "native forward pass", str(error))
     free_gib = shutil.disk_usage(".").free / 2**30

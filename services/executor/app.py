@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from services.executor.backend import BLOCK_TOKENS, Backend
-from services.executor.base_model import fingerprint, load_weights, lora_xs_bases, resolve
+from services.executor.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
 from services.executor.engine import Engine
+from services.executor.metrics import ExecutorMetrics
 from services.executor.mixture import load_adapter
 from services.executor.model import Llama, ModelConfig
 from services.executor.native.backend import NativeBackend
@@ -22,6 +23,7 @@ from services.executor.settings import ExecutorSettings
 from services.executor.slots import SlotPool
 from services.executor.torch_backend import TorchBackend
 from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
@@ -33,6 +35,21 @@ BACKENDS = ("auto", "native", "torch")
 _log = logging.getLogger(__name__)
 
 
+def compute_dtype(settings: ExecutorSettings, folder: Path) -> torch.dtype:
+    """The dtype asked for; `auto` is the model's own, but float32 for float16 on a CPU, which computes in bfloat16 or float32 only.
+
+    Raises:
+        InvalidArgument: an unknown dtype.
+    """
+    if settings.dtype == "auto":
+        raw = config_of(folder)
+        own = DTYPES.get(str(raw.get("dtype") or raw.get("torch_dtype")), torch.float32)
+        return torch.float32 if own is torch.float16 and settings.device == "cpu" else own
+    if settings.dtype not in DTYPES:
+        raise InvalidArgument("SMOA_EXECUTOR_DTYPE", f"{settings.dtype!r} is unknown", f"use auto, or one of {', '.join(DTYPES)}")
+    return DTYPES[settings.dtype]
+
+
 def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
     """Load the base model and its bases; all memory of model and cache is taken here.
 
@@ -40,13 +57,11 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
         InvalidArgument: an unknown backend or dtype, or a cache that does not hold one context.
         FailedPrecondition: `native` was asked for and cannot run here.
     """
-    if settings.dtype not in DTYPES:
-        raise InvalidArgument("SMOA_EXECUTOR_DTYPE", f"{settings.dtype!r} is unknown", f"use one of {', '.join(DTYPES)}")
     if settings.backend not in BACKENDS:
         raise InvalidArgument("SMOA_EXECUTOR_BACKEND", f"{settings.backend!r} is unknown", f"use one of {', '.join(BACKENDS)}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    config, dtype = ModelConfig.from_folder(folder), DTYPES[settings.dtype]
+    config, dtype = ModelConfig.from_folder(folder), compute_dtype(settings, folder)
     block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize
     blocks, needed = settings.cache_bytes // block_bytes, -(-min(settings.context, config.context) // BLOCK_TOKENS)
     if blocks < needed:
@@ -85,7 +100,7 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     residency = Residency(
         SlotPool(settings.slots, settings.slot_bytes),
         AdapterStore(settings.store),
-        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, DTYPES[settings.dtype]),
+        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
         backend,
         host_bytes=settings.host_bytes,
     )
@@ -110,8 +125,10 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await engine.start()
     stack.push_async_callback(engine.stop)
+    metrics = ExecutorMetrics(engine)
+    await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(engine, publisher, name, folder.name, settings.rows), server.server
+        ExecutorServicer(engine, publisher, metrics, name, folder.name, settings.rows), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)

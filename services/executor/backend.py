@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from services.executor.mixture import LoadedAdapter, Mixture
@@ -37,6 +38,7 @@ class Backend(Protocol):
 
     config: ModelConfig
     fingerprint: str
+    dtype: torch.dtype
     context: int
     blocks: int
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ def cache_home() -> Path:
 
 
 def resolve(name: str) -> Path:
-    """Folder of a base model given as a path or as the default's name.
+    """Folder of a base model given as a path, as the default's name, or as `organisation/model` on the Hugging Face hub.
 
     Raises:
-        InvalidArgument: the name is neither a model folder nor the default model.
+        InvalidArgument: the name is none of these.
+        FailedPrecondition: the hub does not have the model, or cannot be reached.
     """
     folder = Path(name)
     if (folder / "config.json").exists():
@@ -46,7 +48,24 @@ def resolve(name: str) -> Path:
         if not (folder / "config.json").exists():
             _convert_packaged_model(folder)
         return folder
-    raise InvalidArgument("base_model", f"{name!r} is not a model folder", f"give a folder with config.json, or {DEFAULT_BASE_MODEL!r}")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists():
+        return _from_hub(name)
+    raise InvalidArgument(
+        "base_model", f"{name!r} is not a model folder", f"give a folder with config.json, a hub id, or {DEFAULT_BASE_MODEL!r}"
+    )
+
+
+def _from_hub(name: str) -> Path:
+    """Download a model once, with the hub library's own cache and settings (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FailedPrecondition(
+            f"base_model: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); check it, or give a folder"
+        ) from error
 
 
 def _convert_packaged_model(folder: Path) -> None:

@@ -19,7 +19,7 @@ from services.executor.blocks import BlockPool
 from services.executor.mixture import Mixture
 from services.executor.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
 from services.executor.prompt import PromptTokenizer
-from services.executor.residency import AdapterRef, Residency
+from services.executor.residency import AdapterRef, Held, Residency
 from services.executor.runner import Result, Sampler, Work, run_step
 from services.executor.scheduler import Job, Scheduler
 from services.executor.text import TextAssembler
@@ -36,6 +36,7 @@ class _Sequence(Job):
     """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
     scored_from: int = 0
     mixture: Mixture | None = None
+    held: Held | None = None
     results: asyncio.Queue[Result | Exception] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
     admitted_ns: int = 0
 
@@ -66,6 +67,7 @@ class Engine:
         self._backend, self.tokenizer, self.residency = backend, tokenizer, residency
         # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
         self._max_in_flight, self._in_flight = rows + max_waiting, 0
+        self.steps = self.step_tokens = 0
         self.scheduler: Scheduler[_Sequence] = Scheduler(
             rows=rows,
             slots=residency.pool,
@@ -207,7 +209,8 @@ class Engine:
     async def _submitted(self, sequence: _Sequence) -> AsyncIterator[None]:
         """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
         try:
-            sequence.adapters = await self.residency.fetch(sequence.tenant, sequence.refs)
+            sequence.held = await self.residency.fetch(sequence.tenant, sequence.refs)
+            sequence.adapters = sequence.held.sizes
             self.scheduler.add(sequence)
             self._work.set()
             yield
@@ -230,6 +233,7 @@ class Engine:
                 await self._work.wait()
                 continue
             works = [sequence.work(count) for sequence, count in plan]
+            self.steps, self.step_tokens = self.steps + 1, self.step_tokens + sum(count for _, count in plan)
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
             except (RuntimeError, ValueError, IndexError) as error:
@@ -262,6 +266,8 @@ class Engine:
         except Exception as error:  # noqa: BLE001  not passed over: it goes to the request that it belongs to, which raises it
             self._fail(sequence, error)
             return
+        if sequence.held is not None:
+            sequence.held.release()  # the slots have them now
         sequence.ready = True
         self._work.set()
 
@@ -282,6 +288,8 @@ class Engine:
 
     def _remove(self, sequence: _Sequence) -> None:
         self.scheduler.remove(sequence)
+        if sequence.held is not None:
+            sequence.held.release()
         self.residency.discard(sequence.adapters)
         self._work.set()  # others may fit now
 

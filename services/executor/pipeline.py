@@ -92,24 +92,27 @@ async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGene
     prompt = engine.checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
     for stage in generation.stages[1:]:
         engine.checked_prompt("prompt", "", stage.max_tokens)
-    if generation.before:
-        for stage in generation.stages:
-            await engine.residency.fetch(generation.tenant, stage.adapters)
-    spent: list[GenerationUsage] = []
-    for number, stage in enumerate(generation.before):
-        text = ""
-        async with aclosing(engine.run_stage(generation, stage, prompt, ())) as pieces:
+    # One hold for all stages: two pipelines that took them one by one could wait for each other.
+    mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
+    held = await engine.residency.fetch(generation.tenant, *mixtures)
+    try:
+        spent: list[GenerationUsage] = []
+        for number, stage in enumerate(generation.before):
+            text = ""
+            async with aclosing(engine.run_stage(generation, stage, prompt, ())) as pieces:
+                async for piece in pieces:
+                    text += piece.text
+                    spent += [piece.usage] if piece.usage else []
+            if not text.strip():
+                raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
+            prompt = engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+        started_us = (time.perf_counter_ns() - began_ns) // 1000
+        async with aclosing(engine.run_stage(generation, generation.stages[-1], prompt, generation.stop)) as pieces:
             async for piece in pieces:
-                text += piece.text
-                spent += [piece.usage] if piece.usage else []
-        if not text.strip():
-            raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
-        prompt = engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
-    started_us = (time.perf_counter_ns() - began_ns) // 1000
-    async with aclosing(engine.run_stage(generation, generation.stages[-1], prompt, generation.stop)) as pieces:
-        async for piece in pieces:
-            usage = piece.usage and _whole([*spent, piece.usage], started_us)
-            yield replace(piece, usage=usage)
+                usage = piece.usage and _whole([*spent, piece.usage], started_us)
+                yield replace(piece, usage=usage)
+    finally:
+        held.release()
 
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:

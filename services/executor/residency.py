@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from services.executor.host_memory import HostMemory
 from services.executor.mixture import LoadedAdapter
 from services.executor.slots import Acquired, SlotPool
 from smoa.adapter import Adapter, decode
@@ -16,6 +16,8 @@ from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
 CONCURRENT_LOADS = 4
+CONCURRENT_FETCHES = 8
+"""Requests that bring their adapters to the host at a time: what they load before it is held is all that may exceed the host's budget."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,21 @@ class ResidencyCounts:
     host_hits: int = 0
     store_loads: int = 0
     load_us: int = 0
-    host_evictions: int = 0
+
+
+class Held:
+    """A request's hold on its adapters in host memory, from before it is queued until they are in slots."""
+
+    def __init__(self, sizes: dict[str, int], release: Callable[[dict[str, int]], None]) -> None:
+        self.sizes, self._release = sizes, release
+        """Slot key -> bytes it takes in a slot."""
+        self._held = True
+
+    def release(self) -> None:
+        """Let go; again is fine."""
+        if self._held:
+            self._held = False
+            self._release(self.sizes)
 
 
 class Device(Protocol):
@@ -90,29 +106,55 @@ class Residency:
         host_bytes: int,
     ) -> None:
         self.pool, self._store, self._convert, self._device = pool, store, check_and_convert, device
-        self.host_bytes, self.host_used_bytes = host_bytes, 0
+        self.host: HostMemory[_Loaded] = HostMemory(host_bytes)
         self.counts = ResidencyCounts()
-        self._host: OrderedDict[str, _Loaded] = OrderedDict()
+        self._released = asyncio.Event()
         self._on_device: dict[str, _Loaded] = {}
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._placing: dict[str, asyncio.Task[_Loaded]] = {}
         self._concurrent = asyncio.Semaphore(CONCURRENT_LOADS)
+        self._fetching = asyncio.Semaphore(CONCURRENT_FETCHES)
         self._one_placement = asyncio.Lock()  # a slot that a late one gives back is there for the next
 
-    async def fetch(self, tenant: str, refs: Sequence[AdapterRef]) -> dict[str, int]:
-        """Bring adapters to the host ahead of their slots; returns slot key -> bytes.
+    async def fetch(self, tenant: str, *mixtures: Sequence[AdapterRef]) -> Held:
+        """Bring the adapters of a request's mixtures to the host ahead of their slots, and hold them there.
+
+        When others hold too much of the host's memory, it waits for them.
 
         Raises:
             NotFound: an adapter belongs to another tenant and is not shared.
-            FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots together.
+            FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots or the host together.
         """
-        for ref in refs:
-            self.counts.host_hits += ref.key not in self._on_device and ref.key in self._host
-        loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
-        for one in loaded:
-            if one.owner != tenant and not one.shared:
-                raise NotFound("adapter", one.ref.adapter_id)
-        sizes = {one.ref.key: self._bytes_of(one) for one in loaded}
+        refs = list({ref.key: ref for mixture in mixtures for ref in mixture}.values())
+        if not refs:
+            return Held({}, lambda sizes: None)
+        async with self._fetching:
+            for ref in refs:
+                self.counts.host_hits += ref.key not in self._on_device and ref.key in self.host
+            loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
+            for one in loaded:
+                if one.owner != tenant and not one.shared:
+                    raise NotFound("adapter", one.ref.adapter_id)
+            sizes = {one.ref.key: self._device.slot_bytes_of(one.adapter) for one in loaded}
+            for mixture in mixtures:
+                self._check_fits({ref.key: sizes[ref.key] for ref in mixture})
+            items = {one.ref.key: (one, one.adapter.nbytes) for one in loaded}
+            if (total := sum(nbytes for _, nbytes in items.values())) > self.host.max_bytes:
+                raise InvalidArgument(
+                    "adapters",
+                    f"take {total:,} bytes, the executor's host memory holds {self.host.max_bytes:,}",
+                    "send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
+                )
+            while not self.host.hold(items):
+                self._released.clear()
+                await self._released.wait()
+        return Held(sizes, self._release)
+
+    def _release(self, sizes: dict[str, int]) -> None:
+        self.host.release(sizes)
+        self._released.set()
+
+    def _check_fits(self, sizes: Mapping[str, int]) -> None:
         if len(sizes) > self.pool.slots:
             raise InvalidArgument("adapters", f"holds {len(sizes)}, the executor has {self.pool.slots} slots", "send fewer")
         if sum(sizes.values()) > self.pool.max_bytes:
@@ -121,7 +163,6 @@ class Residency:
                 f"take {sum(sizes.values()):,} bytes, the executor's slots hold {self.pool.max_bytes:,}",
                 "send fewer, or raise SMOA_EXECUTOR_SLOT_BYTES",
             )
-        return sizes
 
     def evict(self, acquired: Acquired) -> None:
         """Empty the slots that were taken for a request: before anything else is placed in them."""
@@ -130,7 +171,7 @@ class Residency:
                 self._device.evict(gone.adapter)
 
     async def place(self, refs: Sequence[AdapterRef]) -> list[LoadedAdapter]:
-        """Put leased adapters on the device; returns them in the order of `refs`."""
+        """Put leased adapters that the host holds on the device; returns them in the order of `refs`."""
         for ref in refs:
             if ref.key not in self._on_device and ref.key not in self._placing:
                 self._placing[ref.key] = _owned(self._place(ref), f"place-{ref.key}")
@@ -157,10 +198,7 @@ class Residency:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _on_host(self, ref: AdapterRef) -> _Loaded:
-        if loaded := self._on_device.get(ref.key):
-            return loaded
-        if loaded := self._host.get(ref.key):
-            self._host.move_to_end(ref.key)
+        if loaded := self.host.get(ref.key):
             return loaded
         if ref.key not in self._loading:
             self._loading[ref.key] = _owned(self._load(ref), f"load-{ref.key}")
@@ -185,18 +223,10 @@ class Residency:
                 loaded = _Loaded(ref, adapter.manifest.tenant, adapter.manifest.shared, converted)
                 self.counts.store_loads += 1
                 self.counts.load_us += (time.perf_counter_ns() - began_ns) // 1000
-                self._keep(loaded)
+                self.host.keep(ref.key, loaded, converted.nbytes)
                 return loaded
         finally:
             del self._loading[ref.key]
-
-    def _keep(self, loaded: _Loaded) -> None:
-        self._host[loaded.ref.key] = loaded
-        self.host_used_bytes += loaded.adapter.nbytes
-        while self.host_used_bytes > self.host_bytes:
-            _, gone = self._host.popitem(last=False)
-            self.host_used_bytes -= gone.adapter.nbytes
-            self.counts.host_evictions += 1
 
     async def _place(self, ref: AdapterRef) -> _Loaded:
         try:
@@ -211,15 +241,10 @@ class Residency:
         finally:
             del self._placing[ref.key]
 
-    def _bytes_of(self, loaded: _Loaded) -> int:
-        placed = self._on_device.get(loaded.ref.key)
-        return placed.adapter.nbytes if placed else self._device.slot_bytes_of(loaded.adapter)
-
     def check_integrity(self) -> None:
         """Raise AssertionError if a tier holds what it does not account for."""
         self.pool.check_integrity()
-        assert self.host_used_bytes == sum(one.adapter.nbytes for one in self._host.values()), "host bytes are miscounted"
-        assert self.host_used_bytes <= self.host_bytes, "the host tier is over its budget"
+        self.host.check_integrity()
         assert set(self._on_device) <= {key for key, _ in self.pool.residents()}, "an adapter is on the device without a slot"
 
 

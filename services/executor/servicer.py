@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from services.executor.engine import Engine
+from services.executor.metrics import ExecutorMetrics
 from services.executor.pipeline import Generation, GenerationUsage, Stage
 from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
@@ -25,8 +26,10 @@ MAX_STAGES = 8
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """`smoa.v1.ExecutorService`."""
 
-    def __init__(self, engine: Engine, publisher: EventPublisher, base_model: str, base_model_name: str, rows: int) -> None:
-        self._engine, self._publisher = engine, publisher
+    def __init__(
+        self, engine: Engine, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str, rows: int
+    ) -> None:
+        self._engine, self._publisher, self._metrics = engine, publisher, metrics
         self._base_model, self._base_model_name, self._rows = base_model, base_model_name, rows
 
     async def Generate(  # noqa: N802
@@ -38,6 +41,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             async for piece in pieces:
                 response = executor_pb2.GenerateResponse(text=piece.text, tokens=piece.tokens)
                 if piece.usage:
+                    self._metrics.finished(piece.usage)
                     spent = zip(generation.stages, piece.usage.stages or (piece.usage,), strict=True)
                     self._publisher.publish([one for stage, usage in spent for one in _usage_events(request, stage, usage)])
                     response.usage.CopyFrom(_to_usage(piece.usage))
@@ -75,7 +79,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             store_loads=counts.store_loads,
             store_load_us=counts.load_us,
             slot_bytes=pool.used_bytes,
-            host_bytes=residency.host_used_bytes,
+            host_bytes=residency.host.used_bytes,
             cache_blocks=scheduler.blocks.blocks,
             cache_blocks_free=scheduler.blocks.available,
             prefix_lookups=scheduler.prefix_lookups,

@@ -19,7 +19,8 @@ class ExecutorSettings:
     base_model: str = field(default="smollm2-135m-instruct", metadata={"key": "SMOA_BASE_MODEL"})
     backend: str = "auto"
     """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    """`auto`: the model's own."""
     device: str = "cpu"
     threads: int = 0
     rows: int = 16
@@ -34,3 +35,5 @@ class ExecutorSettings:
     max_tokens: int = 512
     spool_events: int = 1_000_000
     drain_s: float = 5.0
+    metrics_address: str = ""
+    """host:port of Prometheus metrics; empty: none."""

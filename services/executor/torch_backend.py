@@ -41,7 +41,7 @@ class TorchBackend:
         slot_bytes: int = 256 * 1024 * 1024,
         fused: bool | None = None,
     ) -> None:
-        self.model, self.config, self.fingerprint = model, model.config, model.fingerprint
+        self.model, self.config, self.fingerprint, self.dtype = model, model.config, model.fingerprint, model.dtype
         self.blocks, self.context, self._rows = blocks, min(context, model.config.context), rows
         self._fused = model.device.type == "cuda" if fused is None else fused
         self._captures = self._fused and model.device.type == "cuda"

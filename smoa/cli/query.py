@@ -149,6 +149,13 @@ def status_command(router: str, executor: str, as_json: bool) -> None:
             click.echo(
                 f"running {status.running}/{status.max_batch}, queued {status.queued}, events waiting for Kafka {status.spooled_events}"
             )
-            click.echo(f"adapter hits {status.adapter_hits}, loads {status.adapter_misses}, evictions {status.evictions}")
+            found = f"in slots {status.adapter_hits}, in host memory {status.host_hits}, loaded from the store {status.store_loads}"
+            load_ms = status.store_load_us / 1000 / max(1, status.store_loads)
+            click.echo(f"adapters of requests: {found} ({load_ms:.1f} ms each), evictions {status.evictions}")
+            click.echo(f"adapter bytes: {status.slot_bytes:,} in slots, {status.host_bytes:,} in host memory")
+            click.echo(
+                f"key/value cache: {status.cache_blocks_free:,} of {status.cache_blocks:,} blocks free, "
+                f"prompt blocks found {status.prefix_hits:,} of {status.prefix_lookups:,}"
+            )
 
     asyncio.run(work())

@@ -19,11 +19,12 @@ from services.executor.pipeline import Generation
 from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
 from services.executor.settings import MIB, ExecutorSettings
-from smoa.adapter import Kind, encode
+from services.optimizer.merging import merged
+from smoa.adapter import Kind, decode, encode
 from smoa.store import AdapterStore
 from tests.model_support import CAN_RUN_NATIVE, isolated_cache, make_model, random_adapter
 
-SEEDS, REQUESTS, PATIENCE_S = range(25), 16, 60
+SEEDS, REQUESTS, PATIENCE_S = range(200), 16, 60
 pytestmark = pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has no AVX2")
 
 
@@ -33,10 +34,36 @@ class World:
     store: AdapterStore
     refs: list[AdapterRef]
     """Twelve adapters for four slots."""
+    files: list[bytes]
 
     async def text(self, generation: Generation) -> str:
         async with asyncio.timeout(PATIENCE_S):
             return "".join([piece.text async for piece in self.engine.generate(generation)])
+
+    async def merge(self, first: int, second: int, seed: int) -> int:
+        """What a merge does to an executor: a child comes to the store and answers, and the parents' files go, whoever runs them.
+
+        Requests that name the parents have been taken on before: nobody is routed to them after. Returns how many were being decoded.
+        """
+        parents = [decode(self.files[i]) for i in (first, second)]
+        if parents[0].manifest.kind == parents[1].manifest.kind and parents[0].manifest.modules == parents[1].manifest.modules:
+            child = merged(parents[0], parents[1], (0.5, 0.5), f"merge-{seed}")
+        else:
+            child = random_adapter(self.engine._backend.config, self.engine._backend.fingerprint, seed=100 + seed, shared=True)
+        ref = AdapterRef(child.manifest.adapter_id, child.manifest.version, await self.store.put(encode(child)), 1.0)
+
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.engine.scheduler.jobs) < self.engine._in_flight:  # noqa: ASYNC110  some still fetch; there is no event for it
+                await asyncio.sleep(0)
+        decoding = len(self.engine.scheduler.running)
+        for i in (first, second):
+            await self.store.delete(self.refs[i].digest)
+        try:
+            await self.text(Generation(tenant="a", prompt="w1 w2", adapters=(ref,), max_tokens=5))
+        finally:
+            for i in (first, second):  # the next crowd asks for them again
+                await self.store.put(self.files[i])
+        return decoding
 
 
 @asynccontextmanager
@@ -45,12 +72,14 @@ async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World
     config, name = ModelConfig.from_folder(folder), fingerprint(folder)
     store = AdapterStore(str(tmp_path / "store"))
     refs: list[AdapterRef] = []
+    files: list[bytes] = []
     for seed in range(12):
         kind: Kind = "lora" if seed % 3 == 0 else "lora_xs"
         adapter = random_adapter(
             config, name, seed=seed, kind=kind, rank=1 + seed, modules=random.Random(seed).sample(MODULES, 3), shared=True
         )
-        refs.append(AdapterRef(adapter.manifest.adapter_id, 1, await store.put(encode(adapter)), 1.0))
+        files.append(encode(adapter))
+        refs.append(AdapterRef(adapter.manifest.adapter_id, 1, await store.put(files[-1]), 1.0))
     settings = ExecutorSettings(
         base_model=str(folder),
         store=str(tmp_path / "store"),
@@ -68,7 +97,7 @@ async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World
     engine, _, _ = load_engine(settings)
     await engine.start()
     try:
-        yield World(engine, store, refs)
+        yield World(engine, store, refs, files)
     finally:
         await engine.stop()
 
@@ -85,15 +114,19 @@ def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
 
 
 async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 requests in 25 crowds: evicted, reloaded and cancelled neighbours, shared prefixes, prompts in chunks."""
+    """3,200 requests in 200 crowds: neighbours evicted, reloaded, cancelled and merged away, shared prefixes, prompts in chunks."""
     isolated_cache(tmp_path / "cache", monkeypatch)
     async with _world(tmp_path) as world:
         engine = world.engine
+        rng = random.Random(0)
+        known = [_request(rng, world.refs) for _ in range(REQUESTS * 6)]
+        answers = [await world.text(request) for request in known]
         cancelled = 0
+        merges: list[asyncio.Task[int]] = []
         for seed in SEEDS:
             rng = random.Random(seed)
-            requests = [_request(rng, world.refs) for _ in range(REQUESTS)]
-            alone = [await world.text(request) for request in requests]
+            picked = rng.sample(range(len(known)), REQUESTS)
+            requests, alone = [known[i] for i in picked], [answers[i] for i in picked]
 
             async def leaves_early(request: Generation, after: int) -> None:
                 async with aclosing(engine.generate(request)) as pieces:
@@ -110,14 +143,17 @@ async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monke
                         cancelled += 1
                     for _ in range(rng.randint(0, 6)):
                         await asyncio.sleep(0)
+                if rng.random() < 0.5:
+                    first, second = rng.sample(range(len(world.refs)), 2)
+                    merges.append(group.create_task(world.merge(first, second, seed)))
             assert [task.result() for task in tasks] == alone, f"seed {seed}"
             assert engine.scheduler.jobs == []
             engine.scheduler.check_integrity()
             engine.residency.check_integrity()
-        counts = engine.residency.counts
         assert cancelled > 100
         assert engine.residency.pool.evictions > 100, "the slots were never short: the test would show nothing"
-        assert counts.host_evictions > 20, "host memory was never short"
+        assert sum(merge.result() > 0 for merge in merges) > 50, "too few merges came while others were decoded"
+        assert engine.residency.host.evictions > 20, "host memory was never short"
         assert engine.scheduler.prefix_hits > 50, "no prefix was shared"
 
 

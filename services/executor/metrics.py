@@ -1,0 +1,69 @@
+"""The executor's metrics: what `GetStatus` shows, as Prometheus reads it, and how long requests waited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.executor.engine import Engine
+from services.executor.pipeline import GenerationUsage
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class ExecutorMetrics(Collector):
+    """Counts are kept where they happen and read here; only the times of requests are kept here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self._queue = Histogram(
+            "smoa_executor_queue_seconds", "From a request's arrival to its row.", buckets=_SECONDS, registry=self.registry
+        )
+        self._first_token = Histogram(
+            "smoa_executor_first_token_seconds", "From a request's arrival to its first token.", buckets=_SECONDS, registry=self.registry
+        )
+
+    def finished(self, usage: GenerationUsage) -> None:
+        """Take in a finished request."""
+        self._queue.observe(usage.queue_us / 1e6)
+        self._first_token.observe(usage.first_token_us / 1e6)
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client`."""
+        residency, scheduler = self._engine.residency, self._engine.scheduler
+        pool, counts = residency.pool, residency.counts
+        gauges: list[tuple[str, str, float]] = [
+            ("running", "Requests in a row of the batch.", len(scheduler.running)),
+            ("queued", "Requests that wait for a row.", scheduler.waiting),
+            ("residents", "Adapters in device slots.", len(pool.residents())),
+            ("slots", "Device slots.", pool.slots),
+            ("slot_bytes", "Bytes of adapters in device slots.", pool.used_bytes),
+            ("host_bytes", "Bytes of adapters in host memory.", residency.host.used_bytes),
+            ("cache_blocks", "Blocks of the key/value cache.", scheduler.blocks.blocks),
+            ("cache_blocks_free", "Blocks that nobody holds.", scheduler.blocks.available),
+        ]
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"smoa_executor_{name}", text, value)
+        counters: list[tuple[str, str, float]] = [
+            ("steps", "Steps of the model.", self._engine.steps),
+            ("step_tokens", "Tokens in those steps, of prompts and of answers.", self._engine.step_tokens),
+            ("prefix_lookups", "Prompt blocks looked up in the cache.", scheduler.prefix_lookups),
+            ("prefix_hits", "Prompt blocks found there.", scheduler.prefix_hits),
+            ("adapter_loads", "Adapters read from the store.", counts.store_loads),
+            ("adapter_load_seconds", "What reading them took.", counts.load_us / 1e6),
+        ]
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"smoa_executor_{name}", text, value)
+        hits = CounterMetricFamily("smoa_executor_adapter_hits", "Adapters of requests, by the tier that had them.", labels=["tier"])
+        for tier, value in (("slot", pool.hits), ("host", counts.host_hits), ("store", counts.store_loads)):
+            hits.add_metric([tier], value)
+        yield hits
+        evictions = CounterMetricFamily("smoa_executor_adapter_evictions", "Adapters that made room for others.", labels=["tier"])
+        for tier, value in (("slot", pool.evictions), ("host", residency.host.evictions)):
+            evictions.add_metric([tier], value)
+        yield evictions

@@ -1,0 +1,109 @@
+"""What an executor starts with: base models by folder, name and hub id, in their own dtype; and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from services.executor.app import compute_dtype
+from services.executor.base_model import resolve
+from services.executor.settings import ExecutorSettings
+from services.local import free_port
+from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.metrics import serve_metrics
+from tests.integration.executor_support import running_executor
+from tests.model_support import make_model
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--maker--tiny" / "snapshots" / "abc"
+    shutil.copytree(make_model(tmp_path / "made"), snapshot)
+    (tmp_path / "models--maker--tiny" / "refs").mkdir()
+    (tmp_path / "models--maker--tiny" / "refs" / "main").write_text("abc")
+    assert resolve("maker/tiny") == snapshot
+    with pytest.raises(FailedPrecondition, match=r"^base_model: 'maker/none' is no folder here, and the hub did not give it \("):
+        resolve("maker/none")
+
+
+def test_a_name_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"is not a model folder; give a folder with config\.json, a hub id, or 'smollm2"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "device", "expected"),
+    [
+        ("bfloat16", "auto", "cpu", torch.bfloat16),
+        ("float16", "auto", "cpu", torch.float32),
+        ("float16", "auto", "cuda", torch.float16),
+        ("float32", "auto", "cpu", torch.float32),
+        ("float32", "bfloat16", "cpu", torch.bfloat16),
+    ],
+)
+def test_the_dtype_is_the_models_own_unless_another_is_asked_for(
+    own: str, asked: str, device: str, expected: torch.dtype, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": own}))
+    assert compute_dtype(ExecutorSettings(dtype=asked, device=device), tmp_path) is expected
+
+
+def test_an_unknown_dtype(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        compute_dtype(ExecutorSettings(dtype="int3"), tmp_path)
+    assert str(caught.value) == "SMOA_EXECUTOR_DTYPE: 'int3' is unknown; use auto, or one of bfloat16, float16, float32"
+
+
+async def _read(port: int) -> dict[str, float]:
+    def get() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    lines = (await asyncio.to_thread(get)).splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+async def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    async with running_executor("torch", tmp_path, monkeypatch, metrics_address=f"127.0.0.1:{port}") as world:
+        adapters = [await world.adapter(seed) for seed in range(5)]
+        for adapter in (*adapters, adapters[0], adapters[0]):
+            await world.text(adapter, max_tokens=3)
+        await world.idle()
+        found = {name.removeprefix("smoa_executor_"): value for name, value in (await _read(port)).items()}
+        expected = {
+            'adapter_hits_total{tier="slot"}': 1,
+            'adapter_hits_total{tier="host"}': 1,
+            'adapter_hits_total{tier="store"}': 5,
+            'adapter_evictions_total{tier="slot"}': 3,
+            "adapter_loads_total": 5,
+            "residents": 3,
+            "slots": 3,
+            "running": 0,
+            "queued": 0,
+            "steps_total": 21,
+            "step_tokens_total": 7 * (4 + 2),
+            "first_token_seconds_count": 7,
+            "queue_seconds_count": 7,
+        }
+        assert {name: found[name] for name in expected} == expected
+        assert found["adapter_load_seconds_total"] > 0
+        assert found["slot_bytes"] == sum(one.bytes for one in (await world.client.status()).residents)
+
+
+async def test_a_metrics_address_that_cannot_be() -> None:
+    with pytest.raises(InvalidArgument, match=r"^metrics_address: '9464' is not host:port; "):
+        async with serve_metrics("9464", CollectorRegistry()):
+            pass
+    async with serve_metrics("127.0.0.1:0", CollectorRegistry()) as port:
+        with pytest.raises(FailedPrecondition, match=f"^metrics_address: cannot listen on 127.0.0.1:{port} "):
+            async with serve_metrics(f"127.0.0.1:{port}", CollectorRegistry()):
+                pass
