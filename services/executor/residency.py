@@ -109,6 +109,7 @@ class Residency:
         self.host: HostMemory[_Loaded] = HostMemory(host_bytes)
         self.counts = ResidencyCounts()
         self._released = asyncio.Event()
+        self._waiting = asyncio.Lock()  # first come first served: a large request is not overtaken for ever
         self._on_device: dict[str, _Loaded] = {}
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._placing: dict[str, asyncio.Task[_Loaded]] = {}
@@ -145,9 +146,10 @@ class Residency:
                     f"take {total:,} bytes, the executor's host memory holds {self.host.max_bytes:,}",
                     "send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
                 )
-            while not self.host.hold(items):
-                self._released.clear()
-                await self._released.wait()
+            async with self._waiting:
+                while not self.host.hold(items):
+                    self._released.clear()
+                    await self._released.wait()
         return Held(sizes, self._release)
 
     def _release(self, sizes: dict[str, int]) -> None:

@@ -125,7 +125,7 @@ def test_every_container_has_probes_and_resources(variant: tuple[str, list[Objec
                 assert probe["exec"]["command"][:2] == ["python", "-c"]
                 assert f"{environment(container)['SMOA_OPTIMIZER_DATA_FOLDER']}/heartbeat" in probe["exec"]["command"][2]
             else:
-                (port,) = container["ports"]
+                (port,) = [port for port in container["ports"] if port["name"] == "grpc"]
                 assert probe["grpc"]["port"] == port["containerPort"]
                 assert environment(container)[f"SMOA_{name.upper()}_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
         # A slow start is given more time than a stuck process.

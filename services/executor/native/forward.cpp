@@ -92,6 +92,26 @@ struct Step {
         });
     }
 
+    // The adapters that `add_pairs` will read, on their way to the cache while the weights of the module stream through: small pieces in
+    // many places, which would else be waited for one by one.
+    void prefetch_pairs(Module module, int first, int last) const {
+        if (!uses_pairs[module]) return;
+        const Linear& linear = model.layer[layer].linear[module];
+        int site = layer * MODULES + module;
+        for (int token = first; token < last; token++) {
+            const Mixture* one = mixture(token);
+            if (!one || !one->first || (token > first && one == mixture(token - 1))) continue;
+            for (int p = one->first[site]; p < one->first[site + 1]; p++) {
+                const Pair& pair = one->pair[p];
+                prefetch(pair.a, int64_t(pair.rank) * linear.inputs * sizeof(T));
+                prefetch(pair.b, int64_t(pair.rank) * linear.outputs * sizeof(T));
+            }
+        }
+    }
+    static void prefetch(const void* from, int64_t bytes) {
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+    }
+
     // y += sum_i weight_i B_i A_i x of one token: its `lora` adapters at `module`.
     void add_pairs(Module module, int token, const T* input, float* y) const {
         if (!uses_pairs[module]) return;
@@ -293,13 +313,15 @@ struct Step {
         for (; k < model.intermediate; k++) out[k] = E::from(gate[k] / (1.0f + std::exp(-gate[k])) * up[k]);
     }
 
-    // Runs body(first, last) over tiles of tokens. Ends with a barrier.
+    // Runs body(first, last) over tiles of tokens, the same ones on the same thread each time: so what it left in its cache is there. Ends
+    // with a barrier.
     template <class F>
     void by_tile(F body) {
-#pragma omp for schedule(dynamic, 1)
-        for (int tile = 0; tile < (batch.tokens + TILE - 1) / TILE; tile++) {
-            int end = (tile + 1) * TILE;
-            body(tile * TILE, end < batch.tokens ? end : batch.tokens);
+        int share = (batch.tokens + batch.threads - 1) / batch.threads, size = share < TILE ? share : TILE;
+#pragma omp for schedule(static, 1)
+        for (int tile = 0; tile < (batch.tokens + size - 1) / size; tile++) {
+            int end = (tile + 1) * size;
+            body(tile * size, end < batch.tokens ? end : batch.tokens);
         }
     }
 
@@ -319,11 +341,16 @@ struct Step {
                     if (index == 0) embed(token);
                     norm_to(stream + int64_t(token) * hidden, weights.attention_norm, x + int64_t(token) * hidden);
                 }
-                for (Module module : {Q, K, V}) mix(module, x, first, last);
+                for (Module module : {Q, K, V}) {
+                    mix(module, x, first, last);
+                    prefetch_pairs(module, first, last);
+                }
             });
             linears<E, 3>({site(Q, x, qkv, width), site(K, x, qkv + keys, width), site(V, x, qkv + values, width)}, tokens);
-#pragma omp for schedule(dynamic, 1)
-            for (int token = 0; token < tokens; token++) after_qkv(token);
+            by_tile([&](int first, int last) {
+                for (int token = first; token < last; token++) after_qkv(token);
+                prefetch_pairs(O, first, last);
+            });
 #pragma omp for schedule(dynamic, 1)
             for (int item = 0; item < tokens * model.kv_heads; item++)
                 attend(item / model.kv_heads, item % model.kv_heads, scores + int64_t(thread) * model.heads * batch.context);
@@ -334,12 +361,16 @@ struct Step {
                     add_pairs(O, token, attended + int64_t(token) * heads, stream + int64_t(token) * hidden);
                     norm_to(stream + int64_t(token) * hidden, weights.mlp_norm, x + int64_t(token) * hidden);
                 }
-                for (Module module : {GATE, UP}) mix(module, x, first, last);
+                for (Module module : {GATE, UP}) {
+                    mix(module, x, first, last);
+                    prefetch_pairs(module, first, last);
+                }
             });
             linears<E, 2>({site(GATE, x, gated, 2 * inter), site(UP, x, gated + inter, 2 * inter)}, tokens);
             by_tile([&](int first, int last) {
                 for (int token = first; token < last; token++) activate(token);
                 mix(DOWN, inner, first, last);
+                prefetch_pairs(DOWN, first, last);
             });
             linears<E, 1>({site(DOWN, inner, stream, hidden, true)}, tokens);
             if (uses_pairs[DOWN])
