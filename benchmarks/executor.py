@@ -7,6 +7,7 @@ first row's end; a peer, which answers whole batches, by a long run less a short
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from services.executor.app import load_engine
 from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.engine import Engine
 from services.executor.model import ModelConfig
+from services.executor.native.library import VARIANTS, processor_variants
 from services.executor.pipeline import Generation
 from services.executor.residency import AdapterRef
 from services.executor.settings import MIB, ExecutorSettings
@@ -258,16 +260,34 @@ def plot(batches: dict[str, dict[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
-    for name in ("base", "lora_xs_k3", "lora_k3", "floor", "vllm", "hf", "vllm_lora", "peft"):
+    labels = {
+        "base": ("SMoA, no adapters", "tab:blue", "o:"),
+        "lora_xs_k3": ("SMoA, 3 lora_xs a row", "tab:blue", "o-"),
+        "lora_k3": ("SMoA, 3 lora a row", "tab:cyan", "o-"),
+        "vllm": ("vLLM, no adapters", "tab:orange", "s:"),
+        "vllm_lora": ("vLLM, 1 LoRA a row", "tab:orange", "s-"),
+        "hf": ("transformers, no adapters", "tab:gray", "^:"),
+        "peft": ("PEFT, 1 LoRA a row", "tab:gray", "^-"),
+        "floor": ("linear layers alone, torch", "black", "--"),
+    }
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.4))
+    for name, (label, colour, style) in labels.items():
         if all(f"{name}_tok_s" in row for row in batches.values()):
-            ours = name in ("base", "lora_xs_k3", "lora_k3")
-            axes.plot([int(b) for b in batches], [row[f"{name}_tok_s"] for row in batches.values()], "o-" if ours else "o--", label=name)
-    axes.set(xlabel="rows, each with its own mixture", ylabel="decoded tokens/s", ylim=0)
+            speeds = [row[f"{name}_tok_s"] for row in batches.values()]
+            axes.plot([int(b) for b in batches], speeds, style, color=colour, label=label)
+    axes.set(xlabel="rows, each with adapters of its own", ylabel="decoded tokens a second", ylim=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def processor() -> str:
+    """Name of the processor and the best of the instructions that matter here."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
+    variants = {flags: kind for kind, flags in VARIANTS.items()}
+    return f"{name} ({', '.join(variants[flags] for flags in processor_variants()[:1]) or 'no AVX2'})"
 
 
 async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: bool, ours: bool) -> dict[str, object]:
@@ -295,17 +315,19 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
         batches = await measure_batches(world, peers, repeats, tokens)
         if vllm:
             vllm.close()
+        peers.clear()
+        gc.collect()
         names = dict.fromkeys(name for row in batches.values() for name in row)
         show({name: {f"batch {b}": row[name] for b, row in batches.items() if name in row} for name in names}, "decode")
         result: dict[str, object] = {
-            "machine": f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}",
+            "machine": f"{processor()}, {threads} threads, torch {torch.__version__}",
             "batch": batches,
             "adapter_bytes_100": await adapter_bytes(world),
         }
         if not quick:
             result["working_set"] = sets = await measure_working_sets(world, store, 200)
             show(sets, f"active adapters / {SLOTS} slots")
-            result["library"] = libraries = await measure_libraries(world, (10, 1000, library), 200, 5)
+            result["library"] = libraries = await measure_libraries(world, (10, 1000, library), 200, 9)
             show({"": libraries}, "adapters on disk")
             result["memory"] = memory = await measure_memory(world, store, 10_000)
             show({"": memory}, "memory")
