@@ -48,7 +48,7 @@ ENTRYPOINT ["tini", "--", "python", "-m", "services.router"]
 
 FROM runtime AS executor
 USER root
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+
 USER 10001:10001
 COPY --from=build-executor /opt/smoa /opt/smoa
 EXPOSE 50052

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
         step_tokens=settings.step_tokens,
         max_waiting=settings.max_waiting,
         max_tokens=settings.max_tokens,
+        # Drain, and end: whoever started the process starts another.
+        broken=lambda: signal.raise_signal(signal.SIGTERM),
     )
     return engine, backend.fingerprint, folder
 

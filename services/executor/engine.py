@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from services.executor.scheduler import Job, Scheduler
 from services.executor.text import TextAssembler
 from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
 
+FAILED = "executor: its engine does not run; retry on another"
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,9 @@ class Engine:
         step_tokens: int,
         max_waiting: int,
         max_tokens: int,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
+        self._broken = broken
         self._backend, self.tokenizer, self.residency = backend, tokenizer, residency
         # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
         self._max_in_flight, self._in_flight = rows + max_waiting, 0
@@ -86,6 +89,16 @@ class Engine:
     async def start(self) -> None:
         """Begin the loop."""
         self._task = asyncio.create_task(self._loop(), name="engine")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The loop is not meant to end: when it does, nobody may wait for it, and the process is of no more use."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        _log.critical("the engine's loop failed", exc_info=error)
+        for sequence in self.scheduler.jobs:
+            self._fail(sequence, Unavailable(FAILED, 1.0))
+        self._broken()
 
     async def stop(self) -> None:
         """End the loop; requests in flight get UNAVAILABLE."""
@@ -197,6 +210,8 @@ class Engine:
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         """One of the requests in flight, however many stages it has."""
+        if self._task is None or self._task.done():
+            raise Unavailable(FAILED, 1.0)
         if self._in_flight >= self._max_in_flight:
             raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
         self._in_flight += 1
@@ -232,12 +247,11 @@ class Engine:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            works = [sequence.work(count) for sequence, count in plan]
             self.steps, self.step_tokens = self.steps + 1, self.step_tokens + sum(count for _, count in plan)
             try:
+                works = [sequence.work(count) for sequence, count in plan]
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
-            except (RuntimeError, ValueError, IndexError) as error:
-                # A step that fails fails its own requests; the loop goes on for the others.
+            except Exception as error:  # noqa: BLE001  a step that fails fails its own requests; the loop goes on for the others
                 _log.exception("a model step failed")
                 for sequence, _ in plan:
                     self._fail(sequence, Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
@@ -259,6 +273,8 @@ class Engine:
 
     async def _prepare(self, sequence: _Sequence) -> None:
         """Put a sequence's adapters on the device and mix them, while the others decode."""
+        if not self.scheduler.is_running(sequence):
+            return  # it left before its turn
         try:
             adapters = await self.residency.place(sequence.refs)
             weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
@@ -273,6 +289,9 @@ class Engine:
 
     def _deliver(self, sequence: _Sequence, count: int, result: Result) -> None:
         """Hand a result to its reader; a finished sequence gives up its place now, however slow its reader is."""
+        if result.error is not None:
+            self._fail(sequence, result.error)
+            return
         self.scheduler.computed(sequence, count)
         if result.token is not None:
             sequence.tokens.append(result.token)

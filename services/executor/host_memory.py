@@ -21,6 +21,10 @@ class HostMemory(Generic[Item]):
     def __contains__(self, key: str) -> bool:
         return key in self._items
 
+    def is_held(self, key: str) -> bool:
+        """Whether somebody holds it: holding it too takes no room."""
+        return key in self._holds
+
     def get(self, key: str) -> Item | None:
         """An item, now the most recently used."""
         if key not in self._items:

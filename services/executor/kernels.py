@@ -37,6 +37,14 @@ def paged_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: T
         from services.executor.triton_kernels import fused_attention
 
         return fused_attention(queries, cache, tables, positions, window)
-    keys, values = (part[tables].flatten(1, 2).transpose(1, 2) for part in cache)
-    at = torch.arange(keys.shape[2], device=keys.device).expand(len(tables), -1)
+    at = torch.arange(tables.shape[1] * cache.shape[2], device=cache.device).expand(len(tables), -1)
+    keys, values = (gathered(part, tables, at <= positions[:, None]) for part in cache)
     return masked_attention(queries, keys, values, positions[:, None], at, window)
+
+
+def gathered(part: Tensor, tables: Tensor, written: Tensor) -> Tensor:
+    """Keys or values [rows, kv_heads, keys, head_dim] of rows' blocks, zero where `written` [rows, keys] is False.
+
+    What a block held before may be anything, NaN too, which a weight of 0 would keep.
+    """
+    return part[tables].flatten(1, 2).masked_fill(~written[:, :, None, None], 0.0).transpose(1, 2)

@@ -40,7 +40,7 @@ class ExecutorMetrics(Collector):
         gauges: list[tuple[str, str, float]] = [
             ("running", "Requests in a row of the batch.", len(scheduler.running)),
             ("queued", "Requests that wait for a row.", scheduler.waiting),
-            ("residents", "Adapters in device slots.", len(pool.residents())),
+            ("residents", "Adapters in device slots.", pool.used),
             ("slots", "Device slots.", pool.slots),
             ("slot_bytes", "Bytes of adapters in device slots.", pool.used_bytes),
             ("host_bytes", "Bytes of adapters in host memory.", residency.host.used_bytes),

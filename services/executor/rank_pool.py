@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.executor.base_model import BASES_RANK, MODULES
 from services.executor.kernels import add_ranks
-from services.executor.mixture import Bases, LoadedAdapter, Mixture, Site
+from services.executor.mixture import Bases, LoadedAdapter, Mixture
 from services.executor.model import ModelConfig, module_path
 from smoa.errors import FailedPrecondition
 
@@ -24,7 +24,7 @@ class PlacedAdapter(LoadedAdapter):
     """An adapter on the device: cores as tensors, pairs as rows of the stacks."""
 
     rows: tuple[int, ...] = ()
-    pair_sites: frozenset[Site] = frozenset()
+    pair_modules: frozenset[str] = frozenset()
     device_bytes: int = 0
 
     @property
@@ -39,7 +39,7 @@ class RankMixture(Mixture):
 
     rows: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()
-    pair_sites: frozenset[Site] = frozenset()
+    pair_modules: frozenset[str] = frozenset()
 
 
 class RankPool:
@@ -77,17 +77,28 @@ class RankPool:
                 f"adapter: needs {rank} ranks of the device and {len(self._free)} are free; raise SMOA_EXECUTOR_SLOT_BYTES"
             )
         rows = tuple(self._free.pop() for _ in range(rank))
-        if rows:
-            at = torch.tensor(rows, device=device)
-            for module in MODULES:
-                a = torch.zeros(self._config.layers, rank, self.a[module].shape[2], dtype=self.a[module].dtype)
-                b = torch.zeros(self._config.layers, rank, self.b[module].shape[2], dtype=self.b[module].dtype)
-                for layer in range(self._config.layers):
-                    if pair := adapter.pairs.get((layer, module)):
-                        a[layer, : len(pair[0])], b[layer, : len(pair[1])] = pair
-                self.a[module].index_copy_(1, at, a.to(device))
-                self.b[module].index_copy_(1, at, b.to(device))
-        return PlacedAdapter(adapter.layers, adapter.scaling, cores, {}, rows, frozenset(adapter.pairs), self.bytes_of(adapter))
+        try:
+            self._write(rows, adapter)
+        except BaseException:
+            self._free.extend(reversed(rows))
+            raise
+        return PlacedAdapter(
+            adapter.layers, adapter.scaling, cores, {}, rows, frozenset(module for _, module in adapter.pairs), self.bytes_of(adapter)
+        )
+
+    def _write(self, rows: tuple[int, ...], adapter: LoadedAdapter) -> None:
+        if not rows:
+            return
+        device = next(iter(self.a.values())).device
+        at = torch.tensor(rows, device=device)
+        for module in MODULES:
+            a = torch.zeros(self._config.layers, len(rows), self.a[module].shape[2], dtype=self.a[module].dtype)
+            b = torch.zeros(self._config.layers, len(rows), self.b[module].shape[2], dtype=self.b[module].dtype)
+            for layer in range(self._config.layers):
+                if pair := adapter.pairs.get((layer, module)):
+                    a[layer, : len(pair[0])], b[layer, : len(pair[1])] = pair
+            self.a[module].index_copy_(1, at, a.to(device))
+            self.b[module].index_copy_(1, at, b.to(device))
 
     def evict(self, adapter: PlacedAdapter) -> None:
         """Free an adapter's rows. No mixture that holds them may run any more."""
@@ -118,7 +129,7 @@ class BatchDelta:
         """Make row i mixture i. Does nothing when they are the same as before."""
         if len(self._set) == len(mixtures) and all(map(lambda a, b: a is b, self._set, mixtures)):
             return
-        self._set = tuple(mixtures)
+        self._set = ()  # until all is written
         device = self._cores.device
         of_kind = [mixture for mixture in mixtures if isinstance(mixture, RankMixture)]
         assert len(of_kind) == len(mixtures), "a mixture of another backend"
@@ -135,14 +146,18 @@ class BatchDelta:
             self._ranks[: len(counts), :most] = ranks.to(device)
             self._scales[: len(counts), :most] = scales.to(device)
         self._counts[: len(counts)] = torch.tensor(counts, dtype=torch.int32).to(device)
+        self._set = tuple(mixtures)
 
     def of(self, rows: int, *, fused: bool) -> RowsDelta:
-        """What the first `rows` rows add. Sites that no row uses are left out, so they cost nothing."""
+        """What the first `rows` rows add. Modules that no row uses are left out, so they cost nothing.
+
+        By modules, not by layers: each set is a graph of its own, and where a layer has nothing the stacks are zero.
+        """
         mixtures = [mixture for mixture in self._set if isinstance(mixture, RankMixture)]
-        core_sites = frozenset[Site]().union(*(mixture.core_sites for mixture in mixtures))
-        pair_sites = frozenset[Site]().union(*(mixture.pair_sites for mixture in mixtures))
+        core_modules = frozenset(module for mixture in mixtures for _, module in mixture.core_sites)
+        pair_modules = frozenset(module for mixture in mixtures for module in mixture.pair_modules)
         most = self._rounded(max((len(mixture.rows) for mixture in mixtures), default=0))
-        return RowsDelta(self, rows, core_sites, pair_sites, most, fused)
+        return RowsDelta(self, rows, core_modules, pair_modules, most, fused)
 
     def _rounded(self, most: int) -> int:
         """Few sizes: each is a graph of its own."""
@@ -150,10 +165,10 @@ class BatchDelta:
 
     def add(self, one: RowsDelta, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
         """See `model.Delta`."""
-        if (layer, module) in one.core_sites:
+        if module in one.core_modules:
             scaled_left, right = self._bases[module_path(layer, module)]
             y = y + ((x @ right) @ self._cores[layer, MODULES.index(module), : one.rows]) @ scaled_left.T
-        if (layer, module) in one.pair_sites:
+        if module in one.pair_modules:
             ranks, scales = self._ranks[: one.rows, : one.most], self._scales[: one.rows, : one.most]
             a, b = self._pool.a[module][layer], self._pool.b[module][layer]
             y = add_ranks(y, x, a, b, ranks, scales, self._counts[: one.rows], fused=one.fused)
@@ -162,12 +177,12 @@ class BatchDelta:
 
 @dataclass(frozen=True)
 class RowsDelta:
-    """The first rows of a `BatchDelta`, and the sites they use: the model's `Delta`, and what a captured graph is good for."""
+    """The first rows of a `BatchDelta`, and the modules they adapt: the model's `Delta`, and what a captured graph is good for."""
 
     batch: BatchDelta
     rows: int
-    core_sites: frozenset[Site]
-    pair_sites: frozenset[Site]
+    core_modules: frozenset[str]
+    pair_modules: frozenset[str]
     most: int
     """Ranks of the row that has most, rounded up."""
     fused: bool
@@ -188,5 +203,5 @@ def mix(weighted: Sequence[tuple[LoadedAdapter, float]], config: ModelConfig) ->
         {},
         rows=tuple(row for adapter, _ in placed for row in adapter.rows),
         scales=tuple(weight * adapter.scaling for adapter, weight in placed for _ in adapter.rows),
-        pair_sites=frozenset[Site]().union(*(adapter.pair_sites for adapter, _ in placed)),
+        pair_modules=frozenset[str]().union(*(adapter.pair_modules for adapter, _ in placed)),
     )

@@ -129,16 +129,16 @@ class Residency:
         refs = list({ref.key: ref for mixture in mixtures for ref in mixture}.values())
         if not refs:
             return Held({}, lambda sizes: None)
+        if all(self.host.is_held(ref.key) for ref in refs):  # waits for nobody: a pipeline's stages must not wait for those behind it
+            held = [one for ref in refs if (one := self.host.get(ref.key)) is not None]
+            sizes = self._checked(tenant, mixtures, held)
+            assert self.host.hold({one.ref.key: (one, one.adapter.nbytes) for one in held}), "what is held has room"
+            return Held(sizes, self._release)
         async with self._fetching:
             for ref in refs:
                 self.counts.host_hits += ref.key not in self._on_device and ref.key in self.host
             loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
-            for one in loaded:
-                if one.owner != tenant and not one.shared:
-                    raise NotFound("adapter", one.ref.adapter_id)
-            sizes = {one.ref.key: self._device.slot_bytes_of(one.adapter) for one in loaded}
-            for mixture in mixtures:
-                self._check_fits({ref.key: sizes[ref.key] for ref in mixture})
+            sizes = self._checked(tenant, mixtures, loaded)
             items = {one.ref.key: (one, one.adapter.nbytes) for one in loaded}
             if (total := sum(nbytes for _, nbytes in items.values())) > self.host.max_bytes:
                 raise InvalidArgument(
@@ -151,6 +151,16 @@ class Residency:
                     self._released.clear()
                     await self._released.wait()
         return Held(sizes, self._release)
+
+    def _checked(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], loaded: Sequence[_Loaded]) -> dict[str, int]:
+        """Slot bytes of adapters that the tenant may use and that fit, mixture by mixture."""
+        for one in loaded:
+            if one.owner != tenant and not one.shared:
+                raise NotFound("adapter", one.ref.adapter_id)
+        sizes = {one.ref.key: self._device.slot_bytes_of(one.adapter) for one in loaded}
+        for mixture in mixtures:
+            self._check_fits({ref.key: sizes[ref.key] for ref in mixture})
+        return sizes
 
     def _release(self, sizes: dict[str, int]) -> None:
         self.host.release(sizes)

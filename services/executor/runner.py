@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ import torch
 from torch import Tensor
 
 from services.executor.backend import Backend, Chunk
+from smoa.errors import FailedPrecondition, SmoaError
+
+COLDEST = 1e-5
+"""A temperature under this is greedy: dividing by it would leave float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +38,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a `Work`."""
+    """What came of a `Work`; an error is its own, and no other's."""
 
     token: int | None
     logprobs: list[float]
+    error: SmoaError | None = None
 
 
 class Sampler:
@@ -46,14 +52,22 @@ class Sampler:
         self._sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
 
-    def pick(self, logits: Tensor, greedy: int) -> int:
-        """A token of logits [vocabulary], whose arg max is known.
+    def pick(self, logits: Tensor, greedy: int, top: float) -> int:
+        """A token of logits [vocabulary], whose arg max and highest value are known.
 
         Nucleus sampling (arXiv 1904.09751): the smallest set of tokens with probability over top_p, renormalised.
+
+        Raises:
+            FailedPrecondition: the logits are not finite: the adapters' weights are too large for the dtype.
         """
-        if self._sampling.temperature == 0:
+        if not math.isfinite(top):
+            raise _not_finite()
+        if self._sampling.temperature < COLDEST:
             return greedy
-        probabilities, order = (logits.cpu() / self._sampling.temperature).softmax(-1).sort(descending=True)
+        scaled = (logits - top).cpu() / self._sampling.temperature
+        probabilities, order = scaled.softmax(-1).sort(descending=True)
+        if not math.isfinite(probabilities[0]):
+            raise _not_finite()
         before = probabilities.cumsum(0) - probabilities
         probabilities = probabilities.masked_fill(before >= self._sampling.top_p, 0.0)
         return int(order[torch.multinomial(probabilities, 1, generator=self._generator)])
@@ -63,14 +77,28 @@ class Sampler:
 def run_step(backend: Backend, works: Sequence[Work]) -> list[Result]:
     """One forward pass over all works, in their order."""
     logits, greedy = backend.forward([work.chunk for work in works])
+    tops = logits.gather(1, torch.tensor(greedy, dtype=torch.long, device=logits.device)[:, None])[:, 0].tolist()
     results: list[Result] = []
     at = 0
     for work in works:
         mine, at = slice(at, at + work.chunk.outputs), at + work.chunk.outputs
-        token = work.sampler.pick(logits[mine][-1], greedy[mine][-1]) if work.sampler else None
-        logprobs: list[float] = []
-        if work.targets:
-            targets = torch.tensor(work.targets, device=logits.device)[:, None]
-            logprobs = logits[mine][: len(work.targets)].log_softmax(-1).gather(1, targets)[:, 0].tolist()
-        results.append(Result(token, logprobs))
+        try:
+            results.append(_result(work, logits[mine], greedy[mine], tops[mine]))
+        except SmoaError as error:
+            results.append(Result(None, [], error))
     return results
+
+
+def _result(work: Work, logits: Tensor, greedy: list[int], tops: list[float]) -> Result:
+    token = work.sampler.pick(logits[-1], greedy[-1], tops[-1]) if work.sampler else None
+    logprobs: list[float] = []
+    if work.targets:
+        targets = torch.tensor(work.targets, device=logits.device)[:, None]
+        logprobs = logits[: len(work.targets)].log_softmax(-1).gather(1, targets)[:, 0].tolist()
+        if not all(map(math.isfinite, logprobs)):
+            raise _not_finite()
+    return Result(token, logprobs)
+
+
+def _not_finite() -> FailedPrecondition:
+    return FailedPrecondition("adapters: make the model's output infinite or NaN; lower their weights, or retrain them")

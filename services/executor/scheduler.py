@@ -72,6 +72,10 @@ class Scheduler(Generic[JobT]):
         """Admitted jobs, in order of admission."""
         return list(self._running)
 
+    def is_running(self, job: JobT) -> bool:
+        """Whether it has been admitted and has not left."""
+        return job in self._running
+
     @property
     def jobs(self) -> list[JobT]:
         """Every job, running ones first."""

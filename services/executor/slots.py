@@ -28,6 +28,11 @@ class SlotPool:
         return key in self._bytes_of
 
     @property
+    def used(self) -> int:
+        """Slots that hold something."""
+        return len(self._bytes_of)
+
+    @property
     def used_bytes(self) -> int:
         """Bytes in the slots."""
         return sum(self._bytes_of.values())

@@ -1,20 +1,21 @@
 """The forward pass in torch: for GPUs, and the reference for the native one.
 
-On CUDA a decode step is one captured graph, for each number of rows (rounded up) and set of adapted sites: the host writes token ids,
+On CUDA a decode step is one captured graph, for each number of rows (rounded up) and set of adapted modules: the host writes token ids,
 positions and block tables into it, and reads one token a row.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from services.executor.backend import BLOCK_TOKENS, Chunk
-from services.executor.kernels import paged_attention
+from services.executor.kernels import gathered, paged_attention
 from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
 from services.executor.model import Llama, masked_attention
 from services.executor.rank_pool import BatchDelta, PlacedAdapter, RankPool, RowsDelta, mix
@@ -56,6 +57,7 @@ class TorchBackend:
         self._cache = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self._step = _StepInput(rows, -(-self.context // BLOCK_TOKENS), blocks, model.device)
         self._nothing = mix([], model.config)
+        self._graph_memory = torch.cuda.graph_pool_handle() if self._captures else None
         self._graphs: OrderedDict[RowsDelta, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
@@ -64,7 +66,8 @@ class TorchBackend:
 
     def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
         """See `Backend`."""
-        return self._pool.place(adapter)
+        with self._on_device():
+            return self._pool.place(adapter)
 
     def evict(self, adapter: LoadedAdapter) -> None:
         """See `Backend`."""
@@ -73,11 +76,16 @@ class TorchBackend:
 
     def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
         """See `Backend`."""
-        return mix(weighted, self.config)
+        with self._on_device():
+            return mix(weighted, self.config)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
         """See `Backend`."""
+        with self._on_device():
+            return self._forward(chunks)
+
+    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
         logits: dict[int, Tensor] = {}
         greedy: dict[int, list[int]] = {}
         for index, chunk in enumerate(chunks):
@@ -88,6 +96,8 @@ class TorchBackend:
         for start in range(0, len(single), self._rows):
             group = single[start : start + self._rows]
             out, best = self._decode([chunks[index] for index in group])
+            if len(single) > self._rows:
+                out = out.clone()  # the next group may be the same graph
             for row, index in enumerate(group):
                 logits[index] = out[row : row + chunks[index].outputs]
                 greedy[index] = best[row : row + chunks[index].outputs]
@@ -132,30 +142,36 @@ class TorchBackend:
         if delta not in self._graphs:
             if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[delta] = _captured(lambda: self._run(delta))
+            self._graphs[delta] = self._captured(delta)
         self._graphs.move_to_end(delta)
         graph, logits, greedy = self._graphs[delta]
         graph.replay()
         return logits, greedy
 
+    def _captured(self, delta: RowsDelta) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+        """A graph of one step and where it leaves its results. Kernels are compiled and chosen in runs before it, beside the main stream.
+
+        All graphs share their memory: one runs at a time, and its results are read before the next.
+        """
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._run(delta)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Adapters are placed from other threads meanwhile: only this thread's work is captured, and only it must not synchronise.
+        with torch.cuda.graph(graph, pool=self._graph_memory, capture_error_mode="thread_local"):
+            logits, greedy = self._run(delta)
+        return graph, logits, greedy
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """The calling thread's current device is the model's: streams and kernels go by it."""
+        return torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext()
+
     @staticmethod
     def _useful(delta: RowsDelta) -> RowsDelta | None:
-        return delta if delta.core_sites or delta.pair_sites else None
-
-
-def _captured(run: Callable[[], tuple[Tensor, Tensor]]) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
-    """A graph of one step and where it leaves its results. Kernels are compiled and chosen in runs before it, beside the main stream."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Adapters are placed from other threads meanwhile: only this thread's work is captured, and only it must not synchronise.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        logits, greedy = run()
-    return graph, logits, greedy
+        return delta if delta.core_modules or delta.pair_modules else None
 
 
 class _StepInput:
@@ -196,12 +212,11 @@ class _Prompt:
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `model.Attention`."""
         block, offset = self.table[self.positions[0] // BLOCK_TOKENS], self.positions[0] % BLOCK_TOKENS
-        gathered: list[Tensor] = []
+        at = torch.arange(len(self.table) * BLOCK_TOKENS, device=queries.device)[None]
         for part, new in zip(self.cache[layer], (keys, values), strict=True):
             part[block, offset] = new[0].transpose(0, 1)
-            gathered.append(part[self.table].flatten(0, 1).transpose(0, 1)[None])
-        at = torch.arange(gathered[0].shape[2], device=queries.device)[None]
-        return masked_attention(queries, gathered[0], gathered[1], self.positions, at, self.windows[layer])
+        all_keys, all_values = (gathered(part, self.table[None], at <= self.positions[:, -1:]) for part in self.cache[layer])
+        return masked_attention(queries, all_keys, all_values, self.positions, at, self.windows[layer])
 
 
 @dataclass(frozen=True)

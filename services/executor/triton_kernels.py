@@ -82,7 +82,8 @@ def attend(
         known = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp(score - known[:, None])
         keep = tl.exp(top - known)
-        value = tl.load(values + inside, mask=d[None, :] < size, other=0.0).to(tl.float32)
+        # What is behind the row may be anything, NaN too, which a weight of 0 would keep.
+        value = tl.load(values + inside, mask=seen[:, None] & (d[None, :] < size), other=0.0).to(tl.float32)
         read = read * keep[:, None] + tl.sum(weight[:, :, None] * value[None, :, :], 1)
         total = total * keep + tl.sum(weight, 1)
         top = higher

@@ -16,7 +16,7 @@ from smoa.errors import InvalidArgument
 
 Strategy = Literal["parallel", "sequential", "hierarchical"]
 STRATEGIES = ("parallel", "sequential", "hierarchical")
-MAX_DEPTH, MAX_ADAPTERS, MAX_STAGES, MAX_STAGE_ADAPTERS, MAX_WEIGHT = 8, 64, 8, 32, 4.0
+MAX_DEPTH, MAX_BRANCHES, MAX_ADAPTERS, MAX_STAGES, MAX_STAGE_ADAPTERS, MAX_WEIGHT = 8, 256, 64, 8, 32, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,10 @@ def parse(raw: Mapping[str, object]) -> Node:
     Raises:
         InvalidArgument: an unknown strategy, a node without children, a branch that is nothing or weighs what it must not, too deep.
     """
-    return _parsed_node(raw, "root", 1)
+    root = _parsed_node(raw, "root", 1)
+    if (count := sum(1 for _ in leaves(root))) > MAX_BRANCHES:
+        raise InvalidArgument("root", f"has {count} branches, over {MAX_BRANCHES}", "split it")
+    return root
 
 
 def _parsed_node(raw: Mapping[str, object], field: str, depth: int) -> Node:
@@ -99,9 +102,7 @@ def plan(root: Node, name: str, nested: Callable[[str], Node]) -> tuple[PlannedS
     Raises:
         InvalidArgument: a pipeline in a sum, a cycle, or more than the limits.
     """
-    stages = _stages(root, _Path((name,), 1), nested)
-    if len(stages) > MAX_STAGES:
-        raise InvalidArgument("root", f"has {len(stages)} stages, over {MAX_STAGES}", "shorten the pipeline")
+    stages, _ = _Flattening(nested).stages(root, (name,), 1)
     if (count := sum(len(stage.weights) for stage in stages)) > MAX_ADAPTERS:
         raise InvalidArgument("root", f"has {count} adapters, over {MAX_ADAPTERS}", "split it")
     for number, stage in enumerate(stages):
@@ -113,39 +114,53 @@ def plan(root: Node, name: str, nested: Callable[[str], Node]) -> tuple[PlannedS
     return tuple(stages)
 
 
-@dataclass(frozen=True)
-class _Path:
-    """Where in the tree: the compositions around, and how many nodes."""
+class _Flattening:
+    """One walk. A composition that is nested in many places is flattened once, so the work is that of the trees' sizes."""
 
-    names: tuple[str, ...]
-    depth: int
+    def __init__(self, nested: Callable[[str], Node]) -> None:
+        self._nested = nested
+        self._known: dict[str, tuple[list[PlannedStage], int]] = {}
 
+    def stages(self, node: Node, names: tuple[str, ...], depth: int) -> tuple[list[PlannedStage], int]:
+        """Stages and height of a node `depth` deep, inside the compositions `names`."""
+        if depth > MAX_DEPTH:
+            raise InvalidArgument("root", f"is deeper than {MAX_DEPTH} with what it nests", "flatten it")
+        branches: list[tuple[Child, list[PlannedStage]]] = []
+        height = 1
+        for child in node.children:
+            found, below = self._branch(child, names, depth)
+            branches.append((child, found))
+            height = max(height, 1 + below)
+        if node.strategy == "sequential" or (node.strategy == "hierarchical" and len(branches) == 1):
+            joined = [stage for child, found in branches for stage in _weighted(child, found)]
+            if len(joined) > MAX_STAGES:
+                raise InvalidArgument("root", f"has {len(joined)} stages, over {MAX_STAGES}", "shorten the pipeline")
+            return joined, height
+        sums: dict[str, float] = {}
+        for child, found in branches:
+            if len(found) > 1:
+                raise InvalidArgument(
+                    "root",
+                    f"adds a pipeline to other children of a {node.strategy} node",
+                    "make the sequence the outer node: it has no delta",
+                )
+            for adapter_id, weight in found[0].weights.items():
+                sums[adapter_id] = sums.get(adapter_id, 0.0) + child.weight * weight
+        return [PlannedStage(sums)], height
 
-def _stages(node: Node, path: _Path, nested: Callable[[str], Node]) -> list[PlannedStage]:
-    if path.depth > MAX_DEPTH:
-        raise InvalidArgument("root", f"is deeper than {MAX_DEPTH} with what it nests", "flatten it")
-    branches = [(child, _branch(child, path, nested)) for child in node.children]
-    if node.strategy == "sequential" or (node.strategy == "hierarchical" and len(branches) == 1):
-        return [stage for child, stages in branches for stage in _weighted(child, stages)]
-    sums: dict[str, float] = {}
-    for child, stages in branches:
-        if len(stages) > 1:
-            raise InvalidArgument(
-                "root", f"adds a pipeline to other children of a {node.strategy} node", "make the sequence the outer node: it has no delta"
-            )
-        for adapter_id, weight in stages[0].weights.items():
-            sums[adapter_id] = sums.get(adapter_id, 0.0) + child.weight * weight
-    return [PlannedStage(sums)]
-
-
-def _branch(child: Child, path: _Path, nested: Callable[[str], Node]) -> list[PlannedStage]:
-    if child.node is not None:
-        return _stages(child.node, _Path(path.names, path.depth + 1), nested)
-    if not child.composition:
-        return [PlannedStage({child.adapter_id: 1.0})]
-    if child.composition in path.names:
-        raise InvalidArgument("root", f"nests itself: {' -> '.join((*path.names, child.composition))}", "break the cycle")
-    return _stages(nested(child.composition), _Path((*path.names, child.composition), path.depth + 1), nested)
+    def _branch(self, child: Child, names: tuple[str, ...], depth: int) -> tuple[list[PlannedStage], int]:
+        if child.node is not None:
+            return self.stages(child.node, names, depth + 1)
+        if not child.composition:
+            return [PlannedStage({child.adapter_id: 1.0})], 0
+        if child.composition in names:
+            raise InvalidArgument("root", f"nests itself: {' -> '.join((*names, child.composition))}", "break the cycle")
+        if child.composition not in self._known:
+            self._known[child.composition] = self.stages(self._nested(child.composition), (*names, child.composition), depth + 1)
+        found, height = self._known[child.composition]
+        if depth + height > MAX_DEPTH:
+            raise InvalidArgument("root", f"is deeper than {MAX_DEPTH} with what it nests", "flatten it")
+        return found, height
 
 
 def _weighted(child: Child, stages: list[PlannedStage]) -> list[PlannedStage]:
@@ -158,12 +173,13 @@ def _weighted(child: Child, stages: list[PlannedStage]) -> list[PlannedStage]:
 
 
 def by_success(stage: PlannedStage, statistics: Mapping[str, Statistics]) -> PlannedStage:
-    """The stage with each weight times the adapter's measured success, scaled to the same sum of absolute weights.
+    """The stage with its weights times each adapter's measured success, scaled to the same absolute sum, or less to stay in bounds.
 
     Success is the mean of a Beta posterior from an even prior: an adapter that nobody has judged counts as half successful.
     """
     factor = {one: (statistics[one].successes + 1) / (statistics[one].outcomes + 2) for one in stage.weights}
     before = sum(map(abs, stage.weights.values()))
     after = sum(abs(weight) * factor[one] for one, weight in stage.weights.items())
-    scale = before / after if after else 1.0
+    most = max((abs(weight) * factor[one] for one, weight in stage.weights.items()), default=0.0)
+    scale = min(before / after, MAX_WEIGHT / most) if after else 1.0
     return PlannedStage({one: weight * factor[one] * scale for one, weight in stage.weights.items()}, stage.max_tokens)

@@ -127,9 +127,9 @@ class Compositions:
                 raise FailedPrecondition(
                     f"composition: {found.name!r} is nested by {', '.join(map(repr, found.parents))}; delete that first"
                 )
+            await self._index.delete_document(found.composition_id)
             for child in found.children:
                 await self._set_parents(found.tenant, child, lambda parents: parents - {found.name})
-            await self._index.delete_document(found.composition_id)
 
     async def resolve(self, tenant: str, name: str, base_model: str) -> tuple[Stage, ...]:
         """The stages that carry out a composition now, with the adapter versions of now.
@@ -184,7 +184,9 @@ class Compositions:
         return None if found is None or found[:2] != ("composition", tenant) else _from_body(found[2])
 
     async def _set_parents(self, tenant: str, name: str, change: Callable[[set[str]], set[str]]) -> None:
-        found = await self.get(tenant, name=name)
+        found = await self._find(tenant, composition_id(tenant, name))
+        if found is None:
+            return  # deleted, after a crash had left out that it was nested
         await self._write(dataclasses.replace(found, parents=tuple(sorted(change(set(found.parents))))))
 
     async def _write(self, made: Composition) -> None:

@@ -103,7 +103,7 @@ class Router:
         cached = False
         if query.composition:
             stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
-            every = {record.adapter_id: Chosen(record, weight, 0.0) for stage in stages for record, weight in stage.adapters}
+            every = {record.adapter_id: Chosen(record, score=0.0, weight=weight) for stage in stages for record, weight in stage.adapters}
             chosen = tuple(every.values())
         else:
             chosen, cached = await self._chosen(query)

@@ -59,21 +59,14 @@ def tree_from_json(raw: object) -> registry_pb2.CompositionNode:
 
 def _long(raw: Any) -> Any:
     if isinstance(raw, dict) and len(raw) == 1 and (name := next(iter(raw))) in _SHORT:
-        children = [{**_weight(child), "node": _long(_bare(child))} if _is_node(child) else child for child in raw[name]]
-        return {"strategy": f"COMPOSITION_STRATEGY_{name.upper()}", "children": children}
+        return {"strategy": f"COMPOSITION_STRATEGY_{name.upper()}", "children": [_long_child(child) for child in raw[name]]}
     return raw
 
 
-def _is_node(child: object) -> bool:
-    return isinstance(child, dict) and any(name in child for name in _SHORT)
-
-
-def _weight(child: dict[str, object]) -> dict[str, object]:
-    return {key: child[key] for key in ("weight", "max_tokens") if key in child}
-
-
-def _bare(child: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in child.items() if key in _SHORT}
+def _long_child(child: Any) -> Any:
+    if not isinstance(child, dict) or not (short := {name: child[name] for name in _SHORT if name in child}):
+        return child
+    return {**{key: value for key, value in child.items() if key not in _SHORT}, "node": _long(short)}
 
 
 @composition_group.command("create")

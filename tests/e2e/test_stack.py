@@ -271,6 +271,15 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     code, text, usage = await smoa(world, "generate", pairs[0].input, "--max-tokens", "4")
     assert (code, usage[:11]) == (0, "[1 adapters")
     assert text.strip()
+    tree = tmp_path / "tree.json"
+    tree.write_text(
+        json.dumps({"sequential": [{"adapter_id": name, "max_tokens": 4}, {"parallel": [{"adapter_id": name, "weight": 0.5}]}]})
+    )
+    assert json.loads(await good("composition", "create", "support", str(tree)))["adapter_ids"] == [name]
+    code, text, usage = await smoa(world, "generate", pairs[0].input, "--composition", "support", "--max-tokens", "4")
+    assert (code, usage[:23]) == (0, "[1 adapters in 2 stages")
+    assert text.strip()
+    assert "support" in await good("composition", "list")
     assert json.loads(await good("adapter", "retire", name, "--reason", "to see"))["state_reason"] == "to see"
     assert json.loads(await good("route", pairs[0].input, "--json")).get("adapters", []) == []
     assert json.loads(await good("adapter", "restore", name))["state"] == "ADAPTER_STATE_ACTIVE"

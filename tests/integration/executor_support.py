@@ -34,7 +34,7 @@ class World:
     store: AdapterStore
     base_model: str
 
-    async def adapter(self, seed: int, weight: float = 1.0, **changes: object) -> common.WeightedAdapter:
+    async def adapter(self, seed: int, weight: float = 1.0, size: float = 1.0, **changes: object) -> common.WeightedAdapter:
         """A random lora_xs adapter in the store, as a decision would name it."""
         rng = np.random.default_rng(seed)
         manifest = Manifest(
@@ -48,7 +48,7 @@ class World:
         )
         manifest = dataclasses.replace(manifest, **changes)  # type: ignore[arg-type]
         shape = (3, manifest.rank, manifest.rank)
-        tensors = {name: rng.standard_normal(shape).astype(np.float32) for name in manifest.modules}
+        tensors = {name: (size * rng.standard_normal(shape)).astype(np.float32) for name in manifest.modules}
         tensors |= {f"{name}.s": np.ones(shape[:2], np.float32) for name in manifest.modules}
         digest = await self.store.put(encode(Adapter(manifest, tensors)))
         return common.WeightedAdapter(adapter_id=manifest.adapter_id, version=1, digest=digest, weight=weight)

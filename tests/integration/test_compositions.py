@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,8 +11,12 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from services.router.compositions import Compositions
+from services.router.index_edge import EdgeIndex
+from services.router.library import AdapterRecord
 from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -58,7 +63,7 @@ async def test_route_carries_out_a_composition_by_its_name(world: RouterWorld) -
         [(two.adapter_id, 1, two.digest, 0.5), (one.adapter_id, 1, one.digest, 0.25)],
     ]
     assert [stage.max_tokens for stage in decision.stages] == [9, 0]
-    assert {a.adapter_id for a in decision.adapters} == {one.adapter_id, two.adapter_id}
+    assert {a.adapter_id: a.weight for a in decision.adapters} == {one.adapter_id: 0.25, two.adapter_id: 0.5}
     await world.client.report(decision, success=True)  # outcomes of a composition count for its adapters like any other's
 
 
@@ -72,6 +77,36 @@ async def test_parents_and_children_are_recorded_and_hold_each_other(world: Rout
     assert (code, details) == ("FAILED_PRECONDITION", "composition: 'inner' is nested by 'outer'; delete that first")
     await world.client.delete_composition("outer")
     await world.client.delete_composition("inner")
+
+
+async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(world: RouterWorld, tmp_path: Path) -> None:
+    index = EdgeIndex(tmp_path / "index", 256)
+    adapter_id, compositions = new_adapter_id(), Compositions(index)
+    leaf: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"adapterId": adapter_id}]}
+    nests: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"composition": "inner"}]}
+    record = AdapterRecord(
+        adapter_id=adapter_id,
+        version=1,
+        digest="d",
+        tenant="public",
+        name="n",
+        kind="lora",
+        granularity="NANO",
+        specialization="task",
+        base_model="b",
+        rank=1,
+        modules=(),
+        parameter_count=1,
+        file_bytes=1,
+    )
+    await index.upsert([(record, np.full(256, 1 / 16, np.float32))])
+    inner = await compositions.create("public", "inner", leaf)
+    outer = await compositions.create("public", "outer", nests)
+    await index.put_document(inner.composition_id, "composition", "public", dataclasses.asdict(inner))  # as before it was nested
+    await compositions.delete("public", inner.composition_id)
+    await compositions.delete("public", outer.composition_id)
+    assert (await compositions.page("public", 10, ""))[0] == []
+    await index.close()
 
 
 async def test_weights_follow_measured_success(world: RouterWorld) -> None:

@@ -157,6 +157,31 @@ async def test_an_adapter_deleted_between_routing_and_execution(world: World) ->
     )
 
 
+async def test_an_adapter_that_makes_nan_fails_its_own_request_only(world: World) -> None:
+    bad = await world.adapter(5, size=1e30, modules=("q_proj", "k_proj"))
+    expected = "adapters: make the model's output infinite or NaN; lower their weights, or retrain them"
+    assert await _undisturbed(world, bad) == ("FAILED_PRECONDITION", expected)
+    assert await refused(world, adapters=[bad], temperature=0.5) == ("FAILED_PRECONDITION", expected)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.client.executor.Score(executor_pb2.ScoreRequest(prompt=PROMPT, completion="w5 w6", adapters=[bad]), timeout=5)
+    assert (caught.value.code().name, caught.value.details()) == ("FAILED_PRECONDITION", expected)
+
+
+async def test_what_is_left_in_the_cache_is_nobody_elses(world: World) -> None:
+    """A request that made NaN leaves it in the blocks that others get."""
+    before = await world.text(max_tokens=40)
+    bad = await world.adapter(5, size=1e30, modules=("q_proj", "k_proj"))
+    await asyncio.gather(*(refused(world, adapters=[bad], prompt=f"w{number} " * 100) for number in range(8)))
+    others = [f"w{number} w3" for number in range(20, 40)]
+    assert await world.text(max_tokens=40) == before
+    for prompt in others:
+        assert [r async for r in world.client.stream(prompt, max_tokens=40)][-1].usage.completion_tokens == 40
+
+
+async def test_a_temperature_next_to_zero_is_greedy(world: World) -> None:
+    assert await world.text(temperature=1e-38) == await world.text()
+
+
 async def test_another_tenants_adapter_is_not_found_unless_shared(world: World) -> None:
     private, shared = await world.adapter(1, tenant="acme"), await world.adapter(2, tenant="acme", shared=True)
     code, details = await refused(world, adapters=[private])

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
 from services.executor.app import compute_dtype
 from services.executor.base_model import resolve
+from services.executor.engine import FAILED
+from services.executor.scheduler import Scheduler
 from services.executor.settings import ExecutorSettings
 from services.local import free_port
 from smoa.errors import FailedPrecondition, InvalidArgument
@@ -60,6 +64,22 @@ def test_an_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument) as caught:
         compute_dtype(ExecutorSettings(dtype="int3"), tmp_path)
     assert str(caught.value) == "SMOA_EXECUTOR_DTYPE: 'int3' is unknown; use auto, or one of bfloat16, float16, float32"
+
+
+async def test_an_engine_whose_loop_fails_lets_nobody_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: list[bool] = []
+    async with running_executor("torch", tmp_path, monkeypatch) as world:
+        monkeypatch.setattr("services.executor.app.signal.raise_signal", lambda number: broken.append(number == signal.SIGTERM))
+
+        def fail(self: object) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(Scheduler, "plan", fail)
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await world.text()
+            assert (caught.value.code().name, caught.value.details()) == ("UNAVAILABLE", FAILED)
+        assert broken == [True]
 
 
 async def _read(port: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -100,3 +101,23 @@ async def test_a_cancelled_pipeline_frees_what_it_holds(world: World) -> None:
     await call.read()
     call.cancel()
     await world.idle()
+
+
+async def test_pipelines_that_fill_host_memory_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_executor("torch", tmp_path, monkeypatch, host_bytes=1200, max_waiting=20) as world:
+        # 384 bytes each: a pipeline of two and nobody else.
+        adapters = [await world.adapter(seed) for seed in range(6)]
+        pairs = [(one, other) for one in adapters for other in adapters if one is not other]
+        stages = [[Stage(adapters=[one], max_tokens=3), Stage(adapters=[other])] for one, other in pairs]
+
+        async def text(pipeline: list[common.Stage]) -> str:
+            request = executor_pb2.GenerateRequest(prompt=PROMPT, stages=pipeline, max_tokens=3)
+            return "".join([response.text async for response in world.client.executor.Generate(request, timeout=30)])
+
+        alone = [await text(pipeline) for pipeline in stages[:16]]
+        assert list(await asyncio.gather(*(text(pipeline) for pipeline in stages[:16]))) == alone
+        code, details = await refused(world, stages=[Stage(adapters=[one]) for one in adapters])
+        assert (code, details) == (
+            "INVALID_ARGUMENT",
+            "adapters: take 2,304 bytes, the executor's host memory holds 1,200; send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
+        )

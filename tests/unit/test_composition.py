@@ -113,6 +113,31 @@ def test_depth_counts_what_is_nested() -> None:
         planned(node("parallel", {"composition": "deep"}), trees.__getitem__)
 
 
+def test_what_is_nested_often_is_flattened_once() -> None:
+    asked: list[str] = []
+    trees = {f"c{i}": parse(node("parallel", *[{"composition": f"c{i + 1}", "weight": 0.001}] * 200)) for i in range(5)}
+    trees["c5"] = parse(node("parallel", *[leaf("a", weight=0.001)] * 200))
+
+    def nested(name: str) -> Node:
+        asked.append(name)
+        return trees[name]
+
+    ((weights, _),) = planned(node("parallel", {"composition": "c0"}), nested)
+    assert weights == {"a": pytest.approx(0.2**6)}
+    assert asked == [f"c{i}" for i in range(6)]
+    with pytest.raises(InvalidArgument, match=r"^root: has 257 branches, over 256; split it$"):
+        parse(node("parallel", *[leaf("a", weight=0.0)] * 257))
+
+
+def test_depth_counts_for_what_was_flattened_before() -> None:
+    trees = {"four": parse(deep(4))}
+    tree = node("parallel", {"composition": "four"})
+    for _ in range(4):
+        tree = node("parallel", {"composition": "four"}, {"node": tree})
+    with pytest.raises(InvalidArgument, match=r"^root: is deeper than 8 with what it nests; flatten it$"):
+        planned(tree, trees.__getitem__)
+
+
 sums = st.recursive(
     st.builds(lambda name, weight: leaf(name, weight=weight), st.sampled_from("abcd"), st.floats(-1, 1)),
     lambda children: st.builds(
@@ -147,3 +172,4 @@ def test_weights_follow_success_and_keep_their_sum() -> None:
     assert stage.max_tokens == 7
     assert stage.weights == pytest.approx({"good": 0.9, "bad": 0.1, "new": -0.5})
     assert by_success(PlannedStage({"good": 0.0}), statistics).weights == {"good": 0.0}
+    assert by_success(PlannedStage({"good": 3.0, "bad": 3.0}), statistics).weights == pytest.approx({"good": 4.0, "bad": 4 / 9})

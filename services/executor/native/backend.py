@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -101,15 +102,18 @@ class NativeBackend:
         library = loaded(flags)
         self._forward, self._scratch_bytes = library[_FUNCTIONS[dtype]], library["smoa_scratch_bytes"]
         self._scratch_bytes.restype = ctypes.c_int64
+        library.smoa_team.restype = ctypes.c_void_p
         self.config, self.fingerprint, self.dtype = config, name, dtype
         self.blocks, self.context, self.max_step_tokens = blocks, min(context, config.context), max_step_tokens
         self._threads = threads or torch.get_num_threads()
         self._kept: list[object] = []  # what the structs point to
         self._model = self._packed_model(weights, padded_bases(bases))
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
+        self._team = ctypes.c_void_p(library.smoa_team(self._threads))
+        weakref.finalize(self, library.smoa_end_team, self._team)
         most = _Batch(tokens=max_step_tokens, outputs=max_step_tokens, threads=self._threads, context=self._padded_context)
         self._logits = torch.zeros(max_step_tokens, config.vocabulary)
-        self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most)), dtype=torch.uint8)
+        self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most), self._team), dtype=torch.uint8)
 
     @property
     def _padded_context(self) -> int:
@@ -181,7 +185,7 @@ class NativeBackend:
             threads=self._threads,
             context=self._padded_context,
         )
-        self._forward(ctypes.byref(self._model), ctypes.byref(batch))
+        self._forward(ctypes.byref(self._model), ctypes.byref(batch), self._team)
         return logits, greedy.tolist()
 
     def _packed_model(self, weights: dict[str, Tensor], bases: Bases) -> _Model:

@@ -8,9 +8,6 @@
 // plain C interface at the end is what `backend.py` calls; the structs are mirrored there, field by field.
 #include <cmath>
 #include <limits>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include "linear.h"
 
@@ -23,6 +20,7 @@ struct Step {
     using T = typename E::T;
     const Model& model;
     const Batch& batch;
+    Team& team;
     int layer = 0;
     int width;  // of q, k and v together
     // Scratch, [tokens, ...]:
@@ -30,7 +28,7 @@ struct Step {
     T *x, *query, *attended, *inner, *last, *mixed[MODULES];
     bool uses_core[MODULES], uses_pairs[MODULES];
 
-    Step(const Model& model, const Batch& batch) : model(model), batch(batch) {
+    Step(const Model& model, const Batch& batch, Team& team) : model(model), batch(batch), team(team) {
         width = (model.heads + 2 * model.kv_heads) * model.head_dim;
         char* free = static_cast<char*>(batch.scratch);
         auto take = [&](auto*& pointer, int64_t count) {
@@ -316,13 +314,11 @@ struct Step {
     // Runs body(first, last) over tiles of tokens, the same ones on the same thread each time: so what it left in its cache is there. Ends
     // with a barrier.
     template <class F>
-    void by_tile(F body) {
-        int share = (batch.tokens + batch.threads - 1) / batch.threads, size = share < TILE ? share : TILE;
-#pragma omp for schedule(static, 1)
-        for (int tile = 0; tile < (batch.tokens + size - 1) / size; tile++) {
-            int end = (tile + 1) * size;
-            body(tile * size, end < batch.tokens ? end : batch.tokens);
-        }
+    void by_tile(int thread, F body) {
+        int share = (batch.tokens + team.size - 1) / team.size, size = share < TILE ? share : TILE;
+        for (int first = thread * size; first < batch.tokens; first += team.size * size)
+            body(first, first + size < batch.tokens ? first + size : batch.tokens);
+        team.barrier();
     }
 
     void run(int thread) {
@@ -336,7 +332,7 @@ struct Step {
                 return Site<E>{&linear, input, linear.inputs, core(module), y, stride, add};
             };
             find_uses(index);
-            by_tile([&](int first, int last) {
+            by_tile(thread, [&](int first, int last) {
                 for (int token = first; token < last; token++) {
                     if (index == 0) embed(token);
                     norm_to(stream + int64_t(token) * hidden, weights.attention_norm, x + int64_t(token) * hidden);
@@ -346,17 +342,17 @@ struct Step {
                     prefetch_pairs(module, first, last);
                 }
             });
-            linears<E, 3>({site(Q, x, qkv, width), site(K, x, qkv + keys, width), site(V, x, qkv + values, width)}, tokens);
-            by_tile([&](int first, int last) {
+            linears<E, 3>(team, {site(Q, x, qkv, width), site(K, x, qkv + keys, width), site(V, x, qkv + values, width)}, tokens);
+            by_tile(thread, [&](int first, int last) {
                 for (int token = first; token < last; token++) after_qkv(token);
                 prefetch_pairs(O, first, last);
             });
-#pragma omp for schedule(dynamic, 1)
-            for (int item = 0; item < tokens * model.kv_heads; item++)
+            team.each(tokens * model.kv_heads, 1, [&](int item) {
                 attend(item / model.kv_heads, item % model.kv_heads, scores + int64_t(thread) * model.heads * batch.context);
-            if (uses_core[O]) by_tile([&](int first, int last) { mix(O, attended, first, last); });
-            linears<E, 1>({site(O, attended, stream, hidden, true)}, tokens);
-            by_tile([&](int first, int last) {
+            });
+            if (uses_core[O]) by_tile(thread, [&](int first, int last) { mix(O, attended, first, last); });
+            linears<E, 1>(team, {site(O, attended, stream, hidden, true)}, tokens);
+            by_tile(thread, [&](int first, int last) {
                 for (int token = first; token < last; token++) {
                     add_pairs(O, token, attended + int64_t(token) * heads, stream + int64_t(token) * hidden);
                     norm_to(stream + int64_t(token) * hidden, weights.mlp_norm, x + int64_t(token) * hidden);
@@ -366,25 +362,24 @@ struct Step {
                     prefetch_pairs(module, first, last);
                 }
             });
-            linears<E, 2>({site(GATE, x, gated, 2 * inter), site(UP, x, gated + inter, 2 * inter)}, tokens);
-            by_tile([&](int first, int last) {
+            linears<E, 2>(team, {site(GATE, x, gated, 2 * inter), site(UP, x, gated + inter, 2 * inter)}, tokens);
+            by_tile(thread, [&](int first, int last) {
                 for (int token = first; token < last; token++) activate(token);
                 mix(DOWN, inner, first, last);
                 prefetch_pairs(DOWN, first, last);
             });
-            linears<E, 1>({site(DOWN, inner, stream, hidden, true)}, tokens);
+            linears<E, 1>(team, {site(DOWN, inner, stream, hidden, true)}, tokens);
             if (uses_pairs[DOWN])
-                by_tile([&](int first, int last) {
+                by_tile(thread, [&](int first, int last) {
                     for (int token = first; token < last; token++)
                         add_pairs(DOWN, token, inner + int64_t(token) * inter, stream + int64_t(token) * hidden);
                 });
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < batch.outputs; i++)
+        team.each(batch.outputs, 1, [&](int i) {
             norm_to(stream + int64_t(batch.output[i]) * hidden, model.final_norm, last + int64_t(i) * hidden);
-        linears<E, 1>({Site<E>{&model.head, last, hidden, nullptr, batch.logits, model.vocabulary, false}}, batch.outputs);
-#pragma omp for schedule(dynamic, 1)
-        for (int i = 0; i < batch.outputs; i++) batch.greedy[i] = arg_max(batch.logits + int64_t(i) * model.vocabulary);
+        });
+        linears<E, 1>(team, {Site<E>{&model.head, last, hidden, nullptr, batch.logits, model.vocabulary, false}}, batch.outputs);
+        team.each(batch.outputs, 1, [&](int i) { batch.greedy[i] = arg_max(batch.logits + int64_t(i) * model.vocabulary); });
     }
 
     int arg_max(const float* values) const {
@@ -401,23 +396,26 @@ struct Step {
 };
 
 template <class E>
-void forward(const Model& model, const Batch& batch) {
-#pragma omp parallel num_threads(batch.threads)
-    {
-        int thread = 0;
-#if defined(_OPENMP)
-        thread = omp_get_thread_num();
-#endif
+void forward(const Model& model, const Batch& batch, Team& team) {
+    team.run([&](int thread) {
         begin_matrices();
-        Step<E>(model, batch).run(thread);
+        Step<E>(model, batch, team).run(thread);
         end_matrices();
-    }
+    });
 }
 
 }  // namespace
 
 extern "C" {
-void smoa_forward_bfloat16(const Model* model, const Batch* batch) { forward<Bfloat16>(*model, *batch); }
-void smoa_forward_float32(const Model* model, const Batch* batch) { forward<Float32>(*model, *batch); }
-int64_t smoa_scratch_bytes(const Model* model, const Batch* batch) { return Step<Float32>(*model, *batch).bytes + 64; }
+void* smoa_team(int32_t threads) { return new Team(threads); }
+void smoa_end_team(void* team) { delete static_cast<Team*>(team); }
+void smoa_forward_bfloat16(const Model* model, const Batch* batch, void* team) {
+    forward<Bfloat16>(*model, *batch, *static_cast<Team*>(team));
+}
+void smoa_forward_float32(const Model* model, const Batch* batch, void* team) {
+    forward<Float32>(*model, *batch, *static_cast<Team*>(team));
+}
+int64_t smoa_scratch_bytes(const Model* model, const Batch* batch, void* team) {
+    return Step<Float32>(*model, *batch, *static_cast<Team*>(team)).bytes + 64;
+}
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 from services.executor.base_model import cache_home
 from smoa.errors import FailedPrecondition
 
-SOURCES = ("forward.cpp", "linear.h", "vectors.h", "interface.h")
+SOURCES = ("forward.cpp", "linear.h", "team.h", "vectors.h", "interface.h")
 PREBUILT = Path(__file__).parent / "prebuilt"
 Flags = tuple[str, ...]
 AVX2: Flags = ("-mavx2", "-mfma")
@@ -29,7 +29,7 @@ AVX512: Flags = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 AVX512_BF16: Flags = (*AVX512, "-mavx512bf16")
 AMX: Flags = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
 VARIANTS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
-_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
+_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
 _log = logging.getLogger(__name__)
 

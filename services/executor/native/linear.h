@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -159,17 +160,16 @@ inline void panel_tile(const Site<E>& site, int panel, int token, int count) {
 
 // y = W x (+ U S mixed) of several sites, shared out by panels. Ends with a barrier.
 template <class E, int N>
-void linears(const Site<E> (&sites)[N], int tokens) {
+void linears(Team& team, const Site<E> (&sites)[N], int tokens) {
     int panels[N + 1] = {0};
     for (int s = 0; s < N; s++) panels[s + 1] = panels[s] + (sites[s].linear->outputs + PANEL * LANES - 1) / (PANEL * LANES);
-#pragma omp for schedule(dynamic, 2)
-    for (int item = 0; item < panels[N]; item++) {
+    team.each(panels[N], 2, [&](int item) {
         int s = 0;
         while (item >= panels[s + 1]) s++;
         tiles<E>(0, tokens, [&](auto rows, int token, int count) {
             panel_tile<E, decltype(rows)::value>(sites[s], item - panels[s], token, count);
         });
-    }
+    });
 }
 
 }  // namespace
