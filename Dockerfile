@@ -47,9 +47,6 @@ EXPOSE 50051
 ENTRYPOINT ["tini", "--", "python", "-m", "services.router"]
 
 FROM runtime AS executor
-USER root
-
-USER 10001:10001
 COPY --from=build-executor /opt/smoa /opt/smoa
 EXPOSE 50052
 ENTRYPOINT ["tini", "--", "python", "-m", "services.executor"]

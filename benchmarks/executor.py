@@ -116,11 +116,13 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
                 ours[name] = [pools[kind][row * k : (row + 1) * k] for row in range(batch)]
             rates: dict[str, list[float]] = {}
             for round_number in range(repeats + 1):
-                # Ours before and after the peers, there and back: whatever drifts falls on all of them alike.
-                for name in [*ours, *peers, *reversed(ours)]:
-                    if name == "vllm_lora" and round_number > 2:
+                # Ours before and after the peers, there and back, each round beginning with another one: what drifts, and what a peer
+                # leaves running for a while, falls on all of ours alike.
+                names = [*ours][round_number % len(ours) :] + [*ours][: round_number % len(ours)]
+                for name in [*names, *peers, *reversed(names)]:
+                    if name in ("vllm_lora", "peft") and round_number > 3:
                         continue  # slow: fewer rounds
-                    await asyncio.sleep(0.3)
+                    await asyncio.sleep(0.5)
                     if name in ours:
                         speed, first = await world.decode(ours[name], tokens)
                     else:
@@ -312,9 +314,11 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
             console.print("starting vLLM, two minutes")
             vllm = Vllm(folder, Path(scratch) / "loras", threads)
             peers |= {"vllm": vllm, "vllm_lora": vllm}
-        batches = await measure_batches(world, peers, repeats, tokens)
-        if vllm:
-            vllm.close()
+        try:
+            batches = await measure_batches(world, peers, repeats, tokens)
+        finally:
+            if vllm:
+                vllm.close()
         peers.clear()
         gc.collect()
         names = dict.fromkeys(name for row in batches.values() for name in row)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -98,6 +99,7 @@ class Vllm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # its workers outlive it, and must not outlive this
         )
         self.lora = False
         self._ask({"batch": 1, "new_tokens": 1, "lora": False})
@@ -118,7 +120,7 @@ class Vllm:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
 
 

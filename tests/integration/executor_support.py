@@ -12,8 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
-from services.executor.app import build
+from services.executor.app import build, load_engine
 from services.executor.base_model import fingerprint
+from services.executor.engine import Engine
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
 from smoa.client import SmoaClient
@@ -89,6 +90,14 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
         store=str(tmp_path / "store"),
     )
     settings = dataclasses.replace(settings, **changes)
+    engines: list[Engine] = []
+
+    def loaded(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
+        engine, name, folder = load_engine(settings)
+        engines.append(engine)
+        return engine, name, folder
+
+    monkeypatch.setattr("services.executor.app.load_engine", loaded)
     async with AsyncExitStack() as stack:
         server = await build(settings, stack)
         await server.ready()
@@ -96,6 +105,8 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
         made = World(client, AdapterStore(settings.store), fingerprint(folder))
         yield made
         await made.idle()
+        engines[0].scheduler.check_integrity()
+        engines[0].residency.check_integrity()
 
 
 async def refused(world: World, **changes: object) -> tuple[str, str]:
