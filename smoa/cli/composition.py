@@ -27,14 +27,14 @@ _SHORT = ("parallel", "sequential", "hierarchical")
 
 @click.group("composition")
 def composition_group() -> None:
-    r"""Name a tree over adapters, and carry it out with `smoa generate --composition NAME`.
+    """Name a tree over adapters, and carry it out with `smoa generate --composition NAME`.
 
     \b
     A tree is JSON, a key for how a node applies its children:
       {"parallel":   [{"adapter_id": "01K...", "weight": 0.7}, {"adapter_id": "01J...", "weight": 0.3}]}
       {"sequential": [{"adapter_id": "01K...", "max_tokens": 40}, {"composition": "polite"}]}
     A child is an adapter, another composition by its name, or a node in its place.
-    """
+    """  # noqa: D301  the escape tells click to keep the lines
 
 
 def _run(router: str, work: Callable[[SmoaClient], Awaitable[T]]) -> T:

@@ -18,7 +18,7 @@ from smoa.errors import SmoaError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
-    r"""SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
+    """SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
 
     \b
     See it work:            smoa demo
@@ -26,7 +26,7 @@ def cli() -> None:
     Check this machine:     smoa doctor
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
-    """
+    """  # noqa: D301  the escape tells click to keep the lines
 
 
 cli.add_command(adapter_group)
