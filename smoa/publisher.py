@@ -58,9 +58,9 @@ class EventPublisher:
         """Drain within `drain_s`, stop sending and close the spool."""
         if self._task is not None:
             await self.drain(drain_s)
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            while not self._task.done():  # again, if need be: a client that is busy connecting may lose a cancellation
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=0.2)
         self._spool.close()
 
     async def _run(self) -> None:
@@ -74,7 +74,8 @@ class EventPublisher:
                 linger_ms=5,
             )
             try:
-                await asyncio.wait_for(producer.start(), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):  # not wait_for, which loses a cancellation that comes as its work ends
+                    await producer.start()
                 while True:
                     await self._send_batch(producer)
                     delay_s = 0.1
@@ -82,7 +83,8 @@ class EventPublisher:
                 _log.warning("kafka at %s did not take events (%r); %d wait on disk", self._bootstrap, error, len(self._spool))
             finally:
                 with suppress(*_ERRORS):
-                    await asyncio.wait_for(producer.stop(), self._timeout_s)
+                    async with asyncio.timeout(self._timeout_s):
+                        await producer.stop()
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 5.0)
 
