@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +18,19 @@ from smoa.topics import TOPICS, ensure_topics
 
 HOME = os.environ.get("SMOA_TEST_KAFKA_HOME", "")
 SKIP_REASON = "SMOA_TEST_KAFKA_HOME is not set: it names the folder whose `serve` starts a real Apache Kafka"
+
+
+def broker_port() -> int:
+    """A port that is free, and the next one too: the broker's controller takes that. Below those that connections get by themselves."""
+    while True:
+        port = random.randrange(20_000, 30_000, 2)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
 
 
 class ApacheKafka:

@@ -23,7 +23,7 @@ from smoa.events import DEAD_LETTER, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, router_pb2
-from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, read_all, until
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, read_all, until
 
 LIBRARY = ("med_department", "support_intent", "code_language", "travel_request")
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
@@ -83,7 +83,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param == "apache":
         if not HOME:
             pytest.skip(SKIP_REASON)
-        kafka = ApacheKafka(tmp_path / "kafka", free_port())
+        kafka = ApacheKafka(tmp_path / "kafka", broker_port())
         await kafka.start()
     settings = StackSettings(
         data=tmp_path / "stack",
