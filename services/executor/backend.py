@@ -33,14 +33,8 @@ class Chunk:
     """How many of the last tokens' next-token logits are wanted."""
 
 
-class Backend(Protocol):
-    """Owns the base model's weights and the key/value cache, both fixed at start."""
-
-    config: ModelConfig
-    fingerprint: str
-    dtype: torch.dtype
-    context: int
-    blocks: int
+class Device(Protocol):
+    """Where adapters' slots are."""
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
         """Bytes that an adapter takes in a device slot."""
@@ -50,6 +44,16 @@ class Backend(Protocol):
 
     def evict(self, adapter: LoadedAdapter) -> None:
         """Empty the slot of what `place` gave. Nobody runs a mixture of it any more."""
+
+
+class Backend(Device, Protocol):
+    """Owns the base model's weights and the key/value cache, both fixed at start."""
+
+    config: ModelConfig
+    fingerprint: str
+    dtype: torch.dtype
+    context: int
+    blocks: int
 
     def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
         """sum_i w_i dW_i of placed adapters, in the form that `forward` reads. It keeps what it needs of the adapters alive."""

@@ -28,23 +28,17 @@ def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales:
 
 
 def paged_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: Tensor, window: int, *, fused: bool) -> Tensor:
-    """Attention of one token a row, queries [rows, heads, 1, head_dim], to its blocks of the cache.
+    """Attention of queries [rows, heads, tokens, head_dim] to each row's blocks of the cache.
 
     cache [2 (keys, values), blocks, block tokens, kv_heads, head_dim]; `tables` [rows, width] are a row's blocks in order; `positions`
-    [rows].
+    [rows, tokens], ascending. `fused` is one kernel, where every row has one token.
     """
-    if fused:
+    if fused and queries.shape[2] == 1:
         from services.executor.triton_kernels import fused_attention
 
-        return fused_attention(queries, cache, tables, positions, window)
+        return fused_attention(queries, cache, tables, positions[:, 0], window)
     at = torch.arange(tables.shape[1] * cache.shape[2], device=cache.device).expand(len(tables), -1)
-    keys, values = (gathered(part, tables, at <= positions[:, None]) for part in cache)
-    return masked_attention(queries, keys, values, positions[:, None], at, window)
-
-
-def gathered(part: Tensor, tables: Tensor, written: Tensor) -> Tensor:
-    """Keys or values [rows, kv_heads, keys, head_dim] of rows' blocks, zero where `written` [rows, keys] is False.
-
-    What a block held before may be anything, NaN too, which a weight of 0 would keep.
-    """
-    return part[tables].flatten(1, 2).masked_fill(~written[:, :, None, None], 0.0).transpose(1, 2)
+    # What is behind a row's last token may be anything, NaN too, which a weight of 0 would keep.
+    behind = (at > positions[:, -1:])[:, :, None, None]
+    keys, values = (part[tables].flatten(1, 2).masked_fill(behind, 0.0).transpose(1, 2) for part in cache)
+    return masked_attention(queries, keys, values, positions, at, window)

@@ -123,7 +123,7 @@ class BatchDelta:
         self._ranks = torch.zeros(rows, max(1, pool.ranks), dtype=torch.int32, device=device)
         self._scales = torch.zeros(rows, max(1, pool.ranks), dtype=torch.float32, device=device)
         self._counts = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._set: tuple[Mixture, ...] = ()
+        self._set: tuple[RankMixture, ...] = ()
 
     def set(self, mixtures: Sequence[Mixture]) -> None:
         """Make row i mixture i. Does nothing when they are the same as before."""
@@ -146,17 +146,16 @@ class BatchDelta:
             self._ranks[: len(counts), :most] = ranks.to(device)
             self._scales[: len(counts), :most] = scales.to(device)
         self._counts[: len(counts)] = torch.tensor(counts, dtype=torch.int32).to(device)
-        self._set = tuple(mixtures)
+        self._set = tuple(of_kind)
 
     def of(self, rows: int, *, fused: bool) -> RowsDelta:
         """What the first `rows` rows add. Modules that no row uses are left out, so they cost nothing.
 
         By modules, not by layers: each set is a graph of its own, and where a layer has nothing the stacks are zero.
         """
-        mixtures = [mixture for mixture in self._set if isinstance(mixture, RankMixture)]
-        core_modules = frozenset(module for mixture in mixtures for _, module in mixture.core_sites)
-        pair_modules = frozenset(module for mixture in mixtures for module in mixture.pair_modules)
-        most = self._rounded(max((len(mixture.rows) for mixture in mixtures), default=0))
+        core_modules = frozenset(module for mixture in self._set for _, module in mixture.core_sites)
+        pair_modules = frozenset(module for mixture in self._set for module in mixture.pair_modules)
+        most = self._rounded(max((len(mixture.rows) for mixture in self._set), default=0))
         return RowsDelta(self, rows, core_modules, pair_modules, most, fused)
 
     def _rounded(self, most: int) -> int:

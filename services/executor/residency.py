@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from services.executor.backend import Device
 from services.executor.host_memory import HostMemory
 from services.executor.mixture import LoadedAdapter
 from services.executor.slots import Acquired, SlotPool
@@ -74,19 +74,6 @@ class Held:
         if self._held:
             self._held = False
             self._release(self.sizes)
-
-
-class Device(Protocol):
-    """Where slots are: see `backend.Backend`."""
-
-    def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
-        """Bytes that an adapter takes in a slot."""
-
-    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        """Copy an adapter into a slot."""
-
-    def evict(self, adapter: LoadedAdapter) -> None:
-        """Empty its slot."""
 
 
 class Residency:

@@ -14,13 +14,13 @@ from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
 from smoa.errors import InvalidArgument
 from smoa.events import USAGE, Event, event
+from smoa.limits import MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
-MAX_PROMPT_CHARACTERS, MAX_ADAPTERS, MAX_WEIGHT, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 32, 4.0, 8, 64
-MAX_STAGES = 8
+MAX_PROMPT_CHARACTERS, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 8, 64
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
@@ -127,8 +127,8 @@ def _check_text(field: str, text: str) -> None:
 
 def _to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ...]:
     refs = tuple(AdapterRef(one.adapter_id, one.version, one.digest, one.weight) for one in adapters)
-    if len(refs) > MAX_ADAPTERS:
-        raise InvalidArgument("adapters", f"holds {len(refs)}", f"send at most {MAX_ADAPTERS}")
+    if len(refs) > MAX_STAGE_ADAPTERS:
+        raise InvalidArgument("adapters", f"holds {len(refs)}", f"send at most {MAX_STAGE_ADAPTERS}")
     if len({ref.adapter_id for ref in refs}) < len(refs):
         raise InvalidArgument("adapters", "names an adapter twice", "add up its weights")
     for ref in refs:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from services.executor.backend import BLOCK_TOKENS, Chunk
-from services.executor.kernels import gathered, paged_attention
+from services.executor.kernels import paged_attention
 from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
-from services.executor.model import Llama, masked_attention
+from services.executor.model import Llama
 from services.executor.rank_pool import BatchDelta, PlacedAdapter, RankPool, RowsDelta, mix
 
 MAX_GRAPHS = 64
@@ -114,7 +114,7 @@ class TorchBackend:
         device, count = self.model.device, len(chunk.tokens)
         positions = torch.arange(chunk.start, chunk.start + count, device=device)[None]
         table = torch.tensor(chunk.blocks[: (chunk.start + count - 1) // BLOCK_TOKENS + 1], device=device)
-        attention = _Prompt(self._cache, table, positions, self.config.windows)
+        attention = _Paged(self._cache, table[None], positions, self.config.windows, self._fused)
         tokens = torch.tensor([list(chunk.tokens)], device=device)
         hidden = self.model.hidden(tokens, positions, self._useful(self.delta([chunk.mixture])), attention)
         return self.model.logits(hidden[0, count - chunk.outputs :])
@@ -130,11 +130,11 @@ class TorchBackend:
     def _run(self, delta: RowsDelta) -> tuple[Tensor, Tensor]:
         """One step of the first `delta.rows` rows. Reads nothing that the host may change but the buffers: so it can be captured."""
         step = self._step
-        positions, tables = step.positions[: delta.rows], step.tables[: delta.rows]
+        positions, tables = step.positions[: delta.rows, None], step.tables[: delta.rows]
         if not self._fused:  # which would copy what the longest row does not use
             tables = tables[:, : step.used]
-        attention = _Decode(self._cache, tables, positions, self.config.windows, self._fused)
-        hidden = self.model.hidden(step.ids[: delta.rows, None], positions[:, None], self._useful(delta), attention)
+        attention = _Paged(self._cache, tables, positions, self.config.windows, self._fused)
+        hidden = self.model.hidden(step.ids[: delta.rows, None], positions, self._useful(delta), attention)
         logits = self.model.logits(hidden[:, 0])
         return logits, logits.argmax(-1)
 
@@ -201,27 +201,8 @@ class _StepInput:
 
 
 @dataclass(frozen=True)
-class _Prompt:
-    """`Attention` of several tokens of one sequence to its blocks: new keys and values go to their place, then all are gathered."""
-
-    cache: Tensor
-    table: Tensor
-    positions: Tensor
-    windows: tuple[int, ...]
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `model.Attention`."""
-        block, offset = self.table[self.positions[0] // BLOCK_TOKENS], self.positions[0] % BLOCK_TOKENS
-        at = torch.arange(len(self.table) * BLOCK_TOKENS, device=queries.device)[None]
-        for part, new in zip(self.cache[layer], (keys, values), strict=True):
-            part[block, offset] = new[0].transpose(0, 1)
-        all_keys, all_values = (gathered(part, self.table[None], at <= self.positions[:, -1:]) for part in self.cache[layer])
-        return masked_attention(queries, all_keys, all_values, self.positions, at, self.windows[layer])
-
-
-@dataclass(frozen=True)
-class _Decode:
-    """`Attention` of one token of each row to the row's blocks."""
+class _Paged:
+    """`Attention` of each row's tokens to the row's blocks: new keys and values go to their place in them first."""
 
     cache: Tensor
     tables: Tensor
@@ -231,7 +212,7 @@ class _Decode:
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `model.Attention`."""
-        block = self.tables.gather(1, (self.positions // BLOCK_TOKENS).long()[:, None])[:, 0]
+        block = self.tables.gather(1, (self.positions // BLOCK_TOKENS).long())
         for part, new in zip(self.cache[layer], (keys, values), strict=True):
-            part[block, self.positions % BLOCK_TOKENS] = new[:, :, 0]
+            part[block, self.positions % BLOCK_TOKENS] = new.transpose(1, 2)
         return paged_attention(queries, self.cache[layer], self.tables, self.positions, self.windows[layer], fused=self.fused)

@@ -13,10 +13,11 @@ from typing import Literal, cast
 
 from services.router.library import Statistics
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 
 Strategy = Literal["parallel", "sequential", "hierarchical"]
 STRATEGIES = ("parallel", "sequential", "hierarchical")
-MAX_DEPTH, MAX_BRANCHES, MAX_ADAPTERS, MAX_STAGES, MAX_STAGE_ADAPTERS, MAX_WEIGHT = 8, 256, 64, 8, 32, 4.0
+MAX_DEPTH, MAX_BRANCHES, MAX_ADAPTERS = 8, 256, 64
 
 
 @dataclass(frozen=True, kw_only=True)

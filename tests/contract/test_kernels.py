@@ -55,6 +55,6 @@ def test_attention(positions: list[int], heads: tuple[int, int], size: int, wind
     queries = torch.randn(len(positions), heads[0], 1, size, generator=generator).to(DEVICE)
     tables = torch.randint(0, 30, (len(positions), 8), generator=generator, dtype=torch.int32).to(DEVICE)[:, :5]
     at = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
-    plain = paged_attention(queries, cache, tables, at, window, fused=False)
-    fused = paged_attention(queries, cache, tables, at, window, fused=True)
+    plain = paged_attention(queries, cache, tables, at[:, None], window, fused=False)
+    fused = paged_attention(queries, cache, tables, at[:, None], window, fused=True)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)

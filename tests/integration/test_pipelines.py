@@ -101,6 +101,8 @@ async def test_a_cancelled_pipeline_frees_what_it_holds(world: World) -> None:
     await call.read()
     call.cancel()
     await world.idle()
+    status = await world.client.status()
+    assert (status.running, status.queued, status.cache_blocks_free) == (0, 0, status.cache_blocks)
 
 
 async def test_pipelines_that_fill_host_memory_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

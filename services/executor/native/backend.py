@@ -57,7 +57,7 @@ class _Batch(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("id", "position", "sequence", "sequences", "output", "logits", "greedy", "cache")),
         ("blocks", ctypes.c_int64),
         ("scratch", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("tokens", "outputs", "threads", "context")),
+        *((name, ctypes.c_int32) for name in ("tokens", "outputs", "context")),
     ]
 
 
@@ -97,21 +97,22 @@ class NativeBackend:
                 f"{config.head_dim}, {config.hidden} and {config.intermediate}; set SMOA_EXECUTOR_BACKEND=torch"
             )
         if flags is None:
-            wide = config.hidden % _MATRIX_INPUTS or config.intermediate % _MATRIX_INPUTS or config.heads * config.head_dim % _MATRIX_INPUTS
-            flags = next((variant for variant in processor_variants() if not wide or variant != AMX), None)
+            uneven = (
+                config.hidden % _MATRIX_INPUTS or config.intermediate % _MATRIX_INPUTS or config.heads * config.head_dim % _MATRIX_INPUTS
+            )
+            flags = next((variant for variant in processor_variants() if not uneven or variant != AMX), None)
         library = loaded(flags)
         self._forward, self._scratch_bytes = library[_FUNCTIONS[dtype]], library["smoa_scratch_bytes"]
         self._scratch_bytes.restype = ctypes.c_int64
         library.smoa_team.restype = ctypes.c_void_p
         self.config, self.fingerprint, self.dtype = config, name, dtype
         self.blocks, self.context, self.max_step_tokens = blocks, min(context, config.context), max_step_tokens
-        self._threads = threads or torch.get_num_threads()
         self._kept: list[object] = []  # what the structs point to
         self._model = self._packed_model(weights, padded_bases(bases))
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
-        self._team = ctypes.c_void_p(library.smoa_team(self._threads))
+        self._team = ctypes.c_void_p(library.smoa_team(threads or torch.get_num_threads()))
         weakref.finalize(self, library.smoa_end_team, self._team)
-        most = _Batch(tokens=max_step_tokens, outputs=max_step_tokens, threads=self._threads, context=self._padded_context)
+        most = _Batch(tokens=max_step_tokens, outputs=max_step_tokens, context=self._padded_context)
         self._logits = torch.zeros(max_step_tokens, config.vocabulary)
         self._scratch = torch.zeros(self._scratch_bytes(ctypes.byref(self._model), ctypes.byref(most), self._team), dtype=torch.uint8)
 
@@ -182,7 +183,6 @@ class NativeBackend:
             scratch=self._scratch.data_ptr(),
             tokens=tokens,
             outputs=len(output),
-            threads=self._threads,
             context=self._padded_context,
         )
         self._forward(ctypes.byref(self._model), ctypes.byref(batch), self._team)

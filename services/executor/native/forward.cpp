@@ -46,7 +46,7 @@ struct Step {
         take(inner, tokens * model.intermediate);
         take(last, padded(batch.outputs) * model.hidden);
         for (auto& each : mixed) take(each, tokens * MATRIX_INPUTS);
-        take(scores, int64_t(batch.threads) * model.heads * batch.context);
+        take(scores, int64_t(team.size) * model.heads * batch.context);
         bytes = free - static_cast<char*>(batch.scratch);
     }
     int64_t bytes;

@@ -55,6 +55,6 @@ struct Batch {
     void* cache;            // [layers, blocks, kv_heads, 2, BLOCK * head_dim]
     int64_t blocks;
     void* scratch;
-    int32_t tokens, outputs, threads, context;
+    int32_t tokens, outputs, context;
 };
 }

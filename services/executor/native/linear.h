@@ -121,7 +121,7 @@ inline void tiles(int first, int last, F body) {
     }
 }
 
-// What a linear site and writes in one step, strides in elements.
+// What a linear site reads and writes in one step, strides in elements.
 template <class E>
 struct Site {
     const Linear* linear;
