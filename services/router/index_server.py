@@ -11,11 +11,19 @@ from grpc.aio import AioRpcError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from services.router.index import KEYWORDS, Vector, payload_of, point_id
-from services.router.library import AdapterRecord, Candidate, Scope
+from services.router.index import Vector, point_id
+from services.router.library import AdapterRecord, Candidate, Reach, Scope, labels_of, pool_of
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
+KEYWORDS = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels")
+"""Payload fields with an index. A search filters on `pool` alone (and `labels`, when there are hints); the others are for listings."""
+
+
+def payload_of(record: AdapterRecord) -> dict[str, Any]:
+    """Payload of an adapter's point."""
+    visibility = "shared" if record.shared else "private"
+    return {"type": "adapter", "pool": pool_of(record), **record.to_payload(), "visibility": visibility, "labels": labels_of(record)}
 
 
 class ServerIndex:
@@ -37,7 +45,7 @@ class ServerIndex:
                 )
             )
             for key in KEYWORDS:
-                schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=key == "tenant")
+                schema = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=key == "pool", enable_hnsw=key == "pool")
                 await index._call(client.create_payload_index(collection, key, field_schema=schema))
         return index
 
@@ -59,12 +67,21 @@ class ServerIndex:
             return None
         return AdapterRecord.from_payload(found[0].payload), np.asarray(found[0].vector, np.float32)
 
-    async def search(self, vector: Vector, scope: Scope, limit: int) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
         """See `AdapterIndex`."""
+        wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]
+        if reach.any_labels:
+            wanted.append(models.FieldCondition(key="labels", match=models.MatchAny(any=list(reach.any_labels))))
         answer = await self._call(
-            self._client.query_points(self._collection, query=vector.tolist(), query_filter=_filter(scope), limit=limit, with_payload=True)
+            self._client.query_points(
+                self._collection,
+                query=vector.tolist(),
+                query_filter=models.Filter(must=wanted),
+                limit=limit,
+                with_payload=models.PayloadSelectorExclude(exclude=["examples"]),
+            )
         )
-        return [Candidate(AdapterRecord.from_payload(point.payload or {}), point.score) for point in answer.points]
+        return [Candidate(AdapterRecord.from_payload({**(point.payload or {}), "examples": ()}), point.score) for point in answer.points]
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `AdapterIndex`."""
@@ -124,6 +141,4 @@ def _filter(scope: Scope) -> models.Filter:
     if scope.digest is not None:
         must.append(_equals("digest", scope.digest))
     must += [_equals("tags", tag) for tag in scope.all_tags]
-    if scope.any_tags:
-        must.append(models.FieldCondition(key="labels", match=models.MatchAny(any=list(scope.any_tags))))
     return models.Filter(must=must)

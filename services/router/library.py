@@ -74,22 +74,64 @@ class AdapterRecord:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An adapter and the cosine of its vector with the query's."""
+    """An adapter, its examples left out, and the cosine of its vector with the query's."""
 
     record: AdapterRecord
     cosine: float
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What a query may be routed to: active adapters of its base model, the tenant's own and shared ones.
+
+    The one place where routing keeps tenants apart: every adapter that may be routed to is in one pool, `pool_of`, and a search is made
+    in the pools of its reach and nowhere else.
+    """
+
+    tenant: str
+    base_model: str
+    any_labels: tuple[str, ...] = ()
+    """When not empty: only adapters with one of these among their tags, name and specialization."""
+
+    @property
+    def pools(self) -> tuple[str, str]:
+        """The tenant's own pool, and the shared one."""
+        return f"{self.tenant}/{self.base_model}", f"*/{self.base_model}"
+
+    def admits(self, record: AdapterRecord) -> bool:
+        """The reach's meaning, in plain code; the index implementations are tested against it."""
+        return (
+            record.state == "active"
+            and record.base_model == self.base_model
+            and record.visible_to(self.tenant)
+            and (not self.any_labels or bool(set(self.any_labels) & set(labels_of(record))))
+        )
+
+
+def pool_of(record: AdapterRecord) -> str:
+    """The pool in which a search finds the adapter; empty when it may not be routed to.
+
+    A tenant's name has neither `*` nor `/` (`checked_tenant`), so no tenant's pool is another's, or the shared one.
+    """
+    if record.state != "active":
+        return ""
+    return f"{'*' if record.shared else record.tenant}/{record.base_model}"
+
+
+def labels_of(record: AdapterRecord) -> list[str]:
+    """What a hint may match."""
+    return sorted({*record.tags, record.name, record.specialization})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What a search or a listing may see. The one place where tenants are kept apart."""
+    """What a listing may see."""
 
     tenant: str | None
     base_model: str | None = None
     include_shared: bool = True
     states: tuple[State, ...] = ("active",)
     all_tags: tuple[str, ...] = ()
-    any_tags: tuple[str, ...] = ()
     name: str | None = None
     digest: str | None = None
 
@@ -100,7 +142,6 @@ class Scope:
             and (self.base_model is None or record.base_model == self.base_model)
             and record.state in self.states
             and set(self.all_tags) <= set(record.tags)
-            and (not self.any_tags or bool(set(self.any_tags) & {*record.tags, record.name, record.specialization}))
             and (self.name is None or record.name == self.name)
             and (self.digest is None or record.digest == self.digest)
         )

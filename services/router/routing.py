@@ -11,16 +11,18 @@ from typing import Protocol
 
 from ulid import ULID
 
-from services.router.cache import CacheKey, RoutingCache
+from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCache
 from services.router.compositions import Compositions, Stage
 from services.router.embedding import StaticEmbedder
-from services.router.index import AdapterIndex
-from services.router.library import DEFAULT_TENANT, Candidate, Scope, checked_tenant
+from services.router.flight import SingleFlight
+from services.router.index import AdapterIndex, Vector
+from services.router.library import DEFAULT_TENANT, Candidate, Reach, Scope, checked_tenant
 from services.router.scoring import Chosen, Hints, check_strategy, choose
 from smoa.errors import InvalidArgument, NotFound
 
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
+_CHOSEN_BYTES = 2_500  # of an adapter of a cached decision, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class RoutingDefaults:
     temperature: float = 0.01
     min_weight: float = 0.1
     candidates: int = 32
+    embedding_cache_bytes: int = 16 * 2**20
 
 
 class Router:
@@ -86,6 +89,8 @@ class Router:
         self._compositions = compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
+        self._flights: SingleFlight[CacheKey, tuple[Chosen, ...]] = SingleFlight()
+        self._embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
 
     async def route(self, query: RouteQuery) -> RoutedQuery:
         """Decide.
@@ -117,9 +122,15 @@ class Router:
         key = self._key(query)
         if (chosen := self._cache.get(key)) is not None:
             return chosen, True
+        return await self._flights.run(key, lambda: self._decide_and_keep(key, query)), False
+
+    async def _decide_and_keep(self, key: CacheKey, query: RouteQuery) -> tuple[Chosen, ...]:
+        generation = self._cache.generation
         chosen = tuple(await self._decide(query))
-        self._cache.put(key, chosen, [item.record.adapter_id for item in chosen])
-        return chosen, False
+        if generation == self._cache.generation:  # else the library changed meanwhile, and this answer may be of before
+            size = ENTRY_BYTES + _CHOSEN_BYTES * len(chosen)
+            self._cache.put(key, chosen, [item.record.adapter_id for item in chosen], size)
+        return chosen
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
@@ -148,20 +159,31 @@ class Router:
     def _key(self, query: RouteQuery) -> CacheKey:
         text = "\x00".join((query.query, str(query.score_threshold), *query.hints.labels, query.hints.task_id))
         assert query.top_k is not None
-        return CacheKey(query.tenant, query.base_model, query.strategy, hashlib.sha256(text.encode()).hexdigest(), query.top_k)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        return CacheKey(query.tenant, query.base_model, query.strategy, digest, query.top_k)
+
+    def _embed(self, text: str) -> Vector:
+        vector = self._embeddings.get(text)
+        if vector is None:
+            vector = self._embedder.embed(text)
+            self._embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
+        return vector
 
     async def _decide(self, query: RouteQuery) -> list[Chosen]:
         assert query.top_k is not None
         assert query.score_threshold is not None
         check_strategy(query.strategy, query.hints)
-        scope = Scope(tenant=query.tenant, base_model=query.base_model)
-        vector = self._embedder.embed(query.query)
+        reach = Reach(tenant=query.tenant, base_model=query.base_model)
+        vector = self._embed(query.query)
         found: dict[str, Candidate] = {}
+        hinted = query.hints and query.strategy != "semantic"
         if query.strategy != "task":
-            found |= {c.record.adapter_id: c for c in await self._index.search(vector, scope, self._defaults.candidates)}
-        if query.hints and query.strategy != "semantic":
-            hinted = dataclasses.replace(scope, any_tags=query.hints.labels)
-            found |= {c.record.adapter_id: c for c in await self._index.search(vector, hinted, self._defaults.candidates)}
+            # Where the cosine alone ranks, no more is needed than is asked for.
+            limit = self._defaults.candidates if hinted else query.top_k
+            found |= {c.record.adapter_id: c for c in await self._index.search(vector, reach, limit)}
+        if hinted:
+            labelled = dataclasses.replace(reach, any_labels=query.hints.labels)
+            found |= {c.record.adapter_id: c for c in await self._index.search(vector, labelled, self._defaults.candidates)}
         return choose(
             query.strategy,
             list(found.values()),

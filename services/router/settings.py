@@ -19,7 +19,9 @@ class RouterSettings:
     score_threshold: float = 0.15
     temperature: float = 0.01
     min_weight: float = 0.1
-    cache_entries: int = 10_000
+    cache_bytes: int = 64 * 2**20
+    embedding_cache_bytes: int = 16 * 2**20
+    record_cache_bytes: int = 32 * 2**20
     cache_ttl_s: float = 300.0
     spool_events: int = 1_000_000
     drain_s: float = 5.0

@@ -16,12 +16,13 @@ from qdrant_client import AsyncQdrantClient
 
 from services.router.embedding import normalised
 from services.router.index import AdapterIndex, Vector
-from services.router.index_edge import EdgeIndex
+from services.router.index_local import LocalIndex
 from services.router.index_server import ServerIndex
-from services.router.library import AdapterRecord, Scope
+from services.router.library import AdapterRecord, Reach, Scope
 from smoa.adapter import new_adapter_id
 
 DIMENSION = 16
+PUBLIC = Reach(tenant="public", base_model="base-a")
 URL = os.environ.get("SMOA_TEST_QDRANT_URL", "")
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
 
@@ -53,12 +54,12 @@ def vector(seed: int) -> Vector:
     return normalised(np.random.default_rng(seed).standard_normal(DIMENSION).astype(np.float32))
 
 
-@pytest.fixture(params=["edge", "local", "server"])
+@pytest.fixture(params=["local", "client", "server"])
 async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AdapterIndex]:
     made: AdapterIndex
-    if request.param == "edge":
-        made = EdgeIndex(tmp_path / "index", DIMENSION)
-    elif request.param == "local":
+    if request.param == "local":
+        made = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    elif request.param == "client":
         made = await ServerIndex.open(AsyncQdrantClient(":memory:"), DIMENSION)
     else:
         if not URL:
@@ -76,7 +77,7 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
     found = await index.get(one.adapter_id)
     assert found is not None
     assert found[0] == one
-    assert np.allclose(found[1], vector(1), atol=1e-5)
+    assert np.allclose(found[1], vector(1), atol=1e-3)
     newer = record(adapter_id=one.adapter_id, state="retired", state_reason="why")
     await index.upsert([(newer, vector(2))])
     again = await index.get(one.adapter_id)
@@ -88,13 +89,13 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
 async def test_search_orders_by_cosine(index: AdapterIndex) -> None:
     records = [record(name=str(number)) for number in range(20)]
     await index.upsert([(one, vector(number)) for number, one in enumerate(records)])
-    found = await index.search(vector(100), Scope(tenant="public"), 5)
+    found = await index.search(vector(100), PUBLIC, 5)
     exact = sorted(range(20), key=lambda number: -float(vector(number) @ vector(100)))[:5]
     assert [candidate.record.name for candidate in found] == [str(number) for number in exact]
-    assert [candidate.cosine for candidate in found] == pytest.approx([float(vector(n) @ vector(100)) for n in exact], abs=1e-5)
+    assert [candidate.cosine for candidate in found] == pytest.approx([float(vector(n) @ vector(100)) for n in exact], abs=5e-3)
 
 
-async def test_search_and_scroll_see_exactly_what_the_scope_admits(index: AdapterIndex) -> None:
+async def test_search_and_scroll_see_exactly_what_they_may(index: AdapterIndex) -> None:
     rng = random.Random(5)
     records = [
         record(
@@ -117,13 +118,19 @@ async def test_search_and_scroll_see_exactly_what_the_scope_admits(index: Adapte
             base_model=rng.choice((None, "base-a", "base-b")),
             states=rng.choice((("active",), ("active", "retired"), ("retired", "purged"))),
             all_tags=rng.choice(((), ("x",), ("x", "y"))),
-            any_tags=rng.choice(((), ("z", "style"), ("m",))),
             name=rng.choice((None, None, "n")),
             digest=rng.choice((None, None, "e" * 64)),
         )
         admitted = sorted(one.adapter_id for one in records if scope.admits(one))
         assert [one.adapter_id for one in await index.scroll(scope, "", 100)] == admitted
-        assert sorted(c.record.adapter_id for c in await index.search(vector(7), scope, 100)) == admitted
+    for _ in range(40):
+        reach = Reach(
+            tenant=rng.choice(("public", "acme", "nobody")),
+            base_model=rng.choice(("base-a", "base-b", "base-c")),
+            any_labels=rng.choice(((), ("z", "style"), ("m",), ("x", "nothing"))),
+        )
+        admitted = sorted(one.adapter_id for one in records if reach.admits(one))
+        assert sorted(c.record.adapter_id for c in await index.search(vector(7), reach, 100)) == admitted
 
 
 async def test_pages_follow_each_other(index: AdapterIndex) -> None:
@@ -144,7 +151,7 @@ async def test_documents_are_apart_from_adapters(index: AdapterIndex) -> None:
     assert await index.list_documents("composition", "public", "", 10) == [(document, {"deep": [1, {"a": "b"}]})]
     assert await index.get(document) is None
     assert await index.get_document(adapter.adapter_id) is None
-    assert [c.record.adapter_id for c in await index.search(vector(1), Scope(tenant=None), 10)] == [adapter.adapter_id]
+    assert [c.record.adapter_id for c in await index.search(vector(1), PUBLIC, 10)] == [adapter.adapter_id]
     await index.delete_document(document)
     await index.delete_document(document)
     assert await index.get_document(document) is None
@@ -153,9 +160,9 @@ async def test_documents_are_apart_from_adapters(index: AdapterIndex) -> None:
 async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, signal, sys\nfrom pathlib import Path\n"
-        "from tests.contract.test_adapter_index import DIMENSION, EdgeIndex, record, vector\n"
+        "from tests.contract.test_adapter_index import DIMENSION, LocalIndex, record, vector\n"
         "async def main():\n"
-        "    index = EdgeIndex(Path(sys.argv[1]), DIMENSION)\n"
+        "    index = await LocalIndex.open(Path(sys.argv[1]), DIMENSION)\n"
         "    one = record()\n"
         "    await index.upsert([(one, vector(1))])\n"
         "    print(one.adapter_id, flush=True)\n"
@@ -166,6 +173,6 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "index")], capture_output=True, text=True, check=False, timeout=60, cwd=Path.cwd()
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    index = EdgeIndex(tmp_path / "index", DIMENSION)
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
     assert await index.get(done.stdout.strip()) is not None
     await index.close()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from services.router.compositions import Compositions
-from services.router.index_edge import EdgeIndex
+from services.router.index_local import LocalIndex
 from services.router.library import AdapterRecord
 from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
@@ -80,7 +80,7 @@ async def test_parents_and_children_are_recorded_and_hold_each_other(world: Rout
 
 
 async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(world: RouterWorld, tmp_path: Path) -> None:
-    index = EdgeIndex(tmp_path / "index", 256)
+    index = await LocalIndex.open(tmp_path / "index", 256)
     adapter_id, compositions = new_adapter_id(), Compositions(index)
     leaf: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"adapterId": adapter_id}]}
     nests: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"composition": "inner"}]}

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.router.cache import CacheKey, RoutingCache
+from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCache
 
 
 class _Clock:
@@ -18,12 +18,12 @@ class _Clock:
 
 
 def _key(name: str) -> CacheKey:
-    return CacheKey("t", "b", "semantic", name, 3)
+    return CacheKey("t", "b", "semantic", name.encode(), 3)
 
 
-def _cache(max_entries: int = 3, ttl_s: float = 10.0) -> tuple[RoutingCache[int], _Clock]:
+def _cache(entries: int = 3, ttl_s: float = 10.0) -> tuple[RoutingCache[int], _Clock]:
     clock = _Clock()
-    return RoutingCache(max_entries, ttl_s, clock), clock
+    return RoutingCache(entries * ENTRY_BYTES, ttl_s, clock), clock
 
 
 def test_least_recently_used_goes_first() -> None:
@@ -149,3 +149,30 @@ class CacheMachine(RuleBasedStateMachine):
 
 CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
 TestCache = CacheMachine.TestCase
+
+
+def test_bytes_are_the_bound_and_what_is_larger_is_not_kept() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(100)
+    cache.put("a", 1, 60)
+    assert cache.put("b", 2, 60) == [("a", 1)]
+    assert (cache.get("a"), cache.get("b"), cache.bytes) == (None, 2, 60)
+    cache.put("c", 3, 101)
+    assert (cache.get("c"), cache.get("b")) == (None, 2)
+    cache.put("b", 4, 10)
+    assert (cache.get("b"), cache.bytes, len(cache)) == (4, 10, 1)
+
+
+def test_an_answer_too_large_to_keep_leaves_nothing_behind() -> None:
+    cache, _ = _cache(1)
+    cache.put(_key("a"), 1, ["x"])
+    cache.put(_key("a"), 2, ["x"], size=10 * ENTRY_BYTES)
+    assert cache.get(_key("a")) is None
+    cache.check_integrity()
+
+
+def test_every_change_is_a_new_generation() -> None:
+    cache, _ = _cache()
+    cache.drop_adapter("x")
+    assert cache.generation == 1
+    cache.clear()
+    assert cache.generation == 2

@@ -1,0 +1,119 @@
+"""The index in this process at sizes where it scans, trains and compacts; its restart, snapshot and owner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.router import index_local, pool
+from services.router.index import Vector
+from services.router.index_local import FILE, LocalIndex
+from services.router.library import AdapterRecord, Reach, Scope
+from smoa.errors import FailedPrecondition
+from tests.contract.test_adapter_index import PUBLIC, record
+
+DIMENSION = 64
+
+
+def _vectors(count: int, seed: int = 0) -> Vector:
+    made = np.random.default_rng(seed).standard_normal((count, DIMENSION)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+def _records(count: int, **changes: object) -> list[AdapterRecord]:
+    return [record(name=f"n{number}", **changes) for number in range(count)]
+
+
+async def _found(index: LocalIndex, vector: Vector, reach: Reach = PUBLIC) -> str:
+    candidates = await index.search(vector, reach, 1)
+    return candidates[0].record.adapter_id if candidates else ""
+
+
+@pytest.fixture
+async def index(tmp_path: Path) -> AsyncIterator[LocalIndex]:
+    made = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    yield made
+    await made.close()
+
+
+async def test_every_adapter_is_found_while_the_pool_is_trained(index: LocalIndex) -> None:
+    records, vectors = _records(6000), _vectors(6000)
+    for start in range(0, 6000, 1000):
+        await index.upsert(list(zip(records[start : start + 1000], vectors[start : start + 1000], strict=True)))
+        for number in (start, start + 999, start // 2):
+            assert await _found(index, vectors[number]) == records[number].adapter_id
+    await index.trained()
+    for number in range(0, 6000, 100):
+        assert await _found(index, vectors[number]) == records[number].adapter_id
+
+
+async def test_a_restart_finds_the_same_and_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, vectors = _records(3000), _vectors(3000)
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    await index.upsert(list(zip(records, vectors, strict=True)))
+    await index.trained()
+    before = [[c.record.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)]
+    await index.close()
+    monkeypatch.setattr(pool.Successor, "train", None)
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    assert [[c.record.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)] == before
+    await index.close()
+
+
+async def test_what_is_retired_or_moved_is_found_no_more_and_marks_are_cleared(index: LocalIndex) -> None:
+    records, vectors = _records(4000), _vectors(4000)
+    await index.upsert(list(zip(records, vectors, strict=True)))
+    await index.trained()
+    retired = [dataclasses.replace(one, state="retired") for one in records[:1500]]
+    await index.upsert(list(zip(retired, vectors[:1500], strict=True)))
+    await index.trained()
+    moved = vectors[1500:1600][::-1]
+    await index.upsert(list(zip(records[1500:1600], moved, strict=True)))
+    assert [await _found(index, vector) for vector in moved] == [one.adapter_id for one in records[1500:1600]]
+    for number in range(0, 1500, 50):
+        assert await _found(index, vectors[number]) != records[number].adapter_id
+    assert [await _found(index, vectors[n]) for n in range(1600, 4000, 50)] == [records[n].adapter_id for n in range(1600, 4000, 50)]
+    await index.upsert([(records[0], vectors[0])])
+    assert await _found(index, vectors[0]) == records[0].adapter_id
+
+
+async def test_statistics_alone_move_no_vector(index: LocalIndex) -> None:
+    one, vector = record(), _vectors(1)[0]
+    for uses in range(50):
+        changed = dataclasses.replace(one, statistics=dataclasses.replace(one.statistics, uses=uses))
+        await index.upsert([(changed, vector)])
+    assert index._pools[PUBLIC.pools[0]].positions == 1
+    assert (await index.search(vector, PUBLIC, 1))[0].record.statistics.uses == 49
+
+
+async def test_a_broad_label_is_looked_for_among_the_nearest(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_local, "BROAD_LABEL_ROWS", 100)
+    records, vectors = _records(150, tags=("broad",)), _vectors(150)
+    await index.upsert([*zip(records, vectors, strict=True), (other := record(name="other"), vectors[0])])
+    reach = dataclasses.replace(PUBLIC, any_labels=("broad",))
+    found = [candidate.record.adapter_id for candidate in await index.search(vectors[0], reach, 5)]
+    assert found[0] == records[0].adapter_id
+    assert other.adapter_id not in found
+
+
+async def test_a_snapshot_is_the_index_of_one_moment(index: LocalIndex, tmp_path: Path) -> None:
+    one, later, vectors = record(), record(), _vectors(2)
+    await index.upsert([(one, vectors[0])])
+    (tmp_path / "copy").mkdir()
+    await index.snapshot(tmp_path / "copy" / FILE)
+    await index.upsert([(later, vectors[1])])
+    copy = await LocalIndex.open(tmp_path / "copy", DIMENSION)
+    assert [found.adapter_id for found in await copy.scroll(Scope(tenant="public"), "", 10)] == [one.adapter_id]
+    assert await _found(copy, vectors[0]) == one.adapter_id
+    await copy.close()
+
+
+async def test_one_process_owns_the_folder(index: LocalIndex, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        await LocalIndex.open(tmp_path / "index", DIMENSION)
+    assert str(caught.value) == (f"index: another process uses {tmp_path / 'index'}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)")
