@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 
@@ -18,6 +19,9 @@ from smoa.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
+
+_IMPORT_AHEAD = 2
+"""Batches of an import that are on their way while one is waited for."""
 
 
 class SmoaClient:
@@ -172,6 +176,37 @@ class SmoaClient:
         """Register an adapter whose file is in the store."""
         request = registry_pb2.RegisterAdapterRequest(tenant=tenant, digest=digest, examples=examples)
         return await self.registry.RegisterAdapter(request, timeout=self._timeout_s)
+
+    async def import_adapters(
+        self, batches: Iterable[Sequence[registry_pb2.ImportedAdapter]], tenant: str = "public"
+    ) -> AsyncIterator[registry_pb2.ImportAdaptersResponse]:
+        """Add batches of at most 1,000 adapters; yields an answer for each, once it is durable and searchable."""
+        call = self.registry.ImportAdapters()
+        waiting = 0
+        try:
+            for batch in batches:
+                try:
+                    await call.write(registry_pb2.ImportAdaptersRequest(tenant=tenant, adapters=batch))
+                except asyncio.InvalidStateError:  # the server has ended it; the next answer says why
+                    break
+                waiting += 1
+                if waiting > _IMPORT_AHEAD:
+                    yield await self._answer(call)
+                    waiting -= 1
+            else:
+                await call.done_writing()
+            for _ in range(waiting):
+                yield await self._answer(call)
+        finally:
+            call.cancel()
+
+    async def _answer(
+        self, call: grpc.aio.StreamStreamCall[registry_pb2.ImportAdaptersRequest, registry_pb2.ImportAdaptersResponse]
+    ) -> registry_pb2.ImportAdaptersResponse:
+        async with asyncio.timeout(self._timeout_s):
+            answer = await call.read()
+        assert isinstance(answer, registry_pb2.ImportAdaptersResponse), "the server ended an import without an answer"
+        return answer
 
     async def list_all(
         self,

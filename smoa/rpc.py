@@ -69,7 +69,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
         if handler.response_streaming:
-            stream: Any = handler.unary_stream
+            stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 try:
@@ -83,7 +83,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     _log.exception("%s failed", method)
                     await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
 
-            return grpc.unary_stream_rpc_method_handler(streaming, handler.request_deserializer, handler.response_serializer)
+            made = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            return made(streaming, handler.request_deserializer, handler.response_serializer)
         unary: Any = handler.unary_unary
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

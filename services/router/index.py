@@ -24,6 +24,9 @@ class AdapterIndex(Protocol):
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
+    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(tenant, digest) of those of the adapters that are there."""
+
     async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
         """Nearest adapters by cosine within the reach, best first."""
 

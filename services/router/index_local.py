@@ -87,6 +87,10 @@ class LocalIndex:
         point_id(adapter_id)
         return self._reader.get(adapter_id)
 
+    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """See `AdapterIndex`."""
+        return await self._call(lambda: self._file.owners(adapter_ids))
+
     async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
         """See `AdapterIndex`."""
         labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None

@@ -67,6 +67,13 @@ class ServerIndex:
             return None
         return AdapterRecord.from_payload(found[0].payload), np.asarray(found[0].vector, np.float32)
 
+    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """See `AdapterIndex`."""
+        wanted = models.PayloadSelectorInclude(include=["type", "adapter_id", "tenant", "digest"])
+        points = await self._call(self._client.retrieve(self._collection, [point_id(one) for one in adapter_ids], with_payload=wanted))
+        payloads = [point.payload or {} for point in points]
+        return {payload["adapter_id"]: (payload["tenant"], payload["digest"]) for payload in payloads if payload["type"] == "adapter"}
+
     async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
         """See `AdapterIndex`."""
         wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]

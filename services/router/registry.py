@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from services.router.embedding import StaticEmbedder, normalised
+from services.router.importing import Imported, check_imported
 from services.router.index import AdapterIndex, Vector
 from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
 from services.router.listing import page_after, page_size_of, page_token_of
@@ -70,6 +71,37 @@ class Registry:
             await self._index.upsert([(record, self._embedder.centroid(examples))])
         self._changed([Change("registered", record)])
         return record
+
+    async def import_adapters(self, tenant: str, imported: Sequence[Imported]) -> int:
+        """Add many as one step; returns how many were not there before.
+
+        Raises:
+            InvalidArgument: naming the adapter and the field.
+            AlreadyExists: an id is taken by other content.
+        """
+        tenant = checked_tenant(tenant)
+        checked = await asyncio.to_thread(self._checked_import, tenant, imported)
+        async with self._writing:
+            there = await self._index.owners([record.adapter_id for record, _ in checked])
+            for record, _ in checked:
+                if there.get(record.adapter_id, (tenant, record.digest)) != (tenant, record.digest):
+                    raise _taken(record.adapter_id)
+            added = [(record, vector) for record, vector in checked if record.adapter_id not in there]
+            if added:
+                await self._index.upsert(added)
+        self._changed([Change("registered", record) for record, _ in added])
+        return len(added)
+
+    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[tuple[AdapterRecord, Vector]]:
+        now = _now_us()
+        made: dict[str, tuple[AdapterRecord, Vector]] = {}
+        for one in check_imported(imported, self._embedder.dimension):
+            examples = tuple(_checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
+            record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
+            if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
+                raise _taken(record.adapter_id)
+            made[record.adapter_id] = (record, self._embedder.centroid(examples) if one.vector is None else one.vector)
+        return list(made.values())
 
     async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """One adapter the tenant may see.
@@ -252,8 +284,12 @@ class Registry:
 
 def _same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRecord:
     if record.tenant != tenant or record.digest != digest:
-        raise AlreadyExists(f"adapter_id: {record.adapter_id} is taken by other content; train or import again to get a new id")
+        raise _taken(record.adapter_id)
     return record
+
+
+def _taken(adapter_id: str) -> AlreadyExists:
+    return AlreadyExists(f"adapter_id: {adapter_id} is taken by other content; train or import again to get a new id")
 
 
 def _checked_examples(examples: Sequence[str]) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.compositions import Composition, Compositions
+from services.router.importing import Imported
 from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
 from services.router.registry import Change, Registry
 from services.router.routing import RoutedQuery, RouteQuery, Router
@@ -73,6 +77,17 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples))
+
+    async def ImportAdapters(  # noqa: N802
+        self, request_iterator: AsyncIterator[registry_pb2.ImportAdaptersRequest], context: Context
+    ) -> AsyncIterator[registry_pb2.ImportAdaptersResponse]:
+        """See the contract."""
+        durable = added = 0
+        async for request in request_iterator:
+            imported = await asyncio.to_thread(lambda: [_to_imported(one) for one in request.adapters])  # noqa: B023  awaited at once
+            added += await self._registry.import_adapters(request.tenant, imported)
+            durable += len(imported)
+            yield registry_pb2.ImportAdaptersResponse(durable=durable, added=added)
 
     async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -159,12 +174,32 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.DeleteCompositionResponse()
 
 
+def _to_imported(one: registry_pb2.ImportedAdapter) -> Imported:
+    adapter = one.adapter
+    record = AdapterRecord(
+        adapter_id=adapter.adapter_id,
+        version=adapter.version,
+        digest=adapter.digest,
+        tenant="",
+        name=adapter.name,
+        kind=_word(common.AdapterKind, adapter.kind, "ADAPTER_KIND_", "kind"),
+        granularity="",
+        specialization=_word(common.Specialization, adapter.specialization, "SPECIALIZATION_", "specialization"),
+        base_model=adapter.base_model,
+        rank=adapter.rank,
+        modules=tuple(adapter.modules),
+        parameter_count=adapter.parameter_count,
+        file_bytes=adapter.file_bytes,
+        tags=tuple(adapter.tags),
+        shared=adapter.shared,
+        examples=tuple(one.examples),
+    )
+    return Imported(record, np.array(one.vector, np.float32) if one.vector else None)
+
+
 def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
-    try:
-        strategy = common.RoutingStrategy.Name(request.strategy).removeprefix("ROUTING_STRATEGY_").lower()
-    except ValueError as error:
-        raise InvalidArgument("strategy", f"{request.strategy} is unknown", "use a RoutingStrategy of smoa.v1") from error
-    specialization = request.specialization
+    strategy = _word(common.RoutingStrategy, request.strategy, "ROUTING_STRATEGY_", "strategy")
+    specialization = _word(common.Specialization, request.specialization, "SPECIALIZATION_", "specialization")
     return RouteQuery(
         query=request.query,
         base_model=request.base_model,
@@ -174,11 +209,23 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
         score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
         hints=Hints(
             tags=tuple(request.tags),
-            specialization=common.Specialization.Name(specialization).removeprefix("SPECIALIZATION_").lower() if specialization else "",
+            specialization="" if specialization == "unspecified" else specialization,
             task_id=request.task_id,
         ),
         composition=request.composition,
     )
+
+
+def _word(enum: Any, value: int, prefix: str, field: str) -> str:
+    """The word of an enum's value.
+
+    Raises:
+        InvalidArgument: a value that this version does not know.
+    """
+    try:
+        return str(enum.Name(value)).removeprefix(prefix).lower()
+    except ValueError as error:
+        raise InvalidArgument(field, f"{value} is unknown", f"use a {enum.DESCRIPTOR.name} of smoa.v1") from error
 
 
 def to_decision(routed: RoutedQuery) -> router_pb2.Decision:

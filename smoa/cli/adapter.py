@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smoa.adapter import SPECIALIZATIONS, decode, encode
+from smoa.cli.bulk import import_jsonl
 from smoa.cli.query import EXECUTOR, ROUTER
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
@@ -147,8 +148,9 @@ def restore(adapter_id: str, tenant: str, router: str) -> None:
 
 
 @adapter_group.command("import")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--output", "-o", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Adapter file to write.")
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Adapter file to write.")
+@click.option("--jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Register every adapter of this file instead.")
 @click.option("--base-model", default="", help="Fingerprint of the base model; asked of the executor when left out.")
 @click.option("--executor", envvar="SMOA_EXECUTOR", default=EXECUTOR, show_default=True)
 @click.option("--name", default="", help="Default: the folder's name.")
@@ -156,8 +158,25 @@ def restore(adapter_id: str, tenant: str, router: str) -> None:
 @click.option("--shared", is_flag=True, help="Every tenant may use it.")
 @click.option("--tag", "tags", multiple=True)
 @click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
-def import_command(folder: Path, output: Path, base_model: str, executor: str, **about: Any) -> None:
-    """Turn a PEFT LoRA FOLDER into an adapter file, ready to push."""
+@_router
+def import_command(
+    folder: Path | None, output: Path | None, jsonl: Path | None, base_model: str, executor: str, router: str, **about: Any
+) -> None:
+    """Turn a PEFT LoRA FOLDER into an adapter file, ready to push; or register the adapters of a --jsonl file, any number of them.
+
+    \b
+    A line of the file is an object of
+      adapter_id, digest, name, kind (lora or lora_xs), base_model, rank, modules, parameter_count,
+      vector (256 numbers, the router's embedding) or examples (5 to 50 inputs),
+      and if you like: version, specialization, tags, shared, file_bytes.
+    The same command again goes on where it broke off.
+    """  # noqa: D301  the escape tells click to keep the lines
+    if jsonl is not None:
+        if folder is not None or output is not None:
+            raise click.UsageError("--jsonl goes without FOLDER and --output")
+        return import_jsonl(jsonl, router, about["tenant"])
+    if folder is None or output is None:
+        raise click.UsageError("give FOLDER and --output, or --jsonl")
 
     async def fingerprint() -> str:
         async with SmoaClient(executor=executor) as client:
@@ -165,7 +184,7 @@ def import_command(folder: Path, output: Path, base_model: str, executor: str, *
 
     adapter = import_folder(folder, base_model or asyncio.run(fingerprint()), **about)
     output.write_bytes(encode(adapter))
-    click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
+    return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
 
 @adapter_group.command("export")

@@ -89,6 +89,32 @@ class RegisterAdapterRequest(_message.Message):
     examples: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ImportedAdapter(_message.Message):
+    __slots__ = ("adapter", "vector", "examples")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    vector: _containers.RepeatedScalarFieldContainer[float]
+    examples: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., vector: _Optional[_Iterable[float]] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ImportAdaptersRequest(_message.Message):
+    __slots__ = ("tenant", "adapters")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapters: _containers.RepeatedCompositeFieldContainer[ImportedAdapter]
+    def __init__(self, tenant: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ImportedAdapter, _Mapping]]] = ...) -> None: ...
+
+class ImportAdaptersResponse(_message.Message):
+    __slots__ = ("durable", "added")
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    durable: int
+    added: int
+    def __init__(self, durable: _Optional[int] = ..., added: _Optional[int] = ...) -> None: ...
+
 class GetAdapterRequest(_message.Message):
     __slots__ = ("tenant", "adapter_id")
     TENANT_FIELD_NUMBER: _ClassVar[int]

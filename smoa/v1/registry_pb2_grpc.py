@@ -39,6 +39,11 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.ImportAdapters = channel.stream_stream(
+                '/smoa.v1.RegistryService/ImportAdapters',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersResponse.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/smoa.v1.RegistryService/GetAdapter',
                 request_serializer=smoa_dot_v1_dot_registry__pb2.GetAdapterRequest.SerializeToString,
@@ -101,6 +106,14 @@ class RegistryServiceServicer:
 
     def RegisterAdapter(self, request, context):
         """Add an adapter whose file is in the store. The same id with the same content is accepted again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportAdapters(self, request_iterator, context):
+        """Add many adapters, whose files are in the store or will be, without reading the files. An answer comes for each request, once its
+        adapters are durable and searchable; those that were there already are accepted again, so an import that broke off is sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +196,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.RegisterAdapter,
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'ImportAdapters': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportAdapters,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersResponse.SerializeToString,
             ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAdapter,
@@ -267,6 +285,33 @@ class RegistryService:
             '/smoa.v1.RegistryService/RegisterAdapter',
             smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAdapters(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/smoa.v1.RegistryService/ImportAdapters',
+            smoa_dot_v1_dot_registry__pb2.ImportAdaptersRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.ImportAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,76 @@
+"""What an imported adapter must be: the checks of a file's manifest, on what its owner says of it. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from services.router.index import Vector, point_id
+from services.router.library import AdapterRecord
+from smoa.adapter import MAX_RANK, granularity_of
+from smoa.errors import InvalidArgument
+from smoa.store import AdapterStore
+
+MAX_IMPORT: Final = 1000
+MAX_NAME_CHARACTERS: Final = 256
+MAX_LABELS: Final = 64
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter as its owner describes it; `vector` is None when it is to be made of the examples."""
+
+    record: AdapterRecord
+    vector: Vector | None
+
+
+def check_imported(imported: Sequence[Imported], dimension: int) -> list[Imported]:
+    """The same with granularities, and vectors of length one.
+
+    Raises:
+        InvalidArgument: naming the first adapter and field that is wrong.
+    """
+    if not 1 <= len(imported) <= MAX_IMPORT:
+        raise InvalidArgument("adapters", f"holds {len(imported)}", f"send 1 to {MAX_IMPORT:,} a request")
+    return [_checked(one, f"adapters[{place}]", dimension) for place, one in enumerate(imported)]
+
+
+def _checked(one: Imported, where: str, dimension: int) -> Imported:
+    record = one.record
+    try:
+        point_id(record.adapter_id)
+        AdapterStore.key(record.digest)
+        granularity = granularity_of(record.parameter_count)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}.{error.field}", error.problem, error.remedy) from error
+    limits = (
+        ("version", record.version >= 1, f"{record.version} is under 1", "count versions from 1"),
+        ("name", 0 < len(record.name) <= MAX_NAME_CHARACTERS, f"has {len(record.name)} characters", f"give 1 to {MAX_NAME_CHARACTERS}"),
+        ("kind", record.kind in ("lora", "lora_xs"), "is not set", "say lora or lora_xs"),
+        ("specialization", record.specialization != "unspecified", "is not set", "say which, or general"),
+        ("base_model", bool(record.base_model), "is empty", "send the fingerprint that the executor's GetStatus shows"),
+        ("rank", 1 <= record.rank <= MAX_RANK, f"{record.rank} is outside 1..{MAX_RANK}", "send the rank in the manifest"),
+        ("parameter_count", record.parameter_count > 0, f"{record.parameter_count} is not positive", "count its trained numbers"),
+        ("tags", len(record.tags) <= MAX_LABELS, f"holds {len(record.tags)}", f"send at most {MAX_LABELS}"),
+    )
+    for field, good, problem, remedy in limits:
+        if not good:
+            raise InvalidArgument(f"{where}.{field}", problem, remedy)
+    record = dataclasses.replace(record, granularity=granularity)
+    return Imported(record, None if one.vector is None else _unit(one.vector, f"{where}.vector", dimension))
+
+
+def _unit(vector: Vector, field: str, dimension: int) -> Vector:
+    if vector.shape != (dimension,):
+        raise InvalidArgument(field, f"has {vector.size} numbers", f"send {dimension}, or examples instead of a vector")
+    length = math.sqrt(float(vector @ vector))
+    if not math.isfinite(length):
+        raise InvalidArgument(field, "holds NaN or infinite numbers", "embed its examples again")
+    if not length:
+        raise InvalidArgument(field, "is all zeros, so it is near nothing", "embed its examples again")
+    return vector / np.float32(length)
