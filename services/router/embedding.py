@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -35,8 +37,16 @@ class StaticEmbedder:
 
     def embed(self, text: str) -> Vector:
         """Unit vector [dimension] of a text (zeros if it has no token)."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return normalised(self._table[ids].mean(0)) if ids else np.zeros(self.dimension, np.float32)
+        # The batch call, though for one text: it leaves out offsets, which take two thirds of the time.
+        ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return normalised(np.add.reduce(self._table[ids], 0)) if ids else np.zeros(self.dimension, np.float32)
+
+    def vocabulary(self) -> tuple[NDArray[np.str_], Vector]:
+        """Plain words of the table, in order, and the sum of each one's token vectors [words, dimension]: to make up libraries from."""
+        known = (token[1:] for token in self._tokenizer.get_vocab() if token.startswith("▁"))
+        words = sorted(word for word in known if len(word) > 4 and word.isascii() and word.isalpha())
+        encoded = self._tokenizer.encode_batch(words, add_special_tokens=False)
+        return np.array(words), np.stack([self._table[one.ids].sum(0) for one in encoded])
 
     def centroid(self, texts: Sequence[str]) -> Vector:
         """Unit vector of the mean of the texts' unit vectors."""
@@ -45,5 +55,5 @@ class StaticEmbedder:
 
 def normalised(vector: Vector) -> Vector:
     """Vector / |vector|; zeros stay zeros."""
-    length = float(np.linalg.norm(vector))
-    return (vector / length if length else vector).astype(np.float32)
+    length = math.sqrt(float(vector @ vector))
+    return (vector / length if length else vector).astype(np.float32, copy=False)

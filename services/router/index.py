@@ -18,6 +18,10 @@ Vector = NDArray[np.float32]
 class AdapterIndex(Protocol):
     """Adapters by id and by nearness, and small documents by id. Every write is durable when it returns."""
 
+    @property
+    def in_training(self) -> int:
+        """Parts of the index that are being made faster; it serves meanwhile."""
+
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
         """Write all or none, in one step."""
 
@@ -27,8 +31,8 @@ class AdapterIndex(Protocol):
     async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """(tenant, digest) of those of the adapters that are there."""
 
-    async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
-        """Nearest adapters by cosine within the reach, best first."""
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
+        """Nearest adapters by cosine within the reach, best first; with their records where those are asked for."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

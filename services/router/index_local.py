@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from services.router.cache import BoundedCache
 from services.router.index import Vector, point_id
-from services.router.library import AdapterRecord, Candidate, Reach, Scope, labels_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
 from services.router.pool import Encoded, Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
 from smoa.errors import FailedPrecondition
@@ -36,6 +36,28 @@ _BROAD_NEAREST: Final = 256
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _RECORD_BYTES: Final = 2_500  # of a parsed record in memory, about
+
+
+class Refs:
+    """Ids, versions and digests by row, in 62 bytes each: a decision is made without reading the file."""
+
+    def __init__(self) -> None:
+        self._packed = np.zeros(64, [("id", "S26"), ("version", np.int32), ("digest", np.uint8, 32)])
+
+    def put(self, rows: Sequence[int], refs: Sequence[AdapterRef]) -> None:
+        """Keep those of some rows."""
+        if (highest := max(rows)) >= len(self._packed):
+            grown = np.zeros(max(highest + 1, len(self._packed) * 9 // 8), self._packed.dtype)
+            grown[: len(self._packed)] = self._packed
+            self._packed = grown
+        digests = np.frombuffer(bytes.fromhex("".join(ref.digest for ref in refs)), np.uint8).reshape(-1, 32)
+        self._packed["id"][rows] = [ref.adapter_id.encode() for ref in refs]
+        self._packed["version"][rows] = [ref.version for ref in refs]
+        self._packed["digest"][rows] = digests
+
+    def __getitem__(self, row: int) -> AdapterRef:
+        one = self._packed[row]
+        return AdapterRef(one["id"].decode(), int(one["version"]), one["digest"].tobytes().hex())
 
 
 class LocalIndex:
@@ -60,6 +82,7 @@ class LocalIndex:
         self._new_pool = partial(VectorPool, dimension)
         self._pools: defaultdict[str, VectorPool] = defaultdict(self._new_pool)
         self._positions: NDArray[np.int64] = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
+        self._refs = Refs()
         self._records: BoundedCache[int, AdapterRecord] = BoundedCache(record_cache_bytes)
         self._label_rows: BoundedCache[str, NDArray[np.int64]] = BoundedCache(record_cache_bytes // 4)
 
@@ -91,7 +114,7 @@ class LocalIndex:
         """See `AdapterIndex`."""
         return await self._call(lambda: self._file.owners(adapter_ids))
 
-    async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
         """See `AdapterIndex`."""
         labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None
         broad = labelled is not None and len(labelled) > BROAD_LABEL_ROWS
@@ -105,13 +128,14 @@ class LocalIndex:
                 rows, cosines = pool.nearest(vector, _BROAD_NEAREST if broad else limit, among)
                 found += zip(cosines.tolist(), rows.tolist(), strict=True)
         found.sort(key=lambda pair: (-pair[0], pair[1]))
-        if not broad:
-            found = found[:limit]
-        records = self._records_at([row for _, row in found])
-        candidates = [Candidate(records[row], cosine) for cosine, row in found]
         if broad:
-            candidates = [candidate for candidate in candidates if set(reach.any_labels) & set(labels_of(candidate.record))]
-        return candidates[:limit]
+            records = self._records_at([row for _, row in found])
+            found = [(cosine, row) for cosine, row in found if set(reach.any_labels) & set(labels_of(records[row]))]
+        found = found[:limit]
+        if not with_records:
+            return [Candidate(self._refs[row], cosine) for cosine, row in found]
+        records = self._records_at([row for _, row in found])
+        return [Candidate(records[row].ref, cosine, records[row]) for cosine, row in found]
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `AdapterIndex`."""
@@ -136,6 +160,11 @@ class LocalIndex:
     async def snapshot(self, path: Path) -> None:
         """Copy the index, as it is at one moment, to a file that must not exist. Restored by putting it into an empty folder as FILE."""
         await self._call(lambda: self._file.copy_to(path))
+
+    @property
+    def in_training(self) -> int:
+        """See `AdapterIndex`."""
+        return len(self._trainings)
 
     async def trained(self) -> None:
         """Wait until no pool is being trained."""
@@ -185,9 +214,10 @@ class LocalIndex:
             by_pool[one.pool].append(one)
         highest = max(one.row for one in moved)
         if highest >= len(self._positions):
-            grown = np.full(max(highest + 1, len(self._positions) * 3 // 2), -1, np.int64)
+            grown = np.full(max(highest + 1, len(self._positions) * 9 // 8), -1, np.int64)
             grown[: len(self._positions)] = self._positions
             self._positions = grown
+        self._refs.put([one.row for one in moved], [one.ref for one in moved])
         for name, group in by_pool.items():
             rows = np.array([one.row for one in group], np.int64)
             old = self._positions[rows]
@@ -226,8 +256,8 @@ class LocalIndex:
     async def _load(self) -> None:
         row = 0
         while batch := await self._call(lambda after=row: self._file.placed(after, _CHUNK_ROWS)):  # type: ignore[misc]
-            row = batch[-1][0]
-            self._place([Written(one, "", pool, vector, True, frozenset()) for one, pool, vector in batch])
+            row = batch[-1].row
+            self._place(batch)
         for name, rows, probes, scan in await self._call(self._file.trained):
             if name in self._pools:
                 await self._adopt(self._pools[name], Successor.from_bytes(scan, rows, probes))

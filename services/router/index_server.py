@@ -12,7 +12,7 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.router.index import Vector, point_id
-from services.router.library import AdapterRecord, Candidate, Reach, Scope, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of, pool_of
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
@@ -55,6 +55,11 @@ class ServerIndex:
         except (ResponseHandlingException, UnexpectedResponse, AioRpcError, httpx.HTTPError, OSError) as error:
             raise Unavailable(f"index: the Qdrant server did not answer ({type(error).__name__}); check SMOA_QDRANT_URL") from error
 
+    @property
+    def in_training(self) -> int:
+        """The server's own affair."""
+        return 0
+
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
         """See `AdapterIndex`."""
         points = [models.PointStruct(id=point_id(r.adapter_id), vector=v.tolist(), payload=payload_of(r)) for r, v in records]
@@ -74,7 +79,7 @@ class ServerIndex:
         payloads = [point.payload or {} for point in points]
         return {payload["adapter_id"]: (payload["tenant"], payload["digest"]) for payload in payloads if payload["type"] == "adapter"}
 
-    async def search(self, vector: Vector, reach: Reach, limit: int) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
         """See `AdapterIndex`."""
         wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]
         if reach.any_labels:
@@ -85,10 +90,17 @@ class ServerIndex:
                 query=vector.tolist(),
                 query_filter=models.Filter(must=wanted),
                 limit=limit,
-                with_payload=models.PayloadSelectorExclude(exclude=["examples"]),
+                with_payload=models.PayloadSelectorExclude(exclude=["examples"])
+                if with_records
+                else models.PayloadSelectorInclude(include=["adapter_id", "version", "digest"]),
             )
         )
-        return [Candidate(AdapterRecord.from_payload({**(point.payload or {}), "examples": ()}), point.score) for point in answer.points]
+        found = []
+        for point in answer.points:
+            payload = point.payload or {}
+            record = AdapterRecord.from_payload({**payload, "examples": ()}) if with_records else None
+            found.append(Candidate(AdapterRef(payload["adapter_id"], payload["version"], payload["digest"]), point.score, record))
+        return found
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `AdapterIndex`."""

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from smoa.errors import InvalidArgument
 
@@ -54,6 +54,11 @@ class AdapterRecord:
     updated_at_us: int = 0
     statistics: Statistics = field(default_factory=Statistics)
 
+    @property
+    def ref(self) -> AdapterRef:
+        """Exactly which weights."""
+        return AdapterRef(self.adapter_id, self.version, self.digest)
+
     def visible_to(self, tenant: str) -> bool:
         """Own adapters and shared ones."""
         return self.shared or self.tenant == tenant
@@ -66,18 +71,31 @@ class AdapterRecord:
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> AdapterRecord:
         """Inverse of `to_payload`."""
-        sequences = {key: tuple(payload[key]) for key in ("modules", "tags", "examples", "parents")}
-        names = {item.name for item in dataclasses.fields(cls)}
-        known = {key: value for key, value in payload.items() if key in names}
-        return cls(**{**known, **sequences, "statistics": Statistics(**payload["statistics"])})
+        known = {key: value for key, value in payload.items() if key in _FIELDS}
+        for key in ("modules", "tags", "examples", "parents"):
+            known[key] = tuple(payload[key])
+        known["statistics"] = Statistics(**payload["statistics"])
+        return cls(**known)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """An adapter, its examples left out, and the cosine of its vector with the query's."""
+_FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
 
-    record: AdapterRecord
+
+class AdapterRef(NamedTuple):
+    """Exactly which weights: all of an adapter that a decision needs."""
+
+    adapter_id: str
+    version: int
+    digest: str
+
+
+class Candidate(NamedTuple):
+    """An adapter and the cosine of its vector with the query's."""
+
+    ref: AdapterRef
     cosine: float
+    record: AdapterRecord | None = None
+    """What is known of it, its examples left out, where the search was asked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,8 +202,10 @@ class VectorPool:
         else:
             parameters = _probing(self._scan.probes) if self._scan.cells > 1 else None
             positions = self._scan.scan.search(query[None], max(RESCORED, 4 * limit), params=parameters)[1][0]
-            positions = positions[positions >= 0]
-        positions = positions[self._rows[positions] >= 0]
+            if positions[-1] < 0:
+                positions = positions[positions >= 0]
+        if self._dropped:
+            positions = positions[self._rows[positions] >= 0]
         cosines = (self._codes[positions].astype(np.float32) @ query) * self._steps[positions]
         if len(positions) > limit:
             best = np.argpartition(-cosines, limit)[:limit]

@@ -20,13 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from services.router.index import Vector
-from services.router.library import AdapterRecord, Scope, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Scope, labels_of, pool_of
 from smoa.errors import ResourceExhausted, Unavailable
 
 _SCHEMA: Final = """
 PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000; PRAGMA cache_size=-16000;
 CREATE TABLE IF NOT EXISTS adapters (
-  row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, pool TEXT NOT NULL, tenant TEXT NOT NULL, shared INTEGER NOT NULL,
+  row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
+  tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
   record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
@@ -44,12 +45,13 @@ class Written:
     """What a committed record means for the pools: its row, where it was and is, and the labels that changed."""
 
     row: int
-    old_pool: str
+    ref: AdapterRef
     pool: str
     vector: bytes
-    moved: bool
+    old_pool: str = ""
+    moved: bool = True
     """Pool or vector are not what they were."""
-    labels: frozenset[str]
+    labels: frozenset[str] = frozenset()
 
 
 class RecordFile:
@@ -85,8 +87,8 @@ class RecordFile:
                 gone += [(label, row) for label in old_labels - named]
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed) != (old_pool, old_vector)
-                written.append(Written(row, old_pool, pool, packed, moved, named ^ old_labels))
-            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 13)})", rows)
+                written.append(Written(row, record.ref, pool, packed, old_pool, moved, named ^ old_labels))
+            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 14)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
         return written
@@ -136,11 +138,12 @@ class RecordFile:
                 pages.append(self._database.execute(query, (*named, after, *values, limit)).fetchall())
         return [_record(record, examples) for _, record, examples in islice(heapq.merge(*pages), limit)]
 
-    def placed(self, after_row: int, limit: int) -> list[tuple[int, str, bytes]]:
-        """(row, pool, vector) of the adapters that are in a pool, by row."""
-        query = "SELECT row, pool, vector FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
+    def placed(self, after_row: int, limit: int) -> list[Written]:
+        """The adapters that are in a pool, by row."""
+        query = "SELECT row, adapter_id, version, digest, pool, vector FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
         with _failures():
-            return self._database.execute(query, (after_row, limit)).fetchall()
+            rows = self._database.execute(query, (after_row, limit)).fetchall()
+        return [Written(row, AdapterRef(*ref), pool, vector) for row, *ref, pool, vector in rows]
 
     def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
         """Write a document."""
@@ -223,6 +226,7 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes) -> tuple
     return (
         row,
         record.adapter_id,
+        record.version,
         pool,
         record.tenant,
         int(record.shared),

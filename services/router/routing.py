@@ -22,7 +22,7 @@ from smoa.errors import InvalidArgument, NotFound
 
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
-_CHOSEN_BYTES = 2_500  # of an adapter of a cached decision, about
+_CHOSEN_BYTES = 600  # of an adapter of a cached decision, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,17 @@ class Router:
         publish: DecisionSink,
         defaults: RoutingDefaults | None = None,
     ) -> None:
-        self._index, self._embedder, self._cache, self._publish = index, embedder, cache, publish
+        self._index, self._embedder, self.cache, self._publish = index, embedder, cache, publish
         self._compositions = compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
         self._flights: SingleFlight[CacheKey, tuple[Chosen, ...]] = SingleFlight()
-        self._embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
+        self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
+
+    @property
+    def joined(self) -> int:
+        """Queries that waited for the same one under way."""
+        return self._flights.joined
 
     async def route(self, query: RouteQuery) -> RoutedQuery:
         """Decide.
@@ -108,8 +113,8 @@ class Router:
         cached = False
         if query.composition:
             stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
-            every = {record.adapter_id: Chosen(record, score=0.0, weight=weight) for stage in stages for record, weight in stage.adapters}
-            chosen = tuple(every.values())
+            every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
+            chosen = tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items())
         else:
             chosen, cached = await self._chosen(query)
         handler_us = (time.perf_counter_ns() - started) // 1000
@@ -120,16 +125,16 @@ class Router:
     async def _chosen(self, query: RouteQuery) -> tuple[tuple[Chosen, ...], bool]:
         """The choice, and whether it came from the cache."""
         key = self._key(query)
-        if (chosen := self._cache.get(key)) is not None:
+        if (chosen := self.cache.get(key)) is not None:
             return chosen, True
         return await self._flights.run(key, lambda: self._decide_and_keep(key, query)), False
 
     async def _decide_and_keep(self, key: CacheKey, query: RouteQuery) -> tuple[Chosen, ...]:
-        generation = self._cache.generation
+        generation = self.cache.generation
         chosen = tuple(await self._decide(query))
-        if generation == self._cache.generation:  # else the library changed meanwhile, and this answer may be of before
+        if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
             size = ENTRY_BYTES + _CHOSEN_BYTES * len(chosen)
-            self._cache.put(key, chosen, [item.record.adapter_id for item in chosen], size)
+            self.cache.put(key, chosen, [item.ref.adapter_id for item in chosen], size)
         return chosen
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
@@ -163,10 +168,10 @@ class Router:
         return CacheKey(query.tenant, query.base_model, query.strategy, digest, query.top_k)
 
     def _embed(self, text: str) -> Vector:
-        vector = self._embeddings.get(text)
+        vector = self.embeddings.get(text)
         if vector is None:
             vector = self._embedder.embed(text)
-            self._embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
+            self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
         return vector
 
     async def _decide(self, query: RouteQuery) -> list[Chosen]:
@@ -180,10 +185,11 @@ class Router:
         if query.strategy != "task":
             # Where the cosine alone ranks, no more is needed than is asked for.
             limit = self._defaults.candidates if hinted else query.top_k
-            found |= {c.record.adapter_id: c for c in await self._index.search(vector, reach, limit)}
+            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=bool(hinted))}
         if hinted:
             labelled = dataclasses.replace(reach, any_labels=query.hints.labels)
-            found |= {c.record.adapter_id: c for c in await self._index.search(vector, labelled, self._defaults.candidates)}
+            candidates = await self._index.search(vector, labelled, self._defaults.candidates, with_records=True)
+            found |= {c.ref.adapter_id: c for c in candidates}
         return choose(
             query.strategy,
             list(found.values()),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.router.library import AdapterRecord, Candidate
+from services.router.library import AdapterRecord, AdapterRef, Candidate
 from smoa.errors import InvalidArgument, Unimplemented
 
 IMPLEMENTED = ("semantic", "task", "hybrid")
@@ -34,7 +34,7 @@ class Hints:
 class Chosen:
     """An adapter of a decision."""
 
-    record: AdapterRecord
+    ref: AdapterRef
     score: float
     weight: float
 
@@ -71,6 +71,7 @@ def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
     """
     if strategy == "semantic" or (strategy == "hybrid" and not hints):
         return candidate.cosine
+    assert candidate.record is not None, "hints are scored on records"
     task = task_score(candidate.record, hints)
     return task if strategy == "task" else SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task
 
@@ -87,14 +88,14 @@ def choose(
     """Up to `top_k` adapters at or over the threshold, weighted by softmax(score / temperature); slivers under `min_weight` are dropped."""
     ranked = sorted(
         ((score(strategy, candidate, hints), candidate) for candidate in candidates),
-        key=lambda pair: (-pair[0], -pair[1].cosine, pair[1].record.adapter_id),
+        key=lambda pair: (-pair[0], -pair[1].cosine, pair[1].ref.adapter_id),
     )
-    kept = [(value, candidate.record) for value, candidate in ranked if value >= threshold][:top_k]
+    kept = [(value, candidate.ref) for value, candidate in ranked if value >= threshold][:top_k]
     weights = softmax([value for value, _ in kept], temperature)
     min_weight = min(min_weight, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
-    strong = [(value, record, weight) for (value, record), weight in zip(kept, weights, strict=True) if weight >= min_weight]
+    strong = [(value, ref, weight) for (value, ref), weight in zip(kept, weights, strict=True) if weight >= min_weight]
     total = sum(weight for _, _, weight in strong)
-    return [Chosen(record, value, weight / total) for value, record, weight in strong]
+    return [Chosen(ref, value, weight / total) for value, ref, weight in strong]
 
 
 def softmax(values: Sequence[float], temperature: float) -> list[float]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from services.router.compositions import Composition, Compositions
+from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
-from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
+from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics, checked_tenant
+from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
@@ -33,12 +34,13 @@ _STATES: dict[int, State] = {
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """`smoa.v1.RouterService`."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, router: Router, metrics: RouterMetrics) -> None:
+        self._router, self._route_seconds = router, metrics.route_seconds
 
     async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
         """See the contract."""
-        return to_decision(await self._router.route(_to_query(request)))
+        with self._route_seconds.time():
+            return to_decision(await self._router.route(_to_query(request)))
 
     async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
         """See the contract."""
@@ -235,18 +237,20 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
         strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[_to_weighted(item.record, item.weight, item.score) for item in routed.chosen],
+        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.chosen],
         cached=routed.cached,
         handler_us=routed.handler_us,
         decided_at_us=routed.decided_at_us,
-        stages=[
-            common.Stage(adapters=[_to_weighted(*one) for one in stage.adapters], max_tokens=stage.max_tokens) for stage in routed.stages
-        ],
+        stages=[_to_stage(stage) for stage in routed.stages],
     )
 
 
-def _to_weighted(record: AdapterRecord, weight: float, score: float = 0.0) -> common.WeightedAdapter:
-    return common.WeightedAdapter(adapter_id=record.adapter_id, version=record.version, digest=record.digest, weight=weight, score=score)
+def _to_stage(stage: Stage) -> common.Stage:
+    return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
+
+
+def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score)
 
 
 def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:

@@ -27,3 +27,5 @@ class RouterSettings:
     drain_s: float = 5.0
     purge_grace_s: float = 7 * 86400.0
     allow_all_tenants: bool = False
+    metrics_address: str = ""
+    """host:port of Prometheus metrics; empty: none."""

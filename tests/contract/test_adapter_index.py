@@ -89,9 +89,11 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
 async def test_search_orders_by_cosine(index: AdapterIndex) -> None:
     records = [record(name=str(number)) for number in range(20)]
     await index.upsert([(one, vector(number)) for number, one in enumerate(records)])
-    found = await index.search(vector(100), PUBLIC, 5)
+    found = await index.search(vector(100), PUBLIC, 5, with_records=True)
     exact = sorted(range(20), key=lambda number: -float(vector(number) @ vector(100)))[:5]
-    assert [candidate.record.name for candidate in found] == [str(number) for number in exact]
+    assert [candidate.record and candidate.record.name for candidate in found] == [str(number) for number in exact]
+    assert [candidate.ref for candidate in found] == [records[number].ref for number in exact]
+    assert await index.search(vector(100), PUBLIC, 5) == [candidate._replace(record=None) for candidate in found]
     assert [candidate.cosine for candidate in found] == pytest.approx([float(vector(n) @ vector(100)) for n in exact], abs=5e-3)
 
 
@@ -130,7 +132,7 @@ async def test_search_and_scroll_see_exactly_what_they_may(index: AdapterIndex) 
             any_labels=rng.choice(((), ("z", "style"), ("m",), ("x", "nothing"))),
         )
         admitted = sorted(one.adapter_id for one in records if reach.admits(one))
-        assert sorted(c.record.adapter_id for c in await index.search(vector(7), reach, 100)) == admitted
+        assert sorted(c.ref.adapter_id for c in await index.search(vector(7), reach, 100)) == admitted
 
 
 async def test_pages_follow_each_other(index: AdapterIndex) -> None:
@@ -151,7 +153,7 @@ async def test_documents_are_apart_from_adapters(index: AdapterIndex) -> None:
     assert await index.list_documents("composition", "public", "", 10) == [(document, {"deep": [1, {"a": "b"}]})]
     assert await index.get(document) is None
     assert await index.get_document(adapter.adapter_id) is None
-    assert [c.record.adapter_id for c in await index.search(vector(1), PUBLIC, 10)] == [adapter.adapter_id]
+    assert [c.ref.adapter_id for c in await index.search(vector(1), PUBLIC, 10)] == [adapter.adapter_id]
     await index.delete_document(document)
     await index.delete_document(document)
     assert await index.get_document(document) is None

@@ -87,7 +87,7 @@ async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(w
     record = AdapterRecord(
         adapter_id=adapter_id,
         version=1,
-        digest="d",
+        digest="d" * 64,
         tenant="public",
         name="n",
         kind="lora",

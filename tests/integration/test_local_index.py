@@ -31,7 +31,7 @@ def _records(count: int, **changes: object) -> list[AdapterRecord]:
 
 async def _found(index: LocalIndex, vector: Vector, reach: Reach = PUBLIC) -> str:
     candidates = await index.search(vector, reach, 1)
-    return candidates[0].record.adapter_id if candidates else ""
+    return candidates[0].ref.adapter_id if candidates else ""
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ async def test_a_restart_finds_the_same_and_does_not_train_again(tmp_path: Path,
     index = await LocalIndex.open(tmp_path / "index", DIMENSION)
     await index.upsert(list(zip(records, vectors, strict=True)))
     await index.trained()
-    before = [[c.record.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)]
+    before = [[c.ref.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)]
     await index.close()
     monkeypatch.setattr(pool.Successor, "train", None)
     index = await LocalIndex.open(tmp_path / "index", DIMENSION)
-    assert [[c.record.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)] == before
+    assert [[c.ref.adapter_id for c in await index.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)] == before
     await index.close()
 
 
@@ -88,7 +88,9 @@ async def test_statistics_alone_move_no_vector(index: LocalIndex) -> None:
         changed = dataclasses.replace(one, statistics=dataclasses.replace(one.statistics, uses=uses))
         await index.upsert([(changed, vector)])
     assert index._pools[PUBLIC.pools[0]].positions == 1
-    assert (await index.search(vector, PUBLIC, 1))[0].record.statistics.uses == 49
+    (found,) = await index.search(vector, PUBLIC, 1, with_records=True)
+    assert found.record is not None
+    assert found.record.statistics.uses == 49
 
 
 async def test_a_broad_label_is_looked_for_among_the_nearest(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +98,7 @@ async def test_a_broad_label_is_looked_for_among_the_nearest(index: LocalIndex, 
     records, vectors = _records(150, tags=("broad",)), _vectors(150)
     await index.upsert([*zip(records, vectors, strict=True), (other := record(name="other"), vectors[0])])
     reach = dataclasses.replace(PUBLIC, any_labels=("broad",))
-    found = [candidate.record.adapter_id for candidate in await index.search(vectors[0], reach, 5)]
+    found = [candidate.ref.adapter_id for candidate in await index.search(vectors[0], reach, 5)]
     assert found[0] == records[0].adapter_id
     assert other.adapter_id not in found
 

@@ -32,15 +32,19 @@ def _record(adapter_id: str, tags: tuple[str, ...] = (), specialization: str = "
     )
 
 
+def _candidate(record: AdapterRecord, cosine: float) -> Candidate:
+    return Candidate(record.ref, cosine, record)
+
+
 def _candidates(**cosines: float) -> list[Candidate]:
-    return [Candidate(_record(name), cosine) for name, cosine in cosines.items()]
+    return [Candidate((made := _record(name)).ref, cosine, made) for name, cosine in cosines.items()]
 
 
 def _ids(
     candidates: list[Candidate], top_k: int = 9, threshold: float = -1.0, temperature: float = 0.1, min_weight: float = 0.0
 ) -> list[str]:
     chosen = choose("semantic", candidates, Hints(), top_k, threshold, temperature, min_weight)
-    return [item.record.adapter_id for item in chosen]
+    return [item.ref.adapter_id for item in chosen]
 
 
 def test_best_first() -> None:
@@ -69,7 +73,7 @@ def test_no_candidates_is_nothing() -> None:
 
 def test_slivers_are_dropped_and_the_rest_sums_to_one() -> None:
     chosen = choose("semantic", _candidates(a=0.9, b=0.9, c=0.6), Hints(), 3, 0.0, 0.1, 0.1)
-    assert [(item.record.adapter_id, item.weight) for item in chosen] == [("a", 0.5), ("b", 0.5)]
+    assert [(item.ref.adapter_id, item.weight) for item in chosen] == [("a", 0.5), ("b", 0.5)]
 
 
 def test_weights_are_the_softmax_of_scores() -> None:
@@ -89,21 +93,21 @@ def test_best_adapter_is_never_a_sliver() -> None:
 
 
 def test_hybrid_is_six_tenths_semantic_and_four_tenths_task() -> None:
-    candidate = Candidate(_record("a", tags=("x", "y")), 0.5)
+    candidate = _candidate(_record("a", tags=("x", "y")), 0.5)
     assert score("hybrid", candidate, Hints(tags=("x", "z"))) == pytest.approx(0.6 * 0.5 + 0.4 * 0.5, abs=1e-15)
     assert score("hybrid", candidate, Hints(tags=("x",))) == pytest.approx(0.7, abs=1e-15)
 
 
 def test_hybrid_without_hints_is_semantic() -> None:
-    assert score("hybrid", Candidate(_record("a"), 0.37), Hints()) == 0.37
+    assert score("hybrid", _candidate(_record("a"), 0.37), Hints()) == 0.37
 
 
 def test_semantic_ignores_hints() -> None:
-    assert score("semantic", Candidate(_record("a", tags=("x",)), 0.37), Hints(tags=("x",))) == 0.37
+    assert score("semantic", _candidate(_record("a", tags=("x",)), 0.37), Hints(tags=("x",))) == 0.37
 
 
 def test_task_ignores_the_cosine() -> None:
-    assert score("task", Candidate(_record("a", tags=("x",)), -0.9), Hints(tags=("x",))) == 1.0
+    assert score("task", _candidate(_record("a", tags=("x",)), -0.9), Hints(tags=("x",))) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_softmax_invariants(values: list[float], temperature: float, shift: floa
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(VALUES, st.integers(1, 9), st.floats(-1, 1), st.floats(0.001, 1), st.floats(0, 0.1))
 def test_chosen_weights_sum_to_one_in_falling_order(cosines: list[float], k: int, threshold: float, heat: float, least: float) -> None:
-    candidates = [Candidate(_record(f"a{n:02}"), cosine) for n, cosine in enumerate(cosines)]
+    candidates = [_candidate(_record(f"a{n:02}"), cosine) for n, cosine in enumerate(cosines)]
     chosen = choose("semantic", candidates, Hints(), k, threshold, heat, least)
     weights = [item.weight for item in chosen]
     assert len(chosen) <= k

@@ -1,0 +1,80 @@
+"""Generated libraries: adapters for jobs and customers, known by example sentences, and queries like those.
+
+A job has a vocabulary of its own, so has a customer; a sentence of twenty words draws from both and from words that everybody uses. All
+adapters of one job are near neighbours, which only their customers' words tell apart. The vectors are those that the router's own embedder
+would make of the sentences (mean of token vectors), worked out from word sums because that is a thousand times faster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.router.embedding import StaticEmbedder
+from services.router.index import Vector
+
+JOB_WORDS, CUSTOMER_WORDS, COMMON_WORDS = 40, 20, 300
+FROM_JOB, FROM_CUSTOMER, FROM_COMMON = 12, 4, 4
+EXAMPLES = 5
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Adapters by their job and customer, and their vectors [adapters, 256]."""
+
+    words: NDArray[np.str_]
+    job_words: Ids
+    customer_words: Ids
+    common: Ids
+    jobs: Ids
+    customers: Ids
+    vectors: Vector
+
+    def sentences(self, adapters: Ids, seed: int, count: int = 1) -> Ids:
+        """Words [adapters, count, 20] of new sentences for each adapter."""
+        return _sentences(self, self.jobs[adapters], self.customers[adapters], count, np.random.default_rng(seed))
+
+    def texts(self, adapters: Ids, seed: int) -> list[str]:
+        """A query for each of the adapters."""
+        return [" ".join(self.words[words]) for words in self.sentences(adapters, seed)[:, 0]]
+
+
+def generate(adapters: int, seed: int = 0) -> tuple[Library, StaticEmbedder]:
+    """A library of so many adapters: a job for every 500 of them, at least 20."""
+    embedder = StaticEmbedder()
+    words, sums = embedder.vocabulary()
+    rng = np.random.default_rng(seed)
+    jobs, customers = max(20, adapters // 500), max(10, adapters // 200)
+    library = Library(
+        words,
+        rng.integers(0, len(words), (jobs, JOB_WORDS)),
+        rng.integers(0, len(words), (customers, CUSTOMER_WORDS)),
+        rng.integers(0, len(words), COMMON_WORDS),
+        rng.integers(0, jobs, adapters),
+        rng.integers(0, customers, adapters),
+        np.empty((adapters, embedder.dimension), np.float32),
+    )
+    for start in range(0, adapters, 2000):
+        chunk = np.arange(start, min(start + 2000, adapters))
+        library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums)
+    return library, embedder
+
+
+def embed(sentences: Ids, sums: Vector) -> Vector:
+    """Unit centroids [adapters, 256] of sentences [adapters, count, words], as `StaticEmbedder.centroid` makes them."""
+    each = sums[sentences].sum(2)
+    each /= np.linalg.norm(each, axis=2, keepdims=True)
+    mean = each.mean(1)
+    made: Vector = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    return made
+
+
+def _sentences(library: Library, jobs: Ids, customers: Ids, count: int, rng: np.random.Generator) -> Ids:
+    shape = (len(jobs), count)
+    own = library.job_words[jobs[:, None, None], rng.integers(0, JOB_WORDS, (*shape, FROM_JOB))]
+    theirs = library.customer_words[customers[:, None, None], rng.integers(0, CUSTOMER_WORDS, (*shape, FROM_CUSTOMER))]
+    common = library.common[rng.integers(0, COMMON_WORDS, (*shape, FROM_COMMON))]
+    return np.concatenate([own, theirs, common], 2)

@@ -1,0 +1,404 @@
+"""The router end to end: real text over gRPC into a router process, beside an echo RPC, at library sizes up to a million.
+
+Every size is one router process on its own data, an embedded broker that takes its decisions, and an echo server that answers the same
+request with the same kind of decision without deciding anything. Echo and router calls alternate. Uncached means a text that nobody asked
+before; handler times come from the router's own metrics and hold everything but gRPC: the decision's way to the spool too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.libraries import Library, generate
+from services.local import free_port, is_serving
+from services.router.index import Vector
+from smoa.adapter import new_adapter_id
+from smoa.client import SmoaClient
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2, router_pb2, router_pb2_grpc
+
+SIZES = (57, 1_000, 10_000, 100_000, 1_000_000)
+BASE = "b" * 64
+BATCH = 500
+console = Console(stderr=True)
+
+
+class Echo(router_pb2_grpc.RouterServiceServicer):
+    """Answers at once with a decision of three adapters."""
+
+    def __init__(self) -> None:
+        adapters = [common.WeightedAdapter(adapter_id="0" * 26, version=1, digest="0" * 64, weight=0.3, score=0.5) for _ in range(3)]
+        self._answer = router_pb2.Decision(decision_id="0" * 26, tenant="public", base_model=BASE, adapters=adapters)
+
+    async def Route(self, request: router_pb2.RouteRequest, context: Any) -> router_pb2.Decision:  # noqa: N802
+        """The same answer to everyone."""
+        return self._answer
+
+    async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Any) -> router_pb2.RouteBatchResponse:  # noqa: N802
+        """The same answer to everyone."""
+        return router_pb2.RouteBatchResponse(decisions=[self._answer] * len(request.requests))
+
+
+async def serve_echo(address: str) -> None:
+    """Serve until the process ends."""
+    server = grpc.aio.server()
+    router_pb2_grpc.add_RouterServiceServicer_to_server(Echo(), server)
+    server.add_insecure_port(address)
+    await server.start()
+    await server.wait_for_termination()
+
+
+class RouterProcess:
+    """A router of its own, with its broker."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.address, self._metrics = folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        broker = folder / "broker.address"
+        self._broker = subprocess.Popen([sys.executable, "-m", "services.broker", str(broker)], stderr=subprocess.DEVNULL)
+        while not broker.exists():
+            time.sleep(0.05)
+        self._environment = {
+            **os.environ,
+            "SMOA_ROUTER_ADDRESS": self.address,
+            "SMOA_ROUTER_METRICS_ADDRESS": self._metrics,
+            "SMOA_ROUTER_DATA_FOLDER": str(folder / "router"),
+            "SMOA_STORE": str(folder / "store"),
+            "SMOA_KAFKA_BOOTSTRAP": broker.read_text(),
+            # So that a decision on ten holds ten, whatever their weights: recall is counted end to end.
+            "SMOA_ROUTER_MIN_WEIGHT": "0",
+            "SMOA_ROUTER_TEMPERATURE": "1",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> float:
+        """Start it and wait until it serves; seconds that took."""
+        started = time.perf_counter()
+        self.process = subprocess.Popen([sys.executable, "-m", "services.router"], env=self._environment, stderr=subprocess.DEVNULL)
+        while not await is_serving(self.address):
+            await asyncio.sleep(0.05)
+        return time.perf_counter() - started
+
+    def kill(self, how: signal.Signals) -> None:
+        """End it."""
+        assert self.process is not None
+        self.process.send_signal(how)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End both."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill(signal.SIGTERM)
+        self._broker.terminate()
+        self._broker.wait()
+
+    async def metric(self, name: str) -> float:
+        """A gauge or counter."""
+        return float((await self._scrape())[f"smoa_router_{name}"])
+
+    async def route_buckets(self) -> tuple[Vector, Vector]:
+        """Upper bounds in milliseconds, and how many queries took at most that."""
+        found = [(float(bound), count) for name, bound, count in _buckets(await self._scrape()) if name and bound != "+Inf"]
+        return np.array([bound * 1000 for bound, _ in found], np.float32), np.array([count for _, count in found], np.float32)
+
+    async def _scrape(self) -> dict[str, float]:
+        def read() -> str:
+            with urllib.request.urlopen(f"http://{self._metrics}/metrics") as answer:
+                return str(answer.read().decode())
+
+        lines = (line.rpartition(" ") for line in (await asyncio.to_thread(read)).splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
+
+    def rss_mb(self) -> float:
+        """Resident memory."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+)", status)
+        assert found is not None
+        return int(found[1]) / 1024
+
+
+def _buckets(scraped: dict[str, float]) -> Iterator[tuple[str, str, float]]:
+    for name, value in scraped.items():
+        if found := re.fullmatch(r'smoa_router_route_seconds_bucket\{le="([^"]+)"\}', name):
+            yield name, found[1], value
+
+
+def handler_p50_ms(before: tuple[Vector, Vector], after: tuple[Vector, Vector]) -> float:
+    """Median of what came between two readings, straight within its bucket."""
+    bounds, counts = after[0], after[1] - before[1]
+    half = counts[-1] / 2
+    place = int(np.searchsorted(counts, half))
+    low, under = (bounds[place - 1], counts[place - 1]) if place else (0.0, 0.0)
+    return float(low + (bounds[place] - low) * (half - under) / max(counts[place] - under, 1))
+
+
+def messages(library: Library, ids: Sequence[str], start: int) -> list[registry_pb2.ImportedAdapter]:
+    """A batch to import."""
+    batch = []
+    for number in range(start, min(start + BATCH, len(ids))):
+        adapter = registry_pb2.Adapter(
+            adapter_id=ids[number],
+            version=1,
+            digest=f"{number:064x}",
+            name=f"job-{library.jobs[number]}-customer-{library.customers[number]}",
+            kind=common.ADAPTER_KIND_LORA_XS,
+            specialization=common.SPECIALIZATION_TASK,
+            base_model=BASE,
+            rank=8,
+            modules=["q_proj", "v_proj"],
+            parameter_count=3840,
+            file_bytes=9000,
+            tags=[f"domain-{library.jobs[number] % 50}"],
+        )
+        batch.append(registry_pb2.ImportedAdapter(adapter=adapter, vector=library.vectors[number].tolist()))
+    return batch
+
+
+async def import_all(router: RouterProcess, client: SmoaClient, library: Library, ids: Sequence[str], kill_at: int = 0) -> dict[str, float]:
+    """Import everything, asking for a known adapter all the while; wait until the pools are trained.
+
+    With `kill_at`, the router is killed once that many are acknowledged, and started again; the import is sent again from the last answer.
+    """
+    started, done, waits, missed = time.perf_counter(), 0, [], 0
+    restart_s = 0.0
+
+    async def ask() -> None:
+        nonlocal missed
+        rng = np.random.default_rng(1)
+        while True:
+            await asyncio.sleep(0.25)
+            if done < BATCH:
+                continue
+            number = int(rng.integers(0, done))
+            text = library.texts(np.array([number]), seed=number)[0]
+            asked = time.perf_counter()
+            try:
+                decision = await client.route(text, base_model=BASE, strategy="ROUTING_STRATEGY_SEMANTIC", top_k=1, score_threshold=-1)
+            except grpc.aio.AioRpcError:
+                if not kill_at:
+                    raise
+                continue
+            waits.append(time.perf_counter() - asked)
+            missed += not decision.adapters
+
+    asking = asyncio.create_task(ask())
+    with Progress(console=console) as progress:
+        task = progress.add_task("import", total=len(ids))
+        while done < len(ids):
+            base = done
+            batches = (messages(library, ids, start) for start in range(base, len(ids), BATCH))
+            try:
+                async for response in client.import_adapters(batches):
+                    done = base + response.durable
+                    progress.update(task, completed=done)
+                    if kill_at and done >= kill_at:
+                        router.kill(signal.SIGKILL)
+                        kill_at = 0
+                        restart_s = await router.start()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+    imported_s = time.perf_counter() - started - restart_s
+    while await router.metric("pools_in_training"):
+        await asyncio.sleep(0.2)
+    asking.cancel()
+    ready_s = time.perf_counter() - started - restart_s
+    return {
+        "import_per_s": len(ids) / ready_s,
+        "import_s": ready_s,
+        "import_accepted_s": imported_s,
+        "query_while_importing_p50_ms": float(np.median(waits)) * 1000 if waits else 0.0,
+        "query_while_importing_max_ms": max(waits, default=0.0) * 1000,
+        "unanswered_while_importing": missed,
+    }
+
+
+async def measure_recall(client: SmoaClient, library: Library, ids: Sequence[str], embed: Any, queries: int) -> float:
+    """Share of the true ten nearest among the ten of a decision."""
+    asked = np.random.default_rng(3).integers(0, len(ids), queries)
+    number_of = {adapter_id: number for number, adapter_id in enumerate(ids)}
+    texts, wanted = library.texts(asked, seed=3), min(10, len(ids))
+    found = []
+    for text in texts:
+        decision = await client.route(text, base_model=BASE, strategy="ROUTING_STRATEGY_SEMANTIC", top_k=10, score_threshold=-1)
+        found.append([number_of[item.adapter_id] for item in decision.adapters])
+    shares = []
+    for start in range(0, queries, 50):
+        vectors = np.stack([embed(text) for text in texts[start : start + 50]])
+        cosines = vectors @ library.vectors.T
+        least = -np.partition(-cosines, wanted - 1, 1)[:, wanted - 1]
+        shares += [np.mean(cosines[row, found[start + row]] >= least[row] - 1e-5) for row in range(len(vectors))]
+    return float(np.mean(shares))
+
+
+async def measure_latency(
+    router: RouterProcess, client: SmoaClient, echo: SmoaClient, texts: Sequence[str], rounds: int
+) -> dict[str, float]:
+    """Echo, uncached and cached, one after the other, in rounds; medians of the rounds' percentiles."""
+    repeated, fresh, per_round = texts[:20], iter(texts[20:]), (len(texts) - 20) // rounds
+
+    async def timed(one: SmoaClient, text: str) -> float:
+        request = router_pb2.RouteRequest(tenant="public", base_model=BASE, query=text)
+        started = time.perf_counter()
+        await one.router.Route(request, timeout=10)
+        return (time.perf_counter() - started) * 1000
+
+    for text in repeated:
+        await timed(echo, text)
+        await timed(client, text)
+    results: dict[str, list[float]] = {name: [] for name in ("echo_p50_ms", "p50_ms", "p99_ms", "cached_p50_ms", "echo_p99_ms")}
+    before = await router.route_buckets()
+    uncached = []
+    for _ in range(rounds):
+        times: dict[str, list[float]] = {"echo": [], "fresh": []}
+        for number in range(per_round):
+            times["echo"].append(await timed(echo, repeated[number % 20]))
+            times["fresh"].append(await timed(client, next(fresh)))
+        results["echo_p50_ms"].append(float(np.percentile(times["echo"], 50)))
+        results["echo_p99_ms"].append(float(np.percentile(times["echo"], 99)))
+        results["p50_ms"].append(float(np.percentile(times["fresh"], 50)))
+        results["p99_ms"].append(float(np.percentile(times["fresh"], 99)))
+        uncached += times["fresh"]
+    after = await router.route_buckets()
+    cached_echo = []
+    for _ in range(rounds):
+        echoes, hits = [], []
+        for number in range(per_round):
+            echoes.append(await timed(echo, repeated[number % 20]))
+            hits.append(await timed(client, repeated[number % 20]))
+        cached_echo.append(float(np.percentile(echoes, 50)))
+        results["cached_p50_ms"].append(float(np.percentile(hits, 50)))
+    measured = {name: float(np.median(values)) for name, values in results.items()}
+    measured["handler_p50_ms"] = handler_p50_ms(before, after)
+    measured["p50_over_echo"] = measured["p50_ms"] / measured["echo_p50_ms"]
+    measured["p99_over_echo_p50"] = measured["p99_ms"] / measured["echo_p50_ms"]
+    measured["cached_over_echo"] = measured["cached_p50_ms"] / float(np.median(cached_echo))
+    return measured
+
+
+async def measure_rate(client: SmoaClient, texts: Sequence[str], callers: int, seconds: float) -> float:
+    """Uncached queries a second with so many callers at once."""
+    waiting, done, until = iter(texts), 0, time.perf_counter() + seconds
+
+    async def call() -> None:
+        nonlocal done
+        for text in waiting:
+            if time.perf_counter() > until:
+                return
+            await client.router.Route(router_pb2.RouteRequest(base_model=BASE, query=text), timeout=10)
+            done += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return done / (time.perf_counter() - started)
+
+
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[str]:
+    """An echo server in a process of its own."""
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.router", "--serve-echo", address])
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 30)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
+    """Everything about one size."""
+    console.print(f"[bold]{size:,} adapters[/]: generating")
+    library, embedder = generate(size)
+    ids = [new_adapter_id() for _ in range(size)]
+    rng = np.random.default_rng(7)
+    with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
+        router = RouterProcess(Path(folder))
+        try:
+            await router.start()
+            async with echo_server() as echo_address, SmoaClient(router=router.address) as client, SmoaClient(router=echo_address) as echo:
+                kill_at = int(rng.integers(size // 4, size * 3 // 4)) if kill else 0
+                result = await import_all(router, client, library, ids, kill_at)
+                result["rss_after_import_mb"] = router.rss_mb()
+                result["recall_at_10"] = await measure_recall(client, library, ids, embedder.embed, 500)
+                texts = library.texts(rng.integers(0, size, calls + 20), seed=11)
+                result |= await measure_latency(router, client, echo, texts, rounds=5)
+                texts = library.texts(rng.integers(0, size, 30_000), seed=13)
+                result["qps_1"] = await measure_rate(client, texts[:10_000], 1, 3)
+                result["qps_16"] = await measure_rate(client, texts[10_000:], 16, 3)
+                result["rss_mb"] = router.rss_mb()
+                router.kill(signal.SIGKILL)
+                result["restart_s"] = await router.start()
+            async with SmoaClient(router=router.address) as client:
+                result["recall_at_10_after_kill"] = await measure_recall(client, library, ids, embedder.embed, 200)
+                result["rss_after_restart_mb"] = router.rss_mb()
+        finally:
+            router.stop()
+    return result
+
+
+SHOWN = (
+    "import_per_s", "recall_at_10", "echo_p50_ms", "p50_ms", "p50_over_echo", "p99_over_echo_p50", "handler_p50_ms",
+    "cached_over_echo", "qps_1", "qps_16", "rss_mb",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--adapters", type=click.IntRange(1), multiple=True, help="Only this size; may repeat.")
+@click.option("--calls", type=click.IntRange(100), default=5000, show_default=True, help="Uncached calls a size.")
+@click.option("--kill", is_flag=True, help="Kill the router with SIGKILL at a random moment of the import, and go on.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure here.")
+@click.option("--serve-echo", "echo_address", hidden=True)
+def main(adapters: tuple[int, ...], calls: int, kill: bool, json_path: Path | None, echo_address: str | None) -> None:
+    """Measure the router beside an echo RPC at several library sizes."""
+    if echo_address:
+        return asyncio.run(serve_echo(echo_address))
+    Path("build").mkdir(exist_ok=True)
+    sizes = {}
+    for size in adapters or SIZES:
+        sizes[str(size)] = asyncio.run(measure(size, calls, kill))
+        if json_path is not None:
+            json_path.write_text(json.dumps({"machine": machine(), "command": " ".join(sys.argv), "sizes": sizes}, indent=2))
+    table = Table(title=f"router on {machine()}")
+    table.add_column("adapters")
+    for column in SHOWN:
+        table.add_column(column.removesuffix("_ms").replace("_", " "), justify="right")
+    for name, result in sizes.items():
+        table.add_row(f"{int(name):,}", *(_shown(result[column]) for column in SHOWN))
+    return Console().print(table)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value > 100 else f"{value:.3f}"
+
+
+def machine() -> str:
+    """Processor and cores."""
+    name = next((line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    return f"{os.cpu_count()} x {name.strip() or platform.processor()}"
+
+
+if __name__ == "__main__":
+    main()
