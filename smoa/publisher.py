@@ -15,6 +15,8 @@ from smoa.spool import Spool
 
 _log = logging.getLogger(__name__)
 _ERRORS = (KafkaError, OSError, asyncio.TimeoutError)
+_GATHER_S = 0.02
+"""Pause between batches that were not full: an event sent alone costs as much processor as fifty sent together, and nobody waits for it."""
 
 
 class EventPublisher:
@@ -104,3 +106,5 @@ class EventPublisher:
                 acknowledged.append(await producer.send(e.topic, e.value, key=e.key, headers=named))
             await asyncio.gather(*acknowledged)
         self._spool.remove(batch[-1].sequence)
+        if len(batch) < self._batch_events:
+            await asyncio.sleep(_GATHER_S)

@@ -58,16 +58,26 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns a `SmoaError` into its status; anything else is a bug: logged with its trace, answered INTERNAL."""
 
+    def __init__(self) -> None:
+        self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See `grpc.aio.ServerInterceptor`."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/smoa."):
-            return handler
         method = handler_call_details.method
+        if (made := self._made.get(method)) is not None:  # a server's methods do not change
+            return made
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith("/smoa."):
+            return handler
+        self._made[method] = self._guarded(method, handler)
+        return self._made[method]
+
+    @staticmethod
+    def _guarded(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         if handler.response_streaming:
             stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
@@ -83,8 +93,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     _log.exception("%s failed", method)
                     await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
 
-            made = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return made(streaming, handler.request_deserializer, handler.response_serializer)
+            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            return make(streaming, handler.request_deserializer, handler.response_serializer)
         unary: Any = handler.unary_unary
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

@@ -26,14 +26,14 @@ class Spooled:
 
 
 class Spool:
-    """First in, first out. One process owns the file."""
+    """First in, first out. One process owns the file: it is locked."""
 
     def __init__(self, path: Path, max_events: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.max_events = path, max_events
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._database.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+            "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
             "CREATE TABLE IF NOT EXISTS spool"
             " (sequence INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, type_name TEXT);"
             "CREATE TABLE IF NOT EXISTS owner (producer_id TEXT);"
@@ -58,9 +58,12 @@ class Spool:
             raise ResourceExhausted(f"spool: {self._size:,} of {self.max_events:,} events wait for Kafka", "retry when Kafka is back")
         rows = [(e.topic, e.key, e.value, e.type_name) for e in events]
         try:
-            self._database.execute("BEGIN")
-            self._database.executemany("INSERT INTO spool (topic, key, value, type_name) VALUES (?, ?, ?, ?)", rows)
-            self._database.execute("COMMIT")
+            if len(rows) > 1:
+                self._database.execute("BEGIN")
+            for row in rows:
+                self._database.execute("INSERT INTO spool (topic, key, value, type_name) VALUES (?, ?, ?, ?)", row)
+            if len(rows) > 1:
+                self._database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")

@@ -13,7 +13,7 @@ from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import Router, RoutingDefaults
 from services.router.scoring import Chosen
-from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, decision_event, lifecycle_event
+from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
@@ -62,12 +62,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         embedding_cache_bytes=settings.embedding_cache_bytes,
     )
     compositions = Compositions(found)
-    router = Router(found, embedder, cache, compositions, lambda routed: publisher.publish([decision_event(routed)]), defaults)
+    router = Router(found, embedder, cache, compositions, defaults)
     registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
     metrics = RouterMetrics(router, found, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address)
-    router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router, metrics), server.server)
+    router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router, publisher, metrics), server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()

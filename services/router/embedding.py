@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,47 @@ from tokenizers import Tokenizer
 from services.router.index import Vector
 from smoa.errors import FailedPrecondition
 
+_WORD: Final = re.compile("[ ▁]+[^ ▁]*")
+_CACHED_WORDS, _CACHED_WORD_CHARACTERS = 65_536, 24
+
+
+class Words:
+    """Token ids of a text, word by word, so that a word is tokenised once and not in every query.
+
+    That gives the tokens of the whole text: the tokenizer (byte-pair encoding, a blank written as `▁`) has no token with a blank after
+    another character, so no merge reaches from one word into the next. A text that spells a special token is left to it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        if any("▁" in token.lstrip("▁") for token in tokenizer.get_vocab()):
+            raise ValueError("a token of this tokenizer reaches over a blank")
+        self._special = tuple(one.content for one in tokenizer.get_added_tokens_decoder().values())
+        self._known: dict[str, list[int]] = {}
+        self._blank = tokenizer.get_vocab()["▁"]  # of one at the end: the tokenizer puts one before a text that is not empty
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        if not text or any(special in text for special in self._special):
+            return self._tokenized(text)
+        known, found = self._known, list[int]()
+        for word in _WORD.findall(" " + text):
+            ids = known.get(word)
+            if ids is None:
+                ids = self._tokenized(word[1:]) if len(word) > 1 else [self._blank]
+                if len(word) <= _CACHED_WORD_CHARACTERS:
+                    if len(known) >= _CACHED_WORDS:
+                        known.clear()
+                    known[word] = ids
+            found += ids
+        return found
+
+    def _tokenized(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
 
 class StaticEmbedder:
-    """Mean of token vectors, their lengths damped, normalised. numpy only; about 0.03 ms a query."""
+    """Mean of token vectors, their lengths damped, normalised. numpy only; about 0.1 ms a query."""
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("wordllama")
@@ -26,6 +66,7 @@ class StaticEmbedder:
         folder = Path(spec.origin).parent
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         self._tokenizer.no_padding()
+        self._words = Words(self._tokenizer)
         table = next(iter(load_file(folder / "weights" / "l2_supercat_256.safetensors").values())).astype(np.float32)
         # Token vectors differ tenfold in length; the root of it routes the example library better (docs/decisions/0003).
         self._table: Vector = table / np.sqrt(np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-6))
@@ -37,8 +78,7 @@ class StaticEmbedder:
 
     def embed(self, text: str) -> Vector:
         """Unit vector [dimension] of a text (zeros if it has no token)."""
-        # The batch call, though for one text: it leaves out offsets, which take two thirds of the time.
-        ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        ids = self._words.ids(text)
         return normalised(np.add.reduce(self._table[ids], 0)) if ids else np.zeros(self.dimension, np.float32)
 
     def vocabulary(self) -> tuple[NDArray[np.str_], Vector]:

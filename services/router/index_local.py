@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from struct import Struct
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -36,28 +37,26 @@ _BROAD_NEAREST: Final = 256
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _RECORD_BYTES: Final = 2_500  # of a parsed record in memory, about
+_REF: Final = Struct("<26si32s")
 
 
 class Refs:
     """Ids, versions and digests by row, in 62 bytes each: a decision is made without reading the file."""
 
     def __init__(self) -> None:
-        self._packed = np.zeros(64, [("id", "S26"), ("version", np.int32), ("digest", np.uint8, 32)])
+        self._packed = bytearray()
 
     def put(self, rows: Sequence[int], refs: Sequence[AdapterRef]) -> None:
         """Keep those of some rows."""
-        if (highest := max(rows)) >= len(self._packed):
-            grown = np.zeros(max(highest + 1, len(self._packed) * 9 // 8), self._packed.dtype)
-            grown[: len(self._packed)] = self._packed
-            self._packed = grown
-        digests = np.frombuffer(bytes.fromhex("".join(ref.digest for ref in refs)), np.uint8).reshape(-1, 32)
-        self._packed["id"][rows] = [ref.adapter_id.encode() for ref in refs]
-        self._packed["version"][rows] = [ref.version for ref in refs]
-        self._packed["digest"][rows] = digests
+        missing = (max(rows) + 1) * _REF.size - len(self._packed)
+        if missing > 0:
+            self._packed += bytes(max(missing, len(self._packed) // 8))
+        for row, ref in zip(rows, refs, strict=True):
+            _REF.pack_into(self._packed, row * _REF.size, ref.adapter_id.encode(), ref.version, bytes.fromhex(ref.digest))
 
     def __getitem__(self, row: int) -> AdapterRef:
-        one = self._packed[row]
-        return AdapterRef(one["id"].decode(), int(one["version"]), one["digest"].tobytes().hex())
+        adapter_id, version, digest = _REF.unpack_from(self._packed, row * _REF.size)
+        return AdapterRef(adapter_id.decode(), version, digest.hex())
 
 
 class LocalIndex:
@@ -258,9 +257,9 @@ class LocalIndex:
         while batch := await self._call(lambda after=row: self._file.placed(after, _CHUNK_ROWS)):  # type: ignore[misc]
             row = batch[-1].row
             self._place(batch)
-        for name, rows, probes, scan in await self._call(self._file.trained):
+        for name, rows, probes, rescored, scan in await self._call(self._file.trained):
             if name in self._pools:
-                await self._adopt(self._pools[name], Successor.from_bytes(scan, rows, probes))
+                await self._adopt(self._pools[name], Successor.from_bytes(scan, rows, probes, rescored))
         for name in list(self._pools):
             self._train_if_wanted(name)
         await self.trained()
@@ -286,7 +285,7 @@ class LocalIndex:
             learned = successor.to_bytes()
             successor.watch(pool.sample(64, seed=1))
             await self._adopt(pool, successor)
-            kept = (name, rows, successor.probes, learned)
+            kept = (name, rows, successor.probes, successor.rescored, learned)
             await self._call(lambda: self._file.keep_trained(*kept))  # noqa: B023
 
     async def _adopt(self, pool: VectorPool, successor: Successor) -> None:
@@ -312,9 +311,9 @@ class LocalIndex:
         for start in range(0, old.positions, _STEP_ROWS):
             fresh.add(*old.alive(start, start + _STEP_ROWS))
             await asyncio.sleep(0)
-        for kept, rows, probes, scan in await self._call(self._file.trained):
+        for kept, rows, probes, rescored, scan in await self._call(self._file.trained):
             if kept == name and len(fresh):
-                await self._adopt(fresh, Successor.from_bytes(scan, rows, probes))
+                await self._adopt(fresh, Successor.from_bytes(scan, rows, probes, rescored))
         rows_there, _ = fresh.alive(0, fresh.positions)
         self._positions[rows_there] = np.arange(fresh.positions)
         self._pools[name] = fresh

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from services.router.index import Vector
 
 EXACT_ROWS: Final = 2_000
-FLAT_ROWS: Final = 200_000
-RESCORED: Final = 512
-"""Candidates of the scan that are scored again."""
+FLAT_ROWS: Final = 20_000
+RESCORED: Final = 256
+"""Candidates of the scan that are scored again, where calibration did not find a better number."""
 RECALL_TARGET: Final = 0.985
 """Share of the true ten nearest that calibration wants among the rescored."""
 _GROWTH_ROWS: Final = 65_536
@@ -53,8 +53,8 @@ class Encoded:
 class Successor:
     """A trained scan, filled aside from the pool's own codes. Its methods take long: they run on a worker thread."""
 
-    def __init__(self, scan: faiss.Index, trained_rows: int, cells: int, probes: int) -> None:
-        self.scan, self.trained_rows, self.cells, self.probes = scan, trained_rows, cells, probes
+    def __init__(self, scan: faiss.Index, trained_rows: int, cells: int, probes: int, rescored: int = RESCORED) -> None:
+        self.scan, self.trained_rows, self.cells, self.probes, self.rescored = scan, trained_rows, cells, probes, rescored
         self.filled = 0
         self._queries: Vector = np.empty((0, scan.d), np.float32)
         self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
@@ -118,17 +118,21 @@ class Successor:
         self.filled += len(vectors)
 
     def calibrate(self) -> None:
-        """Take the fewest cells that find the true ten nearest of the watched queries among the rescored."""
+        """Take the fewest cells, and of them the fewest candidates, that hold the true ten nearest of the watched queries."""
         faiss.omp_set_num_threads(1)
+        self.probes, self.rescored = self._least(RECALL_TARGET)
+        self._queries = self._queries[:0]
+
+    def _least(self, recall: float) -> tuple[int, int]:
         probes = 8
         while probes < self.cells:
-            found = self.scan.search(self._queries, RESCORED, params=_probing(probes))[1]
-            recall = np.mean([np.isin(true, near).mean() for true, near in zip(self._truth, found, strict=True)])
-            if recall >= RECALL_TARGET:
-                break
+            found = self.scan.search(self._queries, 2 * RESCORED, params=_probing(probes))[1]
+            for rescored in (RESCORED // 2, RESCORED, 2 * RESCORED):
+                near = found[:, :rescored]
+                if np.mean([np.isin(true, one).mean() for true, one in zip(self._truth, near, strict=True)]) >= recall:
+                    return probes, rescored
             probes *= 2
-        self.probes = min(probes, self.cells)
-        self._queries = self._queries[:0]
+        return self.cells, 2 * RESCORED
 
     def to_bytes(self) -> bytes:
         """What training learned, without the vectors."""
@@ -136,10 +140,10 @@ class Successor:
         return bytes(faiss.serialize_index(self.scan))
 
     @classmethod
-    def from_bytes(cls, data: bytes, trained_rows: int, probes: int) -> Successor:
+    def from_bytes(cls, data: bytes, trained_rows: int, probes: int, rescored: int) -> Successor:
         """Inverse of `to_bytes`; to be filled again."""
         scan = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-        return cls(scan, trained_rows, cells_for(trained_rows), probes)
+        return cls(scan, trained_rows, cells_for(trained_rows), probes, rescored)
 
 
 def _probing(cells: int) -> faiss.SearchParametersIVF:
@@ -201,7 +205,7 @@ class VectorPool:
             positions = np.arange(self._used)
         else:
             parameters = _probing(self._scan.probes) if self._scan.cells > 1 else None
-            positions = self._scan.scan.search(query[None], max(RESCORED, 4 * limit), params=parameters)[1][0]
+            positions = self._scan.scan.search(query[None], max(self._scan.rescored, 2 * limit), params=parameters)[1][0]
             if positions[-1] < 0:
                 positions = positions[positions >= 0]
         if self._dropped:

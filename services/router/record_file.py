@@ -35,7 +35,8 @@ CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (document_id TEXT PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL, scan BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
+  rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
 _IDS_A_QUERY: Final = 500
 
@@ -169,15 +170,15 @@ class RecordFile:
         with self._transaction() as database:
             database.execute("DELETE FROM documents WHERE document_id = ?", (document_id,))
 
-    def keep_trained(self, pool: str, rows: int, probes: int, scan: bytes) -> None:
+    def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:
         """Keep what a pool's training learned."""
         with self._transaction() as database:
-            database.execute("INSERT OR REPLACE INTO trained VALUES (?, ?, ?, ?)", (pool, rows, probes, scan))
+            database.execute("INSERT OR REPLACE INTO trained VALUES (?, ?, ?, ?, ?)", (pool, rows, probes, rescored, scan))
 
-    def trained(self) -> list[tuple[str, int, int, bytes]]:
-        """(pool, rows, probes, scan) of every training."""
+    def trained(self) -> list[tuple[str, int, int, int, bytes]]:
+        """(pool, rows, probes, rescored, scan) of every training."""
         with _failures():
-            return self._database.execute("SELECT pool, rows, probes, scan FROM trained").fetchall()
+            return self._database.execute("SELECT pool, rows, probes, rescored, scan FROM trained").fetchall()
 
     def copy_to(self, path: Path) -> None:
         """Copy the file as it is at one moment; `path` must not exist."""

@@ -1,4 +1,4 @@
-"""Routing one query: check it, look in the cache, embed, search, choose, publish the decision."""
+"""Routing one query: check it, look in the cache, embed, search, choose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ulid import ULID
 
@@ -54,13 +53,6 @@ class RoutedQuery:
     """Of a composition: how to carry it out. `chosen` then holds every adapter of it."""
 
 
-class DecisionSink(Protocol):
-    """Where decisions go; must not wait."""
-
-    def __call__(self, routed: RoutedQuery) -> None:
-        """Accept a decision durably."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RoutingDefaults:
     """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
@@ -82,10 +74,9 @@ class Router:
         embedder: StaticEmbedder,
         cache: RoutingCache[tuple[Chosen, ...]],
         compositions: Compositions,
-        publish: DecisionSink,
         defaults: RoutingDefaults | None = None,
     ) -> None:
-        self._index, self._embedder, self.cache, self._publish = index, embedder, cache, publish
+        self._index, self._embedder, self.cache = index, embedder, cache
         self._compositions = compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
@@ -118,9 +109,7 @@ class Router:
         else:
             chosen, cached = await self._chosen(query)
         handler_us = (time.perf_counter_ns() - started) // 1000
-        routed = RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000, stages)
-        self._publish(routed)
-        return routed
+        return RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000, stages)
 
     async def _chosen(self, query: RouteQuery) -> tuple[tuple[Chosen, ...], bool]:
         """The choice, and whether it came from the cache."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,24 @@ _STATES: dict[int, State] = {
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """`smoa.v1.RouterService`."""
+    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka."""
 
-    def __init__(self, router: Router, metrics: RouterMetrics) -> None:
-        self._router, self._route_seconds = router, metrics.route_seconds
+    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics) -> None:
+        self._router, self._publisher, self._route_seconds = router, publisher, metrics.route_seconds
 
     async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
         """See the contract."""
         with self._route_seconds.time():
-            return to_decision(await self._router.route(_to_query(request)))
+            decision = to_decision(await self._router.route(_to_query(request)))
+            self._publisher.publish([event(DECISIONS, decision.decision_id, decision)])
+            return decision
 
     async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
         """See the contract."""
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
         decisions = [to_decision(await self._router.route(_to_query(one))) for one in request.requests]
+        self._publisher.publish([event(DECISIONS, decision.decision_id, decision) for decision in decisions])
         return router_pb2.RouteBatchResponse(decisions=decisions)
 
 
@@ -218,6 +222,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
     )
 
 
+@cache
 def _word(enum: Any, value: int, prefix: str, field: str) -> str:
     """The word of an enum's value.
 
@@ -301,11 +306,6 @@ def _to_composition(composition: Composition) -> registry_pb2.Composition:
         children=composition.children,
         parents=composition.parents,
     )
-
-
-def decision_event(routed: RoutedQuery) -> Event:
-    """A decision on its way to Kafka."""
-    return event(DECISIONS, routed.decision_id, to_decision(routed))
 
 
 def lifecycle_event(change: Change) -> Event:

@@ -75,7 +75,7 @@ def test_cells_are_calibrated_until_recall_is_there() -> None:
     vectors, pool = _vectors(6000), VectorPool(DIMENSION)
     pool.add(np.arange(6000), Encoded.of(vectors))
     successor = _trained(pool, rows=FLAT_ROWS + 1)
-    assert successor.cells == cells_for(FLAT_ROWS + 1) == 1024
+    assert successor.cells == cells_for(FLAT_ROWS + 1) == 256
     assert 8 <= successor.probes <= successor.cells
     pool.adopt(successor)
     assert _recall(pool, vectors, _vectors(50, 9)) > 0.95
@@ -85,7 +85,7 @@ def test_what_training_learned_is_kept_without_the_vectors() -> None:
     vectors, pool = _vectors(3000), VectorPool(DIMENSION)
     pool.add(np.arange(3000), Encoded.of(vectors))
     learned = Successor.train(pool.sample(3000), 3000).to_bytes()
-    again = Successor.from_bytes(learned, 3000, 1)
+    again = Successor.from_bytes(learned, 3000, 1, 256)
     again.fill(pool.encoded(0, 3000))
     pool.adopt(again)
     assert _recall(pool, vectors, _vectors(20, 9)) > 0.97
