@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from services.router.index import Vector, point_id
+from services.router.index import Vector, check_ulid
 from services.router.library import AdapterRecord
 from smoa.adapter import MAX_RANK, granularity_of
 from smoa.errors import InvalidArgument
@@ -43,7 +43,7 @@ def check_imported(imported: Sequence[Imported], dimension: int) -> list[Importe
 def _checked(one: Imported, where: str, dimension: int) -> Imported:
     record = one.record
     try:
-        point_id(record.adapter_id)
+        check_ulid(record.adapter_id)
         AdapterStore.key(record.digest)
         granularity = granularity_of(record.parameter_count)
     except InvalidArgument as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,13 +54,24 @@ class AdapterIndex(Protocol):
         """Release it."""
 
 
+_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+def check_ulid(text: str) -> None:
+    """Raise unless it is one.
+
+    Raises:
+        InvalidArgument: not a ULID.
+    """
+    if not _ULID.fullmatch(text):
+        raise InvalidArgument("adapter_id", f"{text[:80]!r} is not a ULID", "use the id `smoa adapter list` shows")
+
+
 def point_id(ulid: str) -> str:
     """ULID to the UUID of the same 128 bits, in the same order.
 
     Raises:
         InvalidArgument: not a ULID.
     """
-    try:
-        return str(ULID.from_str(ulid).to_uuid())
-    except ValueError as error:
-        raise InvalidArgument("adapter_id", f"{ulid[:80]!r} is not a ULID", "use the id `smoa adapter list` shows") from error
+    check_ulid(ulid)
+    return str(ULID.from_str(ulid).to_uuid())

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.router.cache import BoundedCache
-from services.router.index import Vector, point_id
+from services.router.index import Vector, check_ulid
 from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
 from services.router.pool import Encoded, Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
@@ -106,7 +106,7 @@ class LocalIndex:
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """See `AdapterIndex`."""
-        point_id(adapter_id)
+        check_ulid(adapter_id)
         return self._reader.get(adapter_id)
 
     async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:

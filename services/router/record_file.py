@@ -6,7 +6,6 @@ lose the last moments, but never leaves half of a write.
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import json
 import sqlite3
@@ -222,7 +221,7 @@ def _failures() -> Iterator[None]:
 
 
 def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes) -> tuple[object, ...]:
-    body = dataclasses.asdict(record)
+    body = record.to_payload()
     examples = json.dumps(body.pop("examples"), ensure_ascii=False)
     return (
         row,
