@@ -68,9 +68,3 @@ class DeadlineExceeded(SmoaError):
     """The caller's deadline passed before the work could be done."""
 
     code = "DEADLINE_EXCEEDED"
-
-
-class Unimplemented(SmoaError):
-    """A name the contracts know and this version does not do yet."""
-
-    code = "UNIMPLEMENTED"

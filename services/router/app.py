@@ -10,9 +10,8 @@ from services.router.compositions import Compositions
 from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
 from services.router.metrics import RouterMetrics
-from services.router.registry import Change, Registry
-from services.router.routing import Router, RoutingDefaults
-from services.router.scoring import Chosen
+from services.router.registry import ARRIVALS, Change, Registry
+from services.router.routing import Choice, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
 from smoa.metrics import serve_metrics
@@ -45,18 +44,17 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    cache: RoutingCache[tuple[Chosen, ...]] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
+    cache: RoutingCache[Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:
-        for change in changes:
-            cache.drop_adapter(change.record.adapter_id)
-        if any(change.action in ("registered", "restored", "merged", "updated") for change in changes):
-            cache.clear()  # what is new may be the better answer to any of them
+        arrived = any(change.action in ARRIVALS for change in changes)
+        router.adapters_changed([change.record.adapter_id for change in changes], arrived=arrived)
         publisher.publish([lifecycle_event(change) for change in changes])
 
     defaults = RoutingDefaults(
         top_k=settings.top_k,
         score_threshold=settings.score_threshold,
+        min_confidence=settings.min_confidence,
         temperature=settings.temperature,
         min_weight=settings.min_weight,
         embedding_cache_bytes=settings.embedding_cache_bytes,

@@ -23,8 +23,8 @@ class AdapterIndex(Protocol):
     def in_training(self) -> int:
         """Parts of the index that are being made faster; it serves meanwhile."""
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
-        """Write all or none, in one step."""
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
+        """Write all or none, in one step; prototypes [n, dimension] by adapter id, those of the others stay."""
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
@@ -32,8 +32,14 @@ class AdapterIndex(Protocol):
     async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """(tenant, digest) of those of the adapters that are there."""
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
-        """Nearest adapters by cosine within the reach, best first; with their records where those are asked for."""
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
+        """Nearest adapters by cosine within the reach, best first; with their records where those are asked for.
+
+        With `clusters`, only adapters in so many coarse clusters, those nearest to the vector, are looked at.
+        """
+
+    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """Prototypes [n, dimension] of those that have any."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

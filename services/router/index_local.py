@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from services.router.cache import BoundedCache
 from services.router.index import Vector, check_ulid
 from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
-from services.router.pool import Encoded, Successor, VectorPool
+from services.router.pool import Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
+from services.router.vectors import Encoded
 from smoa.errors import FailedPrecondition
 
 T = TypeVar("T")
@@ -37,26 +38,28 @@ _BROAD_NEAREST: Final = 256
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _RECORD_BYTES: Final = 2_500  # of a parsed record in memory, about
-_REF: Final = Struct("<26si32s")
+_REF: Final = Struct("<26si32s?")
 
 
 class Refs:
-    """Ids, versions and digests by row, in 62 bytes each: a decision is made without reading the file."""
+    """What a decision needs of an adapter, by row, in 63 bytes each: it is made without reading the file."""
 
     def __init__(self) -> None:
         self._packed = bytearray()
 
-    def put(self, rows: Sequence[int], refs: Sequence[AdapterRef]) -> None:
+    def put(self, written: Sequence[Written]) -> None:
         """Keep those of some rows."""
-        missing = (max(rows) + 1) * _REF.size - len(self._packed)
+        missing = (max(one.row for one in written) + 1) * _REF.size - len(self._packed)
         if missing > 0:
             self._packed += bytes(max(missing, len(self._packed) // 8))
-        for row, ref in zip(rows, refs, strict=True):
-            _REF.pack_into(self._packed, row * _REF.size, ref.adapter_id.encode(), ref.version, bytes.fromhex(ref.digest))
+        for one in written:
+            named = (one.ref.adapter_id.encode(), one.ref.version, bytes.fromhex(one.ref.digest))
+            _REF.pack_into(self._packed, one.row * _REF.size, *named, one.has_prototypes)
 
-    def __getitem__(self, row: int) -> AdapterRef:
-        adapter_id, version, digest = _REF.unpack_from(self._packed, row * _REF.size)
-        return AdapterRef(adapter_id.decode(), version, digest.hex())
+    def candidate(self, row: int, cosine: float, record: AdapterRecord | None = None) -> Candidate:
+        """The adapter of a row, found with a cosine."""
+        adapter_id, version, digest, has_prototypes = _REF.unpack_from(self._packed, row * _REF.size)
+        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, record, has_prototypes)
 
 
 class LocalIndex:
@@ -78,6 +81,7 @@ class LocalIndex:
         self._writing = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
         self._trainings: dict[str, asyncio.Task[None]] = {}
+        self._dimension = dimension
         self._new_pool = partial(VectorPool, dimension)
         self._pools: defaultdict[str, VectorPool] = defaultdict(self._new_pool)
         self._positions: NDArray[np.int64] = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
@@ -96,10 +100,10 @@ class LocalIndex:
         await index._load()
         return index
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
         # A task of its own: a caller that goes away must not part the file from the pools.
-        task = asyncio.create_task(self._upsert(records))
+        task = asyncio.create_task(self._upsert(records, prototypes or {}))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
         await asyncio.shield(task)
@@ -113,7 +117,11 @@ class LocalIndex:
         """See `AdapterIndex`."""
         return await self._call(lambda: self._file.owners(adapter_ids))
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
+    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """See `AdapterIndex`."""
+        return self._reader.prototypes(adapter_ids, self._dimension)
+
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `AdapterIndex`."""
         labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None
         broad = labelled is not None and len(labelled) > BROAD_LABEL_ROWS
@@ -124,7 +132,7 @@ class LocalIndex:
                 if labelled is not None and not broad:
                     positions = self._positions[labelled]
                     among = positions[pool.holds(positions, labelled)]
-                rows, cosines = pool.nearest(vector, _BROAD_NEAREST if broad else limit, among)
+                rows, cosines = pool.nearest(vector, _BROAD_NEAREST if broad else limit, among, clusters)
                 found += zip(cosines.tolist(), rows.tolist(), strict=True)
         found.sort(key=lambda pair: (-pair[0], pair[1]))
         if broad:
@@ -132,9 +140,9 @@ class LocalIndex:
             found = [(cosine, row) for cosine, row in found if set(reach.any_labels) & set(labels_of(records[row]))]
         found = found[:limit]
         if not with_records:
-            return [Candidate(self._refs[row], cosine) for cosine, row in found]
+            return [self._refs.candidate(row, cosine) for cosine, row in found]
         records = self._records_at([row for _, row in found])
-        return [Candidate(records[row].ref, cosine, records[row]) for cosine, row in found]
+        return [self._refs.candidate(row, cosine, records[row]) for cosine, row in found]
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `AdapterIndex`."""
@@ -188,9 +196,9 @@ class LocalIndex:
     async def _train_call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._trainer, function)
 
-    async def _upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
+    async def _upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> None:
         async with self._writing:
-            written = await self._call(lambda: self._file.write(records))
+            written = await self._call(lambda: self._file.write(records, prototypes))
             for one in written:
                 self._records.drop(one.row)
                 for label in one.labels:
@@ -216,7 +224,7 @@ class LocalIndex:
             grown = np.full(max(highest + 1, len(self._positions) * 9 // 8), -1, np.int64)
             grown[: len(self._positions)] = self._positions
             self._positions = grown
-        self._refs.put([one.row for one in moved], [one.ref for one in moved])
+        self._refs.put(moved)
         for name, group in by_pool.items():
             rows = np.array([one.row for one in group], np.int64)
             old = self._positions[rows]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -11,12 +13,14 @@ from grpc.aio import AioRpcError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from services.router.clusters import JOIN_COSINE, MAX_CLUSTERS
 from services.router.index import Vector, point_id
 from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of, pool_of
+from services.router.vectors import Encoded
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
-KEYWORDS = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels")
+KEYWORDS = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster", "leads")
 """Payload fields with an index. A search filters on `pool` alone (and `labels`, when there are hints); the others are for listings."""
 
 
@@ -60,10 +64,63 @@ class ServerIndex:
         """The server's own affair."""
         return 0
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> None:
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
-        points = [models.PointStruct(id=point_id(r.adapter_id), vector=v.tolist(), payload=payload_of(r)) for r, v in records]
-        await self._call(self._client.upsert(self._collection, points, wait=True))
+        given = {adapter_id: b64encode(Encoded.of(vectors).to_bytes()).decode() for adapter_id, vectors in (prototypes or {}).items()}
+        kept = await self._payloads([r.adapter_id for r, _ in records if r.adapter_id not in given], ["prototypes"])
+        given |= {adapter_id: payload["prototypes"] for adapter_id, payload in kept.items() if payload.get("prototypes")}
+        joined, leaders = await self._join(records)
+        points = [
+            models.PointStruct(
+                id=point_id(r.adapter_id),
+                vector=v.tolist(),
+                payload={
+                    **payload_of(r),
+                    "cluster": joined.get(r.adapter_id, ""),
+                    "prototypes": given.get(r.adapter_id, ""),
+                    "has_prototypes": r.adapter_id in given,
+                },
+            )
+            for r, v in records
+        ]
+        await self._call(self._client.upsert(self._collection, [*leaders, *points], wait=True))
+
+    async def _join(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> tuple[dict[str, str], list[models.PointStruct]]:
+        """The cluster of each adapter that may be routed to, and the leaders of those that are new (see `clusters.py`)."""
+        routed = [(r.adapter_id, pool_of(r), v) for r, v in records if pool_of(r)]
+        if not routed:
+            return {}, []
+        queries = [models.QueryRequest(query=v.tolist(), filter=_leaders_of([pool]), limit=1) for _, pool, v in routed]
+        answers = await self._call(self._client.query_batch_points(self._collection, queries))
+        joined: dict[str, str] = {}
+        new: list[tuple[str, str, Vector]] = []
+        room: dict[str, int] = {}
+        for (adapter_id, pool, vector), answer in zip(routed, answers, strict=True):
+            near = [(point.score, str(point.id)) for point in answer.points]
+            near += [(float(vector @ leader), cluster) for cluster, of, leader in new if of == pool]
+            score, cluster = max(near, default=(-1.0, ""))
+            if score < JOIN_COSINE:
+                if pool not in room:
+                    there = await self._call(self._client.count(self._collection, count_filter=_leaders_of([pool]), exact=True))
+                    room[pool] = MAX_CLUSTERS - there.count
+                if room[pool] > 0:
+                    room[pool] -= 1
+                    cluster = str(uuid4())
+                    new.append((cluster, pool, vector))
+            joined[adapter_id] = cluster
+        leaders = [
+            models.PointStruct(id=cluster, vector=leader.tolist(), payload={"type": "cluster", "leads": of}) for cluster, of, leader in new
+        ]
+        return joined, leaders
+
+    async def _payloads(self, adapter_ids: Sequence[str], fields: list[str]) -> dict[str, dict[str, Any]]:
+        """These fields of those of the adapters that are there."""
+        if not adapter_ids:
+            return {}
+        wanted = models.PayloadSelectorInclude(include=["type", "adapter_id", *fields])
+        points = await self._call(self._client.retrieve(self._collection, [point_id(one) for one in adapter_ids], with_payload=wanted))
+        payloads = [point.payload or {} for point in points]
+        return {payload["adapter_id"]: payload for payload in payloads if payload["type"] == "adapter"}
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """See `AdapterIndex`."""
@@ -74,32 +131,44 @@ class ServerIndex:
 
     async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         """See `AdapterIndex`."""
-        wanted = models.PayloadSelectorInclude(include=["type", "adapter_id", "tenant", "digest"])
-        points = await self._call(self._client.retrieve(self._collection, [point_id(one) for one in adapter_ids], with_payload=wanted))
-        payloads = [point.payload or {} for point in points]
-        return {payload["adapter_id"]: (payload["tenant"], payload["digest"]) for payload in payloads if payload["type"] == "adapter"}
+        payloads = await self._payloads(adapter_ids, ["tenant", "digest"])
+        return {adapter_id: (payload["tenant"], payload["digest"]) for adapter_id, payload in payloads.items()}
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False) -> list[Candidate]:
+    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """See `AdapterIndex`."""
+        packed = {one: payload.get("prototypes") for one, payload in (await self._payloads(adapter_ids, ["prototypes"])).items()}
+        return {one: Encoded.from_bytes(b64decode(data), self._dimension).decoded() for one, data in packed.items() if data}
+
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `AdapterIndex`."""
         wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]
         if reach.any_labels:
             wanted.append(models.FieldCondition(key="labels", match=models.MatchAny(any=list(reach.any_labels))))
+        if clusters:
+            leaders = await self._call(
+                self._client.query_points(
+                    self._collection, query=vector.tolist(), query_filter=_leaders_of(reach.pools), limit=clusters, with_payload=False
+                )
+            )
+            near = [str(point.id) for point in leaders.points]
+            wanted.append(models.FieldCondition(key="cluster", match=models.MatchAny(any=near)))
         answer = await self._call(
             self._client.query_points(
                 self._collection,
                 query=vector.tolist(),
                 query_filter=models.Filter(must=wanted),
                 limit=limit,
-                with_payload=models.PayloadSelectorExclude(exclude=["examples"])
+                with_payload=models.PayloadSelectorExclude(exclude=["examples", "prototypes"])
                 if with_records
-                else models.PayloadSelectorInclude(include=["adapter_id", "version", "digest"]),
+                else models.PayloadSelectorInclude(include=["adapter_id", "version", "digest", "has_prototypes"]),
             )
         )
         found = []
         for point in answer.points:
             payload = point.payload or {}
             record = AdapterRecord.from_payload({**payload, "examples": ()}) if with_records else None
-            found.append(Candidate(AdapterRef(payload["adapter_id"], payload["version"], payload["digest"]), point.score, record))
+            ref = AdapterRef(payload["adapter_id"], payload["version"], payload["digest"])
+            found.append(Candidate(ref, point.score, record, payload["has_prototypes"]))
         return found
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
@@ -117,7 +186,7 @@ class ServerIndex:
     async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
         """See `AdapterIndex`."""
         found = await self._call(self._client.retrieve(self._collection, [point_id(document_id)], with_payload=True))
-        if not found or not found[0].payload or found[0].payload["type"] == "adapter":
+        if not found or not found[0].payload or found[0].payload["type"] in ("adapter", "cluster"):
             return None
         payload = found[0].payload
         return payload["type"], payload["tenant"], payload["body"]
@@ -146,6 +215,10 @@ class ServerIndex:
 
 def _equals(key: str, value: str) -> models.FieldCondition:
     return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
+
+def _leaders_of(pools: Sequence[str]) -> models.Filter:
+    return models.Filter(must=[models.FieldCondition(key="leads", match=models.MatchAny(any=list(pools)))])
 
 
 def _filter(scope: Scope) -> models.Filter:

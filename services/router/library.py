@@ -97,6 +97,8 @@ class Candidate(NamedTuple):
     cosine: float
     record: AdapterRecord | None = None
     """What is known of it, its examples left out, where the search was asked for it."""
+    has_prototypes: bool = False
+    """It came with examples; `AdapterIndex.prototypes` has what they were boiled down to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,15 @@ event loop. Why faiss and not the HNSW of an embedded engine: docs/decisions/000
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from services.router.clusters import Clusters, Ids
 from services.router.index import Vector
+from services.router.vectors import Codes, Encoded
 
 EXACT_ROWS: Final = 2_000
 FLAT_ROWS: Final = 20_000
@@ -29,25 +30,6 @@ RECALL_TARGET: Final = 0.985
 """Share of the true ten nearest that calibration wants among the rescored."""
 _GROWTH_ROWS: Final = 65_536
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
-Codes = NDArray[np.int8]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Vectors in eight bits: codes [n, dimension] int8 and what one step of each row is worth, [n] float32."""
-
-    codes: Codes
-    steps: Vector
-
-    @classmethod
-    def of(cls, vectors: Vector) -> Encoded:
-        """Encode float vectors [n, dimension]; the error of a cosine is about 0.001."""
-        steps = np.maximum(np.abs(vectors).max(1, initial=0.0), 1e-12).astype(np.float32) / 127
-        return cls(np.rint(vectors / steps[:, None]).astype(np.int8), steps)
-
-    def decoded(self) -> Vector:
-        """The vectors again, [n, dimension] float32."""
-        return self.codes.astype(np.float32) * self.steps[:, None]
 
 
 class Successor:
@@ -152,8 +134,8 @@ def _probing(cells: int) -> faiss.SearchParametersIVF:
 
 
 def cells_for(rows: int) -> int:
-    """Number of cells: one up to `FLAT_ROWS`, then about twice the root of the rows, a power of two."""
-    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(2 * np.sqrt(rows))))
+    """Number of cells: one up to `FLAT_ROWS`, then about four times the root of the rows, a power of two."""
+    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(4 * np.sqrt(rows))))
 
 
 class VectorPool:
@@ -163,6 +145,8 @@ class VectorPool:
         self._codes: Codes = np.empty((0, dimension), np.int8)
         self._steps: Vector = np.empty(0, np.float32)
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self._cluster: Ids = np.empty(0, np.int16)
+        self._clusters = Clusters(dimension)
         self._used = self._dropped = 0
         self._scan: Successor | None = None
         self._trained_at = 0
@@ -184,8 +168,10 @@ class VectorPool:
             self._codes.resize((size, self._codes.shape[1]), refcheck=False)
             self._steps.resize(size, refcheck=False)
             self._rows.resize(size, refcheck=False)
+            self._cluster.resize(size, refcheck=False)
         self._codes[first : first + count], self._steps[first : first + count] = vectors.codes, vectors.steps
         self._rows[first : first + count] = rows
+        self._cluster[first : first + count] = self._clusters.join(vectors.decoded())
         self._used += count
         if self._scan is not None:
             self._scan.fill(vectors)
@@ -195,10 +181,16 @@ class VectorPool:
         """Forget one vector."""
         if self._rows[position] >= 0:
             self._rows[position] = -1
+            self._clusters.leave(int(self._cluster[position]))
             self._dropped += 1
 
-    def nearest(self, query: Vector, limit: int, among: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], Vector]:
-        """(rows, cosines) of the nearest to the unit vector `query`, best first; `among` names the positions that count."""
+    def nearest(
+        self, query: Vector, limit: int, among: NDArray[np.int64] | None = None, clusters: int = 0
+    ) -> tuple[NDArray[np.int64], Vector]:
+        """(rows, cosines) of the nearest to the unit vector `query`, best first.
+
+        `among` names the positions that count; with `clusters`, only what is in so many nearest clusters does.
+        """
         if among is not None:
             positions = among
         elif self._scan is None:
@@ -208,6 +200,8 @@ class VectorPool:
             positions = self._scan.scan.search(query[None], max(self._scan.rescored, 2 * limit), params=parameters)[1][0]
             if positions[-1] < 0:
                 positions = positions[positions >= 0]
+        if clusters:
+            positions = positions[np.isin(self._cluster[positions], self._clusters.nearest(query, clusters))]
         if self._dropped:
             positions = positions[self._rows[positions] >= 0]
         cosines = (self._codes[positions].astype(np.float32) @ query) * self._steps[positions]
@@ -266,4 +260,4 @@ class VectorPool:
     def resident_bytes(self) -> int:
         """Memory of codes, rows and scan."""
         scanned = self._used * (self._codes.shape[1] // 8 + 8) if self._scan else 0
-        return self._codes.nbytes + self._steps.nbytes + self._rows.nbytes + scanned
+        return self._codes.nbytes + self._steps.nbytes + self._rows.nbytes + self._cluster.nbytes + scanned

@@ -20,6 +20,7 @@ import numpy as np
 
 from services.router.index import Vector
 from services.router.library import AdapterRecord, AdapterRef, Scope, labels_of, pool_of
+from services.router.vectors import Encoded
 from smoa.errors import ResourceExhausted, Unavailable
 
 _SCHEMA: Final = """
@@ -28,10 +29,11 @@ CREATE TABLE IF NOT EXISTS adapters (
   row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
-  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL);
+  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
+CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (document_id TEXT PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
@@ -48,9 +50,10 @@ class Written:
     ref: AdapterRef
     pool: str
     vector: bytes
+    has_prototypes: bool
     old_pool: str = ""
     moved: bool = True
-    """Pool or vector are not what they were."""
+    """Pool, vector or having prototypes are not what they were."""
     labels: frozenset[str] = frozenset()
 
 
@@ -66,8 +69,8 @@ class RecordFile:
         """Close it."""
         self._database.close()
 
-    def write(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> list[Written]:
-        """Write all or none.
+    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> list[Written]:
+        """Write all or none; prototypes that are not given stay.
 
         Raises:
             ResourceExhausted: the disk is full.
@@ -79,18 +82,21 @@ class RecordFile:
             following = (database.execute("SELECT MAX(row) FROM adapters").fetchone()[0] or 0) + 1
             rows, gone, labels, written = [], [], [], []
             for adapter_id, (record, vector) in unique.items():
-                old_row, old_pool, old_vector, old_labels = known.get(adapter_id, (0, "", b"", frozenset()))
+                old_row, old_pool, old_vector, had, old_labels = known.get(adapter_id, (0, "", b"", False, frozenset()))
                 row = old_row or following
                 following += not old_row
                 pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), frozenset(labels_of(record))
-                rows.append(_columns(row, pool, record, packed))
+                has = had or adapter_id in prototypes
+                rows.append(_columns(row, pool, record, packed, has))
                 gone += [(label, row) for label in old_labels - named]
                 labels += [(label, row) for label in named - old_labels]
-                moved = (pool, packed) != (old_pool, old_vector)
-                written.append(Written(row, record.ref, pool, packed, old_pool, moved, named ^ old_labels))
-            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 14)})", rows)
+                moved = (pool, packed, has) != (old_pool, old_vector, had)
+                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels))
+            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 15)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
+            packed_prototypes = ((adapter_id, Encoded.of(vectors).to_bytes()) for adapter_id, vectors in prototypes.items())
+            database.executemany("INSERT OR REPLACE INTO prototypes VALUES (?, ?)", packed_prototypes)
         return written
 
     def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
@@ -116,6 +122,13 @@ class RecordFile:
             found = self._database.execute(f"SELECT row, record FROM adapters WHERE row IN ({','.join('?' * len(rows))})", tuple(rows))
             return {row: _record(record, "[]") for row, record in found}
 
+    def prototypes(self, adapter_ids: Sequence[str], dimension: int) -> dict[str, Vector]:
+        """Prototypes of those that have any; for a few at a time."""
+        query = f"SELECT adapter_id, vectors FROM prototypes WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
+        with _failures():
+            found = self._database.execute(query, tuple(adapter_ids))
+            return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
+
     def rows_with(self, label: str) -> list[int]:
         """Rows of the adapters with a label."""
         with _failures():
@@ -140,10 +153,11 @@ class RecordFile:
 
     def placed(self, after_row: int, limit: int) -> list[Written]:
         """The adapters that are in a pool, by row."""
-        query = "SELECT row, adapter_id, version, digest, pool, vector FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
+        columns = "row, adapter_id, version, digest, pool, vector, has_prototypes"
+        query = f"SELECT {columns} FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
         with _failures():
             rows = self._database.execute(query, (after_row, limit)).fetchall()
-        return [Written(row, AdapterRef(*ref), pool, vector) for row, *ref, pool, vector in rows]
+        return [Written(row, AdapterRef(*ref), pool, vector, bool(has)) for row, *ref, pool, vector, has in rows]
 
     def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
         """Write a document."""
@@ -184,13 +198,14 @@ class RecordFile:
         with _failures():
             self._database.execute("VACUUM INTO ?", (str(path),))
 
-    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, frozenset[str]]]:
+    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, bool, frozenset[str]]]:
         known = {}
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
-            query = f"SELECT adapter_id, row, pool, vector, record FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            for adapter_id, row, pool, vector, record in self._database.execute(query, batch):
-                known[adapter_id] = (row, pool, vector, frozenset(labels_of(_record(record, "[]"))))
+            columns = "adapter_id, row, pool, vector, has_prototypes, record"
+            query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            for adapter_id, row, pool, vector, has, record in self._database.execute(query, batch):
+                known[adapter_id] = (row, pool, vector, bool(has), frozenset(labels_of(_record(record, "[]"))))
         return known
 
     @contextmanager
@@ -220,7 +235,7 @@ def _failures() -> Iterator[None]:
         raise Unavailable(f"index: its file cannot be used ({error}); check the volume") from error
 
 
-def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes) -> tuple[object, ...]:
+def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool) -> tuple[object, ...]:
     body = record.to_payload()
     examples = json.dumps(body.pop("examples"), ensure_ascii=False)
     return (
@@ -238,6 +253,7 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes) -> tuple
         json.dumps(body),
         examples,
         vector,
+        int(has_prototypes),
     )
 
 

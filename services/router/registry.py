@@ -7,10 +7,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
+from services.router.confidence import prototypes_of
 from services.router.embedding import StaticEmbedder, normalised
 from services.router.importing import Imported, check_imported
 from services.router.index import AdapterIndex, Vector
@@ -22,6 +23,8 @@ from smoa.store import AdapterStore
 
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
+ARRIVALS: Final = frozenset[Action]({"registered", "updated", "restored", "merged"})
+"""After these, an adapter may be the better answer to a query that was answered before."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Registry:
             if found := await self._index.get(manifest.adapter_id):
                 return _same_content(found[0], digest, tenant)
             record = await self._record(adapter, digest, tuple(examples))
-            await self._index.upsert([(record, self._embedder.centroid(examples))])
+            vector, prototypes = self._understood(examples)
+            await self._index.upsert([(record, vector)], {record.adapter_id: prototypes})
         self._changed([Change("registered", record)])
         return record
 
@@ -80,7 +84,7 @@ class Registry:
             AlreadyExists: an id is taken by other content.
         """
         tenant = checked_tenant(tenant)
-        checked = await asyncio.to_thread(self._checked_import, tenant, imported)
+        checked, known = await asyncio.to_thread(self._checked_import, tenant, imported)
         async with self._writing:
             there = await self._index.owners([record.adapter_id for record, _ in checked])
             for record, _ in checked:
@@ -88,20 +92,32 @@ class Registry:
                     raise _taken(record.adapter_id)
             added = [(record, vector) for record, vector in checked if record.adapter_id not in there]
             if added:
-                await self._index.upsert(added)
+                await self._index.upsert(added, {record.adapter_id: known[record.adapter_id] for record, _ in added if record.examples})
         self._changed([Change("registered", record) for record, _ in added])
         return len(added)
 
-    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[tuple[AdapterRecord, Vector]]:
+    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> tuple[list[tuple[AdapterRecord, Vector]], dict[str, Vector]]:
+        """The records with their vectors, and the prototypes of those that have examples."""
         now = _now_us()
         made: dict[str, tuple[AdapterRecord, Vector]] = {}
+        known: dict[str, Vector] = {}
         for one in check_imported(imported, self._embedder.dimension):
             examples = tuple(_checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
                 raise _taken(record.adapter_id)
-            made[record.adapter_id] = (record, self._embedder.centroid(examples) if one.vector is None else one.vector)
-        return list(made.values())
+            vector = one.vector
+            if examples:
+                centroid, known[record.adapter_id] = self._understood(examples)
+                vector = centroid if vector is None else vector
+            assert vector is not None, "checked: without a vector there are examples"
+            made[record.adapter_id] = (record, vector)
+        return list(made.values()), known
+
+    def _understood(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
+        """Centroid [dimension] and prototypes [n, dimension] of examples."""
+        vectors = np.stack([self._embedder.embed(example) for example in examples])
+        return normalised(vectors.mean(0)), prototypes_of(vectors)
 
     async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """One adapter the tenant may see.
@@ -138,9 +154,11 @@ class Registry:
         """Change what may change. Statistics alone make no lifecycle event: they come every few seconds."""
         async with self._writing:
             record, vector = await self._owned(checked_tenant(tenant), adapter_id)
+            prototypes: dict[str, Vector] = {}
             if examples:
                 checked = _checked_examples(examples)
-                record, vector = dataclasses.replace(record, examples=tuple(checked)), self._embedder.centroid(checked)
+                record = dataclasses.replace(record, examples=tuple(checked))
+                vector, prototypes[adapter_id] = self._understood(checked)
             record = dataclasses.replace(
                 record,
                 name=record.name if name is None else name,
@@ -150,7 +168,7 @@ class Registry:
             silent = name is None and tags is None and not examples
             if not silent:
                 record = dataclasses.replace(record, updated_at_us=_now_us())
-            await self._index.upsert([(record, vector)])
+            await self._index.upsert([(record, vector)], prototypes)
         if not silent:
             self._changed([Change("updated", record)])
         return record
@@ -223,7 +241,8 @@ class Registry:
             now, why = _now_us(), f"merged into {child.adapter_id}: {reason}"
             retired = [(dataclasses.replace(p, state="retired", state_reason=why, updated_at_us=now), v) for p, v in parents]
             vector = normalised(np.mean([vector for _, vector in parents], 0))
-            await self._index.upsert([(child, vector), *retired])
+            prototypes = {child.adapter_id: self._understood(child.examples)[1]} if child.examples else {}
+            await self._index.upsert([(child, vector), *retired], prototypes)
         self._changed([Change("merged", child, reason), *(Change("retired", record, why) for record, _ in retired)])
         return child
 

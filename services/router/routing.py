@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from ulid import ULID
 
 from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCache
 from services.router.compositions import Compositions, Stage
+from services.router.confidence import confidence, nearest_prototype
 from services.router.embedding import StaticEmbedder
 from services.router.flight import SingleFlight
 from services.router.index import AdapterIndex, Vector
 from services.router.library import DEFAULT_TENANT, Candidate, Reach, Scope, checked_tenant
-from services.router.scoring import Chosen, Hints, check_strategy, choose
+from services.router.posteriors import Posteriors
+from services.router.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
+from services.router.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from smoa.errors import InvalidArgument, NotFound
 
 MAX_QUERY_CHARACTERS = 8192
@@ -40,17 +44,32 @@ class RouteQuery:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Weighted adapters, maybe none."""
+
+    chosen: tuple[Chosen, ...] = ()
+    confidence: float = 0.0
+    """Probability that the query is in the first adapter's scope."""
+    ranked: tuple[Considered, ...] = ()
+    """Of the learned strategy: what it ordered, in its order."""
+    propensities: tuple[float, ...] = ()
+    """How often each of them would have come first."""
+    ranker: str = ""
+    """Version of the ranker."""
+
+
+@dataclass(frozen=True)
 class RoutedQuery:
     """The answer. The same choice from the cache has a new id."""
 
     decision_id: str
     query: RouteQuery
-    chosen: tuple[Chosen, ...]
+    choice: Choice
     cached: bool
     handler_us: int
     decided_at_us: int
     stages: tuple[Stage, ...] = ()
-    """Of a composition: how to carry it out. `chosen` then holds every adapter of it."""
+    """Of a composition: how to carry it out. The choice then holds every adapter of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +78,15 @@ class RoutingDefaults:
 
     top_k: int = 3
     score_threshold: float = 0.15
+    min_confidence: float = 0.5
+    """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
     temperature: float = 0.01
+    mixture_temperature: float = 0.05
     min_weight: float = 0.1
     candidates: int = 32
+    clusters: int = 4
+    """The hierarchical strategy looks into so many clusters."""
+    prototype_cache_bytes: int = 32 * 2**20
     embedding_cache_bytes: int = 16 * 2**20
 
 
@@ -72,16 +97,28 @@ class Router:
         self,
         index: AdapterIndex,
         embedder: StaticEmbedder,
-        cache: RoutingCache[tuple[Chosen, ...]],
+        cache: RoutingCache[Choice],
         compositions: Compositions,
         defaults: RoutingDefaults | None = None,
+        seed: int | None = None,
     ) -> None:
-        self._index, self._embedder, self.cache = index, embedder, cache
-        self._compositions = compositions
+        self._index, self._embedder, self.cache, self._compositions = index, embedder, cache, compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
-        self._flights: SingleFlight[CacheKey, tuple[Chosen, ...]] = SingleFlight()
+        self._flights: SingleFlight[CacheKey, Choice] = SingleFlight()
         self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
+        self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
+        self.ranker, self.posteriors = builtin(), Posteriors()
+        """What the learned strategy decides by; both are replaced and fed while it serves."""
+        self._rng = np.random.default_rng(seed)
+
+    def adapters_changed(self, adapter_ids: Iterable[str], *, arrived: bool) -> None:
+        """Forget what may be stale: answers with these adapters, and all answers when an adapter arrived that may be a better one."""
+        for adapter_id in adapter_ids:
+            self.cache.drop_adapter(adapter_id)
+            self._prototypes.drop(adapter_id)
+        if arrived:
+            self.cache.clear()
 
     @property
     def joined(self) -> int:
@@ -95,7 +132,7 @@ class Router:
             InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
             NotFound: no adapter was ever registered for the tenant, or no composition of the name.
             FailedPrecondition: the composition cannot run on this base model (see `Compositions.resolve`).
-            Unimplemented: a strategy of a later version.
+            InvalidArgument: the task strategy without hints.
         """
         started = time.perf_counter_ns()
         query = self._complete(query)
@@ -105,41 +142,44 @@ class Router:
         if query.composition:
             stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
             every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
-            chosen = tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items())
+            choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
         else:
-            chosen, cached = await self._chosen(query)
+            choice, cached = await self._chosen(query)
         handler_us = (time.perf_counter_ns() - started) // 1000
-        return RoutedQuery(str(ULID()), query, chosen, cached, handler_us, time.time_ns() // 1000, stages)
+        return RoutedQuery(str(ULID()), query, choice, cached, handler_us, time.time_ns() // 1000, stages)
 
-    async def _chosen(self, query: RouteQuery) -> tuple[tuple[Chosen, ...], bool]:
-        """The choice, and whether it came from the cache."""
+    async def _chosen(self, query: RouteQuery) -> tuple[Choice, bool]:
+        """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""
+        check_strategy(query.strategy, query.hints)
+        if query.strategy == "learned":
+            return await self._decide(query), False
         key = self._key(query)
-        if (chosen := self.cache.get(key)) is not None:
-            return chosen, True
+        if (choice := self.cache.get(key)) is not None:
+            return choice, True
         return await self._flights.run(key, lambda: self._decide_and_keep(key, query)), False
 
-    async def _decide_and_keep(self, key: CacheKey, query: RouteQuery) -> tuple[Chosen, ...]:
+    async def _decide_and_keep(self, key: CacheKey, query: RouteQuery) -> Choice:
         generation = self.cache.generation
-        chosen = tuple(await self._decide(query))
+        choice = await self._decide(query)
         if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
-            size = ENTRY_BYTES + _CHOSEN_BYTES * len(chosen)
-            self.cache.put(key, chosen, [item.ref.adapter_id for item in chosen], size)
-        return chosen
+            size = ENTRY_BYTES + _CHOSEN_BYTES * len(choice.chosen)
+            self.cache.put(key, choice, [item.ref.adapter_id for item in choice.chosen], size)
+        return choice
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
-        threshold = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
         if not query.query.strip() and not query.composition:
             raise InvalidArgument("query", "is empty", "send the text to route")
         if len(query.query) > MAX_QUERY_CHARACTERS:
             raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
         if not 1 <= top_k <= MAX_TOP_K:
             raise InvalidArgument("top_k", f"{top_k} is outside 1..{MAX_TOP_K}", "ask for a few adapters, 3 by default")
-        if not math.isfinite(threshold) or not -1 <= threshold <= 1:
+        threshold = query.score_threshold
+        if threshold is not None and not -1 <= threshold <= 1:  # NaN is not, either
             raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
         if not query.base_model:
             raise InvalidArgument("base_model", "is empty", "send the fingerprint that the executor's GetStatus shows")
-        return dataclasses.replace(query, tenant=checked_tenant(query.tenant), top_k=top_k, score_threshold=threshold)
+        return dataclasses.replace(query, tenant=checked_tenant(query.tenant), top_k=top_k)
 
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:
@@ -163,28 +203,109 @@ class Router:
             self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
         return vector
 
-    async def _decide(self, query: RouteQuery) -> list[Chosen]:
+    async def _decide(self, query: RouteQuery) -> Choice:
         assert query.top_k is not None
-        assert query.score_threshold is not None
-        check_strategy(query.strategy, query.hints)
-        reach = Reach(tenant=query.tenant, base_model=query.base_model)
         vector = self._embed(query.query)
+        ranked = rank(query.strategy, await self._candidates(query, vector), query.hints)
+        least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
+        ranked = [one for one in ranked[: max(query.top_k, MAX_MIXED)] if one.score >= least]
+        if query.strategy == "learned":
+            return await self._decide_learned(query, vector, ranked)
+        ranked = ranked[: MAX_MIXED if query.strategy == "mixture" else query.top_k]
+        fitting = await self._fitting(query, vector, ranked)
+        ranked = [one for one, _ in fitting]
+        if query.strategy == "mixture":
+            chosen = mix(ranked, query.top_k, self._defaults.mixture_temperature)
+        else:
+            chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
+        return Choice(tuple(chosen), confidence=fitting[0][1] if fitting else 0.0)
+
+    async def _candidates(self, query: RouteQuery, vector: Vector) -> Iterable[Candidate]:
+        """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
+        assert query.top_k is not None
+        reach, most = Reach(tenant=query.tenant, base_model=query.base_model), self._defaults.candidates
+        if query.strategy == "hierarchical":
+            return await self._index.search(vector, reach, query.top_k, clusters=self._defaults.clusters)
+        hinted = bool(query.hints) and query.strategy != "semantic"
+        with_records = hinted or query.strategy == "learned"
         found: dict[str, Candidate] = {}
-        hinted = query.hints and query.strategy != "semantic"
         if query.strategy != "task":
             # Where the cosine alone ranks, no more is needed than is asked for.
-            limit = self._defaults.candidates if hinted else query.top_k
-            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=bool(hinted))}
+            limit = most if with_records or query.strategy == "mixture" else query.top_k
+            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=with_records)}
         if hinted:
             labelled = dataclasses.replace(reach, any_labels=query.hints.labels)
-            candidates = await self._index.search(vector, labelled, self._defaults.candidates, with_records=True)
-            found |= {c.ref.adapter_id: c for c in candidates}
-        return choose(
-            query.strategy,
-            list(found.values()),
-            query.hints,
-            query.top_k,
-            query.score_threshold,
-            self._defaults.temperature,
+            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
+        return found.values()
+
+    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[tuple[Scored, float]]:
+        """Those whose scope the query is in, with the probability of that. What a hint names is in scope, for the caller said so."""
+        prototypes = await self._prototypes_of([one.candidate for one in ranked])
+        fitting = []
+        for one in ranked:
+            record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
+            value = confidence(one.candidate.cosine, nearest_prototype(vector, known) if len(known) else None)
+            if record is not None and query.hints:
+                value = max(value, task_score(record, query.hints))
+            if query.score_threshold is not None or value >= self._defaults.min_confidence:
+                fitting.append((one, value))
+        return fitting
+
+    async def _prototypes_of(self, candidates: Sequence[Candidate]) -> dict[str, Vector]:
+        """Prototypes [n, dimension] by adapter; n is 0 where it has none."""
+        none = np.empty((0, self._embedder.dimension), np.float32)
+        found: dict[str, Vector] = {}
+        missing = []
+        for candidate in candidates:
+            adapter_id = candidate.ref.adapter_id
+            known = self._prototypes.get(adapter_id) if candidate.has_prototypes else none
+            if known is None:
+                missing.append(adapter_id)
+            else:
+                found[adapter_id] = known
+        if missing:
+            read = await self._index.prototypes(missing)
+            for adapter_id in missing:
+                found[adapter_id] = vectors = read.get(adapter_id, none)
+                self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
+        return found
+
+    async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> Choice:
+        assert query.top_k is not None
+        fitting = await self._fitting(query, vector, ranked[: max(query.top_k, CONSIDERED)])
+        if not fitting:
+            return Choice(ranker=self.ranker.version)
+        best = fitting[0][0].score
+        near = [pair for pair in fitting[:CONSIDERED] if pair[0].score >= best - WITHIN]
+        prototypes, now_us = await self._prototypes_of([one.candidate for one, _ in near]), time.time_ns() // 1000
+        candidates = [self._considered(query, vector, one, best, prototypes[one.candidate.ref.adapter_id], now_us) for one, _ in near]
+        ranking = order(self.ranker, candidates, self._rng)
+        places = ranking.order
+        chosen = weigh(
+            [near[place][0] for place in places[: query.top_k]],
+            [ranking.log_odds[place] for place in places[: query.top_k]],
+            1.0,
             self._defaults.min_weight,
+        )
+        return Choice(
+            tuple(chosen),
+            near[places[0]][1],
+            tuple(candidates[place] for place in places),
+            tuple(ranking.propensities[place] for place in places),
+            self.ranker.version,
+        )
+
+    def _considered(self, query: RouteQuery, vector: Vector, one: Scored, best: float, prototypes: Vector, now_us: int) -> Considered:
+        adapter_id, record = one.candidate.ref.adapter_id, one.candidate.record
+        assert record is not None, "the learned strategy searches with records"
+        return considered(
+            adapter_id,
+            score=one.score,
+            best=best,
+            example=nearest_prototype(vector, prototypes) if len(prototypes) else one.candidate.cosine,
+            task=task_score(record, query.hints),
+            posterior=self.posteriors.of(adapter_id, record.statistics),
+            evidence=self.posteriors.evidence(adapter_id),
+            days=(now_us - record.created_at_us) / 86_400e6,
+            uses=record.statistics.uses,
         )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from services.router.library import AdapterRecord, AdapterRef, Candidate
-from smoa.errors import InvalidArgument, Unimplemented
+from smoa.errors import InvalidArgument
 
-IMPLEMENTED = ("semantic", "task", "hybrid")
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
+MAX_MIXED: Final = 16
+"""Most adapters of the mixture strategy."""
+MIN_MIXED: Final = 0.02
+"""Least weight in it."""
+_HALVINGS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,8 @@ def check_strategy(strategy: str, hints: Hints) -> None:
     """Raise unless the strategy can score with these hints.
 
     Raises:
-        Unimplemented: a strategy of a later version.
         InvalidArgument: the task strategy without any hint.
     """
-    if strategy not in IMPLEMENTED:
-        raise Unimplemented(f"strategy: {strategy} is not there yet; use one of {', '.join(IMPLEMENTED)}")
     if strategy == "task" and not hints:
         raise InvalidArgument("tags", "are empty and so are specialization and task_id", "give the task strategy at least one hint")
 
@@ -67,35 +69,61 @@ def check_strategy(strategy: str, hints: Hints) -> None:
 def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
     """Score of a candidate, higher is better.
 
-    hybrid is 0.6 semantic + 0.4 task; without hints there is no task evidence, and it is the semantic score alone.
+    The task strategy scores the hints, semantic and hierarchical the cosine, and the others hybrid: 0.6 cosine + 0.4 task. Without hints
+    there is no task evidence, and hybrid is the cosine alone.
     """
-    if strategy == "semantic" or (strategy == "hybrid" and not hints):
+    if strategy in ("semantic", "hierarchical") or (strategy != "task" and not hints):
         return candidate.cosine
     assert candidate.record is not None, "hints are scored on records"
     task = task_score(candidate.record, hints)
     return task if strategy == "task" else SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task
 
 
-def choose(
-    strategy: str,
-    candidates: Sequence[Candidate],
-    hints: Hints,
-    top_k: int,
-    threshold: float,
-    temperature: float,
-    min_weight: float,
-) -> list[Chosen]:
-    """Up to `top_k` adapters at or over the threshold, weighted by softmax(score / temperature); slivers under `min_weight` are dropped."""
-    ranked = sorted(
-        ((score(strategy, candidate, hints), candidate) for candidate in candidates),
-        key=lambda pair: (-pair[0], -pair[1].cosine, pair[1].ref.adapter_id),
-    )
-    kept = [(value, candidate.ref) for value, candidate in ranked if value >= threshold][:top_k]
-    weights = softmax([value for value, _ in kept], temperature)
-    min_weight = min(min_weight, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
-    strong = [(value, ref, weight) for (value, ref), weight in zip(kept, weights, strict=True) if weight >= min_weight]
-    total = sum(weight for _, _, weight in strong)
-    return [Chosen(ref, value, weight / total) for value, ref, weight in strong]
+class Scored(NamedTuple):
+    """A candidate and its score."""
+
+    score: float
+    candidate: Candidate
+
+
+def rank(strategy: str, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
+    """Best first; equals by cosine, then by id."""
+    scored = (Scored(score(strategy, candidate, hints), candidate) for candidate in candidates)
+    return sorted(scored, key=lambda one: (-one.score, -one.candidate.cosine, one.candidate.ref.adapter_id))
+
+
+def weigh(ranked: Sequence[Scored], values: Sequence[float], temperature: float, min_weight: float) -> list[Chosen]:
+    """Adapters weighted by softmax(value / temperature); slivers under `min_weight` are dropped, never the strongest."""
+    return _without_slivers(ranked, softmax(values, temperature), min_weight)
+
+
+def mix(ranked: Sequence[Scored], top_k: int, temperature: float) -> list[Chosen]:
+    """Soft weights over up to `MAX_MIXED` adapters. They are no more than `top_k` in effect: 1 / sum(w^2), the inverse participation ratio.
+
+    The temperature is lowered until that holds; among equals, which no temperature tells apart, the first `top_k` stay.
+    """
+    kept = ranked[:MAX_MIXED]
+    values = [one.score for one in kept]
+    weights = softmax(values, temperature)
+    low, high = 0.0, 1.0  # of the temperature: the first holds the cap, the second does not
+    if effective(weights) > top_k:
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if effective(softmax(values, temperature * middle)) <= top_k else (low, middle)
+        weights = softmax(values, temperature * low) if low else [1 / top_k] * top_k
+    return _without_slivers(kept[: len(weights)], weights, MIN_MIXED)
+
+
+def effective(weights: Sequence[float]) -> float:
+    """How many adapters weights amount to: n for n equal ones, 1 for one alone."""
+    return 1 / sum(weight * weight for weight in weights) if weights else 0.0
+
+
+def _without_slivers(ranked: Sequence[Scored], weights: Sequence[float], least: float) -> list[Chosen]:
+    least = min(least, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
+    strong = [(one, weight) for one, weight in zip(ranked, weights, strict=True) if weight >= least]
+    total = sum(weight for _, weight in strong)
+    return [Chosen(one.candidate.ref, one.score, weight / total) for one, weight in strong]
 
 
 def softmax(values: Sequence[float], temperature: float) -> list[float]:

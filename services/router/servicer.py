@@ -242,11 +242,17 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
         strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.chosen],
+        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.choice.chosen],
         cached=routed.cached,
         handler_us=routed.handler_us,
         decided_at_us=routed.decided_at_us,
         stages=[_to_stage(stage) for stage in routed.stages],
+        confidence=routed.choice.confidence,
+        ranked=[
+            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity)
+            for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
+        ],
+        ranker=routed.choice.ranker,
     )
 
 

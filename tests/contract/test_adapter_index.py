@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,36 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
     index = await LocalIndex.open(tmp_path / "index", DIMENSION)
     assert await index.get(done.stdout.strip()) is not None
     await index.close()
+
+
+async def test_prototypes_stay_until_they_are_replaced(index: AdapterIndex) -> None:
+    one, other, vectors = record(), record(), np.stack([vector(1), vector(2)])
+    await index.upsert([(one, vector(1)), (other, vector(3))], {one.adapter_id: vectors})
+    await index.upsert([(replace(one, name="renamed"), vector(1))])
+    found = await index.prototypes([one.adapter_id, other.adapter_id])
+    assert set(found) == {one.adapter_id}
+    assert found[one.adapter_id] == pytest.approx(vectors, abs=0.01)
+    has = {candidate.ref.adapter_id: candidate.has_prototypes for candidate in await index.search(vector(1), PUBLIC, 5)}
+    assert has == {one.adapter_id: True, other.adapter_id: False}
+    await index.upsert([(one, vector(1))], {one.adapter_id: vectors[:1]})
+    assert (await index.prototypes([one.adapter_id]))[one.adapter_id].shape == (1, DIMENSION)
+
+
+async def test_only_the_nearest_clusters_are_looked_into(index: AdapterIndex) -> None:
+    axes = np.eye(DIMENSION, dtype=np.float32)
+    groups = [[normalised(axes[axis] + 0.2 * axes[15 - n]) for n in range(3)] for axis in range(3)]
+    records = [[record() for _ in group] for group in groups]
+    for group, members in zip(groups, records, strict=True):
+        await index.upsert(list(zip(members, group, strict=True)))
+    query = normalised(axes[0] + 0.5 * axes[1])
+
+    async def found(clusters: int) -> set[str]:
+        return {candidate.ref.adapter_id for candidate in await index.search(query, PUBLIC, 9, clusters=clusters)}
+
+    ids = [{one.adapter_id for one in members} for members in records]
+    assert await found(1) == ids[0]
+    assert await found(2) == ids[0] | ids[1]
+    assert await found(0) == ids[0] | ids[1] | ids[2]
+    await index.upsert([(replace(one, state="retired"), unit) for one, unit in zip(records[0], groups[0], strict=True)])
+    assert await found(2) <= ids[1] | ids[2]
+    assert not await index.list_documents("cluster", "public", "", 10)

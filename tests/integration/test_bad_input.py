@@ -34,9 +34,6 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
         ({"base_model": ""}, "INVALID_ARGUMENT", "base_model: is empty; send the fingerprint that the executor's GetStatus shows"),
         ({"tenant": "acme"}, "NOT_FOUND", "tenant 'acme' was not found; register an adapter for it first, or check the name"),
         ({"tenant": "A/B"}, "INVALID_ARGUMENT", "tenant: 'A/B' is not a valid name; use 1 to 63 of a-z, 0-9, '.', '_' and '-'"),
-        ({"strategy": 3}, "UNIMPLEMENTED", "strategy: learned is not there yet; use one of semantic, task, hybrid"),
-        ({"strategy": 5}, "UNIMPLEMENTED", "strategy: hierarchical is not there yet; use one of semantic, task, hybrid"),
-        ({"strategy": 6}, "UNIMPLEMENTED", "strategy: mixture is not there yet; use one of semantic, task, hybrid"),
         (
             {"strategy": 2},
             "INVALID_ARGUMENT",

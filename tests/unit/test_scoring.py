@@ -9,8 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.library import AdapterRecord, Candidate
-from services.router.scoring import Hints, check_strategy, choose, score, softmax, task_score
-from smoa.errors import InvalidArgument, SmoaError, Unimplemented
+from services.router.scoring import (
+    MAX_MIXED,
+    Chosen,
+    Hints,
+    check_strategy,
+    effective,
+    mix,
+    rank,
+    score,
+    softmax,
+    task_score,
+    weigh,
+)
+from smoa.errors import InvalidArgument, SmoaError
+
+STRATEGIES = ("semantic", "hybrid", "hierarchical", "mixture", "learned")
 
 
 def _record(adapter_id: str, tags: tuple[str, ...] = (), specialization: str = "task") -> AdapterRecord:
@@ -38,6 +52,13 @@ def _candidate(record: AdapterRecord, cosine: float) -> Candidate:
 
 def _candidates(**cosines: float) -> list[Candidate]:
     return [Candidate((made := _record(name)).ref, cosine, made) for name, cosine in cosines.items()]
+
+
+def choose(
+    strategy: str, candidates: list[Candidate], hints: Hints, top_k: int, threshold: float, temperature: float, min_weight: float
+) -> list[Chosen]:
+    ranked = [one for one in rank(strategy, candidates, hints) if one.score >= threshold][:top_k]
+    return weigh(ranked, [one.score for one in ranked], temperature, min_weight)
 
 
 def _ids(
@@ -140,21 +161,50 @@ def test_task_without_hints_is_refused() -> None:
         check_strategy("task", Hints())
 
 
-@pytest.mark.parametrize("strategy", ["learned", "hierarchical", "mixture"])
-def test_later_strategies_are_named(strategy: str) -> None:
-    with pytest.raises(Unimplemented) as caught:
-        check_strategy(strategy, Hints(("x",)))
-    assert str(caught.value) == f"strategy: {strategy} is not there yet; use one of semantic, task, hybrid"
-
-
-@pytest.mark.parametrize(("strategy", "hints"), [("semantic", Hints()), ("hybrid", Hints()), ("task", Hints(task_id="x"))])
-def test_implemented_strategies_pass(strategy: str, hints: Hints) -> None:
+@pytest.mark.parametrize(("strategy", "hints"), [(one, Hints()) for one in STRATEGIES] + [("task", Hints(task_id="x"))])
+def test_other_strategies_need_no_hint(strategy: str, hints: Hints) -> None:
     refusals: list[str] = []
     try:
         check_strategy(strategy, hints)
     except SmoaError as refused:
         refusals.append(str(refused))
     assert refusals == []
+
+
+@pytest.mark.parametrize("strategy", ["mixture", "learned"])
+def test_mixture_and_learned_start_from_the_hybrid_score(strategy: str) -> None:
+    candidate = _candidate(_record("a", tags=("x", "y")), 0.5)
+    assert score(strategy, candidate, Hints(tags=("x",))) == pytest.approx(0.7, abs=1e-15)
+    assert score(strategy, candidate, Hints()) == 0.5
+
+
+def test_hierarchical_ranks_by_the_cosine() -> None:
+    assert score("hierarchical", _candidate(_record("a", tags=("x",)), 0.37), Hints(tags=("x",))) == 0.37
+
+
+def _mixed(cosines: list[float], top_k: int, temperature: float = 0.05) -> list[float]:
+    ranked = rank("mixture", [_candidate(_record(f"a{n:02}"), cosine) for n, cosine in enumerate(cosines)], Hints())
+    return [item.weight for item in mix(ranked, top_k, temperature)]
+
+
+def test_a_mixture_reaches_past_top_k_with_small_weights() -> None:
+    weights = _mixed([0.5, 0.44, 0.43, 0.42, 0.41], 3)
+    assert len(weights) == 5
+    assert effective(weights) <= 3
+
+
+def test_equals_in_a_mixture_are_cut_at_the_cap() -> None:
+    assert _mixed([0.5] * 9, 3) == pytest.approx([1 / 3] * 3)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.integers(1, 9), st.floats(0.001, 1))
+def test_mixtures_are_capped_and_sum_to_one(cosines: list[float], top_k: int, temperature: float) -> None:
+    weights = _mixed(cosines, top_k, temperature)
+    assert sum(weights) == pytest.approx(1)
+    assert effective(weights) <= top_k + 1e-6
+    assert weights == sorted(weights, reverse=True)
+    assert len(weights) <= MAX_MIXED
 
 
 VALUES = st.lists(st.floats(-1, 1), min_size=1, max_size=20)

@@ -1,0 +1,123 @@
+"""Learning a ranker from logged decisions and their outcomes, and judging one without serving it. Pure numpy.
+
+A log tells only how the adapter that was tried did, and those were not tried evenly: each outcome is weighed by the inverse of its
+propensity (Horvitz and Thompson 1952), clipped. Other policies are judged by the doubly robust estimate (Dudik et al. 2011) with a reward
+model that was fitted on other decisions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from services.router.ranker import FEATURES, RISING, Numbers, Ranker
+from smoa.errors import FailedPrecondition
+
+MIN_LOGGED: Final = 200
+LEAST_PROPENSITY: Final = 0.05
+HELD_OUT: Final = 0.2
+_RIDGE: Final = 1.0
+_STEPS: Final = 30
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A decision of the learned strategy and its outcome: [candidates, 8] features and [candidates] propensities, the one tried first."""
+
+    features: Numbers
+    propensities: Numbers
+    success: float
+    decided_at_us: int = 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated success of a policy on a log, and its standard error."""
+
+    success: float
+    error: float
+
+
+def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
+    """A ranker of the log; its report holds what it, hybrid and the policy of the log reached on the latest fifth, held out.
+
+    Raises:
+        FailedPrecondition: too few outcomes, or all of them the same.
+    """
+    ordered = sorted(logged, key=lambda one: one.decided_at_us)
+    if len(ordered) < MIN_LOGGED:
+        raise FailedPrecondition(f"log: holds {len(ordered)} outcomes of learned decisions; {MIN_LOGGED} are needed, collect more")
+    if len({one.success for one in ordered}) < 2:
+        raise FailedPrecondition("log: every outcome in it is the same, so there is nothing to learn; collect more")
+    cut = int(len(ordered) * (1 - HELD_OUT))
+    early, late = ordered[:cut], ordered[cut:]
+    tried = fit(early)
+    learned, hybrid = evaluate(tried, late, tried), evaluate(None, late, tried)
+    report = {
+        "outcomes": float(len(ordered)),
+        "held_out": float(len(late)),
+        "logged_success": float(np.mean([one.success for one in late])),
+        "learned_success": learned.success,
+        "learned_error": learned.error,
+        "hybrid_success": hybrid.success,
+        "hybrid_error": hybrid.error,
+    }
+    return replace(fit(ordered), report=report)
+
+
+def beats_hybrid(ranker: Ranker) -> bool:
+    """Its report says that it is worth publishing."""
+    return ranker.report["learned_success"] >= ranker.report["hybrid_success"]
+
+
+def fit(logged: Sequence[Logged]) -> Ranker:
+    """Weighted ridge logistic regression by Newton steps. A rising feature whose weight turns out negative is left out."""
+    features = np.array([one.features[0] for one in logged])
+    wanted = np.array([one.success for one in logged])
+    weights = 1 / np.maximum(np.array([one.propensities[0] for one in logged]), LEAST_PROPENSITY)
+    weights /= weights.mean()
+    mean, spread = features.mean(0), features.std(0)
+    scale = np.where(spread > 1e-9, spread, 1.0)
+    standard = np.hstack([(features - mean) / scale, np.ones((len(features), 1))])
+    used = np.append(spread > 1e-9, True)
+    while True:
+        solved = np.zeros(len(used))
+        solved[used] = _newton(standard[:, used], wanted, weights)
+        against = [place for place, name in enumerate(FEATURES) if name in RISING and solved[place] < 0]
+        if not against:
+            break
+        used[against] = False
+    made = Ranker("", float(solved[-1]), tuple(solved[:-1].tolist()), tuple(mean.tolist()), tuple(scale.tolist()))
+    return replace(made, version=hashlib.sha256(made.to_bytes()).hexdigest()[:12])
+
+
+def _newton(inputs: Numbers, wanted: Numbers, weights: Numbers) -> Numbers:
+    solved: Numbers = np.zeros(inputs.shape[1])
+    ridge = np.full(inputs.shape[1], _RIDGE)
+    ridge[-1] = 1e-6  # the bias is free
+    for _ in range(_STEPS):
+        predicted = 1 / (1 + np.exp(-np.clip(inputs @ solved, -30, 30)))
+        gradient = inputs.T @ (weights * (predicted - wanted)) + ridge * solved
+        curvature = (inputs.T * (weights * predicted * (1 - predicted))) @ inputs + np.diag(ridge)
+        step = np.linalg.solve(curvature, gradient)
+        solved -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    return solved
+
+
+def evaluate(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
+    """Doubly robust estimate of what a policy's first choices (None: hybrid's) would have reached on a log; `rewards` predicts success."""
+    values = []
+    for one in logged:
+        predicted = 1 / (1 + np.exp(-np.clip(rewards.log_odds(one.features), -30, 30)))
+        choice = int((one.features[:, 0] if policy is None else policy.log_odds(one.features)).argmax())
+        value = float(predicted[choice])
+        if choice == 0:  # it would have done what was done
+            value += (one.success - float(predicted[0])) / max(float(one.propensities[0]), LEAST_PROPENSITY)
+        values.append(value)
+    return Estimate(float(np.mean(values)), float(np.std(values) / max(len(values), 1) ** 0.5))

@@ -1,0 +1,156 @@
+"""The learned re-ranker: what it may reorder, how it explores, what it learns, and what it refuses to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.router.library import Statistics
+from services.router.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
+from services.router.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
+from services.router.ranker_training import Logged, beats_hybrid, evaluate, fit, train
+from smoa.errors import FailedPrecondition, InvalidArgument
+
+UNTRIED = Posterior(1.2, 0.8)
+
+
+def _candidate(name: str, score: float = 0.5, best: float = 0.5, posterior: Posterior = UNTRIED) -> Considered:
+    return considered(name, score, best, score, 0.0, posterior, 0.0, 1.0, 3)
+
+
+def test_unknown_adapters_are_believed_in_a_little() -> None:
+    assert Posteriors().of("a").mean == pytest.approx(PRIOR_SUCCESS)
+    assert Posteriors().of("a", Statistics(outcomes=100, successes=10)).mean == pytest.approx(0.11, abs=0.01)
+
+
+def test_outcomes_move_the_posterior_and_old_ones_fade() -> None:
+    posteriors = Posteriors()
+    for _ in range(100):
+        posteriors.observe("a", True)
+    assert posteriors.of("a").mean > 0.95
+    assert posteriors.evidence("a") == pytest.approx(1 / (1 - DISCOUNT), rel=0.05)
+    for _ in range(40):
+        posteriors.observe("a", False)
+    assert posteriors.of("a").mean < 0.25
+
+
+def test_a_share_of_an_outcome_counts_as_much() -> None:
+    posteriors = Posteriors()
+    posteriors.observe("a", True, 0.25)
+    assert posteriors.of("a").alpha == pytest.approx(2 * PRIOR_SUCCESS + 0.25)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=80))
+def test_posteriors_are_distributions_of_bounded_strength(outcomes: list[tuple[bool, float]]) -> None:
+    posteriors = Posteriors()
+    for success, weight in outcomes:
+        posteriors.observe("a", success, weight)
+    alpha, beta = posteriors.of("a", Statistics(outcomes=10**6, successes=10**6))
+    assert alpha > 0
+    assert beta > 0
+    assert alpha + beta < 6 + 1 / (1 - DISCOUNT) + 2
+
+
+def test_untrained_it_keeps_hybrids_order() -> None:
+    candidates = [_candidate("a", 0.5), _candidate("b", 0.4), _candidate("c", 0.45)]
+    ranking = order(builtin(), candidates, np.random.default_rng(0), explore=False)
+    assert ranking.order == (0, 2, 1)
+    assert ranking.propensities == (1.0, 0.0, 0.0)
+
+
+def test_untrained_it_prefers_what_succeeds_among_near_equals() -> None:
+    candidates = [_candidate("a", 0.5, posterior=Posterior(2, 20)), _candidate("b", 0.49, posterior=Posterior(20, 2))]
+    ranking = order(builtin(), candidates, np.random.default_rng(0))
+    assert ranking.order[0] == 1
+    assert ranking.propensities[1] > 0.95
+
+
+def test_what_nobody_tried_is_tried_about_as_often_as_it_may_be_the_best() -> None:
+    candidates = [_candidate("known", posterior=Posterior(12, 8)), _candidate("new", posterior=Posterior(1.2, 0.8))]
+    firsts = [order(builtin(), candidates, np.random.default_rng(seed)) for seed in range(300)]
+    share = np.mean([ranking.order[0] == 1 for ranking in firsts])
+    assert 0.3 < share < 0.7
+    assert np.mean([ranking.propensities[1] for ranking in firsts]) == pytest.approx(share, abs=0.08)
+
+
+def test_what_acted_never_has_no_propensity() -> None:
+    candidates = [_candidate("a", 0.5), _candidate("b", 0.4)]
+    for seed in range(200):
+        ranking = order(builtin(), candidates, np.random.default_rng(seed))
+        assert ranking.propensities[ranking.order[0]] > 0
+
+
+def test_an_artefact_comes_back_as_it_was() -> None:
+    made = dataclasses.replace(builtin(), version="x", report={"outcomes": 5.0})
+    assert Ranker.from_bytes(made.to_bytes()) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 9}, "was trained for other features"),
+        ({"features": ["score"]}, "was trained for other features"),
+        ({"weights": [1.0]}, "holds numbers that cannot be used"),
+        ({"weights": [float("nan")] * len(FEATURES)}, "holds numbers that cannot be used"),
+        ({"scale": [0.0] * len(FEATURES)}, "holds numbers that cannot be used"),
+        ({"bias": "much"}, "is not an artefact"),
+        ({"report": 3}, "is not an artefact"),
+    ],
+)
+def test_bad_artefacts_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^ranker: {message}"):
+        Ranker.from_bytes(json.dumps({**json.loads(builtin().to_bytes()), **change}).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff"])
+def test_what_is_no_artefact_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidArgument, match=r"^ranker: is not an artefact"):
+        Ranker.from_bytes(data)
+
+
+def _log(count: int, seed: int = 0, *, against: bool = False) -> list[Logged]:
+    """Success hangs on the feature `success`, and not on the score; tried uniformly of three."""
+    rng, logged = np.random.default_rng(seed), []
+    for number in range(count):
+        posteriors = [Posterior(*rng.uniform(1, 9, 2)) for _ in range(3)]
+        scores = rng.uniform(0.4, 0.5, 3)
+        features = np.array(
+            [considered("a", s, scores.max(), s, 0.0, p, 5.0, 1.0, 3).features for s, p in zip(scores, posteriors, strict=True)]
+        )
+        chance = 1 - posteriors[0].mean if against else posteriors[0].mean
+        logged.append(Logged(features, np.full(3, 1 / 3), float(rng.random() < chance), number))
+    return logged
+
+
+def test_training_finds_what_success_hangs_on() -> None:
+    ranker = train(_log(3000))
+    weights = dict(zip(FEATURES, ranker.weights, strict=True))
+    assert weights["success"] > 3 * abs(weights["score"])
+    assert ranker.report["learned_success"] > ranker.report["hybrid_success"] + 0.05
+    assert beats_hybrid(ranker)
+    assert train(_log(3000)) == ranker, "the same log gives the same ranker"
+
+
+def test_a_weight_never_turns_against_what_its_feature_means() -> None:
+    ranker = fit(_log(2000, against=True))
+    assert all(weight >= 0 for name, weight in zip(FEATURES, ranker.weights, strict=True) if name in RISING)
+
+
+def test_the_estimate_of_another_policy_is_about_right() -> None:
+    logged, ranker = _log(6000), fit(_log(3000, seed=1))
+    best = np.mean([max(1 / (1 + np.exp(-one.features[:, FEATURES.index("success")]))) for one in logged])
+    found = evaluate(ranker, logged, ranker)
+    assert found.success == pytest.approx(best, abs=4 * found.error + 0.02)
+
+
+def test_too_little_is_not_learned_from() -> None:
+    with pytest.raises(FailedPrecondition, match=r"^log: holds 10 outcomes .* 200 are needed"):
+        train(_log(10))
+    with pytest.raises(FailedPrecondition, match=r"^log: every outcome in it is the same"):
+        train([dataclasses.replace(one, success=1.0) for one in _log(300)])
