@@ -33,21 +33,22 @@ class Library:
     customers: Ids
     vectors: Vector
 
-    def sentences(self, adapters: Ids, seed: int, count: int = 1) -> Ids:
-        """Words [adapters, count, 20] of new sentences for each adapter."""
-        return _sentences(self, self.jobs[adapters], self.customers[adapters], count, np.random.default_rng(seed))
+    def sentences(self, adapters: Ids, seed: int, count: int = 1, *, customer_words: bool = True) -> Ids:
+        """Words [adapters, count, 20] of new sentences for each adapter; 16 without the customer's."""
+        made = _sentences(self, self.jobs[adapters], self.customers[adapters], count, np.random.default_rng(seed))
+        return made if customer_words else np.delete(made, slice(FROM_JOB, FROM_JOB + FROM_CUSTOMER), 2)
 
     def texts(self, adapters: Ids, seed: int) -> list[str]:
         """A query for each of the adapters."""
         return [" ".join(self.words[words]) for words in self.sentences(adapters, seed)[:, 0]]
 
 
-def generate(adapters: int, seed: int = 0) -> tuple[Library, StaticEmbedder]:
-    """A library of so many adapters: a job for every 500 of them, at least 20."""
+def generate(adapters: int, seed: int = 0, jobs: int | None = None, customers: int | None = None) -> tuple[Library, StaticEmbedder]:
+    """A library of so many adapters: a job for every 500 of them, at least 20, a customer for every 200, or as many as are said."""
     embedder = StaticEmbedder()
     words, sums = embedder.vocabulary()
     rng = np.random.default_rng(seed)
-    jobs, customers = max(20, adapters // 500), max(10, adapters // 200)
+    jobs, customers = jobs or max(20, adapters // 500), customers or max(10, adapters // 200)
     library = Library(
         words,
         rng.integers(0, len(words), (jobs, JOB_WORDS)),

@@ -17,7 +17,7 @@ from services.router.index import Vector
 
 PROTOTYPES: Final = 16
 _ROUNDS: Final = 8
-FIT_HALFWAY, FIT_STEEPNESS = 0.50, 16.0
+FIT_HALFWAY, FIT_STEEPNESS = 0.505, 16.0
 """Where the confidence is one half, and how fast it grows there; read off the example library and queries that none of it serves."""
 COSINE_HALFWAY, COSINE_STEEPNESS = 0.15, 25.0
 """The same for an adapter that came with a vector and no examples."""

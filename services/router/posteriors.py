@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from services.router.cache import ENTRY_BYTES, BoundedCache
 from services.router.library import Statistics
 
-DISCOUNT: Final = 0.96
-"""What an outcome leaves of the weight of those before it: about the last 25 count."""
+DISCOUNT: Final = 0.94
+"""What an outcome leaves of the weight of those before it: about the last 16 count."""
 PRIOR_SUCCESS, PRIOR_STRENGTH = 0.6, 2.0
 """Of an adapter that nobody has tried: a success as likely as that, worth so many outcomes."""
 MAX_LIFETIME_STRENGTH: Final = 6.0

@@ -2,8 +2,9 @@
 
 A logistic model orders the candidates that the hybrid score found. Its feature `success` is drawn from the adapter's posterior (Thompson
 sampling), so that new adapters get tried as often as they may be the best; how often each would have come first is the propensity that
-training weighs outcomes by. The floor: only candidates whose hybrid score is near the best one are reordered, weights may not turn against
-what a higher score, example, task or success means, and a model that does not beat hybrid on held-out outcomes is not published.
+training weighs outcomes by. The floor: only candidates whose hybrid score is near the best one are reordered, nothing is explored before
+hybrid's own choice was tried, weights may not turn against what a higher score, example, task or success means, and a model that does not
+beat hybrid on held-out outcomes is not published.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ RISING: Final = ("score", "example", "task", "success")
 CONSIDERED: Final = 8
 WITHIN: Final = 0.12
 """Candidates whose hybrid score is further behind the best one's are left in their place."""
-_SUCCESS: Final = FEATURES.index("success")
+TRIED: Final = 2.0
+"""Recent outcomes that hybrid's first choice needs before others are tried in its place."""
+_SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
 _SAMPLES: Final = 64
 FORMAT: Final = 1
 
@@ -111,10 +114,13 @@ class Ranking:
 
 
 def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Generator, *, explore: bool = True) -> Ranking:
-    """Order candidates by a draw from what is believed of them; without exploring, by what is expected."""
+    """Order candidates, hybrid's first choice first, by a draw from what is believed of them; without exploring, by what is expected.
+
+    Nothing is explored while hybrid's choice is untried: there is nothing yet that another could be better than.
+    """
     features = np.array([candidate.features for candidate in candidates], np.float64)
     expected = ranker.log_odds(features)
-    if not explore:
+    if not explore or features[0, _EVIDENCE] < math.log1p(TRIED):
         first = int(expected.argmax())
         places = tuple(int(place) for place in np.argsort(-expected, kind="stable"))
         return Ranking(places, tuple(expected.tolist()), tuple(float(place == first) for place in range(len(candidates))))

@@ -20,7 +20,7 @@ UNTRIED = Posterior(1.2, 0.8)
 
 
 def _candidate(name: str, score: float = 0.5, best: float = 0.5, posterior: Posterior = UNTRIED) -> Considered:
-    return considered(name, score, best, score, 0.0, posterior, 0.0, 1.0, 3)
+    return considered(name, score, best, score, 0.0, posterior, sum(posterior) - sum(UNTRIED), 1.0, 3)
 
 
 def test_unknown_adapters_are_believed_in_a_little() -> None:
@@ -77,6 +77,14 @@ def test_what_nobody_tried_is_tried_about_as_often_as_it_may_be_the_best() -> No
     share = np.mean([ranking.order[0] == 1 for ranking in firsts])
     assert 0.3 < share < 0.7
     assert np.mean([ranking.propensities[1] for ranking in firsts]) == pytest.approx(share, abs=0.08)
+
+
+def test_nothing_is_explored_before_hybrids_choice_was_tried() -> None:
+    candidates = [_candidate("a"), _candidate("b", 0.499, posterior=Posterior(2, 1.4))]
+    for seed in range(50):
+        ranking = order(builtin(), candidates, np.random.default_rng(seed))
+        assert ranking.order == (0, 1)
+        assert ranking.propensities == (1.0, 0.0)
 
 
 def test_what_acted_never_has_no_propensity() -> None:
