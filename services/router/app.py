@@ -10,6 +10,7 @@ from services.router.compositions import Compositions
 from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
 from services.router.metrics import RouterMetrics
+from services.router.news import News
 from services.router.registry import ARRIVALS, Change, Registry
 from services.router.routing import Choice, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
@@ -62,6 +63,9 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     compositions = Compositions(found)
     router = Router(found, embedder, cache, compositions, defaults)
     registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
+    news = News(settings.kafka_bootstrap, router, found)
+    await news.start()
+    stack.push_async_callback(news.stop)
     metrics = RouterMetrics(router, found, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address)

@@ -16,6 +16,7 @@ class LifecycleAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LIFECYCLE_ACTION_RESTORED: _ClassVar[LifecycleAction]
     LIFECYCLE_ACTION_PURGED: _ClassVar[LifecycleAction]
     LIFECYCLE_ACTION_MERGED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_RANKER_PUBLISHED: _ClassVar[LifecycleAction]
 LIFECYCLE_ACTION_UNSPECIFIED: LifecycleAction
 LIFECYCLE_ACTION_REGISTERED: LifecycleAction
 LIFECYCLE_ACTION_UPDATED: LifecycleAction
@@ -23,6 +24,7 @@ LIFECYCLE_ACTION_RETIRED: LifecycleAction
 LIFECYCLE_ACTION_RESTORED: LifecycleAction
 LIFECYCLE_ACTION_PURGED: LifecycleAction
 LIFECYCLE_ACTION_MERGED: LifecycleAction
+LIFECYCLE_ACTION_RANKER_PUBLISHED: LifecycleAction
 
 class UsageEvent(_message.Message):
     __slots__ = ("adapter_id", "tenant", "decision_id", "tokens", "total_us")
@@ -61,7 +63,7 @@ class AdapterOutcome(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
-    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest")
+    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +72,7 @@ class LifecycleEvent(_message.Message):
     MERGE_ID_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RANKER_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     tenant: str
     action: LifecycleAction
@@ -78,7 +81,8 @@ class LifecycleEvent(_message.Message):
     merge_id: str
     parents: _containers.RepeatedScalarFieldContainer[str]
     digest: str
-    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ...) -> None: ...
+    ranker: bytes
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
     __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us")

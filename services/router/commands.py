@@ -1,0 +1,201 @@
+"""`smoa router`: learning a ranker from logged decisions and their outcomes, offline."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import click
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from services.router.news import RANKER_KEY
+from services.router.ranker import FEATURES, Ranker
+from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
+from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError, Unavailable
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, headers
+from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+
+kafka_option = click.option(
+    "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="127.0.0.1:9092", show_default=True, help="Kafka's address [SMOA_KAFKA_BOOTSTRAP]."
+)
+logs_argument = click.argument("logs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+
+
+@click.group("router")
+def router_group() -> None:
+    """Teach the learned strategy from decisions and their outcomes.
+
+    \b
+    Collect them:        smoa router log -o log.jsonl
+    Learn a ranker:      smoa router train log.jsonl -o ranker.json
+    Judge it:            smoa router eval log.jsonl --ranker ranker.json
+    Use it everywhere:   smoa router publish ranker.json
+
+    Only decisions of `--strategy learned` teach: it notes what it considered, and how likely each was to come first.
+    """  # noqa: D301  the escape tells click to keep the lines
+
+
+@router_group.command("log")
+@click.option("-o", "output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
+@kafka_option
+def log_command(output: Path, kafka: str) -> None:
+    """Write the learned decisions in Kafka that have an outcome: {"decision", "outcome"} a line."""
+
+    async def work() -> None:
+        decisions: dict[str, router_pb2.Decision] = {}
+        written = 0
+        async for message in _read_topic(kafka, DECISIONS):
+            if isinstance(message, router_pb2.Decision) and message.ranked:
+                decisions[message.decision_id] = message
+        with output.open("w") as file:
+            async for message in _read_topic(kafka, OUTCOMES):
+                if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.pop(message.decision_id, None)) is not None:
+                    line = {"decision": MessageToDict(decision), "outcome": MessageToDict(message)}
+                    file.write(json.dumps(line) + "\n")
+                    written += 1
+        click.echo(f"{written:,} decisions with outcomes in {output}; {len(decisions):,} have none yet")
+
+    asyncio.run(work())
+
+
+@router_group.command("train")
+@logs_argument
+@click.option("-o", "output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Artefact to write.")
+@json_option
+def train_command(logs: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Learn a ranker from LOGS, and say what it, hybrid and the logged decisions reach on the latest fifth of them."""
+    ranker = train(read_logs(logs))
+    output.write_bytes(ranker.to_bytes())
+    if as_json:
+        return click.echo(json.dumps({"version": ranker.version, **ranker.report}))
+    table = Table("feature", "weight", title=f"ranker {ranker.version}")
+    for name, weight in zip(FEATURES, ranker.weights, strict=True):
+        table.add_row(name, f"{weight:+.3f}")
+    Console().print(table)
+    _show({name: Estimate(ranker.report[f"{name}_success"], ranker.report[f"{name}_error"]) for name in ("learned", "hybrid")})
+    click.echo(f"written to {output}; " + ("publish it" if beats_hybrid(ranker) else "it does not beat hybrid, and will not be published"))
+    return None
+
+
+@router_group.command("eval")
+@logs_argument
+@click.option("--ranker", "path", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Artefact to judge.")
+@json_option
+def eval_command(logs: tuple[Path, ...], path: Path, as_json: bool) -> None:
+    """Estimate what a ranker's first choices, and hybrid's, would have reached on LOGS (doubly robust; use logs it did not learn from)."""
+    logged, ranker = read_logs(logs), Ranker.from_bytes(path.read_bytes())
+    if not logged:
+        raise FailedPrecondition("log: holds no learned decision with an outcome; collect some first")
+    rewards = fit(logged)
+    estimates = {"learned": evaluate(ranker, logged, rewards), "hybrid": evaluate(None, logged, rewards)}
+    if as_json:
+        return click.echo(json.dumps({name: {"success": one.success, "error": one.error} for name, one in estimates.items()}))
+    return _show(estimates)
+
+
+@router_group.command("publish")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@kafka_option
+@click.option("--anyway", is_flag=True, help="Also if it did not beat hybrid when it was trained.")
+def publish_command(path: Path, kafka: str, anyway: bool) -> None:
+    """Announce a ranker to every router; they decide with it at once, and after a restart."""
+    data = path.read_bytes()
+    ranker = Ranker.from_bytes(data)
+    if not anyway and not beats_hybrid(ranker):
+        raise FailedPrecondition("ranker: did not beat hybrid on held-out outcomes; collect more, or say --anyway")
+    asyncio.run(_announce(kafka, data))
+    click.echo(f"ranker {ranker.version} is announced")
+
+
+def read_logs(paths: Iterable[Path]) -> list[Logged]:
+    """Decisions and outcomes of JSONL files.
+
+    Raises:
+        InvalidArgument: naming the file and line that is not such a pair.
+    """
+    logged = []
+    for path in paths:
+        with path.open() as lines:
+            logged += [_logged(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    return logged
+
+
+def _logged(line: str, where: str) -> Logged:
+    try:
+        body = json.loads(line)
+        decision = ParseDict(body["decision"], router_pb2.Decision(), ignore_unknown_fields=True)
+        outcome = ParseDict(body["outcome"], feedback_pb2.Outcome(), ignore_unknown_fields=True)
+    except (ValueError, KeyError, TypeError, ParseError) as error:
+        raise InvalidArgument(where, f"is not a decision with its outcome ({error})", "write it with `smoa router log`") from error
+    features = np.array([one.features for one in decision.ranked], np.float64)
+    if features.ndim != 2 or features.shape[1] != len(FEATURES) or not np.isfinite(features).all():
+        raise InvalidArgument(where, "has no features of this version", "log decisions of the learned strategy, made by this version")
+    return Logged(features, np.array([one.propensity for one in decision.ranked]), float(outcome.success), decision.decided_at_us)
+
+
+def _show(estimates: dict[str, Estimate]) -> None:
+    table = Table("first choices of", "estimated success", "standard error")
+    for name, one in estimates.items():
+        table.add_row(name, f"{one.success:.1%}", f"{one.error:.1%}")
+    Console().print(table)
+
+
+async def _announce(kafka: str, artefact: bytes) -> None:
+    message = events_pb2.LifecycleEvent(
+        adapter_id=RANKER_KEY, action=events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED, ranker=artefact, reason="smoa router publish"
+    )
+    made = event(LIFECYCLE, RANKER_KEY, message)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", enable_idempotence=True)
+    try:
+        async with asyncio.timeout(30):
+            await producer.start()
+            await producer.send_and_wait(made.topic, made.value, key=made.key, headers=headers(made.type_name))
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise _no_answer(kafka, error) from error
+    finally:
+        await producer.stop()
+
+
+async def _read_topic(kafka: str, topic: str) -> AsyncIterator[Message]:
+    """Every message of a topic, from its beginning to what its end is now; what cannot be read is for the optimizer to put aside."""
+    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest")
+    try:
+        async with asyncio.timeout(30):
+            await consumer.start()
+            consumer.subscribe([topic])
+            await consumer._client.force_metadata_update()
+            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        if not partitions:
+            return
+        consumer.unsubscribe()
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        while [one for one in partitions if await consumer.position(one) < ends[one]]:
+            for messages in (await consumer.getmany(timeout_ms=500)).values():
+                for message in messages:
+                    if (read := _understood(topic, message)) is not None:
+                        yield read
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise _no_answer(kafka, error) from error
+    finally:
+        await consumer.stop()
+
+
+def _understood(topic: str, message: ConsumerRecord[bytes, bytes]) -> Message | None:
+    try:
+        return decode(topic, message.value, message.headers)
+    except InvalidArgument:
+        return None
+
+
+def _no_answer(kafka: str, error: Exception) -> SmoaError:
+    return Unavailable(f"kafka: no answer from {kafka} ({error!r}); check SMOA_KAFKA_BOOTSTRAP")

@@ -1,0 +1,142 @@
+"""What happens elsewhere and matters here: adapters that other replicas changed, outcomes as they are counted, a new ranker.
+
+Every replica reads all of both topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index)
+and an hour back in the outcomes, so that a restart does not forget how adapters do of late. While Kafka is away, other replicas' changes
+are not heard of, and a cached answer may be as old as its time to live; whatever was missed is read when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.router.index import AdapterIndex
+from services.router.ranker import Ranker
+from services.router.routing import Router
+from smoa.errors import InvalidArgument
+from smoa.events import ADAPTER_OUTCOMES, LIFECYCLE, decode
+from smoa.v1 import events_pb2
+
+_log = logging.getLogger(__name__)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError)
+RANKER_ID: Final = "00000000000000000000RANKER"
+"""The document that keeps the published ranker; a ULID, as all of them are."""
+RANKER_KEY: Final = "ranker"
+OUTCOMES_BACK_S: Final = 3600.0
+_ARRIVALS: Final = frozenset(
+    (
+        events_pb2.LIFECYCLE_ACTION_REGISTERED,
+        events_pb2.LIFECYCLE_ACTION_UPDATED,
+        events_pb2.LIFECYCLE_ACTION_RESTORED,
+        events_pb2.LIFECYCLE_ACTION_MERGED,
+    )
+)
+
+
+async def published_ranker(index: AdapterIndex) -> Ranker | None:
+    """The ranker that was published last.
+
+    Raises:
+        InvalidArgument: it is of another version.
+    """
+    found = await index.get_document(RANKER_ID)
+    return Ranker.from_bytes(str(found[2]["artefact"]).encode()) if found else None
+
+
+class News:
+    """Owns one consumer, and tells the router."""
+
+    def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, timeout_s: float = 10.0) -> None:
+        self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
+        self._following: dict[TopicPartition, int] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.refused = 0
+        """Messages that could not be read; they stay on their topic."""
+
+    async def start(self) -> None:
+        """Take the published ranker, and begin to listen."""
+        try:
+            self._router.ranker = await published_ranker(self._index) or self._router.ranker
+        except InvalidArgument as error:
+            _log.warning("%s; the learned strategy goes on untrained", error)
+        self._task = asyncio.create_task(self._run(), name="news")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            while not self._task.done():  # again, if need be: a client that is busy connecting may lose a cancellation
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=0.2)
+
+    async def _run(self) -> None:
+        delay_s = 0.1
+        while True:
+            consumer = AIOKafkaConsumer(
+                LIFECYCLE,
+                ADAPTER_OUTCOMES,
+                bootstrap_servers=self._bootstrap,
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+                metadata_max_age_ms=10_000,
+            )
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await consumer.start()
+                await self._listen(consumer)
+            except _ERRORS as error:
+                _log.info("kafka at %s cannot be read (%r); other replicas' changes show late", self._bootstrap, error)
+            finally:
+                with suppress(*_ERRORS):
+                    async with asyncio.timeout(self._timeout_s):
+                        await consumer.stop()
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 5.0)
+
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        placed: set[TopicPartition] = set()
+        while True:
+            if new := consumer.assignment() - placed:  # topics may appear, and grow, after the start
+                await self._place(consumer, new)
+                placed |= new
+            for partition, messages in (await consumer.getmany(timeout_ms=500)).items():
+                for message in messages:
+                    await self._read(message)
+                self._following[partition] = messages[-1].offset + 1
+
+    async def _place(self, consumer: AIOKafkaConsumer, partitions: set[TopicPartition]) -> None:
+        outcomes = {one: int((time.time() - OUTCOMES_BACK_S) * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
+        back = await consumer.offsets_for_times(outcomes) if outcomes else {}
+        for partition in partitions:
+            if partition in self._following:
+                consumer.seek(partition, self._following[partition])
+            elif (found := back.get(partition)) is not None:
+                consumer.seek(partition, found.offset)
+
+    async def _read(self, message: ConsumerRecord[bytes, bytes]) -> None:
+        if message.value is None:  # a tombstone: compaction's own
+            return
+        try:
+            event = decode(message.topic, message.value, message.headers)
+            if isinstance(event, events_pb2.AdapterOutcome):
+                if event.HasField("success"):
+                    self._router.posteriors.observe(event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
+            elif isinstance(event, events_pb2.LifecycleEvent):
+                await self._changed(event)
+        except InvalidArgument as error:
+            self.refused += 1
+            _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
+
+    async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
+        if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
+            ranker = Ranker.from_bytes(event.ranker)
+            await self._index.put_document(RANKER_ID, "ranker", "", {"artefact": event.ranker.decode()})
+            self._router.ranker = ranker
+            _log.info("the learned strategy decides with ranker %s now", ranker.version)
+        else:
+            self._router.adapters_changed([event.adapter_id], arrived=event.action in _ARRIVALS)

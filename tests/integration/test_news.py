@@ -1,0 +1,170 @@
+"""Several routers over one index and a real Kafka: what one hears of another, of outcomes, and of a ranker."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiokafka import AIOKafkaProducer
+from click.testing import CliRunner
+from qdrant_client import AsyncQdrantClient
+
+from services.router.app import build
+from services.router.commands import _announce, read_logs, router_group
+from services.router.index_server import ServerIndex
+from services.router.ranker import builtin
+from services.router.settings import RouterSettings
+from smoa.client import SmoaClient
+from smoa.errors import InvalidArgument
+from smoa.events import ADAPTER_OUTCOMES, event, headers
+from smoa.store import AdapterStore
+from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
+from tests.integration.router_support import KNEES, MONEY, adapter_file
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
+
+pytestmark = [
+    pytest.mark.skipif(not HOME, reason=SKIP_REASON),
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
+]
+QUERY = "my knee hurts when I climb stairs"
+LEARNED = "ROUTING_STRATEGY_LEARNED"
+
+
+@dataclasses.dataclass
+class Replicas:
+    """Two routers over one index."""
+
+    kafka: ApacheKafka
+    index: ServerIndex
+    store: AdapterStore
+    clients: list[SmoaClient]
+
+    async def route(self, replica: int, query: str = QUERY, **options: object) -> router_pb2.Decision:
+        return await self.clients[replica].route(query, base_model="base-a", **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
+    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
+    await kafka.start()
+    try:
+        index = await ServerIndex.open(AsyncQdrantClient(":memory:"), 256)
+        async with AsyncExitStack() as stack:
+            clients = []
+            for number in range(2):
+                settings = RouterSettings(
+                    address="127.0.0.1:0",
+                    data_folder=tmp_path / f"router-{number}",
+                    store=str(tmp_path / "store"),
+                    kafka_bootstrap=kafka.bootstrap,
+                )
+                server = await build(settings, stack, index)
+                await server.ready()
+                clients.append(await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}")))
+            yield Replicas(kafka, index, AdapterStore(str(tmp_path / "store")), clients)
+    finally:
+        kafka.stop()
+
+
+async def test_what_one_replica_changes_the_others_caches_forget(replicas: Replicas) -> None:
+    adapter = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+
+    async def cached_at_the_other() -> bool:  # the first replica's registration may still be on its way, and clears the cache
+        return (await replicas.route(1)).cached
+
+    await until("an answer in the other's cache", 20, cached_at_the_other)
+    assert [one.adapter_id for one in (await replicas.route(1)).adapters] == [adapter.adapter_id]
+    await replicas.clients[0].registry.RetireAdapter(registry_pb2.RetireAdapterRequest(adapter_id=adapter.adapter_id), timeout=10)
+
+    async def forgotten() -> bool:
+        return not (await replicas.route(1)).adapters
+
+    await until("the other's cache forgetting it", 20, forgotten)
+
+
+async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(replicas: Replicas, tmp_path: Path) -> None:
+    good = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    bad = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    producer = AIOKafkaProducer(bootstrap_servers=replicas.kafka.bootstrap)
+    await producer.start()
+    try:
+        for number in range(40):
+            adapter_id, success = ((good.adapter_id, True), (bad.adapter_id, False))[number % 2]
+            message = events_pb2.AdapterOutcome(adapter_id=adapter_id, decision_id=str(number), success=success, weight=1.0)
+            made = event(ADAPTER_OUTCOMES, adapter_id, message)
+            await producer.send_and_wait(made.topic, made.value, key=made.key, headers=headers(made.type_name))
+    finally:
+        await producer.stop()
+
+    for replica in (0, 1):
+
+        async def prefers_the_good(replica: int = replica) -> bool:
+            decision = await replicas.route(replica, strategy=LEARNED)
+            assert decision.ranker == "builtin"
+            return decision.ranked[0].adapter_id == good.adapter_id and decision.ranked[0].propensity > 0.95
+
+        await until(f"replica {replica} knowing the outcomes", 20, prefers_the_good)
+
+    published = dataclasses.replace(builtin(), version="by-hand", report={"learned_success": 0.9, "hybrid_success": 0.5})
+    await _announce(replicas.kafka.bootstrap, b"no artefact")
+    await _announce(replicas.kafka.bootstrap, published.to_bytes())
+    for replica in (0, 1):
+
+        async def decides_with_it(replica: int = replica) -> bool:
+            return (await replicas.route(replica, strategy=LEARNED)).ranker == "by-hand"
+
+        await until(f"replica {replica} having the ranker", 20, decides_with_it)
+    async with AsyncExitStack() as stack:
+        settings = RouterSettings(address="127.0.0.1:0", drain_s=0, data_folder=tmp_path / "late", kafka_bootstrap="127.0.0.1:1")
+        server = await build(settings, stack, replicas.index)
+        await server.ready()
+        late = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
+        decision = await late.route(QUERY, base_model="base-a", strategy=LEARNED)
+        assert decision.ranker == "by-hand", "a replica that starts later takes it from the index"
+
+
+async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, tmp_path: Path) -> None:
+    good = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    for _ in range(2):
+        await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    await replicas.clients[0].register(await replicas.store.put(adapter_file()), MONEY)
+    rng = np.random.default_rng(0)
+    for number in range(260):
+        decision = await replicas.route(number % 2, f"{QUERY} {number % 9}", strategy=LEARNED, top_k=1)
+        success = bool(rng.random() < (0.9 if decision.adapters[0].adapter_id == good.adapter_id else 0.3))
+        outcome = feedback_pb2.Outcome(decision_id=decision.decision_id, tenant="public", success=success)
+        await replicas.clients[0].feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=10)
+    log, ranker = str(tmp_path / "log.jsonl"), str(tmp_path / "ranker.json")
+
+    async def smoa(*arguments: str) -> str:
+        result = await asyncio.to_thread(CliRunner().invoke, router_group, arguments, catch_exceptions=False)
+        return str(result.output)
+
+    async def all_logged() -> bool:
+        return "260 decisions with outcomes" in await smoa("log", "-o", log, "--kafka", replicas.kafka.bootstrap)
+
+    await until("every outcome in Kafka", 30, all_logged)
+    report = json.loads(await smoa("train", log, "-o", ranker, "--json"))
+    assert report["outcomes"] == 260
+    judged = json.loads(await smoa("eval", log, "--ranker", ranker, "--json"))
+    assert 0 < judged["learned"]["success"] < 1.2
+    assert "is announced" in await smoa("publish", ranker, "--anyway", "--kafka", replicas.kafka.bootstrap)
+
+    async def decides_with_it() -> bool:
+        return (await replicas.route(1, strategy=LEARNED)).ranker == str(report["version"])
+
+    await until("the trained ranker in use", 20, decides_with_it)
+
+
+@pytest.mark.parametrize("line", ["", "{}", '{"decision": {}, "outcome": {}}', '{"decision": {"nonsense": 1}}', "[1]"])
+def test_lines_that_are_no_log_are_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(InvalidArgument, match=r"log\.jsonl:1: "):
+        read_logs([path])
