@@ -143,6 +143,10 @@ class RpcServer:
         await self._set(health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving on port %d", self.port)
 
+    async def unready(self) -> None:
+        """Something it needs is away; calls are still answered as well as can be."""
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+
     async def stop(self, grace_s: float = 10.0) -> None:
         """Drain."""
         await self._health.enter_graceful_shutdown()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -15,12 +17,15 @@ from services.router.registry import ARRIVALS, Change, Registry
 from services.router.routing import Choice, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
+from smoa.errors import Unavailable
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
 from smoa.store import AdapterStore
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 
 async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
@@ -74,4 +79,30 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
+    watching = asyncio.create_task(_watch(found, server, settings.check_interval_s), name="index-watch")
+    stack.push_async_callback(_ended, watching)
     return server
+
+
+async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> None:
+    """Be ready while the index is there. Without it, cached answers are still given, and all else is refused at once."""
+    there = True
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            await index.check()
+        except Unavailable as error:
+            if there:
+                _log.warning("not ready: %s", error)
+                await server.unready()
+            there = False
+            continue
+        if not there:
+            _log.info("the index is back")
+            await server.ready()
+        there = True
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})

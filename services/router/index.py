@@ -23,6 +23,13 @@ class AdapterIndex(Protocol):
     def in_training(self) -> int:
         """Parts of the index that are being made faster; it serves meanwhile."""
 
+    async def check(self) -> None:
+        """Do nothing, if the index can be used.
+
+        Raises:
+            Unavailable: it cannot.
+        """
+
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """Write all or none, in one step; prototypes [n, dimension] by adapter id, those of the others stay."""
 

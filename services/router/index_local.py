@@ -100,6 +100,10 @@ class LocalIndex:
         await index._load()
         return index
 
+    async def check(self) -> None:
+        """See `AdapterIndex`."""
+        self._reader.check()
+
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
         # A task of its own: a caller that goes away must not part the file from the pools.

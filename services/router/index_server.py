@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -33,8 +34,9 @@ def payload_of(record: AdapterRecord) -> dict[str, Any]:
 class ServerIndex:
     """One collection, `adapters`. Make it with `ServerIndex.open`."""
 
-    def __init__(self, client: AsyncQdrantClient, dimension: int, collection: str = "adapters") -> None:
-        self._client, self._dimension, self._collection = client, dimension, collection
+    def __init__(self, client: AsyncQdrantClient, dimension: int, collection: str = "adapters", timeout_s: float = 5.0) -> None:
+        self._client, self._dimension, self._collection, self._timeout_s = client, dimension, collection, timeout_s
+        self._away = False
 
     @classmethod
     async def open(cls, client: AsyncQdrantClient, dimension: int, collection: str = "adapters") -> ServerIndex:
@@ -53,11 +55,27 @@ class ServerIndex:
                 await index._call(client.create_payload_index(collection, key, field_schema=schema))
         return index
 
-    async def _call(self, call: Awaitable[T]) -> T:
+    async def check(self) -> None:
+        """See `AdapterIndex`."""
+        await self._answer(self._client.collection_exists(self._collection))
+
+    async def _call(self, call: Coroutine[Any, Any, T]) -> T:
+        if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
+            call.close()
+            raise _unavailable("is away")
+        return await self._answer(call)
+
+    async def _answer(self, call: Awaitable[T]) -> T:
         try:
-            return await call
-        except (ResponseHandlingException, UnexpectedResponse, AioRpcError, httpx.HTTPError, OSError) as error:
-            raise Unavailable(f"index: the Qdrant server did not answer ({type(error).__name__}); check SMOA_QDRANT_URL") from error
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call
+        except UnexpectedResponse as error:
+            raise _unavailable(f"answered {error.status_code}") from error
+        except (ResponseHandlingException, AioRpcError, httpx.HTTPError, OSError, TimeoutError) as error:
+            self._away = True
+            raise _unavailable(f"did not answer ({type(error).__name__})") from error
+        self._away = False
+        return answer
 
     @property
     def in_training(self) -> int:
@@ -211,6 +229,10 @@ class ServerIndex:
             self._client.scroll(self._collection, scroll_filter=wanted, offset=start, limit=limit + (1 if start else 0), with_payload=True)
         )
         return [(str(p.id), p.payload or {}) for p in points if str(p.id) != start][:limit]
+
+
+def _unavailable(how: str) -> Unavailable:
+    return Unavailable(f"index: the Qdrant server {how}; check SMOA_QDRANT_URL")
 
 
 def _equals(key: str, value: str) -> models.FieldCondition:

@@ -69,6 +69,11 @@ class RecordFile:
         """Close it."""
         self._database.close()
 
+    def check(self) -> None:
+        """Raise Unavailable if the file cannot be read."""
+        with _failures():
+            self._database.execute("SELECT row FROM adapters LIMIT 1").fetchone()
+
     def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> list[Written]:
         """Write all or none; prototypes that are not given stay.
 

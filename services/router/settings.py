@@ -29,5 +29,7 @@ class RouterSettings:
     drain_s: float = 5.0
     purge_grace_s: float = 7 * 86400.0
     allow_all_tenants: bool = False
+    check_interval_s: float = 1.0
+    """How often it is seen whether the index is there."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""

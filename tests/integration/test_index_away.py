@@ -1,0 +1,121 @@
+"""An index that cannot be reached: refused at once, not ready, cached answers go on, and all is well when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from qdrant_client import AsyncQdrantClient
+
+from services.router.app import build
+from services.router.index_local import LocalIndex
+from services.router.index_server import ServerIndex
+from services.router.library import Reach
+from services.router.settings import RouterSettings
+from smoa.client import SmoaClient
+from smoa.errors import Unavailable
+from smoa.store import AdapterStore
+from tests.contract.test_adapter_index import vector
+from tests.integration.router_support import KNEES, adapter_file, refused
+from tests.kafka_support import until
+
+REACH = Reach(tenant="public", base_model="base-a")
+
+
+class Leaving:
+    """An index that is away when it is told to be."""
+
+    def __init__(self, index: LocalIndex) -> None:
+        self._index, self.away = index, False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._index, name)
+        if not self.away or name in ("close", "in_training"):
+            return found
+
+        async def gone(*_: object, **__: object) -> None:
+            raise Unavailable("index: the Qdrant server is away; check SMOA_QDRANT_URL")
+
+        return gone
+
+
+async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
+    index = Leaving(await LocalIndex.open(tmp_path / "index", 256))
+    async with AsyncExitStack() as stack:
+        settings = RouterSettings(
+            address="127.0.0.1:0",
+            drain_s=0,
+            data_folder=tmp_path,
+            store=str(tmp_path / "store"),
+            kafka_bootstrap="127.0.0.1:1",
+            check_interval_s=0.05,
+        )
+        server = await build(settings, stack, index)
+        await server.ready()
+        client = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def ready() -> bool:
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+        async def not_ready() -> bool:
+            return not await ready()
+
+        await client.register(await AdapterStore(settings.store).put(adapter_file()), KNEES)
+        asked = await client.route(KNEES[0], base_model="base-a")
+        assert asked.adapters
+        assert await ready()
+
+        index.away = True
+        await until("readiness going off", 10, not_ready)
+        cached = await client.route(KNEES[0], base_model="base-a")
+        assert cached.cached
+        assert cached.adapters == asked.adapters
+        code, message, _ = await refused(client.route("another question", base_model="base-a"))
+        assert (code, message) == ("UNAVAILABLE", "index: the Qdrant server is away; check SMOA_QDRANT_URL")
+
+        index.away = False
+        await until("readiness coming back", 10, ready)
+        assert (await client.route(KNEES[1], base_model="base-a")).adapters
+
+
+@pytest.mark.parametrize("prefer_grpc", [False, True])
+async def test_a_server_that_is_not_there_is_said_to_be_at_once(prefer_grpc: bool) -> None:
+    index = ServerIndex(AsyncQdrantClient("http://127.0.0.1:1", prefer_grpc=prefer_grpc, grpc_port=1, check_compatibility=False), 16)
+    with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
+        await index.search(vector(1), REACH, 3)
+    with pytest.raises(Unavailable, match=r"^index: the Qdrant server is away"):
+        await index.search(vector(1), REACH, 3)
+    with pytest.raises(Unavailable):
+        await index.check()
+    await index.close()
+
+
+async def test_a_server_that_hangs_is_waited_for_once() -> None:
+    held: list[asyncio.StreamWriter] = []
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    hanging = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = hanging.sockets[0].getsockname()[1]
+    index = ServerIndex(AsyncQdrantClient(f"http://127.0.0.1:{port}", check_compatibility=False), 16, timeout_s=0.3)
+    with pytest.raises(Unavailable, match="did not answer"):
+        await index.search(vector(1), REACH, 3)
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(Unavailable, match="is away"):
+            await index.search(vector(1), REACH, 3)
+    assert time.monotonic() - started < 0.3
+    await index.close()
+    for writer in held:
+        writer.close()
+    hanging.close()
