@@ -145,6 +145,7 @@ class LocalStack:
             "SMOA_ROUTER_DATA_FOLDER": str(settings.data / "router"),
             "SMOA_ROUTER_ALLOW_ALL_TENANTS": "true",
             "SMOA_EXECUTOR_ADDRESS": settings.executor,
+            "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
             "SMOA_OPTIMIZER_INSTANCE_ID": "local",

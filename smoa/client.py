@@ -8,6 +8,7 @@ from types import TracebackType
 
 import grpc
 
+from smoa.errors import FailedPrecondition
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import (
     executor_pb2,
@@ -44,6 +45,7 @@ class SmoaClient:
             self.router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
             self.registry: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(channel)
             self.feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+        self._chosen_executors: dict[str, executor_pb2_grpc.ExecutorServiceAsyncStub] | None = {} if executor is None else None
         if executor is not None:
             self.executor: executor_pb2_grpc.ExecutorServiceAsyncStub = executor_pb2_grpc.ExecutorServiceStub(self._channel(executor))
 
@@ -112,8 +114,12 @@ class SmoaClient:
         stop: Sequence[str] = (),
         seed: int = 0,
         stages: Iterable[common.Stage] = (),
+        executor: str = "",
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
-        """Generate under the adapters, or through the stages of a composition; the last message carries the usage."""
+        """Generate under the adapters, or through the stages of a composition; the last message carries the usage.
+
+        A client that was made without an executor calls the one at `executor`, which a decision names.
+        """
         request = executor_pb2.GenerateRequest(
             tenant=tenant,
             prompt=prompt,
@@ -126,8 +132,17 @@ class SmoaClient:
             seed=seed,
             stages=stages,
         )
-        async for response in self.executor.Generate(request, timeout=self._timeout_s):
+        async for response in self._executor_at(executor).Generate(request, timeout=self._timeout_s):
             yield response
+
+    def _executor_at(self, address: str) -> executor_pb2_grpc.ExecutorServiceAsyncStub:
+        if self._chosen_executors is None:
+            return self.executor
+        if not address:
+            raise FailedPrecondition("executor: the decision names none, and this client was made without one; give SmoaClient an executor")
+        if address not in self._chosen_executors:
+            self._chosen_executors[address] = executor_pb2_grpc.ExecutorServiceStub(self._channel(address))
+        return self._chosen_executors[address]
 
     async def generate(
         self, prompt: str, decision: router_pb2.Decision | None = None, *, max_tokens: int = 64
@@ -161,6 +176,7 @@ class SmoaClient:
             stop=stop,
             seed=seed,
             stages=decision.stages,
+            executor=decision.executor,
         )
 
     async def status(self) -> executor_pb2.GetStatusResponse:

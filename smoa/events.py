@@ -17,6 +17,7 @@ OUTCOMES: Final = "smoa.outcomes.v1"
 USAGE: Final = "smoa.usage.v1"
 ADAPTER_OUTCOMES: Final = "smoa.adapter-outcomes.v1"
 LIFECYCLE: Final = "smoa.lifecycle.v1"
+EXECUTORS: Final = "smoa.executors.v1"
 DEAD_LETTER: Final = "smoa.dead-letter.v1"
 
 TYPES: Final[dict[str, type[Message]]] = {
@@ -25,6 +26,7 @@ TYPES: Final[dict[str, type[Message]]] = {
     USAGE: events_pb2.UsageEvent,
     ADAPTER_OUTCOMES: events_pb2.AdapterOutcome,
     LIFECYCLE: events_pb2.LifecycleEvent,
+    EXECUTORS: events_pb2.ExecutorStatus,
     DEAD_LETTER: events_pb2.DeadLetter,
 }
 

@@ -11,7 +11,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,11 @@ class Topic:
     compacted: bool = False
 
 
-TOPICS = (*map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)), Topic(LIFECYCLE, compacted=True))
+TOPICS = (
+    *map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)),
+    Topic(LIFECYCLE, compacted=True),
+    Topic(EXECUTORS, compacted=True),
+)
 
 
 async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:

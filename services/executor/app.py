@@ -22,6 +22,7 @@ from services.executor.residency import Residency
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.slots import SlotPool
+from services.executor.status import StatusReporter
 from services.executor.torch_backend import TorchBackend
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
@@ -134,5 +135,9 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
         ExecutorServicer(engine, publisher, metrics, name, folder.name, settings.rows), server.server
     )
     await server.start()
+    if settings.advertised_address:
+        reporter = StatusReporter(engine, publisher, settings.advertised_address, name, settings.rows, settings.status_interval_s)
+        reporter.start()
+        stack.push_async_callback(reporter.stop)  # routers hear that it leaves before it refuses
     stack.push_async_callback(server.stop)
     return server

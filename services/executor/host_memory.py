@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -24,6 +25,10 @@ class HostMemory(Generic[Item]):
     def is_held(self, key: str) -> bool:
         """Whether somebody holds it: holding it too takes no room."""
         return key in self._holds
+
+    def latest(self, count: int) -> list[Item]:
+        """The most recently used items, the last one first."""
+        return [item for item, _ in islice(reversed(self._items.values()), count)]
 
     def get(self, key: str) -> Item | None:
         """An item, now the most recently used."""

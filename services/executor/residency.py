@@ -189,6 +189,10 @@ class Residency:
         pairs = [(self._on_device[key], leases) for key, leases in self.pool.residents() if key in self._on_device]
         return [Resident(one.ref, leases, one.adapter.nbytes) for one, leases in pairs]
 
+    def hosted(self, count: int) -> list[AdapterRef]:
+        """What is in host memory, most recently used first."""
+        return [one.ref for one in self.host.latest(count)]
+
     async def close(self) -> None:
         """End the loads that nobody waits for any more."""
         tasks = [*self._loading.values(), *self._placing.values()]

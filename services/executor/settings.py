@@ -33,6 +33,9 @@ class ExecutorSettings:
     max_rank: int = 64
     max_waiting: int = 128
     max_tokens: int = 512
+    advertised_address: str = ""
+    """host:port at which callers reach this executor, told to the routers; empty: they do not send anybody here by name."""
+    status_interval_s: float = 2.0
     spool_events: int = 1_000_000
     drain_s: float = 5.0
     metrics_address: str = ""

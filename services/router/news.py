@@ -1,6 +1,6 @@
-"""What happens elsewhere and matters here: adapters that other replicas changed, outcomes as they are counted, a new ranker.
+"""What happens elsewhere and matters here: adapters that other replicas changed, outcomes as they are counted, a new ranker, executors.
 
-Every replica reads all of both topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index)
+Every replica reads all of these topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index)
 and an hour back in the outcomes, so that a restart does not forget how adapters do of late. While Kafka is away, other replicas' changes
 are not heard of, and a cached answer may be as old as its time to live; whatever was missed is read when it is back.
 """
@@ -16,11 +16,12 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.router.fleet import Executor
 from services.router.index import AdapterIndex
 from services.router.ranker import Ranker
 from services.router.routing import Router
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, LIFECYCLE, decode
+from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class News:
             consumer = AIOKafkaConsumer(
                 LIFECYCLE,
                 ADAPTER_OUTCOMES,
+                EXECUTORS,
                 bootstrap_servers=self._bootstrap,
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
@@ -128,9 +130,21 @@ class News:
                     self._router.posteriors.observe(event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
             elif isinstance(event, events_pb2.LifecycleEvent):
                 await self._changed(event)
+            elif isinstance(event, events_pb2.ExecutorStatus):
+                self._reported(event)
         except InvalidArgument as error:
             self.refused += 1
             _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
+
+    def _reported(self, status: events_pb2.ExecutorStatus) -> None:
+        if status.leaving:
+            self._router.fleet.leave(status.address)
+            return
+        load = (status.running + status.waiting) / max(status.rows, 1)
+        active, hosted = frozenset(status.active), frozenset(status.hosted)
+        self._router.fleet.report(
+            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us)
+        )
 
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
         if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:

@@ -15,6 +15,7 @@ from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCa
 from services.router.compositions import Compositions, Stage
 from services.router.confidence import confidence, nearest_prototype
 from services.router.embedding import StaticEmbedder
+from services.router.fleet import Fleet
 from services.router.flight import SingleFlight
 from services.router.index import AdapterIndex, Vector
 from services.router.library import DEFAULT_TENANT, Candidate, Reach, Scope, checked_tenant
@@ -70,6 +71,8 @@ class RoutedQuery:
     decided_at_us: int
     stages: tuple[Stage, ...] = ()
     """Of a composition: how to carry it out. The choice then holds every adapter of it."""
+    executor: str = ""
+    """Address of the executor to call, where one is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,7 @@ class Router:
         self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
         self.ranker, self.posteriors = builtin(), Posteriors()
         """What the learned strategy decides by; both are replaced and fed while it serves."""
+        self.fleet = Fleet()
         self._rng = np.random.default_rng(seed)
 
     def adapters_changed(self, adapter_ids: Iterable[str], *, arrived: bool) -> None:
@@ -145,8 +149,10 @@ class Router:
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
         else:
             choice, cached = await self._chosen(query)
+        now_us = time.time_ns() // 1000
+        executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
         handler_us = (time.perf_counter_ns() - started) // 1000
-        return RoutedQuery(str(ULID()), query, choice, cached, handler_us, time.time_ns() // 1000, stages)
+        return RoutedQuery(str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)
 
     async def _chosen(self, query: RouteQuery) -> tuple[Choice, bool]:
         """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""

@@ -253,6 +253,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
             for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
         ],
         ranker=routed.choice.ranker,
+        executor=routed.executor,
     )
 
 

@@ -84,6 +84,30 @@ class LifecycleEvent(_message.Message):
     ranker: bytes
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ...) -> None: ...
 
+class ExecutorStatus(_message.Message):
+    __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    HOSTED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    base_model: str
+    free_slots: int
+    active: _containers.RepeatedScalarFieldContainer[str]
+    hosted: _containers.RepeatedScalarFieldContainer[str]
+    running: int
+    waiting: int
+    rows: int
+    reported_at_us: int
+    leaving: bool
+    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
+
 class DeadLetter(_message.Message):
     __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us")
     TOPIC_FIELD_NUMBER: _ClassVar[int]

@@ -145,6 +145,17 @@ async def test_the_loop_routes_executes_counts_and_optimises(world: World) -> No
     assert outcomes == uses
     assert generations == uses
 
+    # The executor tells the routers what it holds, and decisions name it: a caller needs to know the router only.
+    async def named() -> bool:
+        executor = (await world.client.route("what time does the train leave", base_model=world.base_model)).executor
+        return bool(executor == world.stack.settings.executor)
+
+    await until("a decision that names the executor", 20, named)
+    async with SmoaClient(router=world.stack.settings.router) as alone:
+        decision = await alone.route("what time does the train leave", base_model=world.base_model)
+        assert (await alone.generate("what time does the train leave", decision, max_tokens=2))[1].completion_tokens
+        world.decisions.append(decision)
+
     # What happens to an adapter is told on the lifecycle topic.
     (idle,) = [a async for a in world.client.list_all() if a.name == "travel_request"]
     await world.client.retire("public", idle.adapter_id, "by the test")

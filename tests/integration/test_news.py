@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from services.router.ranker import builtin
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, event, headers
+from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, event, headers
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, adapter_file
@@ -127,6 +128,31 @@ async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(repl
         late = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
         decision = await late.route(QUERY, base_model="base-a", strategy=LEARNED)
         assert decision.ranker == "by-hand", "a replica that starts later takes it from the index"
+
+
+async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replicas) -> None:
+    adapter = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    producer = AIOKafkaProducer(bootstrap_servers=replicas.kafka.bootstrap)
+    await producer.start()
+
+    async def report(address: str, **status: object) -> None:
+        now_us = time.time_ns() // 1000
+        message = events_pb2.ExecutorStatus(address=address, base_model="base-a", rows=16, reported_at_us=now_us, **status)  # type: ignore[arg-type]
+        made = event(EXECUTORS, address, message)
+        await producer.send_and_wait(made.topic, made.value, key=made.key, headers=headers(made.type_name))
+
+    async def sent_to(address: str) -> bool:
+        return [(await replicas.route(replica)).executor for replica in (0, 1)] == [address] * 2
+
+    try:
+        assert await sent_to("")
+        await report("empty:1", free_slots=4)
+        await report("has-it:1", active=[adapter.adapter_id])
+        await until("sending to where it is", 20, lambda: sent_to("has-it:1"))
+        await report("has-it:1", leaving=True)
+        await until("sending elsewhere", 20, lambda: sent_to("empty:1"))
+    finally:
+        await producer.stop()
 
 
 async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, tmp_path: Path) -> None:

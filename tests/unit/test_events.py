@@ -17,6 +17,7 @@ MESSAGES: dict[str, Message] = {
     events.USAGE: events_pb2.UsageEvent(adapter_id="a", tenant="t", decision_id="d", tokens=7, total_us=9),
     events.ADAPTER_OUTCOMES: events_pb2.AdapterOutcome(adapter_id="a", source_topic="s", source_offset=3, used=True, success=False),
     events.LIFECYCLE: events_pb2.LifecycleEvent(adapter_id="a", reason="because", parents=["b", "c"], digest="f" * 64),
+    events.EXECUTORS: events_pb2.ExecutorStatus(address="h:1", base_model="b", active=["a"], hosted=["a", "c"], rows=16, leaving=True),
     events.DEAD_LETTER: events_pb2.DeadLetter(topic="s", partition=1, offset=2, key=b"\xff", value=b"\x00\xff", reason="bad"),
 }
 each_topic = pytest.mark.parametrize("topic", events.TYPES)

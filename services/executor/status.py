@@ -1,0 +1,64 @@
+"""Telling the routers what this executor holds, so that they can send a query to where its adapters are."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from services.executor.engine import Engine
+from smoa.errors import ResourceExhausted
+from smoa.events import EXECUTORS, event
+from smoa.publisher import EventPublisher
+from smoa.v1 import events_pb2
+
+MAX_HOSTED: Final = 2000
+"""Adapters in host memory that are named; a message stays under 60 KB."""
+MAX_BEHIND: Final = 1000
+"""With so many events waiting for Kafka, nobody would read a status while it is true."""
+
+
+class StatusReporter:
+    """Owns the task that reports."""
+
+    def __init__(self, engine: Engine, publisher: EventPublisher, address: str, base_model: str, rows: int, interval_s: float) -> None:
+        self._engine, self._publisher, self._address = engine, publisher, address
+        self._base_model, self._rows, self._interval_s = base_model, rows, interval_s
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Report now, and every few seconds."""
+        self._task = asyncio.create_task(self._run(), name="status-reporter")
+
+    async def stop(self) -> None:
+        """Say that it leaves, and report no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._report(leaving=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._report()
+            await asyncio.sleep(self._interval_s)
+
+    def _report(self, *, leaving: bool = False) -> None:
+        if self._publisher.waiting > MAX_BEHIND:
+            return
+        residency, scheduler = self._engine.residency, self._engine.scheduler
+        status = events_pb2.ExecutorStatus(
+            address=self._address,
+            base_model=self._base_model,
+            free_slots=residency.pool.slots - residency.pool.used,
+            active=[one.ref.adapter_id for one in residency.residents()],
+            hosted=[one.adapter_id for one in residency.hosted(MAX_HOSTED)],
+            running=len(scheduler.running),
+            waiting=scheduler.waiting,
+            rows=self._rows,
+            reported_at_us=time.time_ns() // 1000,
+            leaving=leaving,
+        )
+        try:
+            self._publisher.publish([event(EXECUTORS, self._address, status)])
+        except ResourceExhausted:  # the spool is full of what must not be lost; the next status is as good as this one
+            return

@@ -1,0 +1,77 @@
+"""Which executor to send a query to. Pure.
+
+By residency first: an executor that has the adapters in its slots computes at once, one with a free slot loads them from its host memory or
+the store, one without must put others out. Then by load, in quarters of its rows. Among equals, rendezvous hashing (Thaler and Ravishankar
+1998) of the adapters: the same adapters go to the same executor, and few move when executors come and go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+STALE_S: Final = 10.0
+"""An executor that did not report for so long is not sent anything."""
+MAX_EXECUTORS: Final = 10_000
+_ACTIVE, _FREE_SLOT, _HOSTED = 4.0, 2.0, 1.0
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What an executor said of itself."""
+
+    address: str
+    base_model: str
+    free_slots: int
+    active: frozenset[str]
+    hosted: frozenset[str]
+    load: float
+    """Requests that run or wait, by its rows."""
+    reported_at_us: int
+
+    def residency(self, adapter_ids: Sequence[str]) -> float:
+        """The better, the sooner it can compute with the adapters."""
+        missing, total = 0, 0.0
+        for adapter_id in adapter_ids:
+            if adapter_id in self.active:
+                total += _ACTIVE
+            else:
+                missing += 1
+                total += _FREE_SLOT * (missing <= self.free_slots) + _HOSTED * (adapter_id in self.hosted)
+        return total
+
+
+class Fleet:
+    """Executors by address, as they last reported."""
+
+    def __init__(self) -> None:
+        self._executors: dict[str, Executor] = {}
+
+    def __len__(self) -> int:
+        return len(self._executors)
+
+    def report(self, executor: Executor) -> None:
+        """Take a status, unless a later one is known."""
+        known = self._executors.pop(executor.address, None)
+        self._executors[executor.address] = known if known and known.reported_at_us > executor.reported_at_us else executor
+        if len(self._executors) > MAX_EXECUTORS:
+            del self._executors[next(iter(self._executors))]
+
+    def leave(self, address: str) -> None:
+        """It drains."""
+        self._executors.pop(address, None)
+
+    def choose(self, base_model: str, adapter_ids: Sequence[str], now_us: int) -> str:
+        """Address of the executor to call; empty when none reported of late. Those with a full queue only when all have one."""
+        there = [one for one in self._executors.values() if one.base_model == base_model and now_us - one.reported_at_us < STALE_S * 1e6]
+        there = [one for one in there if one.load < 2] or there
+        if not there:
+            return ""
+        key = "/".join(sorted(adapter_ids))
+        return max(there, key=lambda one: (one.residency(adapter_ids), -int(4 * one.load), _weight(one.address, key))).address
+
+
+def _weight(address: str, key: str) -> bytes:
+    return hashlib.blake2b(f"{address}|{key}".encode(), digest_size=8).digest()

@@ -1,0 +1,67 @@
+"""Executors: residency before load before hashing, and nobody who is silent, full or of another model."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.router.fleet import STALE_S, Executor, Fleet
+
+NOW = 1_000_000_000
+
+
+def _executor(
+    address: str, *, base: str = "b", free: int = 0, active: str = "", hosted: str = "", load: float = 0.0, age_s: float = 0
+) -> Executor:
+    return Executor(address, base, free, frozenset(active), frozenset(hosted), load, NOW - int(age_s * 1e6))
+
+
+def _fleet(*executors: Executor) -> Fleet:
+    fleet = Fleet()
+    for executor in executors:
+        fleet.report(executor)
+    return fleet
+
+
+def test_active_before_a_free_slot_before_host_memory_before_none() -> None:
+    ladder = [_executor("active", active="a"), _executor("free", free=1), _executor("host", hosted="a"), _executor("cold")]
+    for place in range(len(ladder)):
+        assert _fleet(*reversed(ladder[place:])).choose("b", ["a"], NOW) == ladder[place].address
+
+
+def test_a_free_slot_is_counted_once() -> None:
+    fleet = _fleet(_executor("one", free=1), _executor("two", free=2))
+    assert fleet.choose("b", ["a", "c"], NOW) == "two"
+
+
+def test_the_less_loaded_of_equals() -> None:
+    assert _fleet(_executor("busy", active="a", load=0.9), _executor("idle", active="a", load=0.1)).choose("b", ["a"], NOW) == "idle"
+
+
+def test_a_full_queue_is_avoided_while_another_is_there() -> None:
+    full = _executor("full", active="a", load=3)
+    assert _fleet(full, _executor("cold")).choose("b", ["a"], NOW) == "cold"
+    assert _fleet(full).choose("b", ["a"], NOW) == "full"
+
+
+def test_other_models_the_silent_and_those_that_left_are_not_chosen() -> None:
+    fleet = _fleet(_executor("other", base="c"), _executor("silent", age_s=STALE_S + 1), _executor("left"))
+    fleet.leave("left")
+    assert fleet.choose("b", ["a"], NOW) == ""
+
+
+def test_an_older_status_does_not_replace_a_later_one() -> None:
+    fleet = _fleet(_executor("one", active="a"), _executor("one", age_s=5), _executor("two", free=1))
+    assert fleet.choose("b", ["a"], NOW) == "one"
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=2, max_size=6, unique=True), st.text("xyz", min_size=1, max_size=8))
+def test_the_same_adapters_stay_where_they_are_when_another_executor_goes(addresses: list[str], adapters: str) -> None:
+    fleet = _fleet(*(_executor(address, free=9) for address in addresses))
+    chosen = fleet.choose("b", list(adapters), NOW)
+    assert fleet.choose("b", list(reversed(adapters)), NOW) == chosen
+    for other in addresses:
+        if other != chosen:
+            fleet.leave(other)
+            assert fleet.choose("b", list(adapters), NOW) == chosen
