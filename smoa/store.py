@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import obstore
@@ -44,8 +45,18 @@ class AdapterStore:
             Unavailable: any other failure of the store.
         """
         digest = digest_of(data)
+        await self.put_object(self.key(digest), data)
+        return digest
+
+    async def put_object(self, key: str, data: bytes) -> None:
+        """Write an object under a key of the caller's.
+
+        Raises:
+            ResourceExhausted: the disk or bucket refused for lack of space.
+            Unavailable: any other failure of the store.
+        """
         try:
-            await obstore.put_async(self._store, self.key(digest), data)
+            await obstore.put_async(self._store, key, data)
         except (BaseError, OSError) as error:
             if any(
                 word in str(error) for word in ("No space left", "StorageFull", "os error 28", "File too large", "os error 27", "quota")
@@ -54,7 +65,33 @@ class AdapterStore:
                     f"store: {self.location} is full", "free space or purge retired adapters, then push again"
                 ) from error
             raise Unavailable(f"store: cannot write to {self.location} ({error}); check that it is mounted and writable") from error
-        return digest
+
+    async def get_object(self, key: str) -> bytes:
+        """Read an object of the caller's.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: the store failed.
+        """
+        try:
+            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+        except FileNotFoundError as error:
+            raise NotFound("object", key, "look at what is in the store") from error
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
+
+    async def list_objects(self, prefix: str) -> AsyncIterator[str]:
+        """Keys of the objects under a prefix, in no order.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        try:
+            async for batch in obstore.list(self._store, prefix):
+                for item in batch:
+                    yield item["path"]
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"store: cannot list {self.location} ({error}); check that it is mounted") from error
 
     async def get(self, digest: str) -> bytes:
         """Read one file and check its digest.

@@ -14,13 +14,19 @@ from aiokafka.errors import KafkaError
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from services.router.app import open_index
+from services.router.embedding import StaticEmbedder
+from services.router.journal import Journal, rebuild
 from services.router.news import RANKER_KEY
 from services.router.ranker import FEATURES, Ranker
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
+from services.router.settings import RouterSettings
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, headers
+from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 kafka_option = click.option(
@@ -32,13 +38,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the fi
 
 @click.group("router")
 def router_group() -> None:
-    """Teach the learned strategy from decisions and their outcomes.
+    """Teach the learned strategy from decisions and their outcomes; make a lost index again.
 
     \b
     Collect them:        smoa router log -o log.jsonl
     Learn a ranker:      smoa router train log.jsonl -o ranker.json
     Judge it:            smoa router eval log.jsonl --ranker ranker.json
     Use it everywhere:   smoa router publish ranker.json
+    A lost index:        smoa router rebuild
 
     Only decisions of `--strategy learned` teach: it notes what it considered, and how likely each was to come first.
     """  # noqa: D301  the escape tells click to keep the lines
@@ -114,6 +121,39 @@ def publish_command(path: Path, kafka: str, anyway: bool) -> None:
         raise FailedPrecondition("ranker: did not beat hybrid on held-out outcomes; collect more, or say --anyway")
     asyncio.run(_announce(kafka, data))
     click.echo(f"ranker {ranker.version} is announced")
+
+
+@router_group.command("rebuild")
+@click.option("--store", envvar="SMOA_STORE", default="build/data/store", show_default=True, help="The adapter store [SMOA_STORE].")
+@click.option("--qdrant", envvar="SMOA_QDRANT_URL", default="", help="Into this Qdrant server [SMOA_QDRANT_URL].")
+@click.option(
+    "--data",
+    envvar="SMOA_ROUTER_DATA_FOLDER",
+    default=Path("build/data/router"),
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Else into a router's data folder, while it does not run [SMOA_ROUTER_DATA_FOLDER].",
+)
+def rebuild_command(store: str, qdrant: str, data: Path) -> None:
+    """Make a lost index again from the store, where every registration is written down.
+
+    The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
+    """
+    asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=data)))
+
+
+async def _rebuild(settings: RouterSettings) -> None:
+    dimension = StaticEmbedder().dimension
+    index = await open_index(settings, dimension)
+    done = 0
+    try:
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+            task = progress.add_task("writes", total=None)
+            async for done, total in rebuild(Journal(AdapterStore(settings.store)), index, dimension):
+                progress.update(task, completed=done, total=total)
+    finally:
+        await index.close()
+    click.echo(f"{done:,} writes are in the index again")
 
 
 def read_logs(paths: Iterable[Path]) -> list[Logged]:

@@ -15,6 +15,7 @@ from services.router.confidence import prototypes_of
 from services.router.embedding import StaticEmbedder, normalised
 from services.router.importing import Imported, check_imported
 from services.router.index import AdapterIndex, Vector
+from services.router.journal import Entry, Journal
 from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
 from services.router.listing import page_after, page_size_of, page_token_of
 from smoa.adapter import Adapter, decode
@@ -50,7 +51,7 @@ class Registry:
     ) -> None:
         self._index, self._store, self._embedder, self._changed = index, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
-        self._writing = asyncio.Lock()
+        self._writing, self._journal = asyncio.Lock(), Journal(store)
 
     async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:
         """Add an adapter whose file is in the store; the same again returns what is there.
@@ -72,7 +73,7 @@ class Registry:
                 return _same_content(found[0], digest, tenant)
             record = await self._record(adapter, digest, tuple(examples))
             vector, prototypes = self._understood(examples)
-            await self._index.upsert([(record, vector)], {record.adapter_id: prototypes})
+            await self._write([Entry(record, vector, prototypes)])
         self._changed([Change("registered", record)])
         return record
 
@@ -84,35 +85,37 @@ class Registry:
             AlreadyExists: an id is taken by other content.
         """
         tenant = checked_tenant(tenant)
-        checked, known = await asyncio.to_thread(self._checked_import, tenant, imported)
+        checked = await asyncio.to_thread(self._checked_import, tenant, imported)
         async with self._writing:
-            there = await self._index.owners([record.adapter_id for record, _ in checked])
-            for record, _ in checked:
+            there = await self._index.owners([entry.record.adapter_id for entry in checked])
+            for record, *_ in checked:
                 if there.get(record.adapter_id, (tenant, record.digest)) != (tenant, record.digest):
                     raise _taken(record.adapter_id)
-            added = [(record, vector) for record, vector in checked if record.adapter_id not in there]
+            added = [entry for entry in checked if entry.record.adapter_id not in there]
             if added:
-                await self._index.upsert(added, {record.adapter_id: known[record.adapter_id] for record, _ in added if record.examples})
-        self._changed([Change("registered", record) for record, _ in added])
+                await self._write(added)
+        self._changed([Change("registered", entry.record) for entry in added])
         return len(added)
 
-    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> tuple[list[tuple[AdapterRecord, Vector]], dict[str, Vector]]:
-        """The records with their vectors, and the prototypes of those that have examples."""
+    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = _now_us()
-        made: dict[str, tuple[AdapterRecord, Vector]] = {}
-        known: dict[str, Vector] = {}
+        made: dict[str, Entry] = {}
         for one in check_imported(imported, self._embedder.dimension):
             examples = tuple(_checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
                 raise _taken(record.adapter_id)
-            vector = one.vector
-            if examples:
-                centroid, known[record.adapter_id] = self._understood(examples)
-                vector = centroid if vector is None else vector
+            centroid, prototypes = self._understood(examples) if examples else (None, None)
+            vector = centroid if one.vector is None else one.vector
             assert vector is not None, "checked: without a vector there are examples"
-            made[record.adapter_id] = (record, vector)
-        return list(made.values()), known
+            made[record.adapter_id] = Entry(record, vector, prototypes)
+        return list(made.values())
+
+    async def _write(self, entries: Sequence[Entry], *, journal: bool = True) -> None:
+        if journal:
+            await self._journal.write(entries)
+        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        await self._index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
 
     def _understood(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
         """Centroid [dimension] and prototypes [n, dimension] of examples."""
@@ -154,11 +157,11 @@ class Registry:
         """Change what may change. Statistics alone make no lifecycle event: they come every few seconds."""
         async with self._writing:
             record, vector = await self._owned(checked_tenant(tenant), adapter_id)
-            prototypes: dict[str, Vector] = {}
+            prototypes: Vector | None = None
             if examples:
                 checked = _checked_examples(examples)
                 record = dataclasses.replace(record, examples=tuple(checked))
-                vector, prototypes[adapter_id] = self._understood(checked)
+                vector, prototypes = self._understood(checked)
             record = dataclasses.replace(
                 record,
                 name=record.name if name is None else name,
@@ -168,7 +171,7 @@ class Registry:
             silent = name is None and tags is None and not examples
             if not silent:
                 record = dataclasses.replace(record, updated_at_us=_now_us())
-            await self._index.upsert([(record, vector)], prototypes)
+            await self._write([Entry(record, vector, prototypes)], journal=not silent)
         if not silent:
             self._changed([Change("updated", record)])
         return record
@@ -239,11 +242,11 @@ class Registry:
                 state_reason=reason,
             )
             now, why = _now_us(), f"merged into {child.adapter_id}: {reason}"
-            retired = [(dataclasses.replace(p, state="retired", state_reason=why, updated_at_us=now), v) for p, v in parents]
+            retired = [Entry(dataclasses.replace(p, state="retired", state_reason=why, updated_at_us=now), v) for p, v in parents]
             vector = normalised(np.mean([vector for _, vector in parents], 0))
-            prototypes = {child.adapter_id: self._understood(child.examples)[1]} if child.examples else {}
-            await self._index.upsert([(child, vector), *retired], prototypes)
-        self._changed([Change("merged", child, reason), *(Change("retired", record, why) for record, _ in retired)])
+            prototypes = self._understood(child.examples)[1] if child.examples else None
+            await self._write([Entry(child, vector, prototypes), *retired])
+        self._changed([Change("merged", child, reason), *(Change("retired", entry.record, why) for entry in retired)])
         return child
 
     async def _read(self, digest: str) -> Adapter:
@@ -296,7 +299,7 @@ class Registry:
             if moves[record.state] == record.state:
                 return record
             record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=_now_us())
-            await self._index.upsert([(record, vector)])
+            await self._write([Entry(record, vector)])
         self._changed([Change(action, record, reason)])
         return record
 

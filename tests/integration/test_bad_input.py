@@ -29,6 +29,13 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
     [
         ({"query": " "}, "INVALID_ARGUMENT", "query: is empty; send the text to route"),
         ({"query": "x" * 8193}, "INVALID_ARGUMENT", "query: has 8,193 characters, over 8,192; send its first part"),
+        ({"query": "x" * 1_000_000}, "INVALID_ARGUMENT", "query: has 1,000,000 characters, over 8,192; send its first part"),
+        ({"strategy": 99}, "INVALID_ARGUMENT", "strategy: 99 is unknown; use a RoutingStrategy of smoa.v1"),
+        (
+            {"score_threshold": float("nan")},
+            "INVALID_ARGUMENT",
+            "score_threshold: nan is outside -1..1; leave it out for the default",
+        ),
         ({"top_k": 0}, "INVALID_ARGUMENT", "top_k: 0 is outside 1..16; ask for a few adapters, 3 by default"),
         ({"top_k": 1000}, "INVALID_ARGUMENT", "top_k: 1000 is outside 1..16; ask for a few adapters, 3 by default"),
         ({"base_model": ""}, "INVALID_ARGUMENT", "base_model: is empty; send the fingerprint that the executor's GetStatus shows"),
@@ -96,6 +103,16 @@ async def test_other_tenants_adapter_is_not_found(world: RouterWorld) -> None:
     assert (code, details) == ("NOT_FOUND", f"adapter '{made.adapter_id}' was not found; list what exists and check the tenant")
     decision = await world.client.route(KNEES[0], base_model="base-a")
     assert made.adapter_id not in {adapter.adapter_id for adapter in decision.adapters}
+
+
+async def test_hints_that_match_nothing(world: RouterWorld) -> None:
+    made = await world.client.register(await world.store.put(adapter_file()), KNEES)
+    by_task = await world.client.route(KNEES[0], base_model="base-a", strategy="ROUTING_STRATEGY_TASK", tags=["no such tag"])
+    assert not by_task.adapters
+    assert by_task.confidence == 0
+    by_both = await world.client.route(KNEES[0], base_model="base-a", tags=["no such tag"])
+    assert made.adapter_id in {one.adapter_id for one in by_both.adapters}
+    assert not (await world.client.route(KNEES[0], base_model="another base")).adapters
 
 
 async def test_too_few_examples(world: RouterWorld) -> None:

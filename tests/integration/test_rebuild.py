@@ -1,0 +1,61 @@
+"""A lost index is made again from the store: the same library, the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from services.router.commands import router_group
+from services.router.index_local import LocalIndex
+from services.router.journal import Journal, rebuild
+from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from tests.integration.router_support import KNEES, MONEY, adapter_file, running_router
+
+EVERY = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
+
+
+async def test_what_was_registered_renamed_retired_and_imported_is_there_again(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        knees = await world.register(KNEES)
+        money = await world.register(MONEY)
+        await world.client.retire("public", money.adapter_id, "by the test")
+        renamed = registry_pb2.UpdateAdapterRequest(adapter_id=knees.adapter_id, name="renamed", examples=[f"{one} badly" for one in KNEES])
+        await world.client.registry.UpdateAdapter(renamed, timeout=5)
+        statistics = registry_pb2.AdapterStatistics(uses=5)
+        await world.client.report_statistics("public", knees.adapter_id, statistics)
+        before = {one.adapter_id: one async for one in world.client.list_all(states=EVERY)}
+        asked = await world.client.route(KNEES[0], base_model="base-a")
+    shutil.rmtree(tmp_path / "router" / "index")
+    arguments = ["rebuild", "--store", str(tmp_path / "store"), "--data", str(tmp_path / "router")]
+    result = await asyncio.to_thread(CliRunner().invoke, router_group, arguments, catch_exceptions=False)
+    assert "4 writes are in the index again" in result.output
+    async with running_router(tmp_path) as world:
+        after = {one.adapter_id: one async for one in world.client.list_all(states=EVERY)}
+        for one in (*before.values(), *after.values()):
+            one.ClearField("statistics")
+        assert after == before
+        again = await world.client.route(KNEES[0], base_model="base-a")
+        assert [one.adapter_id for one in again.adapters] == [one.adapter_id for one in asked.adapters]
+        assert again.confidence == pytest.approx(asked.confidence, abs=0.01)
+
+
+async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        await world.register(KNEES)
+        await world.store.put(adapter_file())
+    index = await LocalIndex.open(tmp_path / "router" / "index", 256)
+    journal = Journal(AdapterStore(str(tmp_path / "store")))
+    with pytest.raises(FailedPrecondition, match=r"^index: holds adapters already"):
+        _ = [done async for done in rebuild(journal, index, 256)]
+    await index.close()
+    (name,) = await journal.names()
+    (tmp_path / "store" / name).write_text('{"record": 1}')
+    with pytest.raises(InvalidArgument, match=r"^registrations/.*: is not a journal of registrations"):
+        await journal.read(name, 256)
