@@ -360,8 +360,9 @@ async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
 
 
 SHOWN = (
-    "import_per_s", "recall_at_10", "echo_p50_ms", "p50_ms", "p50_over_echo", "p99_over_echo_p50", "handler_p50_ms",
-    "cached_over_echo", "qps_1", "qps_16", "rss_mb",
+    "import_per_s", "query_while_importing_p50_ms", "query_while_importing_max_ms", "recall_at_10", "echo_p50_ms", "p50_ms",
+    "p50_over_echo", "p99_over_echo_p50", "handler_p50_ms", "cached_over_echo", "qps_1", "qps_16", "rss_mb", "restart_s",
+    "recall_at_10_after_kill",
 )  # fmt: skip
 
 
@@ -381,12 +382,9 @@ def main(adapters: tuple[int, ...], calls: int, kill: bool, json_path: Path | No
         sizes[str(size)] = asyncio.run(measure(size, calls, kill))
         if json_path is not None:
             json_path.write_text(json.dumps({"machine": machine(), "command": " ".join(sys.argv), "sizes": sizes}, indent=2))
-    table = Table(title=f"router on {machine()}")
-    table.add_column("adapters")
-    for column in SHOWN:
-        table.add_column(column.removesuffix("_ms").replace("_", " "), justify="right")
-    for name, result in sizes.items():
-        table.add_row(f"{int(name):,}", *(_shown(result[column]) for column in SHOWN))
+    table = Table("", *(f"{int(name):,}" for name in sizes), title=f"router on {machine()}, by adapters")
+    for row in SHOWN:
+        table.add_row(row.replace("_", " "), *(_shown(result[row]) for result in sizes.values()))
     return Console().print(table)
 
 

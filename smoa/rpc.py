@@ -114,11 +114,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class RpcServer:
     """A `grpc.aio` server with health. Not serving until `ready()`; `stop()` refuses new calls, then lets running ones end."""
 
-    def __init__(self, address: str, max_concurrent_rpcs: int = 1000) -> None:
+    def __init__(self, address: str, max_concurrent_rpcs: int = 1000, *, share_address: bool = False) -> None:
         self.server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
             maximum_concurrent_rpcs=max_concurrent_rpcs,
-            options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)],
+            options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", int(share_address))],
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)

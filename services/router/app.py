@@ -73,7 +73,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     stack.push_async_callback(news.stop)
     metrics = RouterMetrics(router, found, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
-    server = RpcServer(settings.address)
+    server = RpcServer(settings.address, share_address=settings.share_address)
     router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router, publisher, metrics), server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)

@@ -11,6 +11,8 @@ class RouterSettings:
     """Read from SMOA_ROUTER_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50051"
+    share_address: bool = False
+    """Several routers of one host, each with its own data folder, listen on the same port over one Qdrant server."""
     data_folder: Path = Path("build/data/router")
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner
 from qdrant_client import AsyncQdrantClient
 
+from services.local import free_port
 from services.router.app import build
 from services.router.commands import _announce, read_logs, router_group
 from services.router.index_server import ServerIndex
@@ -87,6 +88,27 @@ async def test_what_one_replica_changes_the_others_caches_forget(replicas: Repli
         return not (await replicas.route(1)).adapters
 
     await until("the other's cache forgetting it", 20, forgotten)
+
+
+async def test_routers_of_one_host_share_a_port(replicas: Replicas, tmp_path: Path) -> None:
+    await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    port = free_port()
+    async with AsyncExitStack() as workers:
+        for number in range(3):
+            settings = RouterSettings(
+                address=f"127.0.0.1:{port}",
+                share_address=True,
+                drain_s=0,
+                data_folder=tmp_path / f"worker-{number}",
+                store=str(tmp_path / "store"),
+                kafka_bootstrap="127.0.0.1:1",
+            )
+            await (await build(settings, workers, replicas.index)).ready()
+        answered = []
+        for _ in range(12):  # the kernel deals out connections, so each gets one of its own
+            async with SmoaClient(router=f"127.0.0.1:{port}") as client:
+                answered.append(bool((await client.route(QUERY, base_model="base-a")).adapters))
+        assert all(answered)
 
 
 async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(replicas: Replicas, tmp_path: Path) -> None:
