@@ -21,6 +21,8 @@ from services.router.vectors import Encoded
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
+_SEARCH = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
+"""Recall@10 of 0.976 on a shard of 100,000; found by 8-bit codes in memory, scored again by the vectors on disk (docs/decisions/0008)."""
 KEYWORDS = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster", "leads")
 """Payload fields with an index. A search filters on `pool` alone (and `labels`, when there are hints); the others are for listings."""
 
@@ -46,8 +48,12 @@ class ServerIndex:
             await index._call(
                 client.create_collection(
                     collection,
-                    vectors_config=models.VectorParams(size=dimension, distance=models.Distance.COSINE),
+                    vectors_config=models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=True),
                     hnsw_config=models.HnswConfigDiff(m=16, payload_m=16),
+                    quantization_config=models.ScalarQuantization(
+                        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+                    ),
+                    on_disk_payload=True,
                 )
             )
             for key in KEYWORDS:
@@ -175,6 +181,7 @@ class ServerIndex:
                 self._collection,
                 query=vector.tolist(),
                 query_filter=models.Filter(must=wanted),
+                search_params=_SEARCH,
                 limit=limit,
                 with_payload=models.PayloadSelectorExclude(exclude=["examples", "prototypes"])
                 if with_records
