@@ -305,6 +305,7 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
         "useful_pruned": sorted(set(pruned) & set(JOBS)),
         "adapters": {"before": len(before), "after": len(library) - len(retired)},
         "seconds": round(time.monotonic() - started, 1),
+        "avx512": "avx512f" in Path("/proc/cpuinfo").read_text(),
     }
 
 

@@ -81,7 +81,7 @@ class RoutingDefaults:
 
     top_k: int = 3
     score_threshold: float = 0.15
-    min_confidence: float = 0.5
+    min_confidence: float = 0.45
     """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
     temperature: float = 0.01
     mixture_temperature: float = 0.05

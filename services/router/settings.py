@@ -19,7 +19,7 @@ class RouterSettings:
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
     top_k: int = 3
     score_threshold: float = 0.15
-    min_confidence: float = 0.5
+    min_confidence: float = 0.45
     """Least probability that a query is in an adapter's scope; 0: never abstain for lack of it."""
     temperature: float = 0.01
     min_weight: float = 0.1

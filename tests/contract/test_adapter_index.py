@@ -25,7 +25,10 @@ from smoa.adapter import new_adapter_id
 DIMENSION = 16
 PUBLIC = Reach(tenant="public", base_model="base-a")
 URL = os.environ.get("SMOA_TEST_QDRANT_URL", "")
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
+]
 
 
 def record(**changes: object) -> AdapterRecord:

@@ -33,6 +33,7 @@ from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, unt
 pytestmark = [
     pytest.mark.skipif(not HOME, reason=SKIP_REASON),
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
 ]
 QUERY = "my knee hurts when I climb stairs"
 LEARNED = "ROUTING_STRATEGY_LEARNED"
