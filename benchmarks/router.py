@@ -339,7 +339,7 @@ async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
         try:
             await router.start()
             async with echo_server() as echo_address, SmoaClient(router=router.address) as client, SmoaClient(router=echo_address) as echo:
-                kill_at = int(rng.integers(size // 4, size * 3 // 4)) if kill else 0
+                kill_at = int(rng.integers(size // 4, size * 3 // 4)) if kill and size > 10 * BATCH else 0
                 result = await import_all(router, client, library, ids, kill_at)
                 result["rss_after_import_mb"] = router.rss_mb()
                 result["recall_at_10"] = await measure_recall(client, library, ids, embedder.embed, 500)
@@ -369,7 +369,7 @@ SHOWN = (
 @click.command()
 @click.option("--adapters", type=click.IntRange(1), multiple=True, help="Only this size; may repeat.")
 @click.option("--calls", type=click.IntRange(100), default=5000, show_default=True, help="Uncached calls a size.")
-@click.option("--kill", is_flag=True, help="Kill the router with SIGKILL at a random moment of the import, and go on.")
+@click.option("--kill", is_flag=True, help="Kill the router with SIGKILL at a random moment of an import of over 5,000, and go on.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure here.")
 @click.option("--serve-echo", "echo_address", hidden=True)
 def main(adapters: tuple[int, ...], calls: int, kill: bool, json_path: Path | None, echo_address: str | None) -> None:
