@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smoa.client import SmoaClient
-from smoa.v1 import router_pb2
+from smoa.v1 import registry_pb2, router_pb2
 
 ROUTER, EXECUTOR = "127.0.0.1:50051", "127.0.0.1:50052"
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
@@ -64,14 +64,14 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
             if as_json:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
-            names = {a.adapter_id: a.name async for a in client.list_all(options["tenant"])} if decision.adapters else {}
-            table = Table(
-                title=f"decision {decision.decision_id} in {decision.handler_us / 1000:.2f} ms" + (" (cached)" if decision.cached else "")
-            )
+            wanted = [registry_pb2.GetAdapterRequest(tenant=options["tenant"], adapter_id=one.adapter_id) for one in decision.adapters]
+            names = {one.adapter_id: (await client.registry.GetAdapter(one, timeout=10)).name for one in wanted}
+            how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {decision.confidence:.2f}"
+            table = Table(title=f"decision {decision.decision_id} {how}")
             for column in ("adapter", "id", "weight", "score"):
                 table.add_column(column)
             for item in decision.adapters:
-                table.add_row(names.get(item.adapter_id, "?"), item.adapter_id, f"{item.weight:.2f}", f"{item.score:.3f}")
+                table.add_row(names[item.adapter_id], item.adapter_id, f"{item.weight:.2f}", f"{item.score:.3f}")
             Console().print(table if decision.adapters else "no adapter fits: the base model answers")
 
     asyncio.run(work())
