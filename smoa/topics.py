@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.partitioner import murmur2
 
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
@@ -27,6 +28,11 @@ TOPICS = (
     Topic(LIFECYCLE, compacted=True),
     Topic(EXECUTORS, compacted=True),
 )
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition Kafka's own clients choose for a key."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:

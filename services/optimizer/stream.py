@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import faust
-from aiokafka.partitioner import murmur2
 from faust.types import TP, EventT
 
 from services.optimizer.statistics import (
@@ -29,15 +28,11 @@ from services.optimizer.statistics import (
 )
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, decode, event, headers
+from smoa.topics import partition_of
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 _log = logging.getLogger(__name__)
 SEND_TIMEOUT_S = 30.0
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """The partition Kafka's own clients choose for a key."""
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 class Effects:

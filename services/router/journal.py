@@ -7,13 +7,14 @@ it: the optimizer reports them again.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import orjson
 from ulid import ULID
 
 from services.router.index import AdapterIndex, Vector
@@ -45,8 +46,8 @@ class Journal:
         Raises:
             ResourceExhausted, Unavailable: the store does not take it.
         """
-        lines = "\n".join(_to_line(entry) for entry in entries)
-        await self._store.put_object(f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl", lines.encode())
+        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry) for entry in entries]))
+        await self._store.put_object(f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl", lines)
 
     async def names(self) -> list[str]:
         """Keys of the objects, oldest first."""
@@ -60,7 +61,7 @@ class Journal:
         """
         data = await self._store.get_object(name)
         try:
-            return [_from_line(line, dimension) for line in data.decode().split("\n")]
+            return [_from_line(line, dimension) for line in data.split(b"\n")]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidArgument(name, f"is not a journal of registrations ({error})", "restore the object, or delete it") from error
 
@@ -82,17 +83,17 @@ async def rebuild(journal: Journal, index: AdapterIndex, dimension: int) -> Asyn
         yield done, len(names)
 
 
-def _to_line(entry: Entry) -> str:
+def _to_line(entry: Entry) -> bytes:
     body: Mapping[str, object] = {
         "record": entry.record.to_payload(),
         "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
         "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),
     }
-    return json.dumps(body, ensure_ascii=False)
+    return orjson.dumps(body)
 
 
-def _from_line(line: str, dimension: int) -> Entry:
-    body = json.loads(line)
+def _from_line(line: bytes, dimension: int) -> Entry:
+    body = orjson.loads(line)
     vector = np.frombuffer(b64decode(body["vector"]), "<f2").astype(np.float32)
     if vector.shape != (dimension,):
         raise ValueError(f"a vector of {len(vector)} numbers, not {dimension}")

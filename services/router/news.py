@@ -53,8 +53,9 @@ async def published_ranker(index: AdapterIndex) -> Ranker | None:
 class News:
     """Owns one consumer, and tells the router."""
 
-    def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, timeout_s: float = 10.0) -> None:
+    def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, own_producer_id: str, timeout_s: float = 10.0) -> None:
         self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
+        self._own = ("smoa-producer", own_producer_id.encode())
         self._following: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.refused = 0
@@ -121,7 +122,7 @@ class News:
                 consumer.seek(partition, found.offset)
 
     async def _read(self, message: ConsumerRecord[bytes, bytes]) -> None:
-        if message.value is None:  # a tombstone: compaction's own
+        if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news
             return
         try:
             event = decode(message.topic, message.value, message.headers)

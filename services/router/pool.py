@@ -144,8 +144,8 @@ def _probing(cells: int) -> faiss.SearchParametersIVF:
 
 
 def cells_for(rows: int) -> int:
-    """Number of cells: one up to `FLAT_ROWS`, then about four times the root of the rows, a power of two."""
-    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(4 * np.sqrt(rows))))
+    """Number of cells: one up to `FLAT_ROWS`, then about twice the root of the rows, a power of two."""
+    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(2 * np.sqrt(rows))))
 
 
 class VectorPool:

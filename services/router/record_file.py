@@ -7,7 +7,6 @@ lose the last moments, but never leaves half of a write.
 from __future__ import annotations
 
 import heapq
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from services.router.index import Vector
 from services.router.library import AdapterRecord, AdapterRef, Scope, labels_of, pool_of
@@ -167,21 +167,23 @@ class RecordFile:
     def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
         """Write a document."""
         with self._transaction() as database:
-            database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", (document_id, kind, tenant, json.dumps(dict(body))))
+            database.execute(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", (document_id, kind, tenant, orjson.dumps(dict(body)).decode())
+            )
 
     def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
         """(kind, tenant, body)."""
         with _failures():
             query = "SELECT kind, tenant, body FROM documents WHERE document_id = ?"
             found = self._database.execute(query, (document_id,)).fetchone()
-        return (found[0], found[1], json.loads(found[2])) if found else None
+        return (found[0], found[1], orjson.loads(found[2])) if found else None
 
     def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
         """(id, body) by id."""
         query = "SELECT document_id, body FROM documents WHERE kind = ? AND tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
         with _failures():
             found = self._database.execute(query, (kind, tenant, after, limit)).fetchall()
-        return [(document_id, json.loads(body)) for document_id, body in found]
+        return [(document_id, orjson.loads(body)) for document_id, body in found]
 
     def delete_document(self, document_id: str) -> None:
         """Remove a document."""
@@ -242,7 +244,7 @@ def _failures() -> Iterator[None]:
 
 def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool) -> tuple[object, ...]:
     body = record.to_payload()
-    examples = json.dumps(body.pop("examples"), ensure_ascii=False)
+    examples = orjson.dumps(body.pop("examples")).decode()
     return (
         row,
         record.adapter_id,
@@ -254,8 +256,8 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prot
         record.state,
         record.name,
         record.digest,
-        json.dumps(record.tags),
-        json.dumps(body),
+        orjson.dumps(record.tags).decode(),
+        orjson.dumps(body).decode(),
         examples,
         vector,
         int(has_prototypes),
@@ -263,7 +265,7 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prot
 
 
 def _record(record: str, examples: str) -> AdapterRecord:
-    return AdapterRecord.from_payload({**json.loads(record), "examples": json.loads(examples)})
+    return AdapterRecord.from_payload({**orjson.loads(record), "examples": orjson.loads(examples)})
 
 
 def _conditions(scope: Scope) -> tuple[list[str], list[str]]:
