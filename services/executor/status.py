@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Final
 
 from services.executor.engine import Engine
-from smoa.errors import ResourceExhausted
+from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
 from smoa.v1 import events_pb2
 
+_log = logging.getLogger(__name__)
 MAX_HOSTED: Final = 2000
 """Adapters in host memory that are named; a message stays under 60 KB."""
 MAX_BEHIND: Final = 1000
@@ -60,5 +62,5 @@ class StatusReporter:
         )
         try:
             self._publisher.publish([event(EXECUTORS, self._address, status)])
-        except ResourceExhausted:  # the spool is full of what must not be lost; the next status is as good as this one
-            return
+        except SmoaError as error:  # the spool is full or cannot be written; the next status is as good as this one
+            _log.warning("no status was sent: %s", error)

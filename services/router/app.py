@@ -17,7 +17,7 @@ from services.router.registry import ARRIVALS, Change, Registry
 from services.router.routing import Choice, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
-from smoa.errors import Unavailable
+from smoa.errors import SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
@@ -91,7 +91,7 @@ async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> N
         await asyncio.sleep(interval_s)
         try:
             await index.check()
-        except Unavailable as error:
+        except SmoaError as error:
             if there:
                 _log.warning("not ready: %s", error)
                 await server.unready()

@@ -20,12 +20,12 @@ from services.router.fleet import Executor
 from services.router.index import AdapterIndex
 from services.router.ranker import Ranker
 from services.router.routing import Router
-from smoa.errors import InvalidArgument
+from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
-_ERRORS = (KafkaError, OSError, asyncio.TimeoutError)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError, Unavailable)
 RANKER_ID: Final = "00000000000000000000RANKER"
 """The document that keeps the published ranker; a ULID, as all of them are."""
 RANKER_KEY: Final = "ranker"
@@ -93,7 +93,7 @@ class News:
                     await consumer.start()
                 await self._listen(consumer)
             except _ERRORS as error:
-                _log.info("kafka at %s cannot be read (%r); other replicas' changes show late", self._bootstrap, error)
+                _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._bootstrap, error)
             finally:
                 with suppress(*_ERRORS):
                     async with asyncio.timeout(self._timeout_s):
@@ -110,7 +110,7 @@ class News:
             for partition, messages in (await consumer.getmany(timeout_ms=500)).items():
                 for message in messages:
                     await self._read(message)
-                self._following[partition] = messages[-1].offset + 1
+                    self._following[partition] = message.offset + 1
 
     async def _place(self, consumer: AIOKafkaConsumer, partitions: set[TopicPartition]) -> None:
         outcomes = {one: int((time.time() - OUTCOMES_BACK_S) * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
@@ -120,6 +120,8 @@ class News:
                 consumer.seek(partition, self._following[partition])
             elif (found := back.get(partition)) is not None:
                 consumer.seek(partition, found.offset)
+            async with asyncio.timeout(self._timeout_s):
+                self._following[partition] = await consumer.position(partition)
 
     async def _read(self, message: ConsumerRecord[bytes, bytes]) -> None:
         if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news

@@ -270,10 +270,12 @@ class Router:
             else:
                 found[adapter_id] = known
         if missing:
+            generation = self.cache.generation
             read = await self._index.prototypes(missing)
             for adapter_id in missing:
                 found[adapter_id] = vectors = read.get(adapter_id, none)
-                self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
+                if generation == self.cache.generation:  # else these may be of before a change
+                    self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
         return found
 
     async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> Choice:
