@@ -58,7 +58,7 @@ def test_it_stops_early_when_held_out_loss_does_not_fall(tiny: tuple[Llama, Path
     train(model, folder, tokenizer, noise, settings, seen.append)
     assert len(seen) < 1000
     held_out = [p.held_out_loss for p in seen if p.held_out_loss is not None]
-    assert min(held_out) < min(held_out[-2:])
+    assert min(held_out[:-2]) <= min(held_out[-2:])
 
 
 def test_the_same_seed_gives_the_same_weights(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
