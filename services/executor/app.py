@@ -135,9 +135,9 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
         ExecutorServicer(engine, publisher, metrics, name, folder.name, settings.rows), server.server
     )
     await server.start()
+    stack.push_async_callback(server.stop)
     if settings.advertised_address:
         reporter = StatusReporter(engine, publisher, settings.advertised_address, name, settings.rows, settings.status_interval_s)
         reporter.start()
-        stack.push_async_callback(reporter.stop)  # routers hear that it leaves before it refuses
-    stack.push_async_callback(server.stop)
+        stack.push_async_callback(reporter.stop)  # pushed last, so done first: routers hear that it leaves before it refuses
     return server

@@ -129,6 +129,8 @@ class LocalIndex:
         """See `AdapterIndex`."""
         labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None
         broad = labelled is not None and len(labelled) > BROAD_LABEL_ROWS
+        if labelled is not None:  # the file may know rows that no pool has had yet, or has no more
+            labelled = labelled[labelled < len(self._positions)]
         found: list[tuple[float, int]] = []
         for name in reach.pools:
             if (pool := self._pools.get(name)) is not None and len(pool):

@@ -20,12 +20,12 @@ from services.router.fleet import Executor
 from services.router.index import AdapterIndex
 from services.router.ranker import Ranker
 from services.router.routing import Router
-from smoa.errors import InvalidArgument, Unavailable
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
-_ERRORS = (KafkaError, OSError, asyncio.TimeoutError, Unavailable)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError, SmoaError)
 RANKER_ID: Final = "00000000000000000000RANKER"
 """The document that keeps the published ranker; a ULID, as all of them are."""
 RANKER_KEY: Final = "ranker"

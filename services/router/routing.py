@@ -197,7 +197,7 @@ class Router:
         self._known_tenants.add(tenant)
 
     def _key(self, query: RouteQuery) -> CacheKey:
-        text = "\x00".join((query.query, str(query.score_threshold), *query.hints.labels, query.hints.task_id))
+        text = repr((query.query, query.score_threshold, query.hints))
         assert query.top_k is not None
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         return CacheKey(query.tenant, query.base_model, query.strategy, digest, query.top_k)

@@ -116,6 +116,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         counts = request.statistics
+        if min(counts.uses, counts.outcomes, counts.successes, counts.generations, counts.tokens) < 0 or counts.successes > counts.outcomes:
+            raise InvalidArgument("statistics", "holds a negative count, or more successes than outcomes", "send what was counted")
         return to_adapter(
             await self._registry.update(
                 request.tenant,

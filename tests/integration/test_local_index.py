@@ -119,3 +119,17 @@ async def test_one_process_owns_the_folder(index: LocalIndex, tmp_path: Path) ->
     with pytest.raises(FailedPrecondition) as caught:
         await LocalIndex.open(tmp_path / "index", DIMENSION)
     assert str(caught.value) == (f"index: another process uses {tmp_path / 'index'}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)")
+
+
+async def test_labels_of_retired_adapters_are_no_trouble_after_a_restart(tmp_path: Path) -> None:
+    records = [record(tags=("x",)) for _ in range(100)]
+    vectors = np.random.default_rng(0).standard_normal((100, DIMENSION)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    await index.upsert(list(zip(records, vectors, strict=True)))
+    await index.upsert([(dataclasses.replace(one, state="retired"), vectors[90]) for one in records[80:]])
+    await index.close()
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    found = await index.search(vectors[3], dataclasses.replace(PUBLIC, any_labels=("x",)), 200)
+    await index.close()
+    assert {one.ref.adapter_id for one in found} == {one.adapter_id for one in records[:80]}
