@@ -65,7 +65,7 @@ def generate(adapters: int, seed: int = 0, jobs: int | None = None, customers: i
 
 
 def embed(sentences: Ids, sums: Vector) -> Vector:
-    """Unit centroids [adapters, 256] of sentences [adapters, count, words], as `StaticEmbedder.centroid` makes them."""
+    """Unit centroids [adapters, 256] of sentences [adapters, count, words], as the registry makes them."""
     each = sums[sentences].sum(2)
     each /= np.linalg.norm(each, axis=2, keepdims=True)
     mean = each.mean(1)

@@ -14,6 +14,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from smoa.events import Event, headers
 from smoa.spool import Spool, Spooled
+from smoa.tasks import end
 from smoa.topics import partition_of
 
 _log = logging.getLogger(__name__)
@@ -69,9 +70,7 @@ class EventPublisher:
         """Drain within `drain_s`, stop sending and close the spool."""
         if self._task is not None:
             await self.drain(drain_s)
-            while not self._task.done():  # again, if need be: a client that is busy connecting may lose a cancellation
-                self._task.cancel()
-                await asyncio.wait({self._task}, timeout=0.2)
+            await end(self._task)
         self._spool.close()
 
     async def _run(self) -> None:

@@ -11,6 +11,7 @@ from services.executor.engine import Engine
 from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
+from smoa.tasks import end
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ class StatusReporter:
     async def stop(self) -> None:
         """Say that it leaves, and report no more."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await end(self._task)
             self._report(leaving=True)
 
     async def _run(self) -> None:

@@ -23,6 +23,7 @@ from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
 from smoa.store import AdapterStore
+from smoa.tasks import end
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     await server.start()
     stack.push_async_callback(server.stop)
     watching = asyncio.create_task(_watch(found, server, settings.check_interval_s), name="index-watch")
-    stack.push_async_callback(_ended, watching)
+    stack.push_async_callback(end, watching)
     return server
 
 
@@ -101,8 +102,3 @@ async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> N
             _log.info("the index is back")
             await server.ready()
         there = True
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -87,10 +86,6 @@ class StaticEmbedder:
         words = sorted(word for word in known if len(word) > 4 and word.isascii() and word.isalpha())
         encoded = self._tokenizer.encode_batch(words, add_special_tokens=False)
         return np.array(words), np.stack([self._table[one.ids].sum(0) for one in encoded])
-
-    def centroid(self, texts: Sequence[str]) -> Vector:
-        """Unit vector of the mean of the texts' unit vectors."""
-        return normalised(np.mean([self.embed(text) for text in texts], 0))
 
 
 def normalised(vector: Vector) -> Vector:

@@ -19,9 +19,11 @@ from aiokafka.errors import KafkaError
 from services.router.fleet import Executor
 from services.router.index import AdapterIndex
 from services.router.ranker import Ranker
+from services.router.registry import ARRIVALS
 from services.router.routing import Router
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
+from smoa.tasks import end
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -30,14 +32,7 @@ RANKER_ID: Final = "00000000000000000000RANKER"
 """The document that keeps the published ranker; a ULID, as all of them are."""
 RANKER_KEY: Final = "ranker"
 OUTCOMES_BACK_S: Final = 3600.0
-_ARRIVALS: Final = frozenset(
-    (
-        events_pb2.LIFECYCLE_ACTION_REGISTERED,
-        events_pb2.LIFECYCLE_ACTION_UPDATED,
-        events_pb2.LIFECYCLE_ACTION_RESTORED,
-        events_pb2.LIFECYCLE_ACTION_MERGED,
-    )
-)
+_ARRIVALS: Final = frozenset(events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{action.upper()}") for action in ARRIVALS)
 
 
 async def published_ranker(index: AdapterIndex) -> Ranker | None:
@@ -72,9 +67,7 @@ class News:
     async def stop(self) -> None:
         """Stop listening."""
         if self._task is not None:
-            while not self._task.done():  # again, if need be: a client that is busy connecting may lose a cancellation
-                self._task.cancel()
-                await asyncio.wait({self._task}, timeout=0.2)
+            await end(self._task)
 
     async def _run(self) -> None:
         delay_s = 0.1

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from ulid import ULID
@@ -91,6 +92,15 @@ class RoutingDefaults:
     """The hierarchical strategy looks into so many clusters."""
     prototype_cache_bytes: int = 32 * 2**20
     embedding_cache_bytes: int = 16 * 2**20
+
+
+class Fitting(NamedTuple):
+    """A candidate whose scope the query is in."""
+
+    scored: Scored
+    confidence: float
+    example: float
+    """Cosine with the nearest prototype, or with the centroid where there is none."""
 
 
 class Router:
@@ -219,12 +229,12 @@ class Router:
             return await self._decide_learned(query, vector, ranked)
         ranked = ranked[: MAX_MIXED if query.strategy == "mixture" else query.top_k]
         fitting = await self._fitting(query, vector, ranked)
-        ranked = [one for one, _ in fitting]
+        ranked = [one.scored for one in fitting]
         if query.strategy == "mixture":
             chosen = mix(ranked, query.top_k, self._defaults.mixture_temperature)
         else:
             chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
-        return Choice(tuple(chosen), confidence=fitting[0][1] if fitting else 0.0)
+        return Choice(tuple(chosen), confidence=fitting[0].confidence if fitting else 0.0)
 
     async def _candidates(self, query: RouteQuery, vector: Vector) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
@@ -244,17 +254,18 @@ class Router:
             found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
         return found.values()
 
-    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[tuple[Scored, float]]:
+    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fitting]:
         """Those whose scope the query is in, with the probability of that. What a hint names is in scope, for the caller said so."""
         prototypes = await self._prototypes_of([one.candidate for one in ranked])
         fitting = []
         for one in ranked:
             record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
-            value = confidence(one.candidate.cosine, nearest_prototype(vector, known) if len(known) else None)
+            example = nearest_prototype(vector, known) if len(known) else None
+            value = confidence(one.candidate.cosine, example)
             if record is not None and query.hints:
                 value = max(value, task_score(record, query.hints))
             if query.score_threshold is not None or value >= self._defaults.min_confidence:
-                fitting.append((one, value))
+                fitting.append(Fitting(one, value, one.candidate.cosine if example is None else example))
         return fitting
 
     async def _prototypes_of(self, candidates: Sequence[Candidate]) -> dict[str, Vector]:
@@ -283,34 +294,33 @@ class Router:
         fitting = await self._fitting(query, vector, ranked[: max(query.top_k, CONSIDERED)])
         if not fitting:
             return Choice(ranker=self.ranker.version)
-        best = fitting[0][0].score
-        near = [pair for pair in fitting[:CONSIDERED] if pair[0].score >= best - WITHIN]
-        prototypes, now_us = await self._prototypes_of([one.candidate for one, _ in near]), time.time_ns() // 1000
-        candidates = [self._considered(query, vector, one, best, prototypes[one.candidate.ref.adapter_id], now_us) for one, _ in near]
+        best, now_us = fitting[0].scored.score, time.time_ns() // 1000
+        near = [one for one in fitting[:CONSIDERED] if one.scored.score >= best - WITHIN]
+        candidates = [self._considered(query, one, best, now_us) for one in near]
         ranking = order(self.ranker, candidates, self._rng)
         places = ranking.order
         chosen = weigh(
-            [near[place][0] for place in places[: query.top_k]],
+            [near[place].scored for place in places[: query.top_k]],
             [ranking.log_odds[place] for place in places[: query.top_k]],
             1.0,
             self._defaults.min_weight,
         )
         return Choice(
             tuple(chosen),
-            near[places[0]][1],
+            near[places[0]].confidence,
             tuple(candidates[place] for place in places),
             tuple(ranking.propensities[place] for place in places),
             self.ranker.version,
         )
 
-    def _considered(self, query: RouteQuery, vector: Vector, one: Scored, best: float, prototypes: Vector, now_us: int) -> Considered:
-        adapter_id, record = one.candidate.ref.adapter_id, one.candidate.record
+    def _considered(self, query: RouteQuery, one: Fitting, best: float, now_us: int) -> Considered:
+        adapter_id, record = one.scored.candidate.ref.adapter_id, one.scored.candidate.record
         assert record is not None, "the learned strategy searches with records"
         return considered(
             adapter_id,
-            score=one.score,
+            score=one.scored.score,
             best=best,
-            example=nearest_prototype(vector, prototypes) if len(prototypes) else one.candidate.cosine,
+            example=one.example,
             task=task_score(record, query.hints),
             posterior=self.posteriors.of(adapter_id, record.statistics),
             evidence=self.posteriors.evidence(adapter_id),
