@@ -1,20 +1,35 @@
 """A bounded queue of events on local disk, so that the request path never waits for Kafka and no kill loses what was accepted.
 
-SQLite in WAL mode without fsync: a commit is a write into the page cache (tens of microseconds), which survives `kill -9` of the process.
-A row's number is never used twice, and together with the spool's own id it names an event: a reader can tell a repeated send.
+LMDB in a writable map without sync: a commit is a few microseconds of stores into pages the kernel owns, which `kill -9` of the process
+does not take back (the machine's own fall does; docs/decisions/0008). The disk is reserved when the spool is opened, so it cannot run
+out under a store. A row's number is never used twice, and together with the spool's own id it names an event: a reader can tell a
+repeated send.
 """
 
 from __future__ import annotations
 
-import sqlite3
+import fcntl
+import os
+import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
 from ulid import ULID
 
-from smoa.errors import ResourceExhausted, Unavailable
+from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from smoa.events import Event
+
+MAX_EVENT_BYTES = 900_000
+"""Brokers refuse messages of 1 MB and more (their default): one that is accepted here and never there would block all behind it."""
+_LENGTHS = struct.Struct(">HHH")
+_SEQUENCE = struct.Struct(">Q")
+_PAGE_BYTES = 4096
+_OVERHEAD_BYTES = 64
+_SPARE_BYTES = 8 * 2**20
+"""Room for the tree's own pages, and for those a removal writes before it frees others."""
 
 
 @dataclass(frozen=True)
@@ -26,61 +41,144 @@ class Spooled:
 
 
 class Spool:
-    """First in, first out. One process owns the file: it is locked."""
+    """First in, first out, in a folder that one process owns. Not safe from several threads."""
 
-    def __init__(self, path: Path, max_events: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.max_events = path, max_events
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._database.executescript(
-            "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
-            "CREATE TABLE IF NOT EXISTS spool"
-            " (sequence INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, type_name TEXT);"
-            "CREATE TABLE IF NOT EXISTS owner (producer_id TEXT);"
-        )
-        row = self._database.execute("SELECT producer_id FROM owner").fetchone()
-        self.producer_id = str(row[0]) if row else str(ULID())
-        if row is None:
-            self._database.execute("INSERT INTO owner VALUES (?)", (self.producer_id,))
-        self._size = int(self._database.execute("SELECT COUNT(*) FROM spool").fetchone()[0])
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Open or make it, with room for `max_bytes` of events.
+
+        Raises:
+            FailedPrecondition: another process has it.
+            ResourceExhausted: the disk has no room for it.
+            Unavailable: the files cannot be read or written.
+        """
+        self.folder, self.max_bytes = folder, max_bytes
+        self._next, self._count, self._bytes = 1, 0, 0
+        with ExitStack() as opened:
+            self._own(opened)
+            self._environment = self._reserve(opened, max_bytes + max_bytes // 8 + _SPARE_BYTES)
+            self._closing = opened.pop_all()
+
+    def _own(self, opened: ExitStack) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            owner = opened.enter_context((self.folder / "owner").open("w"))
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FailedPrecondition(f"spool: another process has {self.folder}; give each its own data folder") from error
+        except OSError as error:
+            raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
+
+    def _reserve(self, opened: ExitStack, size: int) -> lmdb.Environment:
+        try:
+            environment = opened.enter_context(
+                lmdb.open(str(self.folder), map_size=size, max_dbs=1, max_readers=1, sync=False, metasync=False, writemap=True)
+            )
+            with (self.folder / "data.mdb").open("r+b") as data:
+                os.posix_fallocate(data.fileno(), 0, size)
+            self._events = environment.open_db(b"events")
+            with environment.begin(write=True) as opening:
+                if (found := opening.get(b"producer")) is None:
+                    found = str(ULID()).encode()
+                    opening.put(b"producer", found)
+                self.producer_id = found.decode()
+                self._next = _number(opening.get(b"removed")) + 1
+                for key, framed in opening.cursor(self._events):
+                    self._next, self._count, self._bytes = _number(key) + 1, self._count + 1, self._bytes + _cost(framed)
+        except lmdb.Error as error:
+            raise Unavailable(f"spool: cannot open {self.folder} ({error}); check the volume") from error
+        except OSError as error:
+            raise ResourceExhausted(f"spool: cannot reserve {size:,} bytes in {self.folder} ({error})", "free space") from error
+        return environment
 
     def __len__(self) -> int:
-        return self._size
+        return self._count
 
     def append(self, events: Sequence[Event]) -> None:
         """Accept all of the events or none.
 
         Raises:
-            ResourceExhausted: the spool would pass its bound (Kafka has been away for long), or the disk is full.
+            InvalidArgument: an event is larger than a broker takes.
+            ResourceExhausted: the spool would pass its bound (Kafka has been away for long).
             Unavailable: the spool's file cannot be written.
         """
-        if self._size + len(events) > self.max_events:
-            raise ResourceExhausted(f"spool: {self._size:,} of {self.max_events:,} events wait for Kafka", "retry when Kafka is back")
-        rows = [(e.topic, e.key, e.value, e.type_name) for e in events]
+        framed = [_framed(event) for event in events]
+        added = sum(map(_cost, framed))
+        if self._bytes + added > self.max_bytes:
+            raise ResourceExhausted(
+                f"spool: {self._count:,} events fill {self._bytes:,} of {self.max_bytes:,} bytes and wait for Kafka",
+                "retry when Kafka is back",
+            )
         try:
-            if len(rows) > 1:
-                self._database.execute("BEGIN")
-            for row in rows:
-                self._database.execute("INSERT INTO spool (topic, key, value, type_name) VALUES (?, ?, ?, ?)", row)
-            if len(rows) > 1:
-                self._database.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            if "full" in str(error):
-                raise ResourceExhausted(f"spool: the disk under {self.path} is full", "free space and retry") from error
-            raise Unavailable(f"spool: cannot write {self.path} ({error}); check the volume") from error
-        self._size += len(events)
+            with self._environment.begin(write=True, db=self._events) as writing:
+                for number, one in enumerate(framed, self._next):
+                    writing.put(_SEQUENCE.pack(number), one, append=True)
+        except lmdb.Error as error:
+            raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
+        self._next, self._count, self._bytes = self._next + len(framed), self._count + len(framed), self._bytes + added
 
     def peek(self, limit: int) -> list[Spooled]:
-        """The oldest events, which stay until `remove`."""
-        rows = self._database.execute("SELECT sequence, topic, key, value, type_name FROM spool ORDER BY sequence LIMIT ?", (limit,))
-        return [Spooled(sequence, Event(topic, key, value, type_name)) for sequence, topic, key, value, type_name in rows]
+        """The oldest events, which stay until `remove`.
+
+        Raises:
+            Unavailable: the spool's file cannot be read.
+        """
+        found: list[Spooled] = []
+        try:
+            with self._environment.begin(db=self._events) as reading:
+                for key, framed in reading.cursor():
+                    if len(found) == limit:
+                        break
+                    found.append(Spooled(_number(key), _event(framed)))
+        except lmdb.Error as error:
+            raise Unavailable(f"spool: cannot read {self.folder} ({error}); check the volume") from error
+        return found
 
     def remove(self, up_to_sequence: int) -> None:
-        """Drop the events that were acknowledged."""
-        self._size -= self._database.execute("DELETE FROM spool WHERE sequence <= ?", (up_to_sequence,)).rowcount
+        """Drop the events that were acknowledged.
+
+        Raises:
+            Unavailable: the spool's file cannot be written.
+        """
+        count = size = 0
+        try:
+            with self._environment.begin(write=True) as writing:
+                cursor = writing.cursor(self._events)
+                cursor.first()
+                while (key := cursor.key()) and _number(key) <= up_to_sequence:  # no key: the end
+                    count, size = count + 1, size + _cost(cursor.value())
+                    cursor.delete()  # moves on to the next
+                writing.put(b"removed", _SEQUENCE.pack(max(up_to_sequence, _number(writing.get(b"removed")))))
+        except lmdb.Error as error:
+            raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
+        self._count, self._bytes = self._count - count, self._bytes - size
 
     def close(self) -> None:
-        """Close the file; its events are sent by the next process that opens it."""
-        self._database.close()
+        """Close the files; the events are sent by the next process that opens them."""
+        self._closing.close()
+
+
+def _number(key: bytes | None) -> int:
+    return int(_SEQUENCE.unpack(key)[0]) if key else 0
+
+
+def _framed(event: Event) -> bytes:
+    topic, type_name = event.topic.encode(), event.type_name.encode()
+    if (size := len(event.key) + len(event.value)) > MAX_EVENT_BYTES or len(event.key) > 0xFFFF:
+        raise InvalidArgument("event", f"for {event.topic} is {size:,} bytes", f"Kafka takes {MAX_EVENT_BYTES:,}; send less text")
+    return _LENGTHS.pack(len(topic), len(type_name), len(event.key)) + topic + type_name + event.key + event.value
+
+
+def _event(framed: bytes) -> Event:
+    topic, type_name, key = _LENGTHS.unpack_from(framed)
+    topic_end = _LENGTHS.size + topic
+    type_end = topic_end + type_name
+    key_end = type_end + key
+    return Event(
+        framed[_LENGTHS.size : topic_end].decode(), framed[type_end:key_end], framed[key_end:], framed[topic_end:type_end].decode()
+    )
+
+
+def _cost(framed: bytes) -> int:
+    """Bytes of disk: a small row shares a page, a large one has pages of its own."""
+    size = len(framed) + _OVERHEAD_BYTES
+    return size if size < _PAGE_BYTES // 2 else -(-size // _PAGE_BYTES) * _PAGE_BYTES

@@ -124,7 +124,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
     server = RpcServer(settings.address)
     engine, name, folder = await asyncio.to_thread(load_engine, settings)
-    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
+    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await engine.start()

@@ -36,7 +36,8 @@ class ExecutorSettings:
     advertised_address: str = ""
     """host:port at which callers reach this executor, told to the routers; empty: they do not send anybody here by name."""
     status_interval_s: float = 2.0
-    spool_events: int = 1_000_000
+    spool_bytes: int = 128 * 2**20
+    """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""

@@ -48,7 +48,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     embedder = StaticEmbedder()
     found = index or await open_index(settings, embedder.dimension)
     stack.push_async_callback(found.close)
-    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool.sqlite", settings.spool_events))
+    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
     cache: RoutingCache[Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)

@@ -27,7 +27,8 @@ class RouterSettings:
     embedding_cache_bytes: int = 16 * 2**20
     record_cache_bytes: int = 32 * 2**20
     cache_ttl_s: float = 300.0
-    spool_events: int = 1_000_000
+    spool_bytes: int = 128 * 2**20
+    """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     purge_grace_s: float = 7 * 86400.0
     allow_all_tenants: bool = False

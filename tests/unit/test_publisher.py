@@ -22,7 +22,7 @@ async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path
         raise KafkaConnectionError
 
     monkeypatch.setattr(AIOKafkaProducer, "start", start)
-    publisher = EventPublisher("127.0.0.1:1", Spool(tmp_path / "spool.sqlite", 10))
+    publisher = EventPublisher("127.0.0.1:1", Spool(tmp_path / "spool", 1 << 20))
     await publisher.start()
     await connecting.wait()
     fail.set()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smoa.errors import ResourceExhausted
+from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from smoa.events import Event
 from smoa.spool import Spool
+
+ROOM = 1 << 24
+ONE = 6 + len("topic") + len("type") + len("key-0") + 3 + 64
 
 
 def _event(number: int) -> Event:
@@ -24,7 +31,7 @@ def _events(count: int, start: int = 0) -> list[Event]:
 
 
 def test_events_come_out_in_order_and_stay_until_removed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", 100)
+    spool = Spool(tmp_path / "spool", ROOM)
     spool.append(_events(3))
     spool.append(_events(2, 3))
     assert [spooled.event for spooled in spool.peek(10)] == _events(5)
@@ -35,7 +42,7 @@ def test_events_come_out_in_order_and_stay_until_removed(tmp_path: Path) -> None
 
 
 def test_remove_drops_up_to_the_sequence(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", 100)
+    spool = Spool(tmp_path / "spool", ROOM)
     spool.append(_events(5))
     spool.remove(3)
     assert (len(spool), [spooled.sequence for spooled in spool.peek(10)]) == (2, [4, 5])
@@ -45,11 +52,11 @@ def test_remove_drops_up_to_the_sequence(tmp_path: Path) -> None:
 
 
 def test_bound_refuses_all_of_a_batch(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", 3)
+    spool = Spool(tmp_path / "spool", 3 * ONE)
     spool.append(_events(2))
     with pytest.raises(ResourceExhausted) as caught:
         spool.append(_events(2, 2))
-    assert str(caught.value) == "spool: 2 of 3 events wait for Kafka; retry when Kafka is back"
+    assert str(caught.value) == f"spool: 2 events fill {2 * ONE} of {3 * ONE} bytes and wait for Kafka; retry when Kafka is back"
     assert [spooled.event for spooled in spool.peek(10)] == _events(2)
     spool.append(_events(1, 2))
     assert len(spool) == 3
@@ -57,7 +64,7 @@ def test_bound_refuses_all_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_room_returns_when_events_are_removed(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", 2)
+    spool = Spool(tmp_path / "spool", 2 * ONE)
     spool.append(_events(2))
     spool.remove(2)
     spool.append(_events(2, 2))
@@ -66,57 +73,120 @@ def test_room_returns_when_events_are_removed(tmp_path: Path) -> None:
 
 
 def test_bound_counts_what_an_earlier_process_left(tmp_path: Path) -> None:
-    path = tmp_path / "spool.db"
-    first = Spool(path, 2)
+    path = tmp_path / "spool"
+    first = Spool(path, 2 * ONE)
     first.append(_events(2))
     first.close()
-    second = Spool(path, 2)
-    with pytest.raises(ResourceExhausted, match=r"^spool: 2 of 2 events wait for Kafka; "):
+    second = Spool(path, 2 * ONE)
+    with pytest.raises(ResourceExhausted, match=r"^spool: 2 events fill "):
         second.append(_events(1))
     second.close()
 
 
-def test_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool.db", 1_000_000)
-    spool.append(_events(1))
-    pages = int(spool._database.execute("PRAGMA page_count").fetchone()[0])
-    spool._database.execute(f"PRAGMA max_page_count={pages + 2}")
-    with pytest.raises(ResourceExhausted, match=r"^spool: the disk under .* is full; free space and retry"):
-        spool.append([Event("topic", b"key", bytes(4000), "type")] * 50)
-    assert (len(spool), [spooled.event for spooled in spool.peek(100)]) == (1, _events(1))
-    spool.append(_events(1, 1))
-    assert [spooled.event for spooled in spool.peek(100)] == _events(2)
+def test_an_event_no_broker_takes_is_refused_and_blocks_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", ROOM)
+    with pytest.raises(InvalidArgument, match=r"^event: for topic is 900,001 bytes; Kafka takes 900,000; send less text$"):
+        spool.append([_event(0), Event("topic", b"k", bytes(900_000), "type")])
+    spool.append([Event("topic", b"k", bytes(899_999), "type")])
+    assert [len(spooled.event.value) for spooled in spool.peek(10)] == [899_999]
     spool.close()
 
 
+def test_a_second_process_is_told_whose_it_is(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, ROOM)
+    with pytest.raises(FailedPrecondition, match=r"^spool: another process has .*; give each its own data folder$"):
+        Spool(tmp_path, ROOM)
+    spool.close()
+    Spool(tmp_path, ROOM).close()
+
+
+def test_a_disk_without_room_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ResourceExhausted, match=r"^spool: cannot reserve 27,262,976 bytes in .*No space left on device.*; free space$"):
+        Spool(tmp_path / "spool", ROOM)
+
+
+def test_its_disk_is_reserved_when_it_is_opened(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", ROOM)
+    used = (tmp_path / "spool" / "data.mdb").stat().st_blocks * 512
+    assert used > ROOM
+    while True:
+        try:
+            spool.append([Event("topic", b"key", bytes(3000), "type")] * 50)
+        except ResourceExhausted:
+            break
+    assert len(spool) * 3000 > ROOM / 2
+    assert (tmp_path / "spool" / "data.mdb").stat().st_blocks * 512 == used
+    last = spool.peek(1_000_000)[-1].sequence
+    for up_to in range(0, last + 50, 50):
+        spool.remove(up_to)
+    assert (len(spool), spool.peek(1)) == (0, [])
+    spool.close()
+
+
+@given(
+    steps=st.lists(
+        st.one_of(st.lists(st.integers(0, 9000), max_size=4), st.integers(0, 12)),
+        max_size=30,
+    )
+)
+@settings(deadline=None, max_examples=50)
+def test_it_is_a_queue_whatever_is_asked_of_it(steps: list[list[int] | int]) -> None:
+    """Against a list: the same events in the same order after any appends, removals and reopenings, and room for all that was removed."""
+    with TemporaryDirectory() as folder:
+        spool, model, last = Spool(Path(folder), 60_000), list[tuple[int, Event]](), 0
+        for step in steps:
+            if isinstance(step, int):
+                removed = model[min(step, len(model)) - 1][0] if model and step else 0
+                spool.remove(removed)
+                model = [one for one in model if one[0] > removed]
+                spool.close()
+                spool = Spool(Path(folder), 60_000)
+            else:
+                events = [Event("topic", b"key", bytes([size % 256]) * size, "type") for size in step]
+                try:
+                    spool.append(events)
+                except ResourceExhausted:
+                    assert sum(len(one.value) + 4200 for _, one in model) + sum(size + 4200 for size in step) > 60_000
+                    continue
+                model += list(enumerate(events, last + 1))
+                last += len(events)
+            assert [(one.sequence, one.event) for one in spool.peek(1000)] == model
+            assert len(spool) == len(model)
+        spool.close()
+
+
 def test_survives_reopening(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "spool.db"
-    first = Spool(path, 10)
+    path = tmp_path / "deep" / "spool"
+    first = Spool(path, ROOM)
     first.append(_events(4))
     first.remove(1)
     first.close()
-    second = Spool(path, 10)
+    second = Spool(path, ROOM)
     assert [(spooled.sequence, spooled.event) for spooled in second.peek(10)] == [(n + 1, _event(n)) for n in (1, 2, 3)]
     assert len(second) == 3
     second.close()
 
 
 def test_sequences_are_never_reused(tmp_path: Path) -> None:
-    path = tmp_path / "spool.db"
-    first = Spool(path, 10)
+    path = tmp_path / "spool"
+    first = Spool(path, ROOM)
     first.append(_events(3))
     first.remove(3)
     first.close()
-    second = Spool(path, 10)
+    second = Spool(path, ROOM)
     second.append(_events(1))
     assert [spooled.sequence for spooled in second.peek(10)] == [4]
     second.close()
 
 
 def test_producer_id_is_stable_and_its_own(tmp_path: Path) -> None:
-    first = Spool(tmp_path / "a.db", 10)
+    first = Spool(tmp_path / "a", ROOM)
     first.close()
-    again, other = Spool(tmp_path / "a.db", 10), Spool(tmp_path / "b.db", 10)
+    again, other = Spool(tmp_path / "a", ROOM), Spool(tmp_path / "b", ROOM)
     assert again.producer_id == first.producer_id
     assert other.producer_id != first.producer_id
     assert len(first.producer_id) == 26
@@ -129,7 +199,7 @@ import sys
 from pathlib import Path
 from smoa.events import Event
 from smoa.spool import Spool
-spool = Spool(Path(sys.argv[1]), 1_000_000)
+spool = Spool(Path(sys.argv[1]), 1 << 24)
 number = 0
 while True:
     spool.append([Event("topic", str(number).encode(), b"v", "type"), Event("topic", str(number + 1).encode(), b"v", "type")])
@@ -139,7 +209,7 @@ while True:
 
 
 def test_sigkill_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
-    path = tmp_path / "spool.db"
+    path = tmp_path / "spool"
     with subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -149,7 +219,7 @@ def test_sigkill_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
         rest = [int(line) for line in child.stdout.read().split("\n")[:-1]]
     accepted = max([200, *rest])
     assert child.returncode == -signal.SIGKILL
-    spool = Spool(path, 1_000_000)
+    spool = Spool(path, ROOM)
     found = [int(spooled.event.key) for spooled in spool.peek(1_000_000)]
     assert found == list(range(len(found)))
     assert len(found) in (accepted, accepted + 2)
