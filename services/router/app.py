@@ -14,7 +14,7 @@ from services.router.index import AdapterIndex
 from services.router.metrics import RouterMetrics
 from services.router.news import News
 from services.router.registry import ARRIVALS, Change, Registry
-from services.router.routing import Choice, Router, RoutingDefaults
+from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
 from smoa.errors import SmoaError
@@ -51,7 +51,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    cache: RoutingCache[Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
+    cache: RoutingCache[RouteQuery, Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:
         arrived = any(change.action in ARRIVALS for change in changes)

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -63,16 +63,6 @@ class BoundedCache(Generic[Key, Value]):
         self.bytes = 0
 
 
-class CacheKey(NamedTuple):
-    """What makes two queries the same question."""
-
-    tenant: str
-    base_model: str
-    strategy: str
-    query_hash: bytes
-    top_k: int
-
-
 @dataclass(frozen=True)
 class _Entry(Generic[Value]):
     value: Value
@@ -80,13 +70,13 @@ class _Entry(Generic[Value]):
     adapter_ids: tuple[str, ...]
 
 
-class RoutingCache(Generic[Value]):
+class RoutingCache(Generic[Key, Value]):
     """Decisions by key, for a time to live, and which keys each adapter is in."""
 
     def __init__(self, max_bytes: int, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._ttl_s, self._clock = ttl_s, clock
-        self._entries: BoundedCache[CacheKey, _Entry[Value]] = BoundedCache(max_bytes)
-        self._by_adapter: defaultdict[str, set[CacheKey]] = defaultdict(set)
+        self._entries: BoundedCache[Key, _Entry[Value]] = BoundedCache(max_bytes)
+        self._by_adapter: defaultdict[str, set[Key]] = defaultdict(set)
         self.generation = 0
         """Counts what could make an answer stale: an answer worked out before it changed must not be put in after."""
         self.hits = self.misses = 0
@@ -99,7 +89,7 @@ class RoutingCache(Generic[Value]):
         """Bytes held, as `put` was told."""
         return self._entries.bytes
 
-    def get(self, key: CacheKey) -> Value | None:
+    def get(self, key: Key) -> Value | None:
         """The value, unless it is absent or has expired."""
         entry = self._entries.get(key)
         if entry is not None and entry.expires_at_s <= self._clock():
@@ -111,7 +101,7 @@ class RoutingCache(Generic[Value]):
         self.hits += 1
         return entry.value
 
-    def put(self, key: CacheKey, value: Value, adapter_ids: Sequence[str], size: int = ENTRY_BYTES) -> None:
+    def put(self, key: Key, value: Value, adapter_ids: Sequence[str], size: int = ENTRY_BYTES) -> None:
         """Keep a value of about `size` bytes."""
         self._drop(key)
         for adapter_id in adapter_ids:
@@ -141,11 +131,11 @@ class RoutingCache(Generic[Value]):
         assert self.bytes == sum(size for _, size in self._entries._entries.values()) <= self._entries.max_bytes, "the bound is passed"
         assert all(self._by_adapter.values()), "an adapter is listed without entries"
 
-    def _drop(self, key: CacheKey) -> None:
+    def _drop(self, key: Key) -> None:
         if (entry := self._entries.drop(key)) is not None:
             self._unlist(key, entry)
 
-    def _unlist(self, key: CacheKey, entry: _Entry[Value]) -> None:
+    def _unlist(self, key: Key, entry: _Entry[Value]) -> None:
         for adapter_id in entry.adapter_ids:
             keys = self._by_adapter.get(adapter_id, set())
             keys.discard(key)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from ulid import ULID
 
-from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCache
+from services.router.cache import ENTRY_BYTES, BoundedCache, RoutingCache
 from services.router.compositions import Compositions, Stage
 from services.router.confidence import confidence, nearest_prototype
 from services.router.embedding import StaticEmbedder
@@ -27,12 +26,11 @@ from smoa.errors import InvalidArgument, NotFound
 
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
-_CHOSEN_BYTES = 600  # of an adapter of a cached decision, about
+_CHOSEN_BYTES = 900  # of an adapter of a cached decision, about: the choice, and its message
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouteQuery:
-    """A question to the router; `None` means the server's default."""
+class RouteQuery(NamedTuple):
+    """A question to the router; `None` means the server's default. Equal ones have one answer."""
 
     query: str
     base_model: str
@@ -40,14 +38,14 @@ class RouteQuery:
     strategy: str = "hybrid"
     top_k: int | None = None
     score_threshold: float | None = None
-    hints: Hints = field(default_factory=Hints)
+    hints: Hints = Hints()
     composition: str = ""
     """Name of a composition to carry out instead of choosing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
-    """Weighted adapters, maybe none."""
+    """Weighted adapters, maybe none. Made once and handed out as often as it is cached."""
 
     chosen: tuple[Chosen, ...] = ()
     confidence: float = 0.0
@@ -60,8 +58,7 @@ class Choice:
     """Version of the ranker."""
 
 
-@dataclass(frozen=True)
-class RoutedQuery:
+class RoutedQuery(NamedTuple):
     """The answer. The same choice from the cache has a new id."""
 
     decision_id: str
@@ -110,7 +107,7 @@ class Router:
         self,
         index: AdapterIndex,
         embedder: StaticEmbedder,
-        cache: RoutingCache[Choice],
+        cache: RoutingCache[RouteQuery, Choice],
         compositions: Compositions,
         defaults: RoutingDefaults | None = None,
         seed: int | None = None,
@@ -118,7 +115,7 @@ class Router:
         self._index, self._embedder, self.cache, self._compositions = index, embedder, cache, compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
-        self._flights: SingleFlight[CacheKey, Choice] = SingleFlight()
+        self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
         self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
         self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
         self.ranker, self.posteriors = builtin(), Posteriors()
@@ -169,17 +166,17 @@ class Router:
         check_strategy(query.strategy, query.hints)
         if query.strategy == "learned":
             return await self._decide(query), False
-        key = self._key(query)
-        if (choice := self.cache.get(key)) is not None:
+        if (choice := self.cache.get(query)) is not None:
             return choice, True
-        return await self._flights.run(key, lambda: self._decide_and_keep(key, query)), False
+        return await self._flights.run(query, lambda: self._decide_and_keep(query)), False
 
-    async def _decide_and_keep(self, key: CacheKey, query: RouteQuery) -> Choice:
+    async def _decide_and_keep(self, query: RouteQuery) -> Choice:
         generation = self.cache.generation
         choice = await self._decide(query)
         if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
-            size = ENTRY_BYTES + _CHOSEN_BYTES * len(choice.chosen)
-            self.cache.put(key, choice, [item.ref.adapter_id for item in choice.chosen], size)
+            characters = len(query.query) + sum(map(len, query.hints.labels))
+            size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters
+            self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], size)
         return choice
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
@@ -195,7 +192,7 @@ class Router:
             raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
         if not query.base_model:
             raise InvalidArgument("base_model", "is empty", "send the fingerprint that the executor's GetStatus shows")
-        return dataclasses.replace(query, tenant=checked_tenant(query.tenant), top_k=top_k)
+        return query._replace(tenant=checked_tenant(query.tenant), top_k=top_k)
 
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:
@@ -205,12 +202,6 @@ class Router:
         if len(self._known_tenants) >= 1_000_000:
             self._known_tenants = {DEFAULT_TENANT}
         self._known_tenants.add(tenant)
-
-    def _key(self, query: RouteQuery) -> CacheKey:
-        text = repr((query.query, query.score_threshold, query.hints))
-        assert query.top_k is not None
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        return CacheKey(query.tenant, query.base_model, query.strategy, digest, query.top_k)
 
     def _embed(self, text: str) -> Vector:
         vector = self.embeddings.get(text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from services.router.library import AdapterRecord, AdapterRef, Candidate
@@ -18,8 +17,7 @@ MIN_MIXED: Final = 0.02
 _HALVINGS: Final = 30
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(NamedTuple):
     """What the caller says of the task."""
 
     tags: tuple[str, ...] = ()
@@ -35,8 +33,7 @@ class Hints:
         return tuple(filter(None, (*self.tags, self.specialization, self.task_id)))
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """An adapter of a decision."""
 
     ref: AdapterRef

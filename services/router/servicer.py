@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -15,7 +16,7 @@ from services.router.importing import Imported
 from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics, checked_tenant
 from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
-from services.router.routing import RoutedQuery, RouteQuery, Router
+from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
@@ -37,11 +38,12 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
 
     def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics) -> None:
         self._router, self._publisher, self._route_seconds = router, publisher, metrics.route_seconds
+        self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
 
     async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
         """See the contract."""
         with self._route_seconds.time():
-            decision = to_decision(await self._router.route(_to_query(request)))
+            decision = await self._decide(request)
             self._publisher.publish([event(DECISIONS, decision.decision_id, decision)])
             return decision
 
@@ -49,9 +51,22 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """See the contract."""
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
-        decisions = [to_decision(await self._router.route(_to_query(one))) for one in request.requests]
+        decisions = [await self._decide(one) for one in request.requests]
         self._publisher.publish([event(DECISIONS, decision.decision_id, decision) for decision in decisions])
         return router_pb2.RouteBatchResponse(decisions=decisions)
+
+    async def _decide(self, request: router_pb2.RouteRequest) -> router_pb2.Decision:
+        routed = await self._router.route(_to_query(request))
+        if not routed.cached:
+            return to_decision(routed)
+        made = self._messages.get(routed.choice)
+        if made is None:  # it lives as long as the choice does
+            made = self._messages[routed.choice] = to_decision(routed)
+        decision = router_pb2.Decision()
+        decision.CopyFrom(made)
+        decision.decision_id, decision.executor = routed.decision_id, routed.executor
+        decision.handler_us, decision.decided_at_us = routed.handler_us, routed.decided_at_us
+        return decision
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):

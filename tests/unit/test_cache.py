@@ -6,7 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.router.cache import ENTRY_BYTES, BoundedCache, CacheKey, RoutingCache
+from services.router.cache import ENTRY_BYTES, BoundedCache, RoutingCache
+from services.router.routing import RouteQuery
+from services.router.scoring import Hints
 
 
 class _Clock:
@@ -17,88 +19,89 @@ class _Clock:
         return self.now
 
 
-def _key(name: str) -> CacheKey:
-    return CacheKey("t", "b", "semantic", name.encode(), 3)
-
-
-def _cache(entries: int = 3, ttl_s: float = 10.0) -> tuple[RoutingCache[int], _Clock]:
+def _cache(entries: int = 3, ttl_s: float = 10.0) -> tuple[RoutingCache[str, int], _Clock]:
     clock = _Clock()
     return RoutingCache(entries * ENTRY_BYTES, ttl_s, clock), clock
 
 
 def test_least_recently_used_goes_first() -> None:
     cache, _ = _cache(2)
-    cache.put(_key("a"), 1, ["x"])
-    cache.put(_key("b"), 2, ["x"])
-    assert cache.get(_key("a")) == 1
-    cache.put(_key("c"), 3, ["x"])
-    assert [cache.get(_key(name)) for name in "abc"] == [1, None, 3]
+    cache.put("a", 1, ["x"])
+    cache.put("b", 2, ["x"])
+    assert cache.get("a") == 1
+    cache.put("c", 3, ["x"])
+    assert [cache.get(name) for name in "abc"] == [1, None, 3]
     assert len(cache) == 2
 
 
 def test_entry_lives_until_its_time_is_up() -> None:
     cache, clock = _cache(ttl_s=10)
-    cache.put(_key("a"), 1, [])
+    cache.put("a", 1, [])
     clock.now = 9.999
-    assert cache.get(_key("a")) == 1
+    assert cache.get("a") == 1
     clock.now = 10.0
-    assert cache.get(_key("a")) is None
+    assert cache.get("a") is None
     assert len(cache) == 0
 
 
 def test_reading_does_not_prolong_and_writing_does() -> None:
     cache, clock = _cache(ttl_s=10)
-    cache.put(_key("a"), 1, [])
+    cache.put("a", 1, [])
     clock.now = 6
-    cache.put(_key("a"), 2, [])
+    cache.put("a", 2, [])
     clock.now = 15
-    assert cache.get(_key("a")) == 2
+    assert cache.get("a") == 2
     clock.now = 16
-    assert cache.get(_key("a")) is None
+    assert cache.get("a") is None
 
 
 def test_drop_adapter_forgets_only_its_entries() -> None:
     cache, _ = _cache()
-    cache.put(_key("a"), 1, ["x", "y"])
-    cache.put(_key("b"), 2, ["y"])
+    cache.put("a", 1, ["x", "y"])
+    cache.put("b", 2, ["y"])
     cache.drop_adapter("x")
     cache.drop_adapter("absent")
-    assert [cache.get(_key(name)) for name in "ab"] == [None, 2]
+    assert [cache.get(name) for name in "ab"] == [None, 2]
     cache.check_integrity()
 
 
 def test_overwriting_replaces_the_adapters() -> None:
     cache, _ = _cache()
-    cache.put(_key("a"), 1, ["x"])
-    cache.put(_key("a"), 2, ["y"])
+    cache.put("a", 1, ["x"])
+    cache.put("a", 2, ["y"])
     cache.drop_adapter("x")
-    assert cache.get(_key("a")) == 2
+    assert cache.get("a") == 2
 
 
 def test_clear_forgets_all() -> None:
     cache, _ = _cache()
-    cache.put(_key("a"), 1, ["x"])
+    cache.put("a", 1, ["x"])
     cache.clear()
-    assert (cache.get(_key("a")), len(cache)) == (None, 0)
+    assert (cache.get("a"), len(cache)) == (None, 0)
     cache.check_integrity()
 
 
 def test_hits_and_misses_are_counted() -> None:
     cache, clock = _cache()
-    cache.get(_key("a"))
-    cache.put(_key("a"), 1, [])
-    cache.get(_key("a"))
-    cache.get(_key("a"))
+    cache.get("a")
+    cache.put("a", 1, [])
+    cache.get("a")
+    cache.get("a")
     clock.now = 10
-    cache.get(_key("a"))
+    cache.get("a")
     assert (cache.hits, cache.misses) == (2, 2)
 
 
 def test_every_part_of_the_key_counts() -> None:
-    cache, _ = _cache(10)
-    cache.put(_key("a"), 1, [])
-    others = [_key("a")._replace(**change) for change in ({"tenant": "u"}, {"base_model": "c"}, {"strategy": "task"}, {"top_k": 4})]
-    assert [cache.get(other) for other in others] == [None] * 4
+    cache: RoutingCache[RouteQuery, int] = RoutingCache(10_000)
+    query = RouteQuery(query="q", base_model="b", hints=Hints(tags=("x", "y")))
+    cache.put(query, 1, [])
+    hints = (Hints(tags=("x",), specialization="y"), Hints(tags=("y", "x")), Hints(tags=("x, y",)), Hints(tags=("x",), task_id="y"))
+    others = [query._replace(hints=other) for other in hints]
+    others += [query._replace(tenant="u"), query._replace(base_model="c"), query._replace(strategy="task"), query._replace(top_k=4)]
+    others += [query._replace(query="q "), query._replace(score_threshold=0.1)]
+    assert [cache.get(other) for other in others] == [None] * len(others)
+    assert cache.get(RouteQuery(query="q", base_model="b", hints=Hints(tags=("x", "y")))) == 1
 
 
 NAMES, ADAPTERS = st.sampled_from("abcdef"), st.sampled_from("xyz")
@@ -112,7 +115,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, value=st.integers(), adapters=st.lists(ADAPTERS, max_size=3))
     def put(self, name: str, value: int, adapters: list[str]) -> None:
-        self.cache.put(_key(name), value, adapters)
+        self.cache.put(name, value, adapters)
         self.model.pop(name, None)
         self.model[name] = (value, self.clock.now + 10, tuple(adapters))
         while len(self.model) > 3:
@@ -123,9 +126,9 @@ class CacheMachine(RuleBasedStateMachine):
         entry = self.model.pop(name, None)
         if entry is not None and entry[1] > self.clock.now:
             self.model[name] = entry
-            assert self.cache.get(_key(name)) == entry[0]
+            assert self.cache.get(name) == entry[0]
         else:
-            assert self.cache.get(_key(name)) is None
+            assert self.cache.get(name) is None
 
     @rule(adapter=ADAPTERS)
     def drop(self, adapter: str) -> None:
@@ -164,9 +167,9 @@ def test_bytes_are_the_bound_and_what_is_larger_is_not_kept() -> None:
 
 def test_an_answer_too_large_to_keep_leaves_nothing_behind() -> None:
     cache, _ = _cache(1)
-    cache.put(_key("a"), 1, ["x"])
-    cache.put(_key("a"), 2, ["x"], size=10 * ENTRY_BYTES)
-    assert cache.get(_key("a")) is None
+    cache.put("a", 1, ["x"])
+    cache.put("a", 2, ["x"], size=10 * ENTRY_BYTES)
+    assert cache.get("a") is None
     cache.check_integrity()
 
 
