@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from ulid import ULID
 
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS, MAX_VERSION
 
 Kind = Literal["lora", "lora_xs"]
 Array = NDArray[np.floating]
@@ -164,6 +165,9 @@ def check(adapter: Adapter) -> None:
         )
     if not 1 <= manifest.rank <= MAX_RANK:
         raise InvalidArgument("manifest.rank", f"{manifest.rank} is outside 1..{MAX_RANK}", "retrain with a rank inside it")
+    check_labels("manifest.", manifest.name, manifest.tags)
+    if not 1 <= manifest.version <= MAX_VERSION:
+        raise InvalidArgument("manifest.version", f"{manifest.version} is outside 1..{MAX_VERSION}", "count versions from 1")
     if not np.isfinite(manifest.scaling):
         raise InvalidArgument("manifest.scaling", "is not finite", "write a finite scaling")
     if not manifest.modules or not adapter.tensors:
@@ -188,6 +192,20 @@ def check(adapter: Adapter) -> None:
         if not np.isfinite(tensor).all():
             raise InvalidArgument("file", f"{name} holds NaN or infinite weights", "retrain with a lower learning rate")
     granularity_of(adapter.parameter_count)
+
+
+def check_labels(where: str, name: str, tags: Sequence[str]) -> None:
+    """Raise unless a name and tags are short enough to be kept, searched and sent; `where` is put before the field.
+
+    Raises:
+        InvalidArgument: they are not.
+    """
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise InvalidArgument(f"{where}name", f"has {len(name)} characters", f"give 1 to {MAX_NAME_CHARACTERS}")
+    if len(tags) > MAX_TAGS:
+        raise InvalidArgument(f"{where}tags", f"holds {len(tags)}", f"send at most {MAX_TAGS}")
+    if any(len(tag) > MAX_NAME_CHARACTERS for tag in tags):
+        raise InvalidArgument(f"{where}tags", f"holds one over {MAX_NAME_CHARACTERS} characters", "shorten it")
 
 
 def _check_lora(adapter: Adapter) -> None:

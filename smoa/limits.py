@@ -4,5 +4,11 @@ MAX_STAGES = 8
 """Stages of a pipeline."""
 MAX_STAGE_ADAPTERS = 32
 """Adapters of one mixture."""
+MAX_NAME_CHARACTERS = 256
+"""Of an adapter's name, and of each of its tags."""
+MAX_TAGS = 64
+"""Tags of an adapter."""
+MAX_VERSION = 2**31 - 1
+"""Versions travel as 32 bits."""
 MAX_WEIGHT = 4.0
 """Most that an adapter's weight may be, either way."""

@@ -12,13 +12,14 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from smoa.errors import SmoaError
 from smoa.events import Event, headers
 from smoa.spool import Spool, Spooled
 from smoa.tasks import end
 from smoa.topics import partition_of
 
 _log = logging.getLogger(__name__)
-_ERRORS = (KafkaError, OSError, asyncio.TimeoutError)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError, SmoaError)
 _BATCH_BYTES = 256 * 1024
 _GATHER_S = 0.02
 """Pause between batches that were not full: an event sent alone costs as much processor as fifty sent together, and nobody waits for it."""
@@ -91,7 +92,7 @@ class EventPublisher:
                     await self._send_batch(producer)
                     delay_s = 0.1
             except _ERRORS as error:
-                _log.warning("kafka at %s did not take events (%r); %d wait on disk", self._bootstrap, error, len(self._spool))
+                _log.warning("events do not reach kafka at %s (%r); %d wait on disk", self._bootstrap, error, len(self._spool))
             finally:
                 with suppress(*_ERRORS):
                     async with asyncio.timeout(self._timeout_s):

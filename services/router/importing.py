@@ -12,13 +12,12 @@ import numpy as np
 
 from services.router.index import Vector, check_ulid
 from services.router.library import AdapterRecord
-from smoa.adapter import MAX_RANK, granularity_of
+from smoa.adapter import MAX_RANK, check_labels, granularity_of
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_VERSION
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
-MAX_NAME_CHARACTERS: Final = 256
-MAX_LABELS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,17 @@ def _checked(one: Imported, where: str, dimension: int) -> Imported:
     try:
         check_ulid(record.adapter_id)
         AdapterStore.key(record.digest)
+        check_labels("", record.name, record.tags)
         granularity = granularity_of(record.parameter_count)
     except InvalidArgument as error:
         raise InvalidArgument(f"{where}.{error.field}", error.problem, error.remedy) from error
     limits = (
-        ("version", record.version >= 1, f"{record.version} is under 1", "count versions from 1"),
-        ("name", 0 < len(record.name) <= MAX_NAME_CHARACTERS, f"has {len(record.name)} characters", f"give 1 to {MAX_NAME_CHARACTERS}"),
+        ("version", 1 <= record.version <= MAX_VERSION, f"{record.version} is outside 1..{MAX_VERSION}", "count versions from 1"),
         ("kind", record.kind in ("lora", "lora_xs"), "is not set", "say lora or lora_xs"),
         ("specialization", record.specialization != "unspecified", "is not set", "say which, or general"),
         ("base_model", bool(record.base_model), "is empty", "send the fingerprint that the executor's GetStatus shows"),
         ("rank", 1 <= record.rank <= MAX_RANK, f"{record.rank} is outside 1..{MAX_RANK}", "send the rank in the manifest"),
         ("parameter_count", record.parameter_count > 0, f"{record.parameter_count} is not positive", "count its trained numbers"),
-        ("tags", len(record.tags) <= MAX_LABELS, f"holds {len(record.tags)}", f"send at most {MAX_LABELS}"),
     )
     for field, good, problem, remedy in limits:
         if not good:

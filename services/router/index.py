@@ -70,14 +70,14 @@ class AdapterIndex(Protocol):
 _ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
-def check_ulid(text: str) -> None:
+def check_ulid(text: str, field: str = "adapter_id", remedy: str = "use the id `smoa adapter list` shows") -> None:
     """Raise unless it is one.
 
     Raises:
         InvalidArgument: not a ULID.
     """
     if not _ULID.fullmatch(text):
-        raise InvalidArgument("adapter_id", f"{text[:80]!r} is not a ULID", "use the id `smoa adapter list` shows")
+        raise InvalidArgument(field, f"{text[:80]!r} is not a ULID", remedy)
 
 
 def point_id(ulid: str) -> str:

@@ -18,11 +18,12 @@ from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
 from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
 from services.router.listing import page_after, page_size_of, page_token_of
-from smoa.adapter import Adapter, decode
+from smoa.adapter import Adapter, check_labels, decode
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
+MAX_REASON_CHARACTERS: Final = 2000
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
 ARRIVALS: Final = frozenset[Action]({"registered", "updated", "restored", "merged"})
 """After these, an adapter may be the better answer to a query that was answered before."""
@@ -154,7 +155,13 @@ class Registry:
         examples: Sequence[str] = (),
         statistics: Statistics | None = None,
     ) -> AdapterRecord:
-        """Change what may change. Statistics alone make no lifecycle event: they come every few seconds."""
+        """Change what may change. Statistics alone make no lifecycle event: they come every few seconds.
+
+        Raises:
+            InvalidArgument: a name, tags or examples that are too long, or too few examples.
+            NotFound: no adapter of the tenant's.
+        """
+        check_labels("", "n" if name is None else name, tags or ())
         async with self._writing:
             record, vector = await self._owned(checked_tenant(tenant), adapter_id)
             prototypes: Vector | None = None
@@ -177,7 +184,12 @@ class Registry:
         return record
 
     async def retire(self, tenant: str, adapter_id: str, reason: str) -> AdapterRecord:
-        """Stop routing to it; again is fine."""
+        """Stop routing to it; again is fine.
+
+        Raises:
+            InvalidArgument: a reason that is too long for an event.
+        """
+        _check_reason(reason)
         return await self._move(tenant, adapter_id, {"active": "retired", "retired": "retired"}, "retired", reason)
 
     async def restore(self, tenant: str, adapter_id: str) -> AdapterRecord:
@@ -210,7 +222,7 @@ class Registry:
         """Register the child and retire the parents in one write; the same merge id again returns the child.
 
         Raises:
-            InvalidArgument: no merge id, fewer than two parents, or a child whose manifest names others.
+            InvalidArgument: no merge id, too long a reason, fewer than two parents, or a child whose manifest names others.
             FailedPrecondition: a parent that is not active, or differs in base model.
             AlreadyExists: the child's id is taken by other content.
         """
@@ -219,6 +231,7 @@ class Registry:
             raise InvalidArgument("merge_id", "is empty", "name the merge, so that a retry is told from a new one")
         if len(set(parent_ids)) < 2:
             raise InvalidArgument("parent_ids", "holds fewer than two adapters", "name the adapters that the child replaces")
+        _check_reason(reason)
         adapter = await self._read(child_digest)
         if set(adapter.manifest.parents) != set(parent_ids) or adapter.manifest.tenant != tenant:
             raise InvalidArgument(
@@ -312,6 +325,11 @@ def _same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRec
 
 def _taken(adapter_id: str) -> AlreadyExists:
     return AlreadyExists(f"adapter_id: {adapter_id} is taken by other content; train or import again to get a new id")
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON_CHARACTERS:
+        raise InvalidArgument("reason", f"has {len(reason):,} characters", f"say it in {MAX_REASON_CHARACTERS:,}")
 
 
 def _checked_examples(examples: Sequence[str]) -> list[str]:

@@ -192,7 +192,8 @@ class Router:
             raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
         if not query.base_model:
             raise InvalidArgument("base_model", "is empty", "send the fingerprint that the executor's GetStatus shows")
-        return query._replace(tenant=checked_tenant(query.tenant), top_k=top_k)
+        tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
+        return query._replace(tenant=tenant, top_k=top_k)
 
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:

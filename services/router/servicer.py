@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
+from services.router.index import check_ulid
 from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics, checked_tenant
 from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
@@ -80,8 +81,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     ) -> feedback_pb2.ReportOutcomeResponse:
         """See the contract."""
         outcome = request.outcome
-        if not outcome.decision_id:
-            raise InvalidArgument("outcome.decision_id", "is empty", "send the id that Route returned")
+        check_ulid(outcome.decision_id, "outcome.decision_id", "send the id that Route returned")
         if outcome.HasField("score") and not 0 <= outcome.score <= 1:
             raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
         outcome.tenant = checked_tenant(outcome.tenant)

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 from smoa.adapter import new_adapter_id
 from smoa.errors import ResourceExhausted
 from smoa.store import AdapterStore
+from smoa.v1 import feedback_pb2, registry_pb2
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 
 
@@ -137,3 +138,26 @@ async def test_a_full_disk_under_the_store(tmp_path: Path) -> None:
         assert await store.get(kept) == b"x" * 1000
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("decision_id", ["", "no", "x" * 2_000_000])
+async def test_an_outcome_of_no_decision(world: RouterWorld, decision_id: str) -> None:
+    """Were a long one accepted, Kafka would refuse it for ever, and every event behind it would wait."""
+    outcome = feedback_pb2.Outcome(decision_id=decision_id, success=True)
+    found = await refused(world.client.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=5))
+    shown = repr(decision_id[:80])
+    assert found[:2] == ("INVALID_ARGUMENT", f"outcome.decision_id: {shown} is not a ULID; send the id that Route returned")
+
+
+async def test_a_reason_no_event_could_carry(world: RouterWorld) -> None:
+    [made] = [one async for one in world.client.list_all()]
+    request = registry_pb2.RetireAdapterRequest(adapter_id=made.adapter_id, reason="x" * 2001)
+    found = await refused(world.client.registry.RetireAdapter(request, timeout=5))
+    assert found[:2] == ("INVALID_ARGUMENT", "reason: has 2,001 characters; say it in 2,000")
+
+
+async def test_labels_that_are_too_long(world: RouterWorld) -> None:
+    [made] = [one async for one in world.client.list_all()]
+    request = registry_pb2.UpdateAdapterRequest(adapter_id=made.adapter_id, replace_tags=True, tags=["t"] * 65)
+    found = await refused(world.client.registry.UpdateAdapter(request, timeout=5))
+    assert found[:2] == ("INVALID_ARGUMENT", "tags: holds 65; send at most 64")

@@ -9,8 +9,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
+from smoa.errors import Unavailable
 from smoa.publisher import EventPublisher
-from smoa.spool import Spool
+from smoa.spool import Spool, Spooled
 
 
 async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,26 @@ async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path
     stopping = asyncio.create_task(publisher.stop(0))
     done, _ = await asyncio.wait({stopping}, timeout=3)
     assert done, "its cancellation was lost"
+
+
+async def test_it_goes_on_after_its_disk_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_again = asyncio.Event()
+    peek, failures = Spool.peek, [Unavailable("spool: cannot read")]
+
+    async def nothing(self: AIOKafkaProducer) -> None:
+        self._closed = True  # or it complains, when it is collected, that nobody stopped it
+
+    def failing(self: Spool, limit: int) -> list[Spooled]:
+        if failures:
+            raise failures.pop()
+        read_again.set()
+        return peek(self, limit)
+
+    monkeypatch.setattr(AIOKafkaProducer, "start", nothing)
+    monkeypatch.setattr(AIOKafkaProducer, "stop", nothing)
+    monkeypatch.setattr(Spool, "peek", failing)
+    publisher = EventPublisher("127.0.0.1:1", Spool(tmp_path / "spool", 1 << 20))
+    await publisher.start()
+    async with asyncio.timeout(3):
+        await read_again.wait()
+    await publisher.stop(0)
