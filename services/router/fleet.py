@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 STALE_S: Final = 10.0
@@ -52,12 +53,17 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._executors)
 
-    def report(self, executor: Executor) -> None:
-        """Take a status, unless a later one is known."""
+    def report(self, executor: Executor, now_us: int) -> None:
+        """Take a status, unless a later one is known, and forget executors that fell silent."""
         known = self._executors.pop(executor.address, None)
         self._executors[executor.address] = known if known and known.reported_at_us > executor.reported_at_us else executor
-        if len(self._executors) > MAX_EXECUTORS:
-            del self._executors[next(iter(self._executors))]
+        for oldest in tuple(islice(self._executors.values(), 2)):  # in the order of their reports
+            if self._is_stale(oldest, now_us) or len(self) > MAX_EXECUTORS:
+                del self._executors[oldest.address]
+
+    @staticmethod
+    def _is_stale(executor: Executor, now_us: int) -> bool:
+        return now_us - executor.reported_at_us >= STALE_S * 1e6
 
     def leave(self, address: str) -> None:
         """It drains."""
@@ -65,7 +71,7 @@ class Fleet:
 
     def choose(self, base_model: str, adapter_ids: Sequence[str], now_us: int) -> str:
         """Address of the executor to call; empty when none reported of late. Those with a full queue only when all have one."""
-        there = [one for one in self._executors.values() if one.base_model == base_model and now_us - one.reported_at_us < STALE_S * 1e6]
+        there = [one for one in self._executors.values() if one.base_model == base_model and not self._is_stale(one, now_us)]
         there = [one for one in there if one.load < 2] or there
         if not there:
             return ""

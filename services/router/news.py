@@ -139,7 +139,8 @@ class News:
         load = (status.running + status.waiting) / max(status.rows, 1)
         active, hosted = frozenset(status.active), frozenset(status.hosted)
         self._router.fleet.report(
-            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us)
+            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us),
+            now_us=time.time_ns() // 1000,
         )
 
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:

@@ -29,6 +29,8 @@ RESCORED: Final = 256
 RECALL_TARGET: Final = 0.97
 """Share of the true ten nearest that calibration wants among the rescored; its queries are harder than texts are, which find 0.98."""
 _GROWTH_ROWS: Final = 65_536
+_WIDEST: Final = 65_536
+"""Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
 
 
@@ -119,11 +121,12 @@ class Successor:
                 return probes, rescored
         return self.cells, 2 * RESCORED
 
-    def nearest(self, query: Vector, count: int) -> NDArray[np.int64]:
-        """Positions of at least so many candidates for a query, fewer if there are no more."""
+    def nearest(self, query: Vector, count: int, *, everywhere: bool = False) -> NDArray[np.int64]:
+        """Positions of at least so many candidates for a query, fewer if there are no more in the nearest cells, or in any."""
         if self.cells > 1 and self._parameters is None:
             self._parameters = _probing(self.probes)
-        found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=self._parameters)[1][0]
+        parameters = _probing(self.cells) if everywhere and self.cells > 1 else self._parameters
+        found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
     def to_bytes(self) -> bytes:
@@ -201,16 +204,16 @@ class VectorPool:
 
         `among` names the positions that count; with `clusters`, only what is in so many nearest clusters does.
         """
-        if among is not None:
-            positions = among
-        elif self._scan is None:
-            positions = np.arange(self._used)
+        near_clusters = self._clusters.nearest(query, clusters) if clusters else None
+        if among is not None or self._scan is None:
+            positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
         else:
-            positions = self._scan.nearest(query, 2 * limit)
-        if clusters:
-            positions = positions[np.isin(self._cluster[positions], self._clusters.nearest(query, clusters))]
-        if self._dropped:
-            positions = positions[self._rows[positions] >= 0]
+            count = 2 * limit
+            positions = self._counted(self._scan.nearest(query, count), near_clusters)
+            # Dropped ones, and those of other clusters, may have filled the scan's answer: look further, in every cell.
+            while len(positions) < min(limit, len(self)) and count < min(self._used, _WIDEST):
+                count *= 8
+                positions = self._counted(self._scan.nearest(query, count, everywhere=True), near_clusters)
         # `take`, for indexing copies the rows at less than half its speed; no position is out of bounds.
         codes = np.take(self._codes, positions, 0, mode="clip")
         cosines = (codes.astype(np.float32) @ query) * self._steps[positions]
@@ -220,6 +223,12 @@ class VectorPool:
         rows = self._rows[positions]
         order = np.lexsort((rows, -cosines))
         return rows[order], cosines[order]
+
+    def _counted(self, positions: NDArray[np.int64], clusters: Ids | None) -> NDArray[np.int64]:
+        """Those of the positions that were not dropped, and are in one of the clusters."""
+        if clusters is not None:
+            positions = positions[np.isin(self._cluster[positions], clusters)]
+        return positions[self._rows[positions] >= 0] if self._dropped else positions
 
     def holds(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the positions are here and hold that row."""

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -174,7 +175,7 @@ class Router:
         generation = self.cache.generation
         choice = await self._decide(query)
         if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
-            characters = len(query.query) + sum(map(len, query.hints.labels))
+            characters = len(query.query) + sum(map(len, chain.from_iterable(query.hints.labels)))
             size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters
             self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], size)
         return choice
@@ -242,8 +243,9 @@ class Router:
             limit = most if with_records or query.strategy == "mixture" else query.top_k
             found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=with_records)}
         if hinted:
-            labelled = dataclasses.replace(reach, any_labels=query.hints.labels)
-            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
+            for labels in query.hints.labels:
+                labelled = dataclasses.replace(reach, any_labels=labels)
+                found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
         return found.values()
 
     async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fitting]:

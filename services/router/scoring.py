@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from services.router.library import AdapterRecord, AdapterRef, Candidate
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS
 
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
 MAX_MIXED: Final = 16
@@ -28,9 +29,11 @@ class Hints(NamedTuple):
         return bool(self.tags or self.specialization or self.task_id)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Everything an adapter's labels may match."""
-        return tuple(filter(None, (*self.tags, self.specialization, self.task_id)))
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """What an adapter's labels may match, by kind: many with a common tag must not crowd out the one of the task id."""
+        task = (self.task_id,) if self.task_id else ()
+        specialization = (self.specialization,) if self.specialization else ()
+        return tuple(filter(None, (task, self.tags, specialization)))
 
 
 class Chosen(NamedTuple):
@@ -57,8 +60,11 @@ def check_strategy(strategy: str, hints: Hints) -> None:
     """Raise unless the strategy can score with these hints.
 
     Raises:
-        InvalidArgument: the task strategy without any hint.
+        InvalidArgument: the task strategy without any hint, or hints longer than any label is.
     """
+    if len(hints.tags) > MAX_TAGS or any(len(label) > MAX_NAME_CHARACTERS for label in (*hints.tags, hints.task_id)):
+        problem = f"are over {MAX_TAGS}, or one of them or task_id is over {MAX_NAME_CHARACTERS} characters"
+        raise InvalidArgument("tags", problem, "send fewer or shorter ones: no adapter has such labels")
     if strategy == "task" and not hints:
         raise InvalidArgument("tags", "are empty and so are specialization and task_id", "give the task strategy at least one hint")
 

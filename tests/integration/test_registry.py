@@ -132,3 +132,11 @@ async def test_a_restart_keeps_the_library_and_the_spool(tmp_path: Path) -> None
         code, details, _ = await refused(world.client.feedback.ReportOutcome(outcome, timeout=5))
         assert code == "RESOURCE_EXHAUSTED"
         assert re.fullmatch(r"spool: 3 events fill [\d,]+ of 1 bytes and wait for Kafka; retry when Kafka is back", details)
+
+
+async def test_many_with_a_common_tag_do_not_crowd_out_the_one_of_the_task_id(world: RouterWorld) -> None:
+    for number in range(40):
+        await world.register([f"{text} {number}" for text in KNEES], name=f"knee-{number}", tags=("busy",))
+    await world.register(MONEY, name="ledger", tags=("quiet",))
+    routed = await world.routed("my knee hurts", strategy=common.ROUTING_STRATEGY_TASK, tags=["busy"], task_id="ledger")
+    assert routed[0] == "ledger"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ def _executor(
 def _fleet(*executors: Executor) -> Fleet:
     fleet = Fleet()
     for executor in executors:
-        fleet.report(executor)
+        fleet.report(executor, NOW)
     return fleet
 
 
@@ -48,6 +50,14 @@ def test_other_models_the_silent_and_those_that_left_are_not_chosen() -> None:
     fleet = _fleet(_executor("other", base="c"), _executor("silent", age_s=STALE_S + 1), _executor("left"))
     fleet.leave("left")
     assert fleet.choose("b", ["a"], NOW) == ""
+
+
+def test_those_that_fell_silent_are_forgotten() -> None:
+    fleet = _fleet(_executor("dead"), _executor("dead too"), _executor("alive"))
+    later = NOW + int((STALE_S + 1) * 1e6)
+    fleet.report(dataclasses.replace(_executor("alive"), reported_at_us=later), later)
+    assert len(fleet) == 1
+    assert fleet.choose("b", ["a"], later) == "alive"
 
 
 def test_an_older_status_does_not_replace_a_later_one() -> None:

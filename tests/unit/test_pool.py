@@ -72,6 +72,35 @@ def test_scanned_pools_find_nearly_all_and_what_came_later() -> None:
     assert pool.nearest(vectors[5999], 1)[0][0] == 5999
 
 
+@pytest.mark.parametrize("rows", [None, FLAT_ROWS + 1])
+def test_dropped_neighbours_do_not_hide_those_behind_them(rows: int | None) -> None:
+    query = _vectors(1, 3)[0]
+    near = query + 0.02 * _vectors(900, 4)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    vectors, pool = np.concatenate([near, _vectors(5000)]), VectorPool(DIMENSION)
+    pool.add(np.arange(len(vectors)), Encoded.of(vectors))
+    pool.adopt(_trained(pool, rows))
+    for position in range(900):
+        pool.drop(position)
+    assert not pool.wants_compaction
+    found, _ = pool.nearest(query, 10)
+    assert len(found) == 10
+    assert found.min() >= 900
+
+
+def test_other_clusters_do_not_hide_the_nearest_ones() -> None:
+    """Asked for the nearest cluster alone, a scan goes on until it has met it."""
+    query = _vectors(1, 3)[0]
+    near = query + 0.02 * _vectors(900, 4)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    pool = VectorPool(DIMENSION)
+    for row, vector in enumerate(np.concatenate([near, _vectors(5000)])):
+        pool.add(np.array([row]), Encoded.of(vector[None]))
+    pool.adopt(_trained(pool))
+    exact = [int(row) for row, cluster in enumerate(pool._cluster[: pool.positions]) if cluster == pool._clusters.nearest(query, 1)[0]]
+    assert len(pool.nearest(query, 1200, clusters=1)[0]) >= 0.9 * min(1200, len(exact))
+
+
 def test_cells_are_calibrated_until_recall_is_there() -> None:
     vectors, pool = _vectors(6000), VectorPool(DIMENSION)
     pool.add(np.arange(6000), Encoded.of(vectors))

@@ -152,13 +152,16 @@ def test_task_score(hints: Hints, wanted: float) -> None:
 
 
 def test_labels_of_hints() -> None:
-    assert Hints(("a", "b"), "style", "job").labels == ("a", "b", "style", "job")
-    assert Hints(("a",)).labels == ("a",)
+    assert Hints(("a", "b"), "style", "job").labels == (("job",), ("a", "b"), ("style",))
+    assert Hints(("a",)).labels == (("a",),)
 
 
 def test_task_without_hints_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"^tags: are empty and so are specialization and task_id; "):
         check_strategy("task", Hints())
+    for hints in (Hints(tags=("t",) * 65), Hints(tags=("t" * 257,)), Hints(task_id="t" * 257)):
+        with pytest.raises(InvalidArgument, match=r"^tags: are over 64, or one of them or task_id is over 256 characters; send fewer"):
+            check_strategy("semantic", hints)
 
 
 @pytest.mark.parametrize(("strategy", "hints"), [(one, Hints()) for one in STRATEGIES] + [("task", Hints(task_id="x"))])
