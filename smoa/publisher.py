@@ -15,7 +15,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from smoa.errors import SmoaError
 from smoa.events import Event, headers
 from smoa.spool import Spool, Spooled
-from smoa.tasks import end
+from smoa.tasks import begin, end
 from smoa.topics import partition_of
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class EventPublisher:
 
     async def start(self) -> None:
         """Begin sending, starting with what an earlier process left."""
-        self._task = asyncio.create_task(self._run(), name="event-publisher")
+        self._task = begin(self._run(), "event-publisher")
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until everything was acknowledged; False when time ran out (the rest stays on disk)."""

@@ -21,6 +21,8 @@ from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceE
 _log = logging.getLogger(__name__)
 STATUS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+LIVE = "live"
+"""Health's name for "the process answers", whatever it needs may be away: restarting it would not bring that back."""
 
 
 def status_of(error: SmoaError) -> status_pb2.Status:
@@ -136,6 +138,7 @@ class RpcServer:
         except RuntimeError as error:
             raise FailedPrecondition(f"address: cannot listen on {self._address} ({error}); choose another or stop its owner") from error
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.server.start()
 
     async def ready(self) -> None:

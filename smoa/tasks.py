@@ -1,9 +1,25 @@
-"""Ending a task that somebody owns."""
+"""Tasks that somebody owns: begun here so that a bug in one is seen, ended here so that none is left."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Coroutine
 from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Start work that goes on until it is ended. Should it end by itself with an error, that is a bug, and is logged at once."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_ended)
+    return task
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s ended, and nothing does its work until a restart", task.get_name(), exc_info=error)
 
 
 async def end(task: asyncio.Task[Any]) -> None:

@@ -11,7 +11,7 @@ from services.executor.engine import Engine
 from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
-from smoa.tasks import end
+from smoa.tasks import begin, end
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class StatusReporter:
 
     def start(self) -> None:
         """Report now, and every few seconds."""
-        self._task = asyncio.create_task(self._run(), name="status-reporter")
+        self._task = begin(self._run(), "status-reporter")
 
     async def stop(self) -> None:
         """Say that it leaves, and report no more."""

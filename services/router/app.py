@@ -23,7 +23,7 @@ from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
 from smoa.store import AdapterStore
-from smoa.tasks import end
+from smoa.tasks import begin, end
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
-    watching = asyncio.create_task(_watch(found, server, settings.check_interval_s), name="index-watch")
+    watching = begin(_watch(found, server, settings.check_interval_s), "index-watch")
     stack.push_async_callback(end, watching)
     return server
 

@@ -1,8 +1,9 @@
 """What happens elsewhere and matters here: adapters that other replicas changed, outcomes as they are counted, a new ranker, executors.
 
-Every replica reads all of these topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index)
-and an hour back in the outcomes, so that a restart does not forget how adapters do of late. While Kafka is away, other replicas' changes
-are not heard of, and a cached answer may be as old as its time to live; whatever was missed is read when it is back.
+Every replica reads all of these topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index,
+but for a ranker that was published while it was down) and an hour back in the outcomes, so that a restart does not forget how adapters do
+of late. While Kafka is away, other replicas' changes are not heard of, and a cached answer may be as old as its time to live; whatever was
+missed is read when it is back.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from services.router.registry import ARRIVALS
 from services.router.routing import Router
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
-from smoa.tasks import end
+from smoa.tasks import begin, end
+from smoa.topics import partition_of
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ RANKER_ID: Final = "00000000000000000000RANKER"
 """The document that keeps the published ranker; a ULID, as all of them are."""
 RANKER_KEY: Final = "ranker"
 OUTCOMES_BACK_S: Final = 3600.0
+_AT_ONCE: Final = 500  # messages between two looks at what else there is to do: a few milliseconds
 _ARRIVALS: Final = frozenset(events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{action.upper()}") for action in ARRIVALS)
 
 
@@ -52,6 +55,7 @@ class News:
         self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
         self._own = ("smoa-producer", own_producer_id.encode())
         self._following: dict[TopicPartition, int] = {}
+        self._old_before: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.refused = 0
         """Messages that could not be read; they stay on their topic."""
@@ -62,7 +66,7 @@ class News:
             self._router.ranker = await published_ranker(self._index) or self._router.ranker
         except InvalidArgument as error:
             _log.warning("%s; the learned strategy goes on untrained", error)
-        self._task = asyncio.create_task(self._run(), name="news")
+        self._task = begin(self._run(), "news")
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -95,24 +99,39 @@ class News:
             delay_s = min(delay_s * 2, 5.0)
 
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:
-        placed: set[TopicPartition] = set()
+        placed: frozenset[TopicPartition] = frozenset()
         while True:
-            if new := consumer.assignment() - placed:  # topics may appear, and grow, after the start
-                await self._place(consumer, new)
-                placed |= new
-            for partition, messages in (await consumer.getmany(timeout_ms=500)).items():
+            if (assigned := frozenset(consumer.assignment())) != placed:  # topics appear, and grow, after the start
+                await self._place(consumer, assigned)
+                placed = assigned
+            batch = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
+            if consumer.assignment() != placed:
+                continue  # the client has forgotten every position: what it read last may lie behind a gap
+            for partition, messages in batch.items():
                 for message in messages:
-                    await self._read(message)
+                    if message.offset >= self._old_before.get(partition, 0) or message.key == RANKER_KEY.encode():
+                        await self._read(message)
                     self._following[partition] = message.offset + 1
+            await asyncio.sleep(0)
 
-    async def _place(self, consumer: AIOKafkaConsumer, partitions: set[TopicPartition]) -> None:
-        outcomes = {one: int((time.time() - OUTCOMES_BACK_S) * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
+    async def _place(self, consumer: AIOKafkaConsumer, partitions: frozenset[TopicPartition]) -> None:
+        """Go to where each was left; else, at first, to its end, or where there is something older to know; one that is new, from its
+        beginning.
+        """
+        started, now_ms = bool(self._following), int(time.time() * 1000)
+        outcomes = {one: now_ms - int(OUTCOMES_BACK_S * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
         back = await consumer.offsets_for_times(outcomes) if outcomes else {}
+        rankers = partition_of(RANKER_KEY.encode(), max(1, sum(one.topic == LIFECYCLE for one in partitions)))
         for partition in partitions:
             if partition in self._following:
                 consumer.seek(partition, self._following[partition])
             elif (found := back.get(partition)) is not None:
                 consumer.seek(partition, found.offset)
+            elif started:
+                await consumer.seek_to_beginning(partition)
+            elif partition == TopicPartition(LIFECYCLE, rankers):  # a ranker may have been published while this router was down
+                self._old_before |= await consumer.end_offsets([partition])
+                await consumer.seek_to_beginning(partition)
             async with asyncio.timeout(self._timeout_s):
                 self._following[partition] = await consumer.position(partition)
 
@@ -146,7 +165,7 @@ class News:
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
         if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
             ranker = Ranker.from_bytes(event.ranker)
-            await self._index.put_document(RANKER_ID, "ranker", "", {"artefact": event.ranker.decode()})
+            await self._index.put_document(RANKER_ID, "ranker", "", {"artefact": ranker.to_bytes().decode()})
             self._router.ranker = ranker
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
         else:

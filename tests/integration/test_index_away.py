@@ -20,6 +20,7 @@ from services.router.library import Reach
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
+from smoa.rpc import LIVE
 from smoa.store import AdapterStore
 from tests.contract.test_adapter_index import vector
 from tests.integration.router_support import KNEES, adapter_file, refused
@@ -63,6 +64,8 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
         health = health_pb2_grpc.HealthStub(channel)
 
         async def ready() -> bool:
+            alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVE), timeout=5)
+            assert alive.status == health_pb2.HealthCheckResponse.SERVING, "it would be restarted for nothing"
             answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

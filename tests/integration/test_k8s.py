@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from smoa.rpc import LIVE
+
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 NAMESPACE = "smoa-dev"
@@ -127,6 +129,7 @@ def test_every_container_has_probes_and_resources(variant: tuple[str, list[Objec
             else:
                 (port,) = [port for port in container["ports"] if port["name"] == "grpc"]
                 assert probe["grpc"]["port"] == port["containerPort"]
+                assert probe["grpc"].get("service", "") == (LIVE if kind == "livenessProbe" else "")
                 assert environment(container)[f"SMOA_{name.upper()}_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
         # A slow start is given more time than a stuck process.
         patience = {

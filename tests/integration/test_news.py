@@ -7,20 +7,25 @@ import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from click.testing import CliRunner
 from qdrant_client import AsyncQdrantClient
 
 from services.local import free_port
 from services.router.app import build
+from services.router.cache import RoutingCache
 from services.router.commands import _announce, read_logs, router_group
 from services.router.index_server import ServerIndex
+from services.router.news import News
 from services.router.ranker import builtin
+from services.router.routing import Router
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
@@ -169,13 +174,98 @@ async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replic
 
     try:
         assert await sent_to("")
-        await report("empty:1", free_slots=4)
-        await report("has-it:1", active=[adapter.adapter_id])
-        await until("sending to where it is", 20, lambda: sent_to("has-it:1"))
+
+        async def sent_to_where_it_is() -> bool:
+            await report("empty:1", free_slots=4)
+            await report("has-it:1", active=[adapter.adapter_id])
+            return await sent_to("has-it:1")
+
+        async def sent_elsewhere() -> bool:
+            await report("empty:1", free_slots=4)
+            return await sent_to("empty:1")
+
+        await until("sending to where it is", 30, sent_to_where_it_is)
         await report("has-it:1", leaving=True)
-        await until("sending elsewhere", 20, lambda: sent_to("empty:1"))
+        await until("sending elsewhere", 20, sent_elsewhere)
     finally:
         await producer.stop()
+
+
+async def test_a_ranker_published_while_the_only_router_was_down_is_taken(tmp_path: Path) -> None:
+    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
+    await kafka.start()
+    settings = RouterSettings(
+        address="127.0.0.1:0", data_folder=tmp_path / "router", store=str(tmp_path / "store"), kafka_bootstrap=kafka.bootstrap
+    )
+
+    @asynccontextmanager
+    async def router() -> AsyncIterator[SmoaClient]:
+        async with AsyncExitStack() as stack:
+            server = await build(settings, stack)
+            await server.ready()
+            yield await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
+
+    try:
+        async with router() as client:
+            await client.register(await AdapterStore(settings.store).put(adapter_file()), KNEES)
+        for version in ("first", "second"):
+            await _announce(kafka.bootstrap, dataclasses.replace(builtin(), version=version).to_bytes())
+        async with router() as client:
+
+            async def decides_with_it() -> bool:
+                return (await client.route(QUERY, base_model="base-a", strategy=LEARNED)).ranker == "second"
+
+            await until("the ranker of meanwhile", 30, decides_with_it)
+    finally:
+        kafka.stop()
+
+
+async def test_nothing_is_missed_when_topics_grow(tmp_path: Path) -> None:
+    """The client forgets its positions when a topic gets more partitions, and would go on at their ends."""
+    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
+    await kafka.start()
+    router = Router(Mock(), Mock(), RoutingCache(0), Mock())
+    news = News(kafka.bootstrap, router, Mock(get_document=AsyncMock(return_value=None)), "own")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, metadata_max_age_ms=500)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    sent, now_us = 0, time.time_ns() // 1000 + 600_000_000  # of the future, so that none falls silent
+
+    async def send(count: int) -> None:
+        nonlocal sent
+        for number in range(sent, sent + count):
+            made = event(EXECUTORS, str(number), events_pb2.ExecutorStatus(address=str(number), rows=1, reported_at_us=now_us))
+            await producer.send(made.topic, made.value, key=made.key, headers=headers(made.type_name))
+        await producer.flush()
+        sent += count
+
+    async def all_known() -> bool:
+        return len(router.fleet) == sent
+
+    try:
+        await producer.start()
+        await admin.start()
+        await news.start()
+        await until("listening", 20, lambda: _followed(news, 3 * 4))
+        await send(50)
+        await until("the first", 20, all_known)
+        await admin.create_partitions({EXECUTORS: NewPartitions(8)})
+
+        async def sent_while_growing() -> bool:
+            await send(20)
+            return await _followed(news, 4 + 4 + 8)
+
+        await until("following the new partitions", 30, sent_while_growing)
+        await send(50)
+        await until("all", 20, all_known)
+    finally:
+        await news.stop()
+        await producer.stop()
+        await admin.close()
+        kafka.stop()
+
+
+async def _followed(news: News, partitions: int) -> bool:
+    return len(news._following) == partitions
 
 
 async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, tmp_path: Path) -> None:
