@@ -23,8 +23,10 @@ def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales:
         from services.executor.triton_kernels import fused_ranks
 
         return fused_ranks(y, x, a, b, ranks, scales, counts)
-    hidden = (x @ a[ranks].transpose(1, 2)) * scales.to(x.dtype)[:, None, :]
-    return y + hidden @ b[ranks]
+    # What is past a row's count names another's ranks, and may be infinite, which a scale of 0 would make NaN of.
+    behind = torch.arange(ranks.shape[1], device=ranks.device) >= counts[:, None]
+    hidden = ((x @ a[ranks].transpose(1, 2)) * scales.to(x.dtype)[:, None, :]).masked_fill(behind[:, None, :], 0.0)
+    return y + hidden @ b[ranks].masked_fill(behind[:, :, None], 0.0)
 
 
 def paged_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: Tensor, window: int, *, fused: bool) -> Tensor:

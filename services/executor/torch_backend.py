@@ -58,6 +58,7 @@ class TorchBackend:
         self._step = _StepInput(rows, -(-self.context // BLOCK_TOKENS), blocks, model.device)
         self._nothing = mix([], model.config)
         self._graph_memory = torch.cuda.graph_pool_handle() if self._captures else None
+        self._warming: torch.cuda.Stream | None = None
         self._graphs: OrderedDict[RowsDelta, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = OrderedDict()
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
@@ -153,7 +154,9 @@ class TorchBackend:
 
         All graphs share their memory: one runs at a time, and its results are read before the next.
         """
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        if self._warming is None:  # one for all graphs: the libraries keep a workspace for each stream
+            self._warming = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = self._warming
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):

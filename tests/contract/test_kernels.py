@@ -41,6 +41,21 @@ def test_ranks(counts: list[int], inputs: int, outputs: int, seed: int) -> None:
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_ranks_of_another_that_overflow_stay_with_it(fused: bool) -> None:
+    """What a row does not use is padding that names rank 0: that one may make infinities of any input, and still be another's."""
+    x, y = torch.ones(3, 1, 16, device=DEVICE), torch.zeros(3, 1, 8, device=DEVICE)
+    a, b = torch.ones(4, 16, device=DEVICE), torch.ones(4, 8, device=DEVICE)
+    a[0] = b[0] = 3e38
+    ranks = torch.tensor([[0, 0], [1, 0], [0, 0]], dtype=torch.int32, device=DEVICE)
+    scales = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], device=DEVICE)
+    counts = torch.tensor([1, 1, 0], dtype=torch.int32, device=DEVICE)
+    added = add_ranks(y, x, a, b, ranks, scales, counts, fused=fused)
+    assert added[0].isinf().all()
+    assert added[1].eq(16.0).all()
+    assert added[2].eq(0.0).all()
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     positions=st.lists(st.integers(0, 79), min_size=1, max_size=4),
