@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.library import AdapterRecord, Candidate, Reach, Scope
+from services.router.library import AdapterRecord, Candidate, Reach, Scope, Statistics
 from smoa.errors import InvalidArgument
 
 Vector = NDArray[np.float32]
@@ -32,6 +32,9 @@ class AdapterIndex(Protocol):
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """Write all or none, in one step; prototypes [n, dimension] by adapter id, those of the others stay."""
+
+    async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
+        """Write an adapter's counts and nothing else of it: they come all the time, and must not undo what another router writes."""
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""

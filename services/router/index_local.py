@@ -8,6 +8,7 @@ less than handing them to a thread. All else that blocks runs on one worker thre
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import fcntl
 import logging
 from collections import defaultdict
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from services.router.cache import BoundedCache
 from services.router.index import Vector, check_ulid
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, Statistics, labels_of
 from services.router.pool import Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
 from services.router.vectors import Encoded
@@ -111,6 +112,12 @@ class LocalIndex:
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
         await asyncio.shield(task)
+
+    async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
+        """See `AdapterIndex`."""
+        if (found := await self.get(adapter_id)) is not None:
+            record, vector = found
+            await self.upsert([(dataclasses.replace(record, statistics=statistics), vector)])
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """See `AdapterIndex`."""

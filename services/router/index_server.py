@@ -10,17 +10,21 @@ from uuid import uuid4
 
 import httpx
 import numpy as np
+from grpc import StatusCode
 from grpc.aio import AioRpcError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from services.router.clusters import JOIN_COSINE, MAX_CLUSTERS
 from services.router.index import Vector, point_id
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, Statistics, labels_of, pool_of
 from services.router.vectors import Encoded
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
+WRITE_TIMEOUT_S = 30.0
+"""A write of a thousand adapters waits until the server has it in its log, however busy it is with its index."""
+_NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 _SEARCH = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 """Recall@10 of 0.976 on a shard of 100,000; found by 8-bit codes in memory, scored again by the vectors on disk (docs/decisions/0008)."""
 KEYWORDS = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster", "leads")
@@ -63,21 +67,24 @@ class ServerIndex:
 
     async def check(self) -> None:
         """See `AdapterIndex`."""
-        await self._answer(self._client.collection_exists(self._collection))
+        if not await self._answer(self._client.collection_exists(self._collection), self._timeout_s):
+            raise _unavailable(f"has no collection {self._collection!r} (restore it, or restart this router to make an empty one)")
 
-    async def _call(self, call: Coroutine[Any, Any, T]) -> T:
+    async def _call(self, call: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
             call.close()
             raise _unavailable("is away")
-        return await self._answer(call)
+        return await self._answer(call, timeout_s or self._timeout_s)
 
-    async def _answer(self, call: Awaitable[T]) -> T:
+    async def _answer(self, call: Awaitable[T], timeout_s: float) -> T:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 answer = await call
         except UnexpectedResponse as error:
             raise _unavailable(f"answered {error.status_code}") from error
         except (ResponseHandlingException, AioRpcError, httpx.HTTPError, OSError, TimeoutError) as error:
+            if isinstance(error, AioRpcError) and error.code() not in _NO_ANSWER:
+                raise _unavailable(f"answered {error.code().name}") from error
             self._away = True
             raise _unavailable(f"did not answer ({type(error).__name__})") from error
         self._away = False
@@ -107,7 +114,12 @@ class ServerIndex:
             )
             for r, v in records
         ]
-        await self._call(self._client.upsert(self._collection, [*leaders, *points], wait=True))
+        await self._call(self._client.upsert(self._collection, [*leaders, *points], wait=True), WRITE_TIMEOUT_S)
+
+    async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
+        """See `AdapterIndex`."""
+        there = models.Filter(must=[models.HasIdCondition(has_id=[point_id(adapter_id)])])  # an id alone would have to be there
+        await self._call(self._client.set_payload(self._collection, {"statistics": vars(statistics)}, there, wait=True), WRITE_TIMEOUT_S)
 
     async def _join(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> tuple[dict[str, str], list[models.PointStruct]]:
         """The cluster of each adapter that may be routed to, and the leaders of those that are new (see `clusters.py`)."""

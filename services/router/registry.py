@@ -112,9 +112,8 @@ class Registry:
             made[record.adapter_id] = Entry(record, vector, prototypes)
         return list(made.values())
 
-    async def _write(self, entries: Sequence[Entry], *, journal: bool = True) -> None:
-        if journal:
-            await self._journal.write(entries)
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        await self._journal.write(entries)
         prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
         await self._index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
 
@@ -176,11 +175,12 @@ class Registry:
                 statistics=record.statistics if statistics is None else statistics,
             )
             silent = name is None and tags is None and not examples
-            if not silent:
-                record = dataclasses.replace(record, updated_at_us=_now_us())
-            await self._write([Entry(record, vector, prototypes)], journal=not silent)
-        if not silent:
-            self._changed([Change("updated", record)])
+            if silent:
+                await self._index.put_statistics(adapter_id, record.statistics)
+                return record
+            record = dataclasses.replace(record, updated_at_us=_now_us())
+            await self._write([Entry(record, vector, prototypes)])
+        self._changed([Change("updated", record)])
         return record
 
     async def retire(self, tenant: str, adapter_id: str, reason: str) -> AdapterRecord:

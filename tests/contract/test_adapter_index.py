@@ -19,7 +19,7 @@ from services.router.embedding import normalised
 from services.router.index import AdapterIndex, Vector
 from services.router.index_local import LocalIndex
 from services.router.index_server import ServerIndex
-from services.router.library import AdapterRecord, Reach, Scope
+from services.router.library import AdapterRecord, Reach, Scope, Statistics
 from smoa.adapter import new_adapter_id
 
 DIMENSION = 16
@@ -88,6 +88,20 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
     assert again is not None
     assert again[0] == newer
     assert await index.get(new_adapter_id()) is None
+
+
+async def test_statistics_are_written_and_nothing_else(index: AdapterIndex) -> None:
+    made = record(statistics=Statistics(uses=1))
+    await index.upsert([(made, vector(1))], {made.adapter_id: vector(1)[None]})
+    await index.upsert([(replace(made, state="retired", state_reason="by another router"), vector(1))])
+    counts = Statistics(uses=7, outcomes=3, successes=2, generations=4, tokens=5)
+    await index.put_statistics(made.adapter_id, counts)
+    found = await index.get(made.adapter_id)
+    assert found is not None
+    assert found[0] == replace(made, state="retired", state_reason="by another router", statistics=counts)
+    assert made.adapter_id in await index.prototypes([made.adapter_id])
+    await index.put_statistics(new_adapter_id(), counts)  # of one that is not there: nothing
+    assert len(await index.scroll(Scope(tenant=None, states=("active", "retired")), "", 10)) == 1
 
 
 async def test_search_orders_by_cosine(index: AdapterIndex) -> None:

@@ -122,3 +122,35 @@ async def test_a_server_that_hangs_is_waited_for_once() -> None:
     for writer in held:
         writer.close()
     hanging.close()
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+async def test_a_server_without_the_collection_is_not_ready() -> None:
+    client = AsyncQdrantClient(":memory:")
+    index = await ServerIndex.open(client, 16)
+    await index.check()
+    await client.delete_collection("adapters")
+    with pytest.raises(Unavailable, match=r"^index: the Qdrant server has no collection 'adapters' \(restore it, or restart"):
+        await index.check()
+    await index.close()
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+@pytest.mark.parametrize(("code", "away"), [(grpc.StatusCode.INVALID_ARGUMENT, False), (grpc.StatusCode.UNAVAILABLE, True)])
+async def test_only_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, away: bool) -> None:
+    client = AsyncQdrantClient(":memory:")
+    index = await ServerIndex.open(client, 16)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "query_points", refuse)
+        with pytest.raises(Unavailable):
+            await index.search(vector(1), REACH, 3)
+    if away:
+        with pytest.raises(Unavailable, match="is away"):
+            await index.search(vector(1), REACH, 3)
+    else:
+        assert await index.search(vector(1), REACH, 3) == []
+    await index.close()
