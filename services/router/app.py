@@ -69,6 +69,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     compositions = Compositions(found)
     router = Router(found, embedder, cache, compositions, defaults)
     registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
+    stack.push_async_callback(registry.close)
     news = News(settings.kafka_bootstrap, router, found, publisher.producer_id)
     await news.start()
     stack.push_async_callback(news.stop)

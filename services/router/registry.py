@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from functools import wraps
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from smoa.adapter import Adapter, check_labels, decode
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
+P = ParamSpec("P")
+T = TypeVar("T")
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
 MAX_REASON_CHARACTERS: Final = 2000
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
@@ -38,8 +41,26 @@ class Change:
     reason: str = ""
 
 
+def _whole(
+    method: Callable[Concatenate[Registry, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Registry, P], Coroutine[Any, Any, T]]:
+    """The method as a task of its own, which goes on when its caller goes away: a write must not end between the index and its event."""
+
+    @wraps(method)
+    async def run(self: Registry, /, *arguments: P.args, **named: P.kwargs) -> T:
+        task = asyncio.create_task(method(self, *arguments, **named))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    return run
+
+
 class Registry:
-    """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step."""
+    """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step.
+
+    What is asked for again is told again: the first time may have ended between the write and its event.
+    """
 
     def __init__(
         self,
@@ -53,7 +74,13 @@ class Registry:
         self._index, self._store, self._embedder, self._changed = index, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
         self._writing, self._journal = asyncio.Lock(), Journal(store)
+        self._writes: set[asyncio.Task[Any]] = set()
 
+    async def close(self) -> None:
+        """Wait for writes whose callers have gone."""
+        await asyncio.gather(*self._writes, return_exceptions=True)
+
+    @_whole
     async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:
         """Add an adapter whose file is in the store; the same again returns what is there.
 
@@ -71,13 +98,15 @@ class Registry:
             )
         async with self._writing:
             if found := await self._index.get(manifest.adapter_id):
-                return _same_content(found[0], digest, tenant)
-            record = await self._record(adapter, digest, tuple(examples))
-            vector, prototypes = self._understood(examples)
-            await self._write([Entry(record, vector, prototypes)])
+                record = _same_content(found[0], digest, tenant)
+            else:
+                record = await self._record(adapter, digest, tuple(examples))
+                vector, prototypes = self._understood(examples)
+                await self._write([Entry(record, vector, prototypes)])
         self._changed([Change("registered", record)])
         return record
 
+    @_whole
     async def import_adapters(self, tenant: str, imported: Sequence[Imported]) -> int:
         """Add many as one step; returns how many were not there before.
 
@@ -144,6 +173,7 @@ class Registry:
         more = len(records) > size
         return records[:size], page_token_of(records[size - 1].adapter_id, scope) if more else ""
 
+    @_whole
     async def update(
         self,
         tenant: str,
@@ -200,24 +230,34 @@ class Registry:
         """
         return await self._move(tenant, adapter_id, {"retired": "active", "active": "active"}, "restored", "")
 
+    @_whole
     async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """Delete a retired adapter's weights.
 
         Raises:
             FailedPrecondition: it is active, or was retired less than the grace period ago.
         """
-        record = await self.get(tenant, adapter_id)
-        waited_s = (_now_us() - record.updated_at_us) / 1e6
-        if record.state == "retired" and waited_s < self._purge_grace_s:
-            raise FailedPrecondition(
-                f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; wait or restore"
-            )
-        purged = await self._move(tenant, adapter_id, {"retired": "purged", "purged": "purged"}, "purged", record.state_reason)
-        same_file = Scope(tenant=None, states=("active", "retired"), digest=purged.digest)
-        if not await self._index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
-            await self._store.delete(purged.digest)
-        return purged
+        async with self._writing:
+            record, vector = await self._owned(checked_tenant(tenant), adapter_id)
+            _check_move(record, ("retired", "purged"), "purged")
+            waited_s = (_now_us() - record.updated_at_us) / 1e6
+            if record.state == "retired" and waited_s < self._purge_grace_s:
+                raise FailedPrecondition(
+                    f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; "
+                    "wait or restore"
+                )
+            if record.state == "retired":
+                record = dataclasses.replace(record, state="purged", updated_at_us=_now_us())
+                await self._index.upsert([(record, vector)])
+            same_file = Scope(tenant=None, states=("active", "retired"), digest=record.digest)
+            if not await self._index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
+                await self._store.delete(record.digest)
+            # Last, for a full store takes nothing until something in it was deleted.
+            await self._journal.write([Entry(record, vector)])
+        self._changed([Change("purged", record, record.state_reason)])
+        return record
 
+    @_whole
     async def apply_merge(self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str) -> AdapterRecord:
         """Register the child and retire the parents in one write; the same merge id again returns the child.
 
@@ -241,7 +281,10 @@ class Registry:
             if found := await self._index.get(adapter.manifest.adapter_id):
                 if found[0].merge_id != merge_id:
                     raise AlreadyExists(f"adapter_id: {adapter.manifest.adapter_id} is not the child of merge {merge_id}; use a new id")
-                return _same_content(found[0], child_digest, tenant)
+                child = _same_content(found[0], child_digest, tenant)
+                again = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
+                self._changed(_merged(child, [parent for parent, _ in again if parent.state != "active"]))
+                return child
             parents = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
             for parent, _ in parents:
                 if parent.state != "active" or parent.base_model != adapter.manifest.base_model:
@@ -259,7 +302,7 @@ class Registry:
             vector = normalised(np.mean([vector for _, vector in parents], 0))
             prototypes = self._understood(child.examples)[1] if child.examples else None
             await self._write([Entry(child, vector, prototypes), *retired])
-        self._changed([Change("merged", child, reason), *(Change("retired", entry.record, why) for entry in retired)])
+        self._changed(_merged(child, [entry.record for entry in retired]))
         return child
 
     async def _read(self, digest: str) -> Adapter:
@@ -302,19 +345,27 @@ class Registry:
             raise NotFound("adapter", adapter_id)
         return found
 
+    @_whole
     async def _move(self, tenant: str, adapter_id: str, moves: dict[State, State], action: Action, reason: str) -> AdapterRecord:
         async with self._writing:
             record, vector = await self._owned(checked_tenant(tenant), adapter_id)
-            if record.state not in moves:
-                raise FailedPrecondition(
-                    f"adapter: {adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
-                )
-            if moves[record.state] == record.state:
-                return record
-            record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=_now_us())
-            await self._write([Entry(record, vector)])
-        self._changed([Change(action, record, reason)])
+            _check_move(record, tuple(moves), action)
+            if moves[record.state] != record.state:
+                record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=_now_us())
+                await self._write([Entry(record, vector)])
+        self._changed([Change(action, record, record.state_reason)])
         return record
+
+
+def _check_move(record: AdapterRecord, states: Sequence[State], action: Action) -> None:
+    if record.state not in states:
+        raise FailedPrecondition(
+            f"adapter: {record.adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
+        )
+
+
+def _merged(child: AdapterRecord, parents: Sequence[AdapterRecord]) -> list[Change]:
+    return [Change("merged", child, child.state_reason), *(Change("retired", parent, parent.state_reason) for parent in parents)]
 
 
 def _same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRecord:

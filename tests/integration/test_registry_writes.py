@@ -1,0 +1,102 @@
+"""A registry's writes and their events belong together, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from services.router.embedding import StaticEmbedder
+from services.router.index_local import LocalIndex
+from services.router.registry import Change, Registry
+from smoa.errors import ResourceExhausted
+from smoa.store import AdapterStore
+from tests.integration.router_support import KNEES, adapter_file
+
+
+class World:
+    """A registry, and what it told."""
+
+    def __init__(self, index: LocalIndex, store: AdapterStore) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.full = False
+        self.store = store
+        self.registry = Registry(index, store, StaticEmbedder(), self._changed, purge_grace_s=0)
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        if self.full:
+            raise ResourceExhausted("spool: is full", "retry when Kafka is back")
+        self.told += [(change.action, change.record.adapter_id) for change in changes]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    index = await LocalIndex.open(tmp_path / "index", 256)
+    yield World(index, AdapterStore(str(tmp_path / "store")))
+    await index.close()
+
+
+async def test_a_caller_that_goes_away_does_not_part_a_write_from_its_event(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = await world.store.put(adapter_file())
+    writing, go_on = asyncio.Event(), asyncio.Event()
+    put_object = world.store.put_object
+
+    async def held(key: str, data: bytes) -> None:
+        writing.set()
+        await go_on.wait()
+        await put_object(key, data)
+
+    monkeypatch.setattr(world.store, "put_object", held)
+    caller = asyncio.create_task(world.registry.register("public", digest, KNEES))
+    await writing.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    go_on.set()
+    await world.registry.close()
+    [(action, adapter_id)] = world.told
+    assert action == "registered"
+    assert (await world.registry.get("public", adapter_id)).digest == digest
+
+
+async def test_what_could_not_be_told_is_told_when_it_is_asked_for_again(world: World) -> None:
+    digest = await world.store.put(adapter_file())
+    world.full = True
+    with pytest.raises(ResourceExhausted):
+        await world.registry.register("public", digest, KNEES)
+    world.full = False
+    made = await world.registry.register("public", digest, KNEES)
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("retired", lambda: world.registry.retire("public", made.adapter_id, "why")),
+        ("restored", lambda: world.registry.restore("public", made.adapter_id)),
+        ("retired", lambda: world.registry.retire("public", made.adapter_id, "why")),
+        ("purged", lambda: world.registry.purge("public", made.adapter_id)),
+    ]
+    for _, step in steps:
+        world.full = True
+        with pytest.raises(ResourceExhausted):
+            await step()  # type: ignore[misc]
+        world.full = False
+        await step()  # type: ignore[misc]
+    assert world.told == [(action, made.adapter_id) for action in ("registered", *(action for action, _ in steps))]
+
+
+async def test_a_full_store_can_be_emptied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await world.registry.register("public", await world.store.put(adapter_file()), KNEES)
+    await world.registry.retire("public", made.adapter_id, "to make room")
+    put_object, delete, room = world.store.put_object, world.store.delete, asyncio.Event()
+
+    async def refuse(key: str, data: bytes) -> None:
+        if not room.is_set():
+            raise ResourceExhausted("store: is full", "purge retired adapters")
+        await put_object(key, data)
+
+    async def freeing(digest: str) -> None:
+        await delete(digest)
+        room.set()
+
+    monkeypatch.setattr(world.store, "put_object", refuse)
+    monkeypatch.setattr(world.store, "delete", freeing)
+    assert (await world.registry.purge("public", made.adapter_id)).state == "purged"
