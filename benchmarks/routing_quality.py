@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -316,7 +317,10 @@ def verdict(curves: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
     last = [rows[-1] for rows in before]
     removed = [(row["learned_top_1"] - row["hybrid_top_1"]) / (1 - row["hybrid_top_1"]) for row in last]
     recovered = [
-        next((row["outcomes"] - OUTCOMES for row in rows if row["outcomes"] > OUTCOMES and row["learned_top_1"] > row["hybrid_top_1"]), -1)
+        next(
+            (row["outcomes"] - OUTCOMES for row in rows if row["outcomes"] > OUTCOMES and row["learned_top_1"] > row["hybrid_top_1"]),
+            math.inf,
+        )
         for rows in curves
     ]
     end = [(rows[-1]["learned_top_1"] - rows[-1]["hybrid_top_1"]) / (1 - rows[-1]["hybrid_top_1"]) for rows in curves]

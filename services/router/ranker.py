@@ -29,7 +29,7 @@ RISING: Final = ("score", "example", "task", "success")
 """Features that may only speak for an adapter."""
 CONSIDERED: Final = 8
 WITHIN: Final = 0.12
-"""Candidates whose hybrid score is further behind the best one's are left in their place."""
+"""Candidates whose hybrid score is further behind the best one's are not considered; in a mixture their weight would be a sliver."""
 TRIED: Final = 2.0
 """Recent outcomes that hybrid's first choice needs before others are tried in its place."""
 _SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
@@ -116,14 +116,16 @@ class Ranking:
 def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Generator, *, explore: bool = True) -> Ranking:
     """Order candidates, hybrid's first choice first, by a draw from what is believed of them; without exploring, by what is expected.
 
-    Nothing is explored while hybrid's choice is untried: there is nothing yet that another could be better than.
+    While hybrid's choice is untried, it is first: there is nothing yet that another could be better than.
     """
     features = np.array([candidate.features for candidate in candidates], np.float64)
     expected = ranker.log_odds(features)
-    if not explore or features[0, _EVIDENCE] < math.log1p(TRIED):
-        first = int(expected.argmax())
+    if features[0, _EVIDENCE] < math.log1p(TRIED):
+        expected[0] = expected.max()
+        explore = False
+    if not explore:
         places = tuple(int(place) for place in np.argsort(-expected, kind="stable"))
-        return Ranking(places, tuple(expected.tolist()), tuple(float(place == first) for place in range(len(candidates))))
+        return Ranking(places, tuple(expected.tolist()), tuple(float(place == places[0]) for place in range(len(candidates))))
     alphas, betas = np.array([candidate.posterior for candidate in candidates]).T
     drawn = np.clip(rng.beta(alphas, betas, (_SAMPLES, len(candidates))), 1e-4, 1 - 1e-4)
     step = ranker.weights[_SUCCESS] / ranker.scale[_SUCCESS]

@@ -20,6 +20,7 @@ from smoa.errors import FailedPrecondition
 MIN_LOGGED: Final = 200
 LEAST_PROPENSITY: Final = 0.05
 HELD_OUT: Final = 0.2
+_SURE: Final = 1.645  # standard errors
 _RIDGE: Final = 1.0
 _STEPS: Final = 30
 
@@ -43,7 +44,8 @@ class Estimate:
 
 
 def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
-    """A ranker of the log; its report holds what it, hybrid and the policy of the log reached on the latest fifth, held out.
+    """A ranker of the log. Its report holds what one of half of the earlier log, hybrid, and the policy of the log reached on the latest
+    fifth, by a reward model of the other half: a model that judged itself would believe its own luck.
 
     Raises:
         FailedPrecondition: too few outcomes, or all of them the same.
@@ -55,8 +57,8 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
         raise FailedPrecondition("log: every outcome in it is the same, so there is nothing to learn; collect more")
     cut = int(len(ordered) * (1 - HELD_OUT))
     early, late = ordered[:cut], ordered[cut:]
-    tried = fit(early)
-    learned, hybrid = evaluate(tried, late, tried), evaluate(None, late, tried)
+    tried, rewards = fit(early[::2]), fit(early[1::2])
+    learned, hybrid, lead = evaluate(tried, late, rewards), evaluate(None, late, rewards), leads(tried, late, rewards)
     report = {
         "outcomes": float(len(ordered)),
         "held_out": float(len(late)),
@@ -65,13 +67,15 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
         "learned_error": learned.error,
         "hybrid_success": hybrid.success,
         "hybrid_error": hybrid.error,
+        "lead": lead.success,
+        "lead_error": lead.error,
     }
     return replace(fit(ordered), report=report)
 
 
 def beats_hybrid(ranker: Ranker) -> bool:
-    """Its report says that it is worth publishing."""
-    return ranker.report["learned_success"] >= ranker.report["hybrid_success"]
+    """Its report says that it is worth publishing: that its lead is luck has a probability of 5 % or less."""
+    return ranker.report.get("lead", -1.0) >= _SURE * ranker.report.get("lead_error", 0.0)
 
 
 def fit(logged: Sequence[Logged]) -> Ranker:
@@ -112,12 +116,22 @@ def _newton(inputs: Numbers, wanted: Numbers, weights: Numbers) -> Numbers:
 
 def evaluate(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
     """Doubly robust estimate of what a policy's first choices (None: hybrid's) would have reached on a log; `rewards` predicts success."""
-    values = []
-    for one in logged:
-        predicted = 1 / (1 + np.exp(-np.clip(rewards.log_odds(one.features), -30, 30)))
-        choice = int((one.features[:, 0] if policy is None else policy.log_odds(one.features)).argmax())
-        value = float(predicted[choice])
-        if choice == 0:  # it would have done what was done
-            value += (one.success - float(predicted[0])) / max(float(one.propensities[0]), LEAST_PROPENSITY)
-        values.append(value)
+    return _estimate([_value(policy, one, rewards) for one in logged])
+
+
+def leads(policy: Ranker, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
+    """By how much a policy's success is over hybrid's, decision by decision."""
+    return _estimate([_value(policy, one, rewards) - _value(None, one, rewards) for one in logged])
+
+
+def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:
+    predicted = 1 / (1 + np.exp(-np.clip(rewards.log_odds(one.features), -30, 30)))
+    choice = int((one.features[:, 0] if policy is None else policy.log_odds(one.features)).argmax())
+    value = float(predicted[choice])
+    if choice == 0:  # it would have done what was done
+        value += (one.success - float(predicted[0])) / max(float(one.propensities[0]), LEAST_PROPENSITY)
+    return value
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), float(np.std(values) / max(len(values), 1) ** 0.5))
