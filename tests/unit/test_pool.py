@@ -105,7 +105,7 @@ def test_cells_are_calibrated_until_recall_is_there() -> None:
     vectors, pool = _vectors(6000), VectorPool(DIMENSION)
     pool.add(np.arange(6000), Encoded.of(vectors))
     successor = _trained(pool, rows=FLAT_ROWS + 1)
-    assert successor.cells == cells_for(FLAT_ROWS + 1) == 256
+    assert successor.cells == cells_for(FLAT_ROWS + 1) == 512
     assert 8 <= successor.probes <= successor.cells
     pool.adopt(successor)
     assert _recall(pool, vectors, _vectors(50, 9)) > 0.95
