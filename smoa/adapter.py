@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from ulid import ULID
 
 from smoa.errors import InvalidArgument
-from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS, MAX_VERSION
+from smoa.limits import MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_TAGS, MAX_VERSION
 
 Kind = Literal["lora", "lora_xs"]
 Array = NDArray[np.floating]
@@ -166,6 +166,9 @@ def check(adapter: Adapter) -> None:
     if not 1 <= manifest.rank <= MAX_RANK:
         raise InvalidArgument("manifest.rank", f"{manifest.rank} is outside 1..{MAX_RANK}", "retrain with a rank inside it")
     check_labels("manifest.", manifest.name, manifest.tags)
+    check_texts("manifest.base_model", (manifest.base_model,), 1)
+    check_texts("manifest.modules", manifest.modules, MAX_MODULES)
+    check_texts("manifest.parents", manifest.parents, MAX_PARENTS)
     if not 1 <= manifest.version <= MAX_VERSION:
         raise InvalidArgument("manifest.version", f"{manifest.version} is outside 1..{MAX_VERSION}", "count versions from 1")
     if not np.isfinite(manifest.scaling):
@@ -202,10 +205,19 @@ def check_labels(where: str, name: str, tags: Sequence[str]) -> None:
     """
     if not 0 < len(name) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(f"{where}name", f"has {len(name)} characters", f"give 1 to {MAX_NAME_CHARACTERS}")
-    if len(tags) > MAX_TAGS:
-        raise InvalidArgument(f"{where}tags", f"holds {len(tags)}", f"send at most {MAX_TAGS}")
-    if any(len(tag) > MAX_NAME_CHARACTERS for tag in tags):
-        raise InvalidArgument(f"{where}tags", f"holds one over {MAX_NAME_CHARACTERS} characters", "shorten it")
+    check_texts(f"{where}tags", tags, MAX_TAGS)
+
+
+def check_texts(field: str, texts: Sequence[str], most: int) -> None:
+    """Raise unless they are few and short.
+
+    Raises:
+        InvalidArgument: they are not.
+    """
+    if len(texts) > most:
+        raise InvalidArgument(field, f"holds {len(texts)}", f"send at most {most}")
+    if any(len(text) > MAX_NAME_CHARACTERS for text in texts):
+        raise InvalidArgument(field, f"holds one over {MAX_NAME_CHARACTERS} characters", "shorten it")
 
 
 def _check_lora(adapter: Adapter) -> None:

@@ -4,10 +4,16 @@ MAX_STAGES = 8
 """Stages of a pipeline."""
 MAX_STAGE_ADAPTERS = 32
 """Adapters of one mixture."""
+MAX_ID_CHARACTERS = 64
+"""Of an id that is passed through and not looked up."""
 MAX_NAME_CHARACTERS = 256
 """Of an adapter's name, and of each of its tags."""
 MAX_TAGS = 64
 """Tags of an adapter."""
+MAX_MODULES = 64
+"""Kinds of linear layer that an adapter changes."""
+MAX_PARENTS = 64
+"""Adapters that a merged one replaces."""
 MAX_VERSION = 2**31 - 1
 """Versions travel as 32 bits."""
 MAX_WEIGHT = 4.0

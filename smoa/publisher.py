@@ -44,10 +44,12 @@ class EventPublisher:
         return len(self._spool)
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Accept events durably, without waiting for Kafka. A commit takes tens of microseconds, so it runs on the loop.
+        """Accept events durably, without waiting for Kafka. A commit takes microseconds, so it runs on the loop.
 
         Raises:
+            InvalidArgument: an event is larger than Kafka takes.
             ResourceExhausted: Kafka has been away for so long that the spool is full.
+            Unavailable: the disk does not take it.
         """
         self._spool.append(events)
         self._empty.clear()

@@ -1,14 +1,15 @@
 """A bounded queue of events on local disk, so that the request path never waits for Kafka and no kill loses what was accepted.
 
 LMDB in a writable map without sync: a commit is a few microseconds of stores into pages the kernel owns, which `kill -9` of the process
-does not take back (the machine's own fall does; docs/decisions/0008). The disk is reserved when the spool is opened, so it cannot run
-out under a store. A row's number is never used twice, and together with the spool's own id it names an event: a reader can tell a
-repeated send.
+does not take back. The machine's own fall may: then the file is whatever had reached the disk, one that cannot be read is set aside, and
+the numbers go on under a new name. The disk is reserved when the spool is opened, so it cannot run out under a store. A row's number is
+never used twice, and together with the spool's name it names an event: a reader can tell a repeated send.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Sequence
@@ -22,12 +23,13 @@ from ulid import ULID
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from smoa.events import Event
 
+_log = logging.getLogger(__name__)
 MAX_EVENT_BYTES = 900_000
 """Brokers refuse messages of 1 MB and more (their default): one that is accepted here and never there would block all behind it."""
 _LENGTHS = struct.Struct(">HHH")
 _SEQUENCE = struct.Struct(">Q")
-_PAGE_BYTES = 4096
-_OVERHEAD_BYTES = 64
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PAGE_HEAD_BYTES, _ROW_HEAD_BYTES = 16, 18  # LMDB's: of a page; of a row, its eight-byte key and its place in the page
 _SPARE_BYTES = 8 * 2**20
 """Room for the tree's own pages, and for those a removal writes before it frees others."""
 
@@ -55,8 +57,21 @@ class Spool:
         self._next, self._count, self._bytes = 1, 0, 0
         with ExitStack() as opened:
             self._own(opened)
-            self._environment = self._reserve(opened, max_bytes + max_bytes // 8 + _SPARE_BYTES)
+            size = max(2 * max_bytes + _SPARE_BYTES, self._size())  # a smaller bound must not take the room that removing needs
+            try:
+                self._environment = self._reserve(opened, size)
+            except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError) as error:
+                aside = self._file.rename(self._file.with_name(f"unreadable-{ULID()}.mdb"))
+                _log.error("%s cannot be read (%s), so its events are not sent; it is kept as %s", self._file, error, aside)
+                self._environment = self._reserve(opened, size)
             self._closing = opened.pop_all()
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "data.mdb"
+
+    def _size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0
 
     def _own(self, opened: ExitStack) -> None:
         try:
@@ -73,17 +88,23 @@ class Spool:
             environment = opened.enter_context(
                 lmdb.open(str(self.folder), map_size=size, max_dbs=1, max_readers=1, sync=False, metasync=False, writemap=True)
             )
-            with (self.folder / "data.mdb").open("r+b") as data:
+            with self._file.open("r+b") as data:
                 os.posix_fallocate(data.fileno(), 0, size)
+            self._page_bytes = int(environment.stat()["psize"])
             self._events = environment.open_db(b"events")
+            boot = _BOOT_ID.read_bytes() if _BOOT_ID.exists() else b""
             with environment.begin(write=True) as opening:
-                if (found := opening.get(b"producer")) is None:
+                found = opening.get(b"producer")
+                if found is None or opening.get(b"boot") != boot:  # numbers may have been lost with the machine, and come again
                     found = str(ULID()).encode()
                     opening.put(b"producer", found)
+                    opening.put(b"boot", boot)
                 self.producer_id = found.decode()
                 self._next = _number(opening.get(b"removed")) + 1
                 for key, framed in opening.cursor(self._events):
-                    self._next, self._count, self._bytes = _number(key) + 1, self._count + 1, self._bytes + _cost(framed)
+                    self._next, self._count, self._bytes = _number(key) + 1, self._count + 1, self._bytes + self._cost(framed)
+        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError):
+            raise
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot open {self.folder} ({error}); check the volume") from error
         except OSError as error:
@@ -102,7 +123,7 @@ class Spool:
             Unavailable: the spool's file cannot be written.
         """
         framed = [_framed(event) for event in events]
-        added = sum(map(_cost, framed))
+        added = sum(map(self._cost, framed))
         if self._bytes + added > self.max_bytes:
             raise ResourceExhausted(
                 f"spool: {self._count:,} events fill {self._bytes:,} of {self.max_bytes:,} bytes and wait for Kafka",
@@ -145,12 +166,19 @@ class Spool:
                 cursor = writing.cursor(self._events)
                 cursor.first()
                 while (key := cursor.key()) and _number(key) <= up_to_sequence:  # no key: the end
-                    count, size = count + 1, size + _cost(cursor.value())
+                    count, size = count + 1, size + self._cost(cursor.value())
                     cursor.delete()  # moves on to the next
                 writing.put(b"removed", _SEQUENCE.pack(max(up_to_sequence, _number(writing.get(b"removed")))))
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
         self._count, self._bytes = self._count - count, self._bytes - size
+
+    def _cost(self, framed: bytes) -> int:
+        """Bytes of disk, rounded up: what a row takes of a page that it shares with its like, or pages of its own."""
+        a_page = (self._page_bytes - _PAGE_HEAD_BYTES) // (len(framed) + _ROW_HEAD_BYTES)
+        if a_page > 1:
+            return -(-self._page_bytes // a_page)
+        return -(-(len(framed) + _PAGE_HEAD_BYTES) // self._page_bytes) * self._page_bytes
 
     def close(self) -> None:
         """Close the files; the events are sent by the next process that opens them."""
@@ -176,9 +204,3 @@ def _event(framed: bytes) -> Event:
     return Event(
         framed[_LENGTHS.size : topic_end].decode(), framed[type_end:key_end], framed[key_end:], framed[topic_end:type_end].decode()
     )
-
-
-def _cost(framed: bytes) -> int:
-    """Bytes of disk: a small row shares a page, a large one has pages of its own."""
-    size = len(framed) + _OVERHEAD_BYTES
-    return size if size < _PAGE_BYTES // 2 else -(-size // _PAGE_BYTES) * _PAGE_BYTES

@@ -14,7 +14,8 @@ from services.executor.residency import AdapterRef
 from services.executor.runner import Sampling
 from smoa.errors import InvalidArgument
 from smoa.events import USAGE, Event, event
-from smoa.limits import MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
+from smoa.identifiers import checked_tenant
+from smoa.limits import MAX_ID_CHARACTERS, MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
@@ -51,7 +52,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         """See the contract."""
         _check_text("prompt", request.prompt)
         _check_text("completion", request.completion)
-        logprobs = await self._engine.score(request.tenant or "public", request.prompt, request.completion, _to_refs(request.adapters))
+        logprobs = await self._engine.score(checked_tenant(request.tenant), request.prompt, request.completion, _to_refs(request.adapters))
         return executor_pb2.ScoreResponse(token_logprobs=logprobs, logprob=sum(logprobs))
 
     async def GetStatus(self, request: executor_pb2.GetStatusRequest, context: Context) -> executor_pb2.GetStatusResponse:  # noqa: N802
@@ -157,8 +158,10 @@ def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
     max_tokens = request.max_tokens or 64
     stages = [Stage(_to_refs(one.adapters), one.max_tokens or max_tokens) for one in request.stages]
     stages = stages or [Stage(_to_refs(request.adapters), max_tokens)]
+    if len(request.decision_id) > MAX_ID_CHARACTERS:  # it comes back in every adapter's usage event
+        raise InvalidArgument("decision_id", f"has {len(request.decision_id):,} characters", "send the id that Route returned")
     return Generation(
-        tenant=request.tenant or "public",
+        tenant=checked_tenant(request.tenant),
         prompt=request.prompt,
         adapters=stages[-1].adapters,
         max_tokens=stages[-1].max_tokens,

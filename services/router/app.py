@@ -34,9 +34,9 @@ async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
     if settings.qdrant_url:
         from qdrant_client import AsyncQdrantClient
 
-        from services.router.index_server import ServerIndex
+        from services.router.index_server import WRITE_TIMEOUT_S, ServerIndex
 
-        client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=10)
+        client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=int(WRITE_TIMEOUT_S))
         return await ServerIndex.open(client, dimension)
     from services.router.index_local import LocalIndex
 

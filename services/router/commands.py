@@ -89,6 +89,7 @@ def train_command(logs: tuple[Path, ...], output: Path, as_json: bool) -> None:
         table.add_row(name, f"{weight:+.3f}")
     Console().print(table)
     _show({name: Estimate(ranker.report[f"{name}_success"], ranker.report[f"{name}_error"]) for name in ("learned", "hybrid")})
+    click.echo(f"ahead of hybrid by {ranker.report['lead']:.3f}, give or take {ranker.report['lead_error']:.3f} (one standard error)")
     click.echo(f"written to {output}; " + ("publish it" if beats_hybrid(ranker) else "it does not beat hybrid, and will not be published"))
     return None
 

@@ -15,9 +15,10 @@ from ulid import ULID
 from services.router import composition as trees
 from services.router.composition import Node, PlannedStage
 from services.router.index import AdapterIndex
-from services.router.library import AdapterRecord, Scope, checked_tenant
+from services.router.library import AdapterRecord, Scope
 from services.router.listing import page_after, page_size_of, page_token_of
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from smoa.identifiers import checked_tenant
 
 MAX_NAME_CHARACTERS = 128
 

@@ -10,11 +10,12 @@ from typing import Final
 
 import numpy as np
 
-from services.router.index import Vector, check_ulid
+from services.router.index import Vector
 from services.router.library import AdapterRecord
-from smoa.adapter import MAX_RANK, check_labels, granularity_of
+from smoa.adapter import MAX_RANK, check_labels, check_texts, granularity_of
 from smoa.errors import InvalidArgument
-from smoa.limits import MAX_VERSION
+from smoa.identifiers import check_ulid
+from smoa.limits import MAX_MODULES, MAX_VERSION
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
@@ -45,6 +46,8 @@ def _checked(one: Imported, where: str, dimension: int) -> Imported:
         check_ulid(record.adapter_id)
         AdapterStore.key(record.digest)
         check_labels("", record.name, record.tags)
+        check_texts("modules", record.modules, MAX_MODULES)
+        check_texts("base_model", (record.base_model,), 1)
         granularity = granularity_of(record.parameter_count)
     except InvalidArgument as error:
         raise InvalidArgument(f"{where}.{error.field}", error.problem, error.remedy) from error

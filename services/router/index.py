@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from ulid import ULID
 
 from services.router.library import AdapterRecord, Candidate, Reach, Scope, Statistics
-from smoa.errors import InvalidArgument
+from smoa.identifiers import check_ulid
 
 Vector = NDArray[np.float32]
 
@@ -68,19 +67,6 @@ class AdapterIndex(Protocol):
 
     async def close(self) -> None:
         """Release it."""
-
-
-_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
-
-
-def check_ulid(text: str, field: str = "adapter_id", remedy: str = "use the id `smoa adapter list` shows") -> None:
-    """Raise unless it is one.
-
-    Raises:
-        InvalidArgument: not a ULID.
-    """
-    if not _ULID.fullmatch(text):
-        raise InvalidArgument(field, f"{text[:80]!r} is not a ULID", remedy)
 
 
 def point_id(ulid: str) -> str:

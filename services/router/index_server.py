@@ -67,25 +67,26 @@ class ServerIndex:
 
     async def check(self) -> None:
         """See `AdapterIndex`."""
-        if not await self._answer(self._client.collection_exists(self._collection), self._timeout_s):
+        if not await self._answer(self._client.collection_exists(self._collection)):
             raise _unavailable(f"has no collection {self._collection!r} (restore it, or restart this router to make an empty one)")
 
-    async def _call(self, call: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+    async def _call(self, call: Coroutine[Any, Any, T], *, writes: bool = False) -> T:
         if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
             call.close()
             raise _unavailable("is away")
-        return await self._answer(call, timeout_s or self._timeout_s)
+        return await self._answer(call, writes=writes)
 
-    async def _answer(self, call: Awaitable[T], timeout_s: float) -> T:
+    async def _answer(self, call: Awaitable[T], *, writes: bool = False) -> T:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(WRITE_TIMEOUT_S if writes else self._timeout_s):
                 answer = await call
         except UnexpectedResponse as error:
             raise _unavailable(f"answered {error.status_code}") from error
         except (ResponseHandlingException, AioRpcError, httpx.HTTPError, OSError, TimeoutError) as error:
             if isinstance(error, AioRpcError) and error.code() not in _NO_ANSWER:
                 raise _unavailable(f"answered {error.code().name}") from error
-            self._away = True
+            if not writes:  # a slow write says nothing of reads; if the server is gone, the next read finds out
+                self._away = True
             raise _unavailable(f"did not answer ({type(error).__name__})") from error
         self._away = False
         return answer
@@ -114,12 +115,12 @@ class ServerIndex:
             )
             for r, v in records
         ]
-        await self._call(self._client.upsert(self._collection, [*leaders, *points], wait=True), WRITE_TIMEOUT_S)
+        await self._call(self._client.upsert(self._collection, [*leaders, *points], wait=True), writes=True)
 
     async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
         """See `AdapterIndex`."""
         there = models.Filter(must=[models.HasIdCondition(has_id=[point_id(adapter_id)])])  # an id alone would have to be there
-        await self._call(self._client.set_payload(self._collection, {"statistics": vars(statistics)}, there, wait=True), WRITE_TIMEOUT_S)
+        await self._call(self._client.set_payload(self._collection, {"statistics": vars(statistics)}, there, wait=True), writes=True)
 
     async def _join(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> tuple[dict[str, str], list[models.PointStruct]]:
         """The cluster of each adapter that may be routed to, and the leaders of those that are new (see `clusters.py`)."""

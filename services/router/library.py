@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from smoa.errors import InvalidArgument
-
-DEFAULT_TENANT = "public"
-TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 State = Literal["active", "retired", "purged"]
 
 
@@ -166,15 +161,3 @@ class Scope:
             and (self.name is None or record.name == self.name)
             and (self.digest is None or record.digest == self.digest)
         )
-
-
-def checked_tenant(tenant: str) -> str:
-    """The tenant, `public` when empty.
-
-    Raises:
-        InvalidArgument: characters a tenant's name cannot have.
-    """
-    name = tenant or DEFAULT_TENANT
-    if not TENANT_PATTERN.fullmatch(name):
-        raise InvalidArgument("tenant", f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
-    return name

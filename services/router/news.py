@@ -55,7 +55,6 @@ class News:
         self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
         self._own = ("smoa-producer", own_producer_id.encode())
         self._following: dict[TopicPartition, int] = {}
-        self._old_before: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
         self.refused = 0
         """Messages that could not be read; they stay on their topic."""
@@ -109,8 +108,7 @@ class News:
                 continue  # the client has forgotten every position: what it read last may lie behind a gap
             for partition, messages in batch.items():
                 for message in messages:
-                    if message.offset >= self._old_before.get(partition, 0) or message.key == RANKER_KEY.encode():
-                        await self._read(message)
+                    await self._read(message)
                     self._following[partition] = message.offset + 1
             await asyncio.sleep(0)
 
@@ -118,7 +116,7 @@ class News:
         """Go to where each was left; else, at first, to its end, or where there is something older to know; one that is new, from its
         beginning.
         """
-        started, now_ms = bool(self._following), int(time.time() * 1000)
+        placed, now_ms = dict[TopicPartition, int](), int(time.time() * 1000)
         outcomes = {one: now_ms - int(OUTCOMES_BACK_S * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
         back = await consumer.offsets_for_times(outcomes) if outcomes else {}
         rankers = partition_of(RANKER_KEY.encode(), max(1, sum(one.topic == LIFECYCLE for one in partitions)))
@@ -127,13 +125,24 @@ class News:
                 consumer.seek(partition, self._following[partition])
             elif (found := back.get(partition)) is not None:
                 consumer.seek(partition, found.offset)
-            elif started:
+            elif self._following:
                 await consumer.seek_to_beginning(partition)
-            elif partition == TopicPartition(LIFECYCLE, rankers):  # a ranker may have been published while this router was down
-                self._old_before |= await consumer.end_offsets([partition])
-                await consumer.seek_to_beginning(partition)
+            elif partition == TopicPartition(LIFECYCLE, rankers):
+                await self._take_last_ranker(consumer, partition)
             async with asyncio.timeout(self._timeout_s):
-                self._following[partition] = await consumer.position(partition)
+                placed[partition] = await consumer.position(partition)
+        self._following |= placed  # all or none: what was placed half would pass for a topic that grew
+
+    async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        """One may have been published while this router was down; what else is in its partition was in the index by then."""
+        last, end = None, (await consumer.end_offsets([partition]))[partition]
+        await consumer.seek_to_beginning(partition)
+        while await consumer.position(partition) < end:
+            for messages in (await consumer.getmany(partition, timeout_ms=500, max_records=_AT_ONCE)).values():
+                last = next((one for one in reversed(messages) if one.key == RANKER_KEY.encode()), last)
+            await asyncio.sleep(0)
+        if last is not None:
+            await self._read(last)
 
     async def _read(self, message: ConsumerRecord[bytes, bytes]) -> None:
         if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news

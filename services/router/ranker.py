@@ -113,6 +113,11 @@ class Ranking:
     propensities: tuple[float, ...]
 
 
+def is_tried(features: Numbers) -> bool:
+    """Whether an adapter with these [8] features has enough recent outcomes for others to be tried in its place."""
+    return bool(features[_EVIDENCE] >= math.log1p(TRIED))
+
+
 def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Generator, *, explore: bool = True) -> Ranking:
     """Order candidates, hybrid's first choice first, by a draw from what is believed of them; without exploring, by what is expected.
 
@@ -120,7 +125,7 @@ def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Gener
     """
     features = np.array([candidate.features for candidate in candidates], np.float64)
     expected = ranker.log_odds(features)
-    if features[0, _EVIDENCE] < math.log1p(TRIED):
+    if not is_tried(features[0]):
         expected[0] = expected.max()
         explore = False
     if not explore:

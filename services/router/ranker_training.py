@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from services.router.ranker import FEATURES, RISING, Numbers, Ranker
+from services.router.ranker import FEATURES, RISING, Numbers, Ranker, is_tried
 from smoa.errors import FailedPrecondition
 
 MIN_LOGGED: Final = 200
@@ -74,8 +74,8 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
 
 
 def beats_hybrid(ranker: Ranker) -> bool:
-    """Its report says that it is worth publishing: that its lead is luck has a probability of 5 % or less."""
-    return ranker.report.get("lead", -1.0) >= _SURE * ranker.report.get("lead_error", 0.0)
+    """Its report says that it is worth publishing: it leads, and that its lead is luck has a probability of 5 % or less."""
+    return ranker.report.get("lead", 0.0) > _SURE * ranker.report.get("lead_error", 0.0)
 
 
 def fit(logged: Sequence[Logged]) -> Ranker:
@@ -126,7 +126,9 @@ def leads(policy: Ranker, logged: Sequence[Logged], rewards: Ranker) -> Estimate
 
 def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:
     predicted = 1 / (1 + np.exp(-np.clip(rewards.log_odds(one.features), -30, 30)))
-    choice = int((one.features[:, 0] if policy is None else policy.log_odds(one.features)).argmax())
+    choice = hybrid = int(one.features[:, FEATURES.index("score")].argmax())
+    if policy is not None and is_tried(one.features[hybrid]):  # else hybrid's is served, whatever the policy thinks
+        choice = int(policy.log_odds(one.features).argmax())
     value = float(predicted[choice])
     if choice == 0:  # it would have done what was done
         value += (one.success - float(predicted[0])) / max(float(one.propensities[0]), LEAST_PROPENSITY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,19 @@ from services.router.embedding import StaticEmbedder, normalised
 from services.router.importing import Imported, check_imported
 from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
-from services.router.library import AdapterRecord, Scope, State, Statistics, checked_tenant
+from services.router.library import AdapterRecord, Scope, State, Statistics
 from services.router.listing import page_after, page_size_of, page_token_of
 from smoa.adapter import Adapter, check_labels, decode
-from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from smoa.identifiers import checked_tenant
 from smoa.store import AdapterStore
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
 MAX_REASON_CHARACTERS: Final = 2000
+MAX_WRITES: Final = 256
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged"]
 ARRIVALS: Final = frozenset[Action]({"registered", "updated", "restored", "merged"})
 """After these, an adapter may be the better answer to a query that was answered before."""
@@ -48,18 +52,30 @@ def _whole(
 
     @wraps(method)
     async def run(self: Registry, /, *arguments: P.args, **named: P.kwargs) -> T:
+        if len(self._writes) >= MAX_WRITES:
+            raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the index", "retry later")
         task = asyncio.create_task(method(self, *arguments, **named))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_unheard)
+            raise
 
     return run
+
+
+def _log_unheard(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("a write whose caller had gone away failed: %r", error)
 
 
 class Registry:
     """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step.
 
-    What is asked for again is told again: the first time may have ended between the write and its event.
+    What is asked for again is told again, as it is now: the first time may have ended between the write and its event. Not so imports, of
+    which there are many: other routers' cached answers live on for their time at most.
     """
 
     def __init__(
@@ -103,7 +119,7 @@ class Registry:
                 record = await self._record(adapter, digest, tuple(examples))
                 vector, prototypes = self._understood(examples)
                 await self._write([Entry(record, vector, prototypes)])
-        self._changed([Change("registered", record)])
+        self._changed([_as_it_is(record)])
         return record
 
     @_whole
@@ -283,7 +299,7 @@ class Registry:
                     raise AlreadyExists(f"adapter_id: {adapter.manifest.adapter_id} is not the child of merge {merge_id}; use a new id")
                 child = _same_content(found[0], child_digest, tenant)
                 again = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
-                self._changed(_merged(child, [parent for parent, _ in again if parent.state != "active"]))
+                self._changed([_as_it_is(record) for record in (child, *(parent for parent, _ in again))])
                 return child
             parents = [await self._owned(tenant, parent_id) for parent_id in dict.fromkeys(parent_ids)]
             for parent, _ in parents:
@@ -302,7 +318,7 @@ class Registry:
             vector = normalised(np.mean([vector for _, vector in parents], 0))
             prototypes = self._understood(child.examples)[1] if child.examples else None
             await self._write([Entry(child, vector, prototypes), *retired])
-        self._changed(_merged(child, [entry.record for entry in retired]))
+        self._changed([_as_it_is(record) for record in (child, *(entry.record for entry in retired))])
         return child
 
     async def _read(self, digest: str) -> Adapter:
@@ -364,8 +380,11 @@ def _check_move(record: AdapterRecord, states: Sequence[State], action: Action) 
         )
 
 
-def _merged(child: AdapterRecord, parents: Sequence[AdapterRecord]) -> list[Change]:
-    return [Change("merged", child, child.state_reason), *(Change("retired", parent, parent.state_reason) for parent in parents)]
+def _as_it_is(record: AdapterRecord) -> Change:
+    """What there is to tell of an adapter, by its state."""
+    arrived: Action = "merged" if record.merge_id else "registered"
+    actions: dict[State, Action] = {"active": arrived, "retired": "retired", "purged": "purged"}
+    return Change(actions[record.state], record, record.state_reason)
 
 
 def _same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRecord:

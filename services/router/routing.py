@@ -19,11 +19,13 @@ from services.router.embedding import StaticEmbedder
 from services.router.fleet import Fleet
 from services.router.flight import SingleFlight
 from services.router.index import AdapterIndex, Vector
-from services.router.library import DEFAULT_TENANT, Candidate, Reach, Scope, checked_tenant
+from services.router.library import Candidate, Reach, Scope
 from services.router.posteriors import Posteriors
 from services.router.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from smoa.errors import InvalidArgument, NotFound
+from smoa.identifiers import DEFAULT_TENANT, checked_tenant
+from smoa.limits import MAX_NAME_CHARACTERS
 
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
@@ -191,8 +193,9 @@ class Router:
         threshold = query.score_threshold
         if threshold is not None and not -1 <= threshold <= 1:  # NaN is not, either
             raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
-        if not query.base_model:
-            raise InvalidArgument("base_model", "is empty", "send the fingerprint that the executor's GetStatus shows")
+        if not 0 < len(query.base_model) <= MAX_NAME_CHARACTERS:
+            problem = "is empty" if not query.base_model else f"has {len(query.base_model):,} characters"
+            raise InvalidArgument("base_model", problem, "send the fingerprint that the executor's GetStatus shows")
         tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
         return query._replace(tenant=tenant, top_k=top_k)
 

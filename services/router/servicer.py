@@ -13,14 +13,14 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
-from services.router.index import check_ulid
-from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics, checked_tenant
+from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics
 from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
+from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc

@@ -40,6 +40,11 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
         ({"top_k": 0}, "INVALID_ARGUMENT", "top_k: 0 is outside 1..16; ask for a few adapters, 3 by default"),
         ({"top_k": 1000}, "INVALID_ARGUMENT", "top_k: 1000 is outside 1..16; ask for a few adapters, 3 by default"),
         ({"base_model": ""}, "INVALID_ARGUMENT", "base_model: is empty; send the fingerprint that the executor's GetStatus shows"),
+        (
+            {"base_model": "b" * 3_000_000},
+            "INVALID_ARGUMENT",
+            "base_model: has 3,000,000 characters; send the fingerprint that the executor's GetStatus shows",
+        ),
         ({"tenant": "acme"}, "NOT_FOUND", "tenant 'acme' was not found; register an adapter for it first, or check the name"),
         ({"tenant": "A/B"}, "INVALID_ARGUMENT", "tenant: 'A/B' is not a valid name; use 1 to 63 of a-z, 0-9, '.', '_' and '-'"),
         (

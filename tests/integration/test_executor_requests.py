@@ -247,3 +247,11 @@ async def test_stop_string_sampling_and_usage(world: World) -> None:
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.adapter_hits, last.usage.adapter_misses) == (4, 7, 2, 0)
     assert last.usage.finish_reason == executor_pb2.FINISH_REASON_LENGTH
     assert (await world.client.status()).spooled_events == 4
+
+
+async def test_ids_and_tenants_that_no_event_could_carry(world: World) -> None:
+    code, details = await refused(world, decision_id="x" * 800_000)
+    assert (code, details) == ("INVALID_ARGUMENT", "decision_id: has 800,000 characters; send the id that Route returned")
+    code, details = await refused(world, tenant="T" * 800_000)
+    assert code == "INVALID_ARGUMENT"
+    assert details.endswith("is not a valid name; use 1 to 63 of a-z, 0-9, '.', '_' and '-'")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from services.router import registry as registry_module
 from services.router.embedding import StaticEmbedder
 from services.router.index_local import LocalIndex
 from services.router.registry import Change, Registry
@@ -100,3 +101,30 @@ async def test_a_full_store_can_be_emptied(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(world.store, "put_object", refuse)
     monkeypatch.setattr(world.store, "delete", freeing)
     assert (await world.registry.purge("public", made.adapter_id)).state == "purged"
+
+
+async def test_what_is_asked_for_again_is_told_as_it_is_now(world: World) -> None:
+    digest = await world.store.put(adapter_file())
+    made = await world.registry.register("public", digest, KNEES)
+    await world.registry.retire("public", made.adapter_id, "why")
+    world.told.clear()
+    await world.registry.register("public", digest, KNEES)
+    assert world.told == [("retired", made.adapter_id)], "on a compacted topic the last word stays"
+
+
+async def test_writes_that_wait_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "MAX_WRITES", 1)
+    go_on, put_object = asyncio.Event(), world.store.put_object
+
+    async def held(key: str, data: bytes) -> None:
+        await go_on.wait()
+        await put_object(key, data)
+
+    digest = await world.store.put(adapter_file())
+    monkeypatch.setattr(world.store, "put_object", held)
+    first = asyncio.create_task(world.registry.register("public", digest, KNEES))
+    await asyncio.sleep(0)
+    with pytest.raises(ResourceExhausted, match=r"^registry: 1 writes wait for the index; retry later$"):
+        await world.registry.register("public", digest, KNEES)
+    go_on.set()
+    await first

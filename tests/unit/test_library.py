@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.library import TENANT_PATTERN, AdapterRecord, Reach, State, pool_of
+from services.router.library import AdapterRecord, Reach, State, pool_of
+from smoa.identifiers import TENANT_PATTERN
 from tests.contract.test_adapter_index import record
 
 TENANTS = st.sampled_from(("public", "acme", "acme.eu", "a", "b-1")) | st.from_regex(TENANT_PATTERN, fullmatch=True)

@@ -1,0 +1,33 @@
+"""Names that callers send: checked before anything is done with them, for they end up in keys, events and logs."""
+
+from __future__ import annotations
+
+import re
+
+from smoa.errors import InvalidArgument
+
+DEFAULT_TENANT = "public"
+TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
+
+
+def checked_tenant(tenant: str) -> str:
+    """The tenant, `public` when empty.
+
+    Raises:
+        InvalidArgument: characters a tenant's name cannot have.
+    """
+    name = tenant or DEFAULT_TENANT
+    if not TENANT_PATTERN.fullmatch(name):
+        raise InvalidArgument("tenant", f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+    return name
+
+
+def check_ulid(text: str, field: str = "adapter_id", remedy: str = "use the id `smoa adapter list` shows") -> None:
+    """Raise unless it is one.
+
+    Raises:
+        InvalidArgument: not a ULID.
+    """
+    if not _ULID.fullmatch(text):
+        raise InvalidArgument(field, f"{text[:80]!r} is not a ULID", remedy)
