@@ -55,9 +55,10 @@ demo: setup ## Run the whole loop on this machine, with tables; writes build/dem
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
 
-bench: setup ## Measure the executor against its peers, and the router; writes build/*.json and a plot (about 45 minutes)
+bench: setup ## Measure the executor against its peers, merging, and the router; writes build/*.json and a plot (about 45 minutes)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks.routing_quality --json build/routing_quality.json
+	$(BIN)/python -m benchmarks.merging --json build/merging.json
 	$(BIN)/python -m benchmarks.router --json build/router.json
 	$(BIN)/python -m benchmarks.qdrant_shard --json build/qdrant_shard.json
 	$(BIN)/python -m benchmarks.executor --json build/executor.json --plot build/executor.png

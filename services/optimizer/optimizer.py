@@ -48,9 +48,9 @@ class Optimizer:
         likeness = await self._cosines(library, report)
         proposed = merges(library, likeness, self._rules)
         for merge in proposed:
-            if self._owns(merge.first.adapter_id):
+            if self._owns(merge.adapters[0].adapter_id):
                 await self._apply_merge(merge, report)
-        merging = {view.adapter_id for merge in proposed for view in (merge.first, merge.second)}
+        merging = {view.adapter_id for merge in proposed for view in merge.adapters}
         for prune in prunes(library, self._rules):
             if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id):
                 await self._apply_prune(prune, report)
@@ -77,16 +77,14 @@ class Optimizer:
         report.pruned.append(prune)
 
     async def _apply_merge(self, merge: Merge, report: PassReport) -> None:
-        _log.info(
-            "%smerge %s + %s: %s", "dry run: " if self._dry_run else "", merge.first.adapter_id, merge.second.adapter_id, merge.reason
-        )
+        parents = [adapter.adapter_id for adapter in merge.adapters]
+        _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
-            weights = (float(merge.first.successes + 1), float(merge.second.successes + 1))
-            child = merged(self._files[merge.first.digest], self._files[merge.second.digest], weights, merge.merge_id)
+            weights = [adapter.successes + 1.0 for adapter in merge.adapters]
+            child = merged([self._files[adapter.digest] for adapter in merge.adapters], weights, merge.merge_id).adapter
             try:
                 digest = await self._store.put(encode(child))
-                parents = [merge.first.adapter_id, merge.second.adapter_id]
-                await self._client.apply_merge(merge.first.tenant, merge.merge_id, digest, parents, merge.reason)
+                await self._client.apply_merge(merge.adapters[0].tenant, merge.merge_id, digest, parents, merge.reason)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
                 return

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+MAX_GROUP: Final = 32
+"""Adapters that one merge replaces."""
+NAMED: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +64,26 @@ class Prune:
 
 @dataclass(frozen=True)
 class Merge:
-    """Replace two adapters by their average."""
+    """Replace two or more adapters by their average."""
 
-    first: AdapterView
-    second: AdapterView
+    adapters: tuple[AdapterView, ...]
+    """By id."""
     cosine: float
+    """The least of any two of them."""
     benefit: float
 
     @property
     def merge_id(self) -> str:
-        """The same pair has the same id, so a retry is told from a new merge."""
-        pair = "+".join(sorted((self.first.digest, self.second.digest)))
-        return f"merge-{hashlib.sha256(pair.encode()).hexdigest()[:24]}"
+        """The same adapters have the same id, so a retry is told from a new merge."""
+        together = "+".join(sorted(adapter.digest for adapter in self.adapters))
+        return f"merge-{hashlib.sha256(together.encode()).hexdigest()[:24]}"
 
     @property
     def reason(self) -> str:
-        """The numbers, for the log and the lifecycle event."""
-        return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {_numbers(self.first)} and {_numbers(self.second)}"
+        """The numbers, for the log and the lifecycle event; of many adapters those of the first few."""
+        named = [_numbers(adapter) for adapter in self.adapters[:NAMED]]
+        more = f" and {len(self.adapters) - NAMED} more" if len(self.adapters) > NAMED else ""
+        return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {', '.join(named)}{more}"
 
 
 def wilson_upper(successes: int, trials: int, z: float) -> float:
@@ -112,32 +119,57 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
     return found
 
 
-def benefit(first: AdapterView, second: AdapterView, cosine: float, rules: Rules) -> float:
-    """Value of a merge in [-0.5, 1]: half for the slot and file saved, up to half for likeness, less the gap in success."""
+def benefit(adapters: Sequence[AdapterView], cosine: float, rules: Rules) -> float:
+    """Value of a merge: half for each slot and file saved, up to half for likeness, less the widest gap in success."""
     likeness = (cosine - rules.min_cosine) / max(1 - rules.min_cosine, 1e-9)
-    rates = (first.success_rate, second.success_rate)
-    gap = abs(rates[0] - rates[1]) if rates[0] is not None and rates[1] is not None else 0.0
-    return 0.5 + 0.5 * likeness - gap
+    rates = [rate for adapter in adapters if (rate := adapter.success_rate) is not None]
+    gap = max(rates) - min(rates) if rates else 0.0
+    return 0.5 * (len(adapters) - 1) + 0.5 * likeness - gap
 
 
 def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], float], rules: Rules) -> list[Merge]:
-    """Disjoint pairs to merge, the best first. `cosines` is by (lower id, higher id); a missing pair is unlike."""
+    """Disjoint groups to merge, the best first. `cosines` is by (lower id, higher id); a missing pair is unlike.
+
+    A group begins with the best pair left and takes in whoever is like all of it (complete linkage), the likest first, as long as that is
+    of benefit: a chain of likenesses must not join adapters that are unlike.
+    """
     families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
     for adapter in adapters:
         families[adapter.family].append(adapter)
+    like = {pair: min(1.0, cosine) for pair, cosine in cosines.items() if min(1.0, cosine) > rules.min_cosine}  # rounding may pass 1
     found: list[Merge] = []
     for family in families.values():
-        for first, second in itertools.combinations(sorted(family, key=lambda a: a.adapter_id), 2):
-            cosine = min(1.0, cosines.get((first.adapter_id, second.adapter_id), -1.0))  # rounding may pass 1
-            if cosine > rules.min_cosine and (value := benefit(first, second, cosine, rules)) >= rules.min_benefit:
-                found.append(Merge(first, second, cosine, value))
-    taken: set[str] = set()
-    chosen: list[Merge] = []
-    for merge in sorted(found, key=lambda m: (-m.benefit, m.first.adapter_id)):
-        if not {merge.first.adapter_id, merge.second.adapter_id} & taken:
-            taken |= {merge.first.adapter_id, merge.second.adapter_id}
-            chosen.append(merge)
-    return chosen
+        by_id = {adapter.adapter_id: adapter for adapter in family}
+        pairs = [
+            Merge((by_id[low], by_id[high]), cosine, benefit((by_id[low], by_id[high]), cosine, rules))
+            for (low, high), cosine in like.items()
+            if low in by_id and high in by_id
+        ]
+        left = set(by_id)
+        for pair in sorted(pairs, key=lambda one: (-one.benefit, one.adapters[0].adapter_id, one.adapters[1].adapter_id)):
+            members = {adapter.adapter_id for adapter in pair.adapters}
+            if pair.benefit >= rules.min_benefit and members <= left:
+                group = _grown(pair, [by_id[one] for one in sorted(left - members)], like, rules)
+                left -= {adapter.adapter_id for adapter in group.adapters}
+                found.append(group)
+    return sorted(found, key=lambda one: (-one.benefit, one.adapters[0].adapter_id))
+
+
+def _grown(group: Merge, others: Sequence[AdapterView], like: Mapping[tuple[str, str], float], rules: Rules) -> Merge:
+    def least(other: AdapterView, adapters: Sequence[AdapterView]) -> float:
+        pairs = ((min(other.adapter_id, one.adapter_id), max(other.adapter_id, one.adapter_id)) for one in adapters)
+        return min(like.get(pair, -1.0) for pair in pairs)
+
+    near = sorted(((least(one, group.adapters), one) for one in others), key=lambda pair: (-pair[0], pair[1].adapter_id))
+    for cosine, other in near:
+        if cosine < 0 or len(group.adapters) == MAX_GROUP:
+            break
+        together = tuple(sorted((*group.adapters, other), key=lambda one: one.adapter_id))
+        together_least = min(group.cosine, least(other, group.adapters))  # those taken since count too
+        value = benefit(together, together_least, rules)
+        if together_least > rules.min_cosine and value >= group.benefit:
+            group = Merge(together, together_least, value)
+    return group
 
 
 def _numbers(adapter: AdapterView) -> str:

@@ -47,7 +47,7 @@ class World:
         """
         parents = [decode(self.files[i]) for i in (first, second)]
         if parents[0].manifest.kind == parents[1].manifest.kind and parents[0].manifest.modules == parents[1].manifest.modules:
-            child = merged(parents[0], parents[1], (0.5, 0.5), f"merge-{seed}")
+            child = merged(parents[:2], (0.5, 0.5), f"merge-{seed}").adapter
         else:
             child = random_adapter(self.engine._backend.config, self.engine._backend.fingerprint, seed=100 + seed, shared=True)
         ref = AdapterRef(child.manifest.adapter_id, child.manifest.version, await self.store.put(encode(child)), 1.0)

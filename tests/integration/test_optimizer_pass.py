@@ -54,7 +54,7 @@ async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Pat
         files = sorted(Path(world.store.location).rglob("*.safetensors"))
         report = await _pass(world, dry_run=True)
         assert {prune.adapter.name for prune in report.pruned} == {"failing", "unused"}
-        assert [{m.first.name, m.second.name} for m in report.merged] == [{"twin-a", "twin-b"}]
+        assert [{adapter.name for adapter in merge.adapters} for merge in report.merged] == [{"twin-a", "twin-b"}]
         assert await _states(world) == before
         assert sorted(Path(world.store.location).rglob("*.safetensors")) == files
         said = "\n".join(caplog.messages)

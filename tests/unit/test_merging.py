@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.optimizer.merging import cosines, lora_inner, merged, sketch
+from services.optimizer.merging import Method, cosines, lora_inner, merged, random_sketch, sketch
 from smoa.adapter import Adapter, Array, Manifest, decode, encode
+from smoa.errors import InvalidArgument
 
 Matrix = NDArray[np.float64]
 PATHS = tuple(f"model.layers.{layer}.self_attn.q_proj" for layer in range(2))
@@ -98,28 +102,162 @@ def test_cosine_of_the_opposite_and_of_zero() -> None:
 
 def test_lora_merged_with_itself_is_itself() -> None:
     adapter = _lora("a", 1, 2.0)
-    for found, wanted in zip(_dense(merged(adapter, adapter, (1, 3), "m")), _dense(adapter), strict=True):
+    for found, wanted in zip(_dense(merged([adapter, adapter], (1, 3), "m").adapter), _dense(adapter), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * float(np.abs(wanted).max()))
 
 
-def test_lora_xs_merged_with_itself_is_itself() -> None:
-    adapter = _lora_xs("a", 1, dtype=np.float16)
-    child = merged(adapter, adapter, (1, 2), "m")
-    assert child.tensors["q_proj"].dtype == np.float16
-    np.testing.assert_allclose(child.tensors["q_proj"], adapter.tensors["q_proj"], rtol=1e-3)
-    np.testing.assert_array_equal(child.tensors["q_proj.s"], adapter.tensors["q_proj.s"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_lora_xs_merged_with_itself_is_itself_to_the_last_bit(dtype: type[np.floating]) -> None:
+    adapter = _lora_xs("a", 1, scaling=0.3, dtype=dtype)
+    child = merged([adapter] * 3, (1, 2, 5), "m").adapter
+    assert child.manifest.scaling == 0.3
+    for name, tensor in adapter.tensors.items():
+        assert child.tensors[name].dtype == dtype
+        np.testing.assert_array_equal(child.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("make", [_lora, _lora_xs])
+@pytest.mark.parametrize("method", ["average", "ties", "dare"])
+def test_the_order_in_which_they_are_given_does_not_matter(make: Callable[..., Adapter], method: Method) -> None:
+    adapters, weights = [make(name, seed, seed + 1.0) for seed, name in enumerate("abcd")], (1.0, 4.0, 2.0, 3.0)
+    straight = merged(adapters, weights, "m", method=method, density=0.5).adapter
+    back = merged(adapters[::-1], weights[::-1], "m", method=method, density=0.5).adapter
+    assert straight.manifest == back.manifest
+    for name, tensor in straight.tensors.items():
+        np.testing.assert_array_equal(back.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("make", [_lora, _lora_xs])
+def test_grouping_does_not_matter_while_nothing_is_cut_off(make: Callable[..., Adapter]) -> None:
+    a, b, c, d = (make(name, seed, seed + 1.0) for seed, name in enumerate("abcd"))
+    whole = merged([a, b, c, d], (1, 4, 2, 3), "m", max_error=0.0).adapter
+    left, right = merged([a, b], (1, 4), "l", max_error=0.0).adapter, merged([c, d], (2, 3), "r", max_error=0.0).adapter
+    for grouped in (
+        merged([left, right], (5, 5), "m", max_error=0.0),
+        merged([merged([left, c], (5, 2), "x", max_error=0.0).adapter, d], (7, 3), "m", max_error=0.0),
+    ):
+        for found, wanted in zip(_dense(grouped.adapter), _dense(whole), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(count=st.integers(2, 5), rank=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_the_error_is_the_least_of_the_rank_and_is_told(count: int, rank: int, seed: int) -> None:
+    adapters = [_lora(f"{number}", seed + number, number + 0.5) for number in range(count)]
+    child = merged(adapters, range(1, count + 1), "m", rank=rank)
+    wanted = [
+        sum(w * part for w, part in zip(range(1, count + 1), parts, strict=True)) / sum(range(1, count + 1))
+        for parts in zip(*map(_dense, adapters), strict=True)
+    ]
+    least = lost = total = 0.0
+    for found, one in zip(_dense(child.adapter), wanted, strict=True):
+        s = np.linalg.svd(one, compute_uv=False)
+        least, lost, total = least + float(np.sum(s[rank:] ** 2)), lost + float(np.sum((found - one) ** 2)), total + float(np.sum(one**2))
+    assert child.error == pytest.approx(np.sqrt(least / total), abs=1e-6)
+    assert np.sqrt(lost / total) == pytest.approx(child.error, abs=1e-5)
+
+
+def test_the_least_rank_within_an_error_is_found() -> None:
+    adapters = [_lora(name, seed) for seed, name in enumerate("abc")]
+    errors = {rank: merged(adapters, (1, 1, 1), "m", rank=rank).error for rank in range(1, 10)}
+    for wanted in (0.0, 0.1, 0.3, 0.6):
+        child = merged(adapters, (1, 1, 1), "m", max_error=wanted)
+        assert child.error <= wanted + 1e-9
+        assert child.adapter.manifest.rank == min(rank for rank, error in errors.items() if error <= wanted + 1e-9)
+
+
+def test_ties_keeps_the_largest_and_the_sign_of_most() -> None:
+    """Figure 1 of the paper, with three deltas of four numbers; the last is trimmed in each."""
+    deltas = [np.array([[3.0, -2.0, 1.0, 0.1]]), np.array([[1.0, 4.0, -3.0, 0.1]]), np.array([[2.0, -5.0, -1.0, 0.1]])]
+    adapters = [_flat(name, delta) for name, delta in zip("abc", deltas, strict=True)]
+    child = merged(adapters, (1, 1, 1), "m", method="ties", density=0.75, rank=1).adapter
+    np.testing.assert_allclose(_one(child), [[2.0, -3.5, -2.0, 0.0]], atol=1e-6)
+
+
+def test_ties_of_one_kind_is_the_trimmed_average() -> None:
+    adapter = _lora("a", 1)
+    child = merged([adapter, adapter], (1, 3), "m", method="ties", density=1.0)
+    for found, wanted in zip(_dense(child.adapter), _dense(adapter), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+def test_dare_is_the_average_in_expectation_and_the_same_for_the_same_merge() -> None:
+    adapters = [_lora("a", 1), _lora("b", 2)]
+    wanted = [(one + two) / 2 for one, two in zip(*map(_dense, adapters), strict=True)]
+    children = [merged(adapters, (1, 1), f"m{number}", method="dare", density=0.5, rank=10).adapter for number in range(300)]
+    for found, one in zip(zip(*map(_dense, children), strict=True), wanted, strict=True):
+        np.testing.assert_allclose(np.mean(found, 0), one, atol=0.5)
+    again = merged(adapters, (1, 1), "m0", method="dare", density=0.5, rank=10).adapter
+    for name, tensor in children[0].tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("make", [_lora, _lora_xs])
+def test_cosines_of_sketches_are_about_those_of_the_deltas(make: Callable[..., Adapter]) -> None:
+    first, errors = make("a", 1), []
+    for share in np.linspace(0.0, 1.0, 11):
+        for seed in range(5):
+            other = merged([make("a", 1), make("b", 100 + seed)], (share + 1e-9, 1 - share + 1e-9), "m", max_error=0.0).adapter
+            other = Adapter(dataclasses.replace(other.manifest, adapter_id="b"), other.tensors)
+            [exact] = cosines([first, other]).values()
+            errors.append(float(random_sketch(first) @ random_sketch(other)) - exact)
+            if exact > 0.95:
+                assert abs(errors[-1]) < 0.1
+    assert abs(np.mean(errors)) < 0.1
+    assert np.std(errors) < 0.25
+
+
+def test_a_sketch_follows_from_the_file_alone() -> None:
+    adapter = _lora("a", 1, 2.0)
+    again = random_sketch(decode(encode(adapter)))
+    np.testing.assert_array_equal(random_sketch(adapter), again)
+    assert (again.dtype, again.shape) == (np.dtype(np.float32), (256,))
+    assert float(np.linalg.norm(again)) == pytest.approx(1.0)
+    louder = Adapter(dataclasses.replace(adapter.manifest, scaling=7.0), adapter.tensors)
+    np.testing.assert_allclose(random_sketch(louder), again, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "weights", "options", "message"),
+    [
+        (1, (1,), {}, "adapters: are 1 with 1 weights; give two or more, and a weight for each"),
+        (2, (1,), {}, "adapters: are 2 with 1 weights; give two or more, and a weight for each"),
+        (2, (1, -1), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
+        (2, (0, 0), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
+        (2, (1, float("nan")), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
+        (2, (1, 1), {"rank": 0}, "rank: 0 is outside 1..256; choose one inside it"),
+        (2, (1, 1), {"max_error": 1.0}, "max_error: 1.0 is outside 0..1; give the share of |dW| that may be lost"),
+        (2, (1, 1), {"density": 0.0}, "density: 0.0 is outside 0..1; give the share of numbers to keep"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(count: int, weights: tuple[float, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        merged([_lora(name, seed) for seed, name in enumerate("ab"[:count])], weights, "m", **options)
+    assert str(caught.value) == message
+    with pytest.raises(InvalidArgument, match=r"^adapters: differ in kind, base model, tenant or modules; "):
+        merged([_lora("a", 1), _lora_xs("b", 1)], (1, 1), "m")
+
+
+def _flat(adapter_id: str, delta: Matrix) -> Adapter:
+    path = PATHS[0]
+    tensors: dict[str, Array] = {f"{path}.lora_A": delta.astype(np.float32), f"{path}.lora_B": np.ones((1, 1), np.float32)}
+    return Adapter(_manifest(adapter_id, "lora", 1, "q_proj", 1.0), tensors)
+
+
+def _one(adapter: Adapter) -> Matrix:
+    return np.asarray(adapter.tensors[f"{PATHS[0]}.lora_B"].astype(np.float64) @ adapter.tensors[f"{PATHS[0]}.lora_A"])
 
 
 def test_lora_xs_weighted_average_is_the_dense_one() -> None:
     first, second = _lora_xs("a", 1, 0.5), _lora_xs("b", 2, 3.0)
-    child = merged(first, second, (1, 3), "m")
+    child = merged([first, second], (1, 3), "m").adapter
     for found, one, two in zip(_dense(child), _dense(first), _dense(second), strict=True):
         np.testing.assert_allclose(found, 0.25 * one + 0.75 * two, atol=1e-5)
 
 
 def test_lora_recompression_is_the_best_of_its_rank() -> None:
     first, second = _lora("a", 1, 0.5), _lora("b", 2, 2.0)
-    child = merged(first, second, (1, 3), "m")
+    child = merged([first, second], (1, 3), "m").adapter
     for found, one, two in zip(_dense(child), _dense(first), _dense(second), strict=True):
         average = 0.25 * one + 0.75 * two
         u, s, vt = np.linalg.svd(average)
@@ -130,13 +268,13 @@ def test_lora_recompression_is_the_best_of_its_rank() -> None:
 
 def test_child_is_a_valid_file_of_the_same_kind() -> None:
     for first, second in ((_lora("a", 1), _lora("b", 2)), (_lora_xs("a", 1), _lora_xs("b", 2))):
-        child = decode(encode(merged(first, second, (1, 1), "m")))
+        child = decode(encode(merged([first, second], (1, 1), "m").adapter))
         assert (child.manifest.kind, child.manifest.rank, child.manifest.parents) == (first.manifest.kind, RANK, ("a", "b"))
 
 
 def test_child_id_follows_from_the_merge_id() -> None:
     first, second = _lora_xs("a", 1), _lora_xs("b", 2)
-    ids = [merged(first, second, (1, 1), merge_id).manifest.adapter_id for merge_id in ("m", "m", "n")]
+    ids = [merged([first, second], (1, 1), merge_id).adapter.manifest.adapter_id for merge_id in ("m", "m", "n")]
     assert ids[0] == ids[1] != ids[2]
     assert len(ids[0]) == 26
 
@@ -145,7 +283,7 @@ def test_child_is_shared_only_if_both_are_and_has_the_tags_of_both() -> None:
     first, second = _lora_xs("a", 1), _lora_xs("b", 2)
     one = Adapter(dataclasses.replace(first.manifest, shared=True, tags=("x", "y")), first.tensors)
     two = Adapter(dataclasses.replace(second.manifest, tags=("y", "z")), second.tensors)
-    child = merged(one, two, (1, 1), "m").manifest
+    child = merged([one, two], (1, 1), "m").adapter.manifest
     assert (child.shared, child.tags) == (False, ("x", "y", "z"))
 
 
@@ -154,5 +292,6 @@ def test_child_is_shared_only_if_both_are_and_has_the_tags_of_both() -> None:
     [(4, 12), (12, 4)],
 )
 def test_rank_over_the_size_of_the_linear_merges(out: int, width: int) -> None:
-    child = merged(_lora("a", 1, rank=6, out=out, width=width), _lora("b", 2, rank=6, out=out, width=width), (1, 1), "m")
+    both = [_lora(name, seed, rank=6, out=out, width=width) for seed, name in enumerate("ab")]
+    child = merged(both, (1, 1), "m").adapter
     assert decode(encode(child)).manifest.rank == 6

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from services.optimizer.policy import AdapterView, Merge, Rules, benefit, merges, prunes, wilson_upper
+from services.optimizer.policy import MAX_GROUP, AdapterView, Merge, Rules, benefit, merges, prunes, wilson_upper
 
 RULES = Rules()
 
@@ -34,8 +37,8 @@ def _pruned(*views: AdapterView) -> list[str]:
     return [prune.adapter.adapter_id for prune in prunes(views, RULES)]
 
 
-def _merged(likeness: dict[tuple[str, str], float], *views: AdapterView) -> list[tuple[str, str]]:
-    return [(merge.first.adapter_id, merge.second.adapter_id) for merge in merges(views, likeness, RULES)]
+def _merged(likeness: dict[tuple[str, str], float], *views: AdapterView) -> list[tuple[str, ...]]:
+    return [tuple(adapter.adapter_id for adapter in merge.adapters) for merge in merges(views, likeness, RULES)]
 
 
 @pytest.mark.parametrize(
@@ -102,16 +105,45 @@ def test_order_of_modules_does_not_matter() -> None:
     assert _merged({("a", "b"): 0.99}, _view("a"), _view("b", modules=("v", "q"))) == [("a", "b")]
 
 
-def test_pairs_are_disjoint_and_the_best_come_first() -> None:
-    likeness = {("a", "b"): 0.95, ("b", "c"): 0.99, ("a", "c"): 0.96, ("c", "d"): 0.97, ("a", "d"): 0.94}
-    assert _merged(likeness, *map(_view, "abcd")) == [("b", "c"), ("a", "d")]
+def test_groups_are_disjoint_and_the_best_come_first() -> None:
+    likeness = {("a", "b"): 0.95, ("b", "c"): 0.99, ("a", "c"): 0.96, ("c", "d"): 0.97, ("e", "f"): 0.99}
+    assert _merged(likeness, *map(_view, "abcdef")) == [("a", "b", "c"), ("e", "f")]
+
+
+def test_a_chain_of_likenesses_does_not_join_what_is_unlike() -> None:
+    likeness = {("a", "b"): 0.95, ("b", "c"): 0.96, ("c", "d"): 0.95}
+    assert _merged(likeness, *map(_view, "abcd")) == [("b", "c")]
+
+
+def test_one_that_fails_is_left_out_of_its_group() -> None:
+    likeness = dict.fromkeys(itertools.combinations("abc", 2), 0.99)
+    good = {"outcomes": 10, "successes": 9}
+    assert _merged(likeness, _view("a", **good), _view("b", outcomes=10, successes=2), _view("c", **good)) == [("a", "c")]
+
+
+def test_a_group_has_a_largest_size() -> None:
+    names = [f"{number:03}" for number in range(MAX_GROUP + 5)]
+    found = _merged(dict.fromkeys(itertools.combinations(names, 2), 0.99), *map(_view, names))
+    assert [len(group) for group in found] == [MAX_GROUP, 5]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0.8, 1.0), min_size=28, max_size=28), st.permutations("abcdefgh"))
+def test_whatever_the_likenesses_groups_are_disjoint_all_alike_and_the_same_in_any_order(values: list[float], order: list[str]) -> None:
+    likeness = dict(zip(itertools.combinations("abcdefgh", 2), values, strict=True))
+    groups = _merged(likeness, *map(_view, "abcdefgh"))
+    assert groups == _merged(likeness, *map(_view, order))
+    named = [one for group in groups for one in group]
+    assert len(named) == len(set(named))
+    assert all(likeness[pair] > RULES.min_cosine for group in groups for pair in itertools.combinations(group, 2))
 
 
 def test_benefit_formula() -> None:
     first, second = _view("a", outcomes=10, successes=8), _view("b", outcomes=10, successes=5)
-    assert benefit(first, second, 0.95, RULES) == pytest.approx(0.5 + 0.25 - 0.3)
-    assert benefit(first, _view("b"), 0.95, RULES) == pytest.approx(0.75)
-    assert benefit(_view("a"), _view("b"), 1.0, RULES) == pytest.approx(1.0)
+    assert benefit((first, second), 0.95, RULES) == pytest.approx(0.5 + 0.25 - 0.3)
+    assert benefit((first, _view("b")), 0.95, RULES) == pytest.approx(0.75)
+    assert benefit((_view("a"), _view("b")), 1.0, RULES) == pytest.approx(1.0)
+    assert benefit(tuple(map(_view, "abcd")), 1.0, RULES) == pytest.approx(2.0)
 
 
 def test_gap_in_success_forbids_a_merge() -> None:
@@ -126,12 +158,14 @@ def test_min_cosine_of_one_merges_nothing() -> None:
 
 def test_merge_id_does_not_depend_on_the_order() -> None:
     first, second = _view("a"), _view("b")
-    assert Merge(first, second, 0.9, 1.0).merge_id == Merge(second, first, 0.9, 0.5).merge_id
-    assert Merge(first, second, 0.9, 1.0).merge_id != Merge(first, _view("c"), 0.9, 1.0).merge_id
-    assert Merge(first, second, 0.9, 1.0).merge_id.startswith("merge-")
-    assert len(Merge(first, second, 0.9, 1.0).merge_id) == 30
+    assert Merge((first, second), 0.9, 1.0).merge_id == Merge((second, first), 0.9, 0.5).merge_id
+    assert Merge((first, second), 0.9, 1.0).merge_id != Merge((first, _view("c")), 0.9, 1.0).merge_id
+    assert Merge((first, second), 0.9, 1.0).merge_id.startswith("merge-")
+    assert len(Merge((first, second), 0.9, 1.0).merge_id) == 30
 
 
 def test_reason_of_a_merge_has_the_numbers() -> None:
-    merge = Merge(_view("a", outcomes=2, successes=1), _view("b"), 0.95, 0.75)
-    assert merge.reason == "delta cosine 0.9500, benefit 0.75; name-a (100 uses, 1/2) and name-b (100 uses, 0/0)"
+    merge = Merge((_view("a", outcomes=2, successes=1), _view("b")), 0.95, 0.75)
+    assert merge.reason == "delta cosine 0.9500, benefit 0.75; name-a (100 uses, 1/2), name-b (100 uses, 0/0)"
+    many = Merge(tuple(map(_view, "abcdef")), 0.95, 0.75)
+    assert many.reason.endswith("name-d (100 uses, 0/0) and 2 more")
