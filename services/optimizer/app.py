@@ -7,10 +7,12 @@ import logging
 import os
 import signal
 import socket
+from functools import partial
 
 import faust
 import grpc
 
+from services.optimizer.merging import checked_method, merged
 from services.optimizer.optimizer import Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.settings import OptimizerSettings
@@ -59,6 +61,12 @@ def build(settings: OptimizerSettings) -> faust.App:
         min_cosine=settings.min_cosine,
         min_benefit=settings.min_benefit,
     )
+    merge = partial(
+        merged,
+        method=checked_method(settings.merge_method),
+        max_error=settings.merge_max_error or None,
+        density=settings.merge_density,
+    )
     heartbeat = settings.data_folder / "heartbeat"
     pass_lock, wanted = asyncio.Lock(), asyncio.Event()
     parts: dict[str, Optimizer | SmoaClient] = {}
@@ -81,7 +89,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     def optimizer() -> Optimizer:
         if "optimizer" not in parts:
             parts["optimizer"] = Optimizer(
-                client(), AdapterStore(settings.store), rules, statistics.owns, settings.dry_run, settings.max_family
+                client(), AdapterStore(settings.store), rules, statistics.owns, settings.dry_run, settings.max_family, merge
             )
         found = parts["optimizer"]
         assert isinstance(found, Optimizer)

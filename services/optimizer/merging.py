@@ -21,6 +21,7 @@ from smoa.errors import InvalidArgument
 
 Matrix = NDArray[np.float64]
 Method = Literal["average", "ties", "dare"]
+METHODS: Final[tuple[Method, ...]] = ("average", "ties", "dare")
 SKETCH_SIDE: Final = 16
 _EXTRA_DIRECTIONS: Final = 10  # of the randomised range, and its rounds (Halko et al. 2011)
 _POWER_ROUNDS: Final = 3
@@ -97,6 +98,18 @@ def cosines(adapters: Sequence[Adapter]) -> dict[tuple[str, str], float]:
     names = [adapter.manifest.adapter_id for adapter in ordered]
     likeness = gram / norms[:, None] / norms[None, :]
     return {(names[i], names[j]): float(likeness[i, j]) for i in range(len(names)) for j in range(i + 1, len(names))}
+
+
+def checked_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    for method in METHODS:
+        if method == name:
+            return method
+    raise InvalidArgument("merge_method", f"{name!r} is unknown", f"use one of {', '.join(METHODS)}")
 
 
 def merged(

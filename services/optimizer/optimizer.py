@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
-from services.optimizer.merging import cosines, merged
+from services.optimizer.candidates import near_pairs
+from services.optimizer.merging import Child, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
@@ -31,14 +36,29 @@ class PassReport:
     refused: list[str] = field(default_factory=list)
 
 
+class Known(NamedTuple):
+    """What is kept of a file between passes."""
+
+    layers: tuple[int, ...]
+    sketch: NDArray[np.float32]
+
+
 class Optimizer:
     """Applies the policy. `owns` says which adapters this worker decides about, so that workers share the library without talking."""
 
     def __init__(
-        self, client: SmoaClient, store: AdapterStore, rules: Rules, owns: Callable[[str], bool], dry_run: bool, max_family: int
+        self,
+        client: SmoaClient,
+        store: AdapterStore,
+        rules: Rules,
+        owns: Callable[[str], bool],
+        dry_run: bool,
+        max_family: int,
+        merge: Callable[[Sequence[Adapter], Sequence[float], str], Child] = merged,
     ) -> None:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
-        self._dry_run, self._max_family = dry_run, max_family
+        self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
+        self._known: dict[str, Known] = {}
         self._files: dict[str, Adapter] = {}
 
     async def run_pass(self) -> PassReport:
@@ -81,10 +101,12 @@ class Optimizer:
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
             weights = [adapter.successes + 1.0 for adapter in merge.adapters]
-            child = merged([self._files[adapter.digest] for adapter in merge.adapters], weights, merge.merge_id).adapter
+            parts = [self._files[adapter.digest] for adapter in merge.adapters]
             try:
-                digest = await self._store.put(encode(child))
-                await self._client.apply_merge(merge.adapters[0].tenant, merge.merge_id, digest, parents, merge.reason)
+                child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
+                digest = await self._store.put(encode(child.adapter))
+                reason = f"{merge.reason}; {child.error:.2%} of the average's size lost" if child.error else merge.reason
+                await self._client.apply_merge(merge.adapters[0].tenant, merge.merge_id, digest, parents, reason)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
                 return
@@ -98,32 +120,42 @@ class Optimizer:
         report.refused.append(reason)
 
     async def _cosines(self, library: Iterable[AdapterView], report: PassReport) -> dict[tuple[str, str], float]:
+        """Of those that may be alike by their sketches: a file is read once for its sketch, and again only if it has a near one."""
         families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
+        known: dict[str, Known] = {}
         for view in library:
             families[view.family].append(view)
-        found: dict[tuple[str, str], float] = {}
-        wanted: set[str] = set()
-        for family in families.values():
+        groups: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
+        for name, family in families.items():
             if len(family) > self._max_family:
                 _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
                 family = sorted(family, key=lambda view: view.age_s)[: self._max_family]
-            adapters: list[Adapter] = []
             for view in family if len(family) > 1 else []:
-                wanted.add(view.digest)
-                if (adapter := await self._file(view, report)) is not None:
-                    adapters.append(adapter)
-            by_layers: defaultdict[tuple[int, ...], list[Adapter]] = defaultdict(list)
-            for adapter in adapters:
-                by_layers[adapter.manifest.layers].append(adapter)
-            for alike in by_layers.values():
-                found |= cosines(alike)
-        self._files = {digest: adapter for digest, adapter in self._files.items() if digest in wanted}
+                if (one := await self._sketched(view, report)) is not None:
+                    known[view.digest] = one
+                    groups[(*name, one.layers)].append(view)
+        self._known = known
+        self._files = {}
+        found: dict[tuple[str, str], float] = {}
+        for group in groups.values():
+            sketches = np.stack([known[view.digest].sketch for view in group])
+            for low, high in await asyncio.to_thread(near_pairs, sketches, self._rules.min_cosine):
+                pair = [await self._file(view, report) for view in (group[low], group[high])]
+                found |= await asyncio.to_thread(cosines, [one for one in pair if one is not None])
         return found
+
+    async def _sketched(self, view: AdapterView, report: PassReport) -> Known | None:
+        if (known := self._known.get(view.digest)) is not None:
+            return known
+        if (adapter := await self._file(view, report)) is None:
+            return None
+        del self._files[view.digest]
+        return Known(adapter.manifest.layers, await asyncio.to_thread(random_sketch, adapter))
 
     async def _file(self, view: AdapterView, report: PassReport) -> Adapter | None:
         if view.digest not in self._files:
             try:
-                self._files[view.digest] = decode(await self._store.get(view.digest), view.digest)
+                self._files[view.digest] = await asyncio.to_thread(decode, await self._store.get(view.digest), view.digest)
             except (NotFound, InvalidArgument) as error:
                 self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
                 return None

@@ -24,5 +24,12 @@ class OptimizerSettings:
     min_success: float = 0.30
     min_cosine: float = 0.90
     min_benefit: float = 0.30
+    merge_method: str = "average"
+    """average, ties or dare."""
+    merge_density: float = 0.2
+    """Share of each delta that ties and dare keep."""
+    merge_max_error: float = 0.0
+    """Share of the average that a `lora` child may lose: its rank is the least that keeps within it. 0: the rank of its parents."""
     join_ttl_s: float = 86400.0
-    max_family: int = 2000
+    max_family: int = 20_000
+    """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.optimizer.merging import Method, cosines, lora_inner, merged, random_sketch, sketch
+from services.optimizer.merging import METHODS, Method, checked_method, cosines, lora_inner, merged, random_sketch, sketch
 from smoa.adapter import Adapter, Array, Manifest, decode, encode
 from smoa.errors import InvalidArgument
 
@@ -295,3 +295,9 @@ def test_rank_over_the_size_of_the_linear_merges(out: int, width: int) -> None:
     both = [_lora(name, seed, rank=6, out=out, width=width) for seed, name in enumerate("ab")]
     child = merged(both, (1, 1), "m").adapter
     assert decode(encode(child)).manifest.rank == 6
+
+
+def test_methods_have_names() -> None:
+    assert [checked_method(name) for name in METHODS] == list(METHODS)
+    with pytest.raises(InvalidArgument, match=r"^merge_method: 'best' is unknown; use one of average, ties, dare$"):
+        checked_method("best")
