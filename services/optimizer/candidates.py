@@ -12,11 +12,17 @@ SLACK: Final = 0.15
 _BLOCK_ROWS: Final = 1024
 
 
-def near_pairs(sketches: NDArray[np.float32], min_cosine: float) -> list[tuple[int, int]]:
-    """Pairs (lower row, higher row) of unit vectors [n, 256] whose cosine is over `min_cosine` less `SLACK`; n^2 products, in blocks."""
+def near_pairs(sketches: NDArray[np.float32], min_cosine: float, most: int) -> list[tuple[int, int]]:
+    """The first `most` pairs (lower row, higher row) of unit vectors [n, 256] whose cosine is over `min_cosine` less `SLACK`.
+
+    n^2 products, in blocks.
+    """
     found: list[tuple[int, int]] = []
     for start in range(0, len(sketches), _BLOCK_ROWS):
         likeness = sketches[start : start + _BLOCK_ROWS] @ sketches[start:].T
         low, high = np.nonzero(np.triu(likeness > min_cosine - SLACK, 1))
-        found += zip((low + start).tolist(), (high + start).tolist(), strict=True)
+        room = most - len(found)
+        found += zip((low[:room] + start).tolist(), (high[:room] + start).tolist(), strict=True)
+        if len(found) == most:
+            break
     return found

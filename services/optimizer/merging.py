@@ -18,11 +18,14 @@ from ulid import ULID
 
 from smoa.adapter import MAX_RANK, SINGULAR_VALUES, Adapter, Array, Manifest
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_TAGS
 
 Matrix = NDArray[np.float64]
 Method = Literal["average", "ties", "dare"]
 METHODS: Final[tuple[Method, ...]] = ("average", "ties", "dare")
 SKETCH_SIDE: Final = 16
+MOST_RANK: Final = 64
+"""What executors take, unless they are set otherwise."""
 _EXTRA_DIRECTIONS: Final = 10  # of the randomised range, and its rounds (Halko et al. 2011)
 _POWER_ROUNDS: Final = 3
 
@@ -127,10 +130,12 @@ def merged(
     `average` is the weighted average of the deltas. `ties` (Yadav et al. 2023, arXiv 2306.01708) keeps the largest `density` of each delta,
     elects each number's sign by weight and averages those that agree. `dare` (Yu et al. 2024, arXiv 2311.03099) drops all but `density` of
     each delta at random, scales up the rest and averages. A `lora` child has the first's rank, or `rank`, or the least that keeps the
-    relative error within `max_error`; `lora_xs` children keep theirs, and TIES and DARE work in the coordinates of their bases.
+    relative error within `max_error`, up to `rank` or 64; `lora_xs` children keep theirs, and TIES and DARE work in the coordinates of
+    their bases.
 
     Raises:
-        InvalidArgument: fewer than two adapters, weights that do not fit, or a rank, error or density that cannot be.
+        InvalidArgument: fewer than two adapters, weights that do not fit, a rank, error or density that cannot be, or an error that is
+            passed at every rank.
     """
     _check(adapters, weights, rank, max_error, density)
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0].manifest.adapter_id)
@@ -207,7 +212,7 @@ def _merged_pairs(
     adapters: Sequence[Adapter], shares: Matrix, scaling: float, combine: Combine | None, rank: int | None, max_error: float | None
 ) -> tuple[dict[str, Array], float, int]:
     """(tensors, relative error, rank) of a `lora` child."""
-    most = MAX_RANK if max_error is not None else rank or adapters[0].manifest.rank
+    most = rank or (MOST_RANK if max_error is not None else adapters[0].manifest.rank)
     factors = {path: _wanted(path, adapters, shares / scaling, combine, most) for path in _paths(adapters)}
     total = sum(float(one.s @ one.s) + one.missing for one in factors.values())
     longest = max(len(one.s) for one in factors.values())
@@ -217,7 +222,11 @@ def _merged_pairs(
         return float(np.sqrt(left_out / total)) if total else 0.0
 
     if max_error is not None:
-        most = next((tried for tried in range(1, min(most, longest) + 1) if error_at(tried) <= max_error), min(most, longest))
+        within = [tried for tried in range(1, min(most, longest) + 1) if error_at(tried) <= max_error]
+        if not within:
+            problem = f"of {max_error:g} is passed at rank {min(most, longest)}, where {error_at(most):.3f} is lost"
+            raise InvalidArgument("max_error", problem, "allow more, or leave these adapters as they are")
+        most = within[0]
     tensors: dict[str, Array] = {}
     for path, one in factors.items():
         root = np.sqrt(one.s[:most])
@@ -229,22 +238,30 @@ def _merged_pairs(
 
 def _wanted(path: str, adapters: Sequence[Adapter], shares: Matrix, combine: Combine | None, rank: int) -> _Factors:
     """What the child's delta at a path is to be; an adapter that has none there adds zero."""
-    named = [(one, share) for one, share in zip(adapters, shares, strict=True) if f"{path}.lora_A" in one.tensors]
-    a = [one.tensors[f"{path}.lora_A"].astype(np.float64) for one, _ in named]
-    b = [one.tensors[f"{path}.lora_B"].astype(np.float64) * one.manifest.scaling for one, _ in named]
     if combine is None:
-        return _small_svd(np.concatenate([part * share for part, (_, share) in zip(b, named, strict=True)], 1), np.concatenate(a))
-    deltas = [left @ right for left, right in zip(b, a, strict=True)]
-    parts = np.array([share for _, share in named])
-    return _dense_svd(combine(deltas, parts / parts.sum()) * parts.sum(), rank)
+        named = [(one, share) for one, share in zip(adapters, shares, strict=True) if f"{path}.lora_A" in one.tensors]
+        a = [one.tensors[f"{path}.lora_A"].astype(np.float64) for one, _ in named]
+        b = [one.tensors[f"{path}.lora_B"].astype(np.float64) * (one.manifest.scaling * share) for one, share in named]
+        return _small_svd(np.concatenate(b, 1), np.concatenate(a), rank)
+    total = float(shares.sum())
+    return _dense_svd(combine([_dense_delta(path, one, adapters) for one in adapters], shares / total) * total, rank)
 
 
-def _small_svd(b: Matrix, a: Matrix) -> _Factors:
-    """Of b [out, k] @ a [k, in], without making it."""
+def _dense_delta(path: str, adapter: Adapter, like: Sequence[Adapter]) -> Matrix:
+    if f"{path}.lora_A" in adapter.tensors:
+        return np.asarray(
+            adapter.manifest.scaling * adapter.tensors[f"{path}.lora_B"].astype(np.float64) @ adapter.tensors[f"{path}.lora_A"]
+        )
+    there = next(one for one in like if f"{path}.lora_A" in one.tensors)
+    return np.zeros((len(there.tensors[f"{path}.lora_B"]), there.tensors[f"{path}.lora_A"].shape[1]))
+
+
+def _small_svd(b: Matrix, a: Matrix, rank: int) -> _Factors:
+    """The first `rank` of b [out, k] @ a [k, in], without making it."""
     left, left_small = np.linalg.qr(b)
     right, right_small = np.linalg.qr(a.T)
     u, s, vt = np.linalg.svd(left_small @ right_small.T, full_matrices=False)
-    return _Factors(left @ u, s, vt @ right.T)
+    return _Factors(left @ u[:, :rank], s[:rank], vt[:rank] @ right.T, float(np.sum(s[rank:] ** 2)))
 
 
 def _dense_svd(delta: Matrix, rank: int) -> _Factors:
@@ -284,7 +301,7 @@ def _manifest(adapters: Sequence[Adapter], merge_id: str, scaling: float, rank: 
         scaling=scaling,
         tenant=first.tenant,
         shared=all(one.shared for one in manifests),
-        tags=tuple(dict.fromkeys(tag for one in manifests for tag in one.tags)),
+        tags=tuple(dict.fromkeys(tag for one in manifests for tag in one.tags))[:MAX_TAGS],
         specialization=first.specialization,
         parents=tuple(one.adapter_id for one in manifests),
     )

@@ -19,7 +19,7 @@ from services.optimizer.merging import Child, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
-from smoa.errors import InvalidArgument, NotFound, SmoaError
+from smoa.errors import SmoaError
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -34,6 +34,10 @@ class PassReport:
     pruned: list[Prune] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+
+
+MAX_PAIRS = 200_000
+"""Near pairs of one family that a pass compares."""
 
 
 class Known(NamedTuple):
@@ -59,21 +63,17 @@ class Optimizer:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
         self._known: dict[str, Known] = {}
+        self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
 
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
         report = PassReport()
         library = [view_of(adapter) async for adapter in self._client.list_all(all_tenants=True)]
-        likeness = await self._cosines(library, report)
-        proposed = merges(library, likeness, self._rules)
-        for merge in proposed:
-            if self._owns(merge.adapters[0].adapter_id):
-                await self._apply_merge(merge, report)
-        merging = {view.adapter_id for merge in proposed for view in merge.adapters}
-        for prune in prunes(library, self._rules):
-            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id):
-                await self._apply_prune(prune, report)
+        try:
+            await self._change(library, report)
+        finally:
+            self._files = {}
         verb = "would have applied" if self._dry_run else "applied"
         _log.info(
             "pass over %d adapters %s %d prunes and %d merges, %d refused",
@@ -84,6 +84,17 @@ class Optimizer:
             len(report.refused),
         )
         return report
+
+    async def _change(self, library: Sequence[AdapterView], report: PassReport) -> None:
+        likeness = await self._cosines(library, report)
+        proposed = await asyncio.to_thread(merges, library, likeness, self._rules)
+        for merge in proposed:
+            if self._owns(merge.adapters[0].adapter_id):
+                await self._apply_merge(merge, report)
+        merging = {view.adapter_id for merge in proposed for view in merge.adapters}
+        for prune in prunes(library, self._rules):
+            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id):
+                await self._apply_prune(prune, report)
 
     async def _apply_prune(self, prune: Prune, report: PassReport) -> None:
         adapter = prune.adapter
@@ -101,11 +112,13 @@ class Optimizer:
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
             weights = [adapter.successes + 1.0 for adapter in merge.adapters]
-            parts = [self._files[adapter.digest] for adapter in merge.adapters]
+            parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
+            if len(parts) < len(merge.adapters):
+                return
             try:
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
                 digest = await self._store.put(encode(child.adapter))
-                reason = f"{merge.reason}; {child.error:.2%} of the average's size lost" if child.error else merge.reason
+                reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 await self._client.apply_merge(merge.adapters[0].tenant, merge.merge_id, digest, parents, reason)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
@@ -122,7 +135,6 @@ class Optimizer:
     async def _cosines(self, library: Iterable[AdapterView], report: PassReport) -> dict[tuple[str, str], float]:
         """Of those that may be alike by their sketches: a file is read once for its sketch, and again only if it has a near one."""
         families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
-        known: dict[str, Known] = {}
         for view in library:
             families[view.family].append(view)
         groups: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
@@ -131,18 +143,33 @@ class Optimizer:
                 _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
                 family = sorted(family, key=lambda view: view.age_s)[: self._max_family]
             for view in family if len(family) > 1 else []:
-                if (one := await self._sketched(view, report)) is not None:
-                    known[view.digest] = one
-                    groups[(*name, one.layers)].append(view)
-        self._known = known
-        self._files = {}
+                if (known := await self._sketched(view, report)) is not None:
+                    groups[(*name, known.layers)].append(view)
+        wanted = {view.digest for group in groups.values() for view in group}
+        self._known = {digest: known for digest, known in self._known.items() if digest in wanted}
+        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if wanted.issuperset(pair)}
         found: dict[tuple[str, str], float] = {}
         for group in groups.values():
-            sketches = np.stack([known[view.digest].sketch for view in group])
-            for low, high in await asyncio.to_thread(near_pairs, sketches, self._rules.min_cosine):
-                pair = [await self._file(view, report) for view in (group[low], group[high])]
-                found |= await asyncio.to_thread(cosines, [one for one in pair if one is not None])
+            sketches = np.stack([self._known[view.digest].sketch for view in group])
+            near = await asyncio.to_thread(near_pairs, sketches, self._rules.min_cosine, MAX_PAIRS)
+            if len(near) == MAX_PAIRS:
+                _log.warning(
+                    "of a family of %d adapters the first %d near pairs are compared, the rest in later passes", len(group), MAX_PAIRS
+                )
+            for place_a, place_b in near:
+                low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
+                if (cosine := await self._compared(low, high, report)) is not None:
+                    found[low.adapter_id, high.adapter_id] = cosine
         return found
+
+    async def _compared(self, low: AdapterView, high: AdapterView, report: PassReport) -> float | None:
+        pair = (low.digest, high.digest)
+        if pair not in self._cosine:
+            first, second = await self._file(low, report), await self._file(high, report)
+            if first is None or second is None:
+                return None
+            self._cosine[pair] = next(iter((await asyncio.to_thread(cosines, [first, second])).values()))
+        return self._cosine[pair]
 
     async def _sketched(self, view: AdapterView, report: PassReport) -> Known | None:
         if (known := self._known.get(view.digest)) is not None:
@@ -150,13 +177,14 @@ class Optimizer:
         if (adapter := await self._file(view, report)) is None:
             return None
         del self._files[view.digest]
-        return Known(adapter.manifest.layers, await asyncio.to_thread(random_sketch, adapter))
+        known = self._known[view.digest] = Known(adapter.manifest.layers, await asyncio.to_thread(random_sketch, adapter))
+        return known
 
     async def _file(self, view: AdapterView, report: PassReport) -> Adapter | None:
         if view.digest not in self._files:
             try:
                 self._files[view.digest] = await asyncio.to_thread(decode, await self._store.get(view.digest), view.digest)
-            except (NotFound, InvalidArgument) as error:
+            except SmoaError as error:
                 self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
                 return None
         return self._files[view.digest]

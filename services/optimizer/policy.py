@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -130,45 +130,46 @@ def benefit(adapters: Sequence[AdapterView], cosine: float, rules: Rules) -> flo
 def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], float], rules: Rules) -> list[Merge]:
     """Disjoint groups to merge, the best first. `cosines` is by (lower id, higher id); a missing pair is unlike.
 
-    A group begins with the best pair left and takes in whoever is like all of it (complete linkage), the likest first, as long as that is
-    of benefit: a chain of likenesses must not join adapters that are unlike.
+    A group begins with the best pair left and takes in whoever is worth merging with each one of it (complete linkage), the likest first:
+    neither a chain of likenesses nor one of small gaps in success must join adapters that are unlike.
     """
-    families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
-    for adapter in adapters:
-        families[adapter.family].append(adapter)
-    like = {pair: min(1.0, cosine) for pair, cosine in cosines.items() if min(1.0, cosine) > rules.min_cosine}  # rounding may pass 1
-    found: list[Merge] = []
-    for family in families.values():
-        by_id = {adapter.adapter_id: adapter for adapter in family}
-        pairs = [
-            Merge((by_id[low], by_id[high]), cosine, benefit((by_id[low], by_id[high]), cosine, rules))
-            for (low, high), cosine in like.items()
-            if low in by_id and high in by_id
-        ]
-        left = set(by_id)
-        for pair in sorted(pairs, key=lambda one: (-one.benefit, one.adapters[0].adapter_id, one.adapters[1].adapter_id)):
-            members = {adapter.adapter_id for adapter in pair.adapters}
-            if pair.benefit >= rules.min_benefit and members <= left:
-                group = _grown(pair, [by_id[one] for one in sorted(left - members)], like, rules)
-                left -= {adapter.adapter_id for adapter in group.adapters}
-                found.append(group)
-    return sorted(found, key=lambda one: (-one.benefit, one.adapters[0].adapter_id))
+    by_id = {adapter.adapter_id: adapter for adapter in adapters}
+    like: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    pairs: list[Merge] = []
+    for (low, high), raw in cosines.items():
+        cosine = min(1.0, raw)  # rounding may pass 1
+        if low not in by_id or high not in by_id or by_id[low].family != by_id[high].family or cosine <= rules.min_cosine:
+            continue
+        pair = (by_id[low], by_id[high])
+        if (value := benefit(pair, cosine, rules)) >= rules.min_benefit:
+            like[low][high] = like[high][low] = cosine
+            pairs.append(Merge(pair, cosine, value))
+    left, found = set(by_id), list[Merge]()
+    for pair_found in sorted(pairs, key=_first_best):
+        if left.issuperset(adapter.adapter_id for adapter in pair_found.adapters):
+            group = _grown(pair_found, left, like, by_id, rules)
+            left.difference_update(adapter.adapter_id for adapter in group.adapters)
+            found.append(group)
+    return sorted(found, key=_first_best)
 
 
-def _grown(group: Merge, others: Sequence[AdapterView], like: Mapping[tuple[str, str], float], rules: Rules) -> Merge:
-    def least(other: AdapterView, adapters: Sequence[AdapterView]) -> float:
-        pairs = ((min(other.adapter_id, one.adapter_id), max(other.adapter_id, one.adapter_id)) for one in adapters)
-        return min(like.get(pair, -1.0) for pair in pairs)
+def _first_best(merge: Merge) -> tuple[float, str, str]:
+    return (-merge.benefit, merge.adapters[0].adapter_id, merge.adapters[1].adapter_id)
 
-    near = sorted(((least(one, group.adapters), one) for one in others), key=lambda pair: (-pair[0], pair[1].adapter_id))
-    for cosine, other in near:
-        if cosine < 0 or len(group.adapters) == MAX_GROUP:
+
+def _grown(group: Merge, left: Set[str], like: Mapping[str, Mapping[str, float]], by_id: Mapping[str, AdapterView], rules: Rules) -> Merge:
+    """The group with all that may join it. `like` holds the pairs that are worth merging, both ways."""
+    members = [adapter.adapter_id for adapter in group.adapters]
+    common = set[str](left).intersection(*(like[member] for member in members))
+    for other in sorted(common, key=lambda one: (-min(like[one][member] for member in members[:2]), one)):
+        if len(members) == MAX_GROUP:
             break
-        together = tuple(sorted((*group.adapters, other), key=lambda one: one.adapter_id))
-        together_least = min(group.cosine, least(other, group.adapters))  # those taken since count too
-        value = benefit(together, together_least, rules)
-        if together_least > rules.min_cosine and value >= group.benefit:
-            group = Merge(together, together_least, value)
+        if all(member in like[other] for member in members):
+            cosine = min(group.cosine, *(like[other][member] for member in members))
+            together = tuple(by_id[one] for one in sorted([*members, other]))
+            if (value := benefit(together, cosine, rules)) >= group.benefit:
+                group = Merge(together, cosine, value)
+                members.append(other)
     return group
 
 

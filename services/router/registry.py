@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import zip_longest
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -307,7 +308,7 @@ class Registry:
                     raise FailedPrecondition(
                         f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base"
                     )
-            examples = tuple(example for group in zip(*(parent.examples for parent, _ in parents), strict=False) for example in group)
+            examples = tuple(example for group in zip_longest(*(parent.examples for parent, _ in parents)) for example in group if example)
             child = dataclasses.replace(
                 await self._record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
                 merge_id=merge_id,

@@ -92,3 +92,29 @@ async def test_a_lost_file_is_reported_and_the_rest_goes_on(tmp_path: Path) -> N
         assert report.merged == []
         assert {"failing", "unused"} <= {prune.adapter.name for prune in report.pruned}
         assert report.refused[0].startswith(f"{twin.adapter_id} cannot be compared: adapter file '{twin.digest}' was not found")
+
+
+async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        for name, value in (("a", 0.50), ("b", 0.51), ("c", 0.52), ("other", -0.9)):
+            await world.register(KNEES, name=name, value=value)
+        reads: list[str] = []
+        get = world.store.get
+
+        async def counted(digest: str) -> bytes:
+            reads.append(digest)
+            return await get(digest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.store, "get", counted)
+            dry = Optimizer(world.client, world.store, RULES, lambda _: True, True, 100)
+            for _ in range(2):
+                report = await dry.run_pass()
+                assert [{adapter.name for adapter in merge.adapters} for merge in report.merged] == [{"a", "b", "c"}]
+        assert len(reads) == 4 + 3, "each for its sketch, and those that are near once more"
+        rules = dataclasses.replace(RULES, min_age_s=3600.0)
+        assert (await _pass(world, rules=rules)).refused == []
+        active = {adapter.name: adapter async for adapter in world.client.list_all()}
+        assert set(active) == {"a", "other"}
+        assert len(active["a"].parents) == 3
+        assert np.allclose(decode(await get(active["a"].digest)).tensors["q_proj"], 0.51, atol=1e-3)

@@ -19,4 +19,5 @@ def test_the_pairs_are_those_of_the_definition(count: int, seed: int, block: int
     wanted = [(low, high) for low in range(count) for high in range(low + 1, count) if vectors[low] @ vectors[high] > 0.9 - SLACK]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(candidates, "_BLOCK_ROWS", block)
-        assert sorted(near_pairs(vectors, 0.9)) == wanted
+        assert sorted(near_pairs(vectors, 0.9, 1000)) == wanted
+        assert near_pairs(vectors, 0.9, 3) == near_pairs(vectors, 0.9, 1000)[:3]

@@ -301,3 +301,26 @@ def test_methods_have_names() -> None:
     assert [checked_method(name) for name in METHODS] == list(METHODS)
     with pytest.raises(InvalidArgument, match=r"^merge_method: 'best' is unknown; use one of average, ties, dare$"):
         checked_method("best")
+
+
+def test_an_error_that_cannot_be_kept_is_told() -> None:
+    with pytest.raises(InvalidArgument, match=r"^max_error: of 0.01 is passed at rank 2, where 0\.\d+ is lost; allow more, or leave "):
+        merged([_lora("a", 1), _lora("b", 2)], (1, 1), "m", rank=2, max_error=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_one_lacks_is_zero_there(method: Method) -> None:
+    both, one = _lora("a", 1), _lora("b", 1)
+    lacking = Adapter(one.manifest, {name: tensor for name, tensor in one.tensors.items() if PATHS[1] not in name})
+    explicit = Adapter(one.manifest, {name: tensor * (PATHS[1] not in name) for name, tensor in one.tensors.items()})
+    found, wanted = (merged([both, other], (1, 3), "m", method=method, density=1.0, rank=10).adapter for other in (lacking, explicit))
+    for left, right in zip(_dense(found), _dense(wanted), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+def test_a_child_has_no_more_tags_than_an_adapter_may() -> None:
+    adapters = [
+        Adapter(dataclasses.replace(one.manifest, tags=tuple(f"{n}-{k}" for k in range(40))), one.tensors)
+        for n, one in enumerate((_lora_xs("a", 1), _lora_xs("b", 2)))
+    ]
+    decode(encode(merged(adapters, (1, 1), "m").adapter))

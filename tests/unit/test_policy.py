@@ -121,6 +121,13 @@ def test_one_that_fails_is_left_out_of_its_group() -> None:
     assert _merged(likeness, _view("a", **good), _view("b", outcomes=10, successes=2), _view("c", **good)) == [("a", "c")]
 
 
+def test_small_gaps_in_success_do_not_add_up() -> None:
+    """As a pair, one that never fails and one that always does are no merge; a third between them must not make them one."""
+    likeness = dict.fromkeys(itertools.combinations("abcd", 2), 1.0)
+    views = [_view(name, outcomes=100, successes=rate) for name, rate in zip("abcd", (90, 90, 45, 0), strict=True)]
+    assert _merged(likeness, *views) == [("a", "b", "c")]
+
+
 def test_a_group_has_a_largest_size() -> None:
     names = [f"{number:03}" for number in range(MAX_GROUP + 5)]
     found = _merged(dict.fromkeys(itertools.combinations(names, 2), 0.99), *map(_view, names))
@@ -128,11 +135,21 @@ def test_a_group_has_a_largest_size() -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.floats(0.8, 1.0), min_size=28, max_size=28), st.permutations("abcdefgh"))
-def test_whatever_the_likenesses_groups_are_disjoint_all_alike_and_the_same_in_any_order(values: list[float], order: list[str]) -> None:
+@given(
+    st.lists(st.floats(0.8, 1.0), min_size=28, max_size=28),
+    st.permutations("abcdefgh"),
+    st.lists(st.integers(0, 10), min_size=8, max_size=8),
+)
+def test_whatever_the_likenesses_groups_are_disjoint_all_alike_and_the_same_in_any_order(
+    values: list[float], order: list[str], successes: list[int]
+) -> None:
     likeness = dict(zip(itertools.combinations("abcdefgh", 2), values, strict=True))
-    groups = _merged(likeness, *map(_view, "abcdefgh"))
-    assert groups == _merged(likeness, *map(_view, order))
+    views = {name: _view(name, outcomes=10, successes=count) for name, count in zip("abcdefgh", successes, strict=True)}
+    groups = _merged(likeness, *views.values())
+    assert groups == _merged(likeness, *(views[name] for name in order))
+    for group in groups:
+        for low, high in itertools.combinations(group, 2):
+            assert benefit((views[low], views[high]), likeness[low, high], RULES) >= RULES.min_benefit
     named = [one for group in groups for one in group]
     assert len(named) == len(set(named))
     assert all(likeness[pair] > RULES.min_cosine for group in groups for pair in itertools.combinations(group, 2))
