@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 _log = logging.getLogger(__name__)
+_AGAIN_S: Final = 2.0
 
 
 def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -23,7 +24,10 @@ def _ended(task: asyncio.Task[None]) -> None:
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task and wait until it is over; again, if need be: a client that is busy connecting may lose a cancellation."""
+    """Cancel a task and wait until it is over; again, if need be: a client that is busy connecting may lose a cancellation.
+
+    Not soon again, or it would cut off the closing of what the task holds, and leave connections open.
+    """
     while not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=0.2)
+        await asyncio.wait({task}, timeout=_AGAIN_S)

@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaConnectionError
 from smoa.errors import Unavailable
 from smoa.publisher import EventPublisher
 from smoa.spool import Spool, Spooled
+from smoa.tasks import begin, end
 
 
 async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +54,19 @@ async def test_it_goes_on_after_its_disk_failed(tmp_path: Path, monkeypatch: pyt
     async with asyncio.timeout(3):
         await read_again.wait()
     await publisher.stop(0)
+
+
+async def test_what_a_task_closes_at_its_end_is_not_cut_off() -> None:
+    closed = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # a connection's goodbye
+            closed.set()
+
+    task = begin(work(), "work")
+    await asyncio.sleep(0)
+    await end(task)
+    assert closed.is_set()
