@@ -60,8 +60,8 @@ async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int
 
 async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
-    await client.bootstrap()
-    try:
+    try:  # a broker that is just starting may fail it after it connected
+        await client.bootstrap()
         if client.cluster.controller is not None:  # librdkafka's mock has none: it makes a topic when its metadata is asked for
             await _create(bootstrap, topics, partitions)
         for topic in topics:
@@ -74,8 +74,8 @@ async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict
 
 async def _create(bootstrap: str, topics: Sequence[Topic], partitions: int) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
     try:
+        await admin.start()
         wanted = [NewTopic(t.name, partitions, 1, topic_configs={"cleanup.policy": "compact"} if t.compacted else {}) for t in topics]
         for topic in wanted:
             topic.replication_factor = -1  # the broker's default; the client's constructor does not let one ask for it
