@@ -103,7 +103,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         finally:
             await stack.stop()
             if kafka is not None:
-                kafka.stop()
+                await kafka.stop()
 
 
 async def assert_exact(world: World) -> None:

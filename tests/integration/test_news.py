@@ -77,7 +77,7 @@ async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
                 clients.append(await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}")))
             yield Replicas(kafka, index, AdapterStore(str(tmp_path / "store")), clients)
     finally:
-        kafka.stop()
+        await kafka.stop()
 
 
 async def test_what_one_replica_changes_the_others_caches_forget(replicas: Replicas) -> None:
@@ -217,7 +217,7 @@ async def test_a_ranker_published_while_the_only_router_was_down_is_taken(tmp_pa
 
             await until("the ranker of meanwhile", 30, decides_with_it)
     finally:
-        kafka.stop()
+        await kafka.stop()
 
 
 async def test_nothing_is_missed_when_topics_grow(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ async def test_nothing_is_missed_when_topics_grow(tmp_path: Path) -> None:
         await news.stop()
         await producer.stop()
         await admin.close()
-        kafka.stop()
+        await kafka.stop()
 
 
 async def _followed(news: News, partitions: int) -> bool:
