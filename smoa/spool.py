@@ -24,6 +24,7 @@ from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, 
 from smoa.events import Event
 
 _log = logging.getLogger(__name__)
+_UNREADABLE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
 MAX_EVENT_BYTES = 900_000
 """Brokers refuse messages of 1 MB and more (their default): one that is accepted here and never there would block all behind it."""
 _LENGTHS = struct.Struct(">HHH")
@@ -60,7 +61,7 @@ class Spool:
             size = max(2 * max_bytes + _SPARE_BYTES, self._size())  # a smaller bound must not take the room that removing needs
             try:
                 self._environment = self._reserve(opened, size)
-            except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError) as error:
+            except _UNREADABLE as error:
                 aside = self._file.rename(self._file.with_name(f"unreadable-{ULID()}.mdb"))
                 _log.error("%s cannot be read (%s), so its events are not sent; it is kept as %s", self._file, error, aside)
                 self._environment = self._reserve(opened, size)
@@ -103,7 +104,7 @@ class Spool:
                 self._next = _number(opening.get(b"removed")) + 1
                 for key, framed in opening.cursor(self._events):
                     self._next, self._count, self._bytes = _number(key) + 1, self._count + 1, self._bytes + self._cost(framed)
-        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError):
+        except _UNREADABLE:
             raise
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot open {self.folder} ({error}); check the volume") from error

@@ -153,9 +153,7 @@ class Optimizer:
             sketches = np.stack([self._known[view.digest].sketch for view in group])
             near = await asyncio.to_thread(near_pairs, sketches, self._rules.min_cosine, MAX_PAIRS)
             if len(near) == MAX_PAIRS:
-                _log.warning(
-                    "of a family of %d adapters the first %d near pairs are compared, the rest in later passes", len(group), MAX_PAIRS
-                )
+                _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
             for place_a, place_b in near:
                 low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
                 if (cosine := await self._compared(low, high, report)) is not None:

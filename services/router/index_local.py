@@ -30,6 +30,7 @@ from services.router.record_file import RecordFile, Written, vectors_of
 from services.router.vectors import Encoded
 from smoa.errors import FailedPrecondition
 from smoa.identifiers import check_ulid
+from smoa.tasks import Outliving
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class LocalIndex:
         self._thread = ThreadPoolExecutor(1, "index")
         self._trainer = ThreadPoolExecutor(1, "index-training")
         self._writing = asyncio.Lock()
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Outliving()
         self._trainings: dict[str, asyncio.Task[None]] = {}
         self._dimension = dimension
         self._new_pool = partial(VectorPool, dimension)
@@ -108,11 +109,7 @@ class LocalIndex:
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
-        # A task of its own: a caller that goes away must not part the file from the pools.
-        task = asyncio.create_task(self._upsert(records, prototypes or {}))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        await asyncio.shield(task)
+        await self._writes.run(self._upsert(records, prototypes or {}))  # or a caller that goes away would part the file from the pools
 
     async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
         """See `AdapterIndex`."""
@@ -197,7 +194,8 @@ class LocalIndex:
         trainings = list(self._trainings.values())
         for task in trainings:
             task.cancel()
-        await asyncio.gather(*self._writes, *trainings, return_exceptions=True)
+        await self._writes.close()
+        await asyncio.gather(*trainings, return_exceptions=True)
         for thread in (self._thread, self._trainer):
             await asyncio.to_thread(thread.shutdown)
         self._file.close()

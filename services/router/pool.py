@@ -215,13 +215,13 @@ class VectorPool:
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
-            if near_clusters is not None and len(positions) < limit:  # the scan met too few of them: take all there are
+            if near_clusters is None:  # dropped ones may have filled the scan's answer: look further, in every cell
+                widest = min(self._used, _WIDEST)
+                while len(positions) < min(limit, len(self)) and count < widest:
+                    count = min(8 * count, widest)
+                    positions = self._counted(self._scan.nearest(query, count, everywhere=True), None)
+            elif len(positions) < limit:  # the scan met too few of these clusters: take all there are
                 positions = self._counted(np.arange(self._used), near_clusters)
-            # Dropped ones may have filled the scan's answer: look further, in every cell.
-            widest = min(self._used, _WIDEST)
-            while len(positions) < min(limit, len(self)) and count < widest and near_clusters is None:
-                count = min(8 * count, widest)
-                positions = self._counted(self._scan.nearest(query, count, everywhere=True), near_clusters)
         # `take`, for indexing copies the rows at less than half its speed; no position is out of bounds.
         codes = np.take(self._codes, positions, 0, mode="clip")
         cosines = (codes.astype(np.float32) @ query) * self._steps[positions]

@@ -58,7 +58,9 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
     cut = int(len(ordered) * (1 - HELD_OUT))
     early, late = ordered[:cut], ordered[cut:]
     tried, rewards = fit(early[::2]), fit(early[1::2])
-    learned, hybrid, lead = evaluate(tried, late, rewards), evaluate(None, late, rewards), leads(tried, late, rewards)
+    by_learned, by_hybrid = ([_value(policy, one, rewards) for one in late] for policy in (tried, None))
+    learned, hybrid = _estimate(by_learned), _estimate(by_hybrid)
+    lead = _estimate(np.subtract(by_learned, by_hybrid).tolist())  # decision by decision
     report = {
         "outcomes": float(len(ordered)),
         "held_out": float(len(late)),
@@ -117,11 +119,6 @@ def _newton(inputs: Numbers, wanted: Numbers, weights: Numbers) -> Numbers:
 def evaluate(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
     """Doubly robust estimate of what a policy's first choices (None: hybrid's) would have reached on a log; `rewards` predicts success."""
     return _estimate([_value(policy, one, rewards) for one in logged])
-
-
-def leads(policy: Ranker, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
-    """By how much a policy's success is over hybrid's, decision by decision."""
-    return _estimate([_value(policy, one, rewards) - _value(None, one, rewards) for one in logged])
 
 
 def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from smoa.adapter import Adapter, check_labels, decode
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.store import AdapterStore
+from smoa.tasks import Outliving
 
-_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
@@ -55,21 +54,9 @@ def _whole(
     async def run(self: Registry, /, *arguments: P.args, **named: P.kwargs) -> T:
         if len(self._writes) >= MAX_WRITES:
             raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the index", "retry later")
-        task = asyncio.create_task(method(self, *arguments, **named))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_log_unheard)
-            raise
+        return await self._writes.run(method(self, *arguments, **named))
 
     return run
-
-
-def _log_unheard(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("a write whose caller had gone away failed: %r", error)
 
 
 class Registry:
@@ -91,11 +78,11 @@ class Registry:
         self._index, self._store, self._embedder, self._changed = index, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
         self._writing, self._journal = asyncio.Lock(), Journal(store)
-        self._writes: set[asyncio.Task[Any]] = set()
+        self._writes = Outliving()
 
     async def close(self) -> None:
         """Wait for writes whose callers have gone."""
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._writes.close()
 
     @_whole
     async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:

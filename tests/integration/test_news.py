@@ -58,26 +58,31 @@ class Replicas:
 
 
 @pytest.fixture
-async def replicas(tmp_path: Path) -> AsyncIterator[Replicas]:
-    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
-    await kafka.start()
+async def kafka(tmp_path: Path) -> AsyncIterator[ApacheKafka]:
+    broker = ApacheKafka(tmp_path / "kafka", broker_port())
+    await broker.start()
     try:
-        index = await ServerIndex.open(AsyncQdrantClient(":memory:"), 256)
-        async with AsyncExitStack() as stack:
-            clients = []
-            for number in range(2):
-                settings = RouterSettings(
-                    address="127.0.0.1:0",
-                    data_folder=tmp_path / f"router-{number}",
-                    store=str(tmp_path / "store"),
-                    kafka_bootstrap=kafka.bootstrap,
-                )
-                server = await build(settings, stack, index)
-                await server.ready()
-                clients.append(await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}")))
-            yield Replicas(kafka, index, AdapterStore(str(tmp_path / "store")), clients)
+        yield broker
     finally:
-        await kafka.stop()
+        await broker.stop()
+
+
+@pytest.fixture
+async def replicas(kafka: ApacheKafka, tmp_path: Path) -> AsyncIterator[Replicas]:
+    index = await ServerIndex.open(AsyncQdrantClient(":memory:"), 256)
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number in range(2):
+            settings = RouterSettings(
+                address="127.0.0.1:0",
+                data_folder=tmp_path / f"router-{number}",
+                store=str(tmp_path / "store"),
+                kafka_bootstrap=kafka.bootstrap,
+            )
+            server = await build(settings, stack, index)
+            await server.ready()
+            clients.append(await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}")))
+        yield Replicas(kafka, index, AdapterStore(str(tmp_path / "store")), clients)
 
 
 async def test_what_one_replica_changes_the_others_caches_forget(replicas: Replicas) -> None:
@@ -191,9 +196,7 @@ async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replic
         await producer.stop()
 
 
-async def test_a_ranker_published_while_the_only_router_was_down_is_taken(tmp_path: Path) -> None:
-    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
-    await kafka.start()
+async def test_a_ranker_published_while_the_only_router_was_down_is_taken(kafka: ApacheKafka, tmp_path: Path) -> None:
     settings = RouterSettings(
         address="127.0.0.1:0", data_folder=tmp_path / "router", store=str(tmp_path / "store"), kafka_bootstrap=kafka.bootstrap
     )
@@ -205,25 +208,21 @@ async def test_a_ranker_published_while_the_only_router_was_down_is_taken(tmp_pa
             await server.ready()
             yield await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
 
-    try:
-        async with router() as client:
-            await client.register(await AdapterStore(settings.store).put(adapter_file()), KNEES)
-        for version in ("first", "second"):
-            await _announce(kafka.bootstrap, dataclasses.replace(builtin(), version=version).to_bytes())
-        async with router() as client:
+    async with router() as client:
+        await client.register(await AdapterStore(settings.store).put(adapter_file()), KNEES)
+        assert (await client.route(QUERY, base_model="base-a", strategy=LEARNED)).ranker == "builtin"
+    for version in ("first", "second"):
+        await _announce(kafka.bootstrap, dataclasses.replace(builtin(), version=version).to_bytes())
+    async with router() as client:
 
-            async def decides_with_it() -> bool:
-                return (await client.route(QUERY, base_model="base-a", strategy=LEARNED)).ranker == "second"
+        async def decides_with_it() -> bool:
+            return (await client.route(QUERY, base_model="base-a", strategy=LEARNED)).ranker == "second"
 
-            await until("the ranker of meanwhile", 30, decides_with_it)
-    finally:
-        await kafka.stop()
+        await until("the ranker of meanwhile", 30, decides_with_it)
 
 
-async def test_nothing_is_missed_when_topics_grow(tmp_path: Path) -> None:
+async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
     """The client forgets its positions when a topic gets more partitions, and would go on at their ends."""
-    kafka = ApacheKafka(tmp_path / "kafka", broker_port())
-    await kafka.start()
     router = Router(Mock(), Mock(), RoutingCache(0), Mock())
     news = News(kafka.bootstrap, router, Mock(get_document=AsyncMock(return_value=None)), "own")
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, metadata_max_age_ms=500)
@@ -257,11 +256,11 @@ async def test_nothing_is_missed_when_topics_grow(tmp_path: Path) -> None:
         await until("following the new partitions", 30, sent_while_growing)
         await send(50)
         await until("all", 20, all_known)
+        assert news.refused == 0
     finally:
         await news.stop()
         await producer.stop()
         await admin.close()
-        await kafka.stop()
 
 
 async def _followed(news: News, partitions: int) -> bool:

@@ -53,6 +53,7 @@ async def test_it_goes_on_after_its_disk_failed(tmp_path: Path, monkeypatch: pyt
     await publisher.start()
     async with asyncio.timeout(3):
         await read_again.wait()
+    assert not failures
     await publisher.stop(0)
 
 
