@@ -293,7 +293,7 @@ async def measure_learning(seed: int) -> list[dict[str, float]]:
             choice = await world.choose(queries[number], "learned", top_k=1)
             first = choice.ranked[0].adapter_id
             succeeded = bool(rng.random() < quality.chance(world.place_of[first], job_of[number]))
-            world.router.posteriors.observe(first, succeeded)
+            world.router.posteriors.observe("public", first, succeeded)
             features = np.array([one.features for one in choice.ranked])
             log.append(Logged(features, np.array(choice.propensities), float(succeeded), number))
             if (number + 1) % STEP == 0:

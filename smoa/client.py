@@ -246,6 +246,11 @@ class SmoaClient:
             if not token:
                 return
 
+    async def get(self, adapter_id: str, tenant: str = "public") -> registry_pb2.Adapter:
+        """One adapter that the tenant may use."""
+        request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
+        return await self.registry.GetAdapter(request, timeout=self._timeout_s)
+
     async def retire(self, tenant: str, adapter_id: str, reason: str) -> registry_pb2.Adapter:
         """Stop routing to an adapter."""
         request = registry_pb2.RetireAdapterRequest(tenant=tenant, adapter_id=adapter_id, reason=reason)

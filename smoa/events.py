@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -19,6 +19,11 @@ ADAPTER_OUTCOMES: Final = "smoa.adapter-outcomes.v1"
 LIFECYCLE: Final = "smoa.lifecycle.v1"
 EXECUTORS: Final = "smoa.executors.v1"
 DEAD_LETTER: Final = "smoa.dead-letter.v1"
+PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES})
+"""Topics whose messages may hold many events each (`EventBatch`): the compacted ones cannot, for compaction goes by a message's key."""
+
+MAX_PACKED: Final = 65_536
+_BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
 
 TYPES: Final[dict[str, type[Message]]] = {
     DECISIONS: router_pb2.Decision,
@@ -57,6 +62,32 @@ def event(topic: str, key: str, message: Message) -> Event:
     return Event(topic, key.encode(), message.SerializeToString(deterministic=True), message.DESCRIPTOR.full_name)
 
 
+class Received(NamedTuple):
+    """One event as it came from Kafka, not decoded yet."""
+
+    topic: str
+    partition: int
+    offset: int
+    place: int
+    """In its message."""
+    key: bytes
+    value: bytes
+    producer_id: str
+    """Empty where the sender gave none."""
+    sequence: int
+
+    @property
+    def position(self) -> int:
+        """Rises along a partition, through the events of a message too."""
+        return self.offset * MAX_PACKED + self.place
+
+
+def pack(events: Iterable[tuple[bytes, bytes, int]]) -> bytes:
+    """The value of one message with many events (key, value, sequence) of one partition of a topic in `PACKED`."""
+    packed = [events_pb2.PackedEvent(key=key, value=value, sequence=sequence) for key, value, sequence in events]
+    return events_pb2.EventBatch(events=packed).SerializeToString()
+
+
 def headers(type_name: str, producer_id: str = "", sequence: int = 0) -> list[tuple[str, bytes]]:
     """Kafka headers of an event; producer and sequence let a reader tell a repeated send."""
     named = [("smoa-type", type_name.encode()), ("smoa-schema", SCHEMA.encode())]
@@ -65,22 +96,49 @@ def headers(type_name: str, producer_id: str = "", sequence: int = 0) -> list[tu
     return named
 
 
-def decode(topic: str, value: bytes | None, found: Iterable[tuple[str, bytes]]) -> Message:
-    """Parse a message's value by its topic and headers.
+def unpack(
+    topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None, found: Iterable[tuple[str, bytes | None]]
+) -> Sequence[Received]:
+    """The events of one message, in order: one, or those of an `EventBatch`.
 
     Raises:
-        InvalidArgument: another schema or type than the topic's, an empty value, or bytes that are not that message.
+        InvalidArgument: another schema, a batch where none may stand, or bytes that are not one.
     """
     named = {name: (content or b"").decode("utf-8", "replace") for name, content in found}  # Kafka allows a null header
-    wanted = TYPES[topic]
     if (schema := named.get("smoa-schema", SCHEMA)) != SCHEMA:
         raise InvalidArgument("smoa-schema", f"{schema!r} is not known to this version", f"produce schema {SCHEMA} or upgrade the reader")
-    if (type_name := named.get("smoa-type", wanted.DESCRIPTOR.full_name)) != wanted.DESCRIPTOR.full_name:
-        raise InvalidArgument("smoa-type", f"{type_name!r} does not belong on {topic}", f"produce {wanted.DESCRIPTOR.full_name}")
+    wanted = TYPES[topic].DESCRIPTOR.full_name
+    type_name, producer_id = named.get("smoa-type", wanted), named.get("smoa-producer", "")
+    if type_name == _BATCH_NAME and topic in PACKED:
+        batch = _parsed(events_pb2.EventBatch, value).events
+        if len(batch) > MAX_PACKED:
+            raise InvalidArgument("events", f"holds {len(batch):,}", f"put at most {MAX_PACKED:,} in one message")
+        return [Received(topic, partition, offset, i, one.key, one.value, producer_id, one.sequence) for i, one in enumerate(batch)]
+    if type_name != wanted:
+        raise InvalidArgument("smoa-type", f"{type_name!r} does not belong on {topic}", f"produce {wanted}")
+    sequence = named.get("smoa-sequence", "0")
+    if not sequence.isascii() or not sequence.isdigit() or len(sequence) > 18:
+        raise InvalidArgument("smoa-sequence", f"{sequence[:40]!r} is not a number", "number a producer's events from 0")
+    return [Received(topic, partition, offset, 0, key or b"", value or b"", producer_id, int(sequence))]
+
+
+def decode(topic: str, value: bytes) -> Message:
+    """The message of an event.
+
+    Raises:
+        InvalidArgument: an empty value, or bytes that are not the topic's message.
+    """
     if not value:
-        raise InvalidArgument("value", f"of a {topic} message is empty", f"produce a serialised {wanted.DESCRIPTOR.full_name}")
+        raise InvalidArgument("value", f"of a {topic} message is empty", f"produce a serialised {TYPES[topic].DESCRIPTOR.full_name}")
+    return _parsed(TYPES[topic], value)
+
+
+_M = TypeVar("_M", bound=Message)
+
+
+def _parsed(wanted: type[_M], value: bytes | None) -> _M:
     try:
-        return wanted.FromString(value)
+        return wanted.FromString(value or b"")
     except DecodeError as error:
         raise InvalidArgument(
             "value", f"is not a {wanted.DESCRIPTOR.full_name} ({error})", "serialise it with the contracts of smoa.v1"

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,61 +21,64 @@ HOME = os.environ.get("SMOA_TEST_KAFKA_HOME", "")
 SKIP_REASON = "SMOA_TEST_KAFKA_HOME is not set: it names the folder whose `serve` starts a real Apache Kafka"
 
 
-def broker_port() -> int:
-    """A port that is free, and the next one too: the broker's controller takes that. Below those that connections get by themselves."""
+def broker_port(nodes: int = 1) -> int:
+    """A port that is free, and the next ones too: each node takes two. Below those that connections get by themselves."""
     while True:
         port = random.randrange(20_000, 30_000, 2)
-        with socket.socket() as first, socket.socket() as second:
+        with ExitStack() as opened:
             try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 1))
+                for number in range(port, port + 2 * nodes):
+                    opened.enter_context(socket.socket()).bind(("127.0.0.1", number))
             except OSError:
                 continue
             return port
 
 
 class ApacheKafka:
-    """One broker; `kill` is kill -9, and `start` starts it again on the same folder."""
+    """One broker, or several; `kill` is kill -9, and `start` starts again, on the same folder, what does not run."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self._folder, self._port = folder, port
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path, port: int, nodes: int = 1) -> None:
+        self._folder, self._port, self._nodes = folder, port, nodes
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
     def bootstrap(self) -> str:
-        """Address of the broker."""
-        return f"127.0.0.1:{self._port}"
+        """Addresses of the brokers."""
+        return ",".join(f"127.0.0.1:{self._port + 2 * node}" for node in range(self._nodes))
 
     async def start(self) -> None:
         """Start, and wait until topics can be made."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "log").open("ab") as log:
-            command = [str(Path(HOME) / "serve"), str(self._folder), str(self._port)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        for node in range(1, self._nodes + 1):
+            if node not in self._processes:
+                command = [str(Path(HOME) / "serve"), str(self._folder), str(self._port), str(node), str(self._nodes)]
+                with (self._folder / f"log-{node}").open("ab") as log:
+                    self._processes[node] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         await ensure_topics(self.bootstrap, TOPICS, 4, timeout_s=60)
 
-    def kill(self) -> None:
+    def kill(self, node: int = 1) -> None:
         """kill -9."""
-        self._end(signal.SIGKILL)
+        self._end(node, signal.SIGKILL)
 
     async def stop(self) -> None:
         """Stop in order, and let the loop see its connections end.
 
         The client drops a connection unclosed when it is cancelled while it makes one (aiokafka 0.14); the broker's end closes that, too.
         """
-        self._end(signal.SIGTERM)
+        for node in list(self._processes):
+            self._end(node, signal.SIGTERM)
         for _ in range(20):
             await asyncio.sleep(0)
 
-    def _end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, number)
+    def _end(self, node: int, number: signal.Signals) -> None:
+        process = self._processes.pop(node, None)
+        if process is not None:
+            os.killpg(process.pid, number)
             try:
-                self._process.wait(20)
+                process.wait(20)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait(10)
-            self._process = None
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
 
 
 async def read_all(bootstrap: str, topic: str) -> list[ConsumerRecord[bytes, bytes]]:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from functools import partial
 
 import faust
@@ -15,17 +16,20 @@ import grpc
 from services.optimizer.merging import checked_method, merged
 from services.optimizer.optimizer import Optimizer
 from services.optimizer.policy import Rules
+from services.optimizer.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream import Statistics
+from services.optimizer.stream import COUNTS, JOINS, MESSAGES_AT_ONCE, Count, Join
 from services.optimizer.transport import mend
 from smoa.client import SmoaClient
+from smoa.errors import Unavailable
 from smoa.store import AdapterStore
-from smoa.topics import TOPICS, Topic, ensure_topics
-from smoa.v1 import registry_pb2
+from smoa.topics import TOPICS, ensure_topics
 
 _log = logging.getLogger(__name__)
 APP_ID = "smoa-optimizer"
 HEARTBEAT_S = 1.0
+TIDY_S = 10.0
+STUCK_S = 60.0
 
 
 def build(settings: OptimizerSettings) -> faust.App:
@@ -33,7 +37,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         APP_ID,
-        broker=f"kafka://{settings.kafka_bootstrap}",
+        broker=[f"kafka://{one.strip()}" for one in settings.kafka_bootstrap.split(",")],
         store="memory://",
         key_serializer="raw",
         value_serializer="raw",
@@ -47,13 +51,14 @@ def build(settings: OptimizerSettings) -> faust.App:
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,
         broker_commit_interval=1.0,
-        broker_session_timeout=15.0,
-        broker_heartbeat_interval=3.0,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
         broker_max_poll_interval=300.0,
         stream_wait_empty=False,
+        stream_buffer_maxsize=4 * MESSAGES_AT_ONCE,
     )
     mend(app)
-    statistics = Statistics(app, settings.partitions, settings.join_ttl_s)
+    join, count = Join(app, settings), Count(app, settings)
     rules = Rules(
         min_uses=settings.min_uses,
         min_age_s=settings.min_age_s,
@@ -69,11 +74,12 @@ def build(settings: OptimizerSettings) -> faust.App:
     )
     heartbeat = settings.data_folder / "heartbeat"
     pass_lock, wanted = asyncio.Lock(), asyncio.Event()
-    parts: dict[str, Optimizer | SmoaClient] = {}
+    parts: dict[str, Optimizer | SmoaClient | Reporter] = {}
 
     def settled() -> bool:
         """True once this worker has its partitions and their state."""
-        return bool(app.consumer.assignment()) and not app.rebalancing and not app.in_recovery
+        stages_loaded = all(stage.owned() and stage.owned() == stage.parts.keys() for stage in (join, count))
+        return stages_loaded and not app.rebalancing and not app.in_recovery and count.generation == app.consumer_generation_id
 
     @app.on_worker_init.connect(weak=False)
     def starting(*_: object, **__: object) -> None:
@@ -89,41 +95,25 @@ def build(settings: OptimizerSettings) -> faust.App:
     def optimizer() -> Optimizer:
         if "optimizer" not in parts:
             parts["optimizer"] = Optimizer(
-                client(), AdapterStore(settings.store), rules, statistics.owns, settings.dry_run, settings.max_family, merge
+                client(), AdapterStore(settings.store), rules, count.owns, settings.dry_run, settings.max_family, merge
             )
         found = parts["optimizer"]
         assert isinstance(found, Optimizer)
         return found
 
-    async def report_counts() -> None:
-        """Tell the registry the counts that changed."""
-        keys, statistics.changed = statistics.changed, set()
-        for key in sorted(keys):
-            adapter_id = key.decode()
-            counts = statistics.counts(adapter_id)
-            if counts is None or not statistics.owns(adapter_id):
-                continue
-            numbers = registry_pb2.AdapterStatistics(
-                uses=counts.uses,
-                outcomes=counts.outcomes,
-                successes=counts.successes,
-                generations=counts.generations,
-                tokens=counts.tokens,
-            )
-            try:
-                await client().report_statistics(counts.tenant, adapter_id, numbers)
-            except grpc.aio.AioRpcError as error:
-                if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
-                    statistics.changed |= keys  # the registry is away: all of it again next time
-                    raise
-                _log.warning("no such adapter %s of tenant %s: its counts stay here", adapter_id, counts.tenant)
+    def reporter() -> Reporter:
+        if "reporter" not in parts:
+            parts["reporter"] = Reporter(client(), count, settings.half_life_s)
+        found = parts["reporter"]
+        assert isinstance(found, Reporter)
+        return found
 
     async def one_pass() -> None:
         if not settled():
             return
         async with pass_lock:
             try:
-                await report_counts()
+                await reporter().report()
                 await optimizer().run_pass()
             except grpc.aio.AioRpcError as error:
                 _log.warning("the registry at %s did not answer (%s); the pass is put off", settings.router, error.details())
@@ -133,7 +123,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         if settled() and not pass_lock.locked():
             async with pass_lock:
                 try:
-                    await report_counts()
+                    await reporter().report()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
 
@@ -142,7 +132,13 @@ def build(settings: OptimizerSettings) -> faust.App:
         @app.timer(settings.interval_s)
         async def on_schedule() -> None:
             await one_pass()
-            await statistics.expire_joins()
+
+    @app.timer(TIDY_S)
+    async def tidy() -> None:
+        try:
+            await join.tidy()
+        except Unavailable as error:
+            _log.warning("open decisions are tidied later: %s", error)
 
     @app.task()
     async def on_request() -> None:
@@ -157,23 +153,42 @@ def build(settings: OptimizerSettings) -> faust.App:
     @app.task()
     async def beat() -> None:
         """Touch the heartbeat file while this worker has its partitions; after a (re)start report every count once."""
-        was_settled = False
+        was_settled, settled_at = False, time.monotonic()
         while True:
+            await load()
+            if settled():
+                settled_at = time.monotonic()
+            elif time.monotonic() > settled_at + STUCK_S:  # its client may have given up for good, and says so in a log line only
+                raise Unavailable(
+                    f"kafka: no partitions or not their state for {STUCK_S:.0f} s; whoever supervises this worker starts it again"
+                )
             if settled():
                 if not was_settled:
-                    statistics.changed |= {adapter_id.encode() for adapter_id in statistics.all_counted()}
+                    count.changed |= set(count.all_counted())
                     _log.info("ready with partitions of %d topics", len(app.consumer.assignment()))
                 heartbeat.write_text(str(os.getpid()))
             was_settled = settled()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def load() -> None:
+        try:
+            for stage in (join, count):
+                if not app.rebalancing:
+                    await stage.loaded()
+        except Unavailable as error:
+            _log.warning("not ready: %s", error)
+
+    @app.on_before_shutdown.connect(weak=False)
+    async def closing(*_: object, **__: object) -> None:
+        for stage in (join, count):
+            await stage.close()
 
     return app
 
 
 async def ensure(settings: OptimizerSettings) -> int:
     """Make every topic; returns their number of partitions."""
-    changelogs = [Topic(f"{APP_ID}-{table}-changelog", compacted=True) for table in ("joins", "counts")]
-    return await ensure_topics(settings.kafka_bootstrap, (*TOPICS, *changelogs), settings.partitions)
+    return await ensure_topics(settings.kafka_bootstrap, (*TOPICS, JOINS, COUNTS), settings.partitions)
 
 
 def default_instance_id() -> str:

@@ -30,6 +30,15 @@ class OptimizerSettings:
     """Share of each delta that ties and dare keep."""
     merge_max_error: float = 0.0
     """Share of the average that a `lora` child may lose: its rank is the least that keeps within it. 0: the rank of its parents."""
+    session_timeout_s: float = 8.0
+    """A worker that is silent for so long loses its partitions to the others."""
     join_ttl_s: float = 86400.0
+    """Outcomes that come later than this after their decision are not counted."""
+    join_grace_s: float = 600.0
+    """How long an outcome may wait for its decision before it is put aside."""
+    join_max_bytes: int = 512 * 2**20
+    """Memory of open decisions; past it the oldest are forgotten early."""
+    half_life_s: float = 7 * 86400.0
+    """After this long an event weighs half as much in the recent counts."""
     max_family: int = 20_000
     """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""

@@ -1,223 +1,323 @@
-"""The Faust side: two agents over exactly-counted state (docs/decisions/0002 says why it is written this way).
+"""The Faust side: two agents whose state is theirs by partition and generation (docs/decisions/0011 says why it is written this way).
 
-Each value in a table is written locally and sent to the changelog on the event's own partition, and those sends are awaited before the
-batch is acknowledged. State goes first: a record replayed after a crash finds it and emits the same again, which the counter knows.
+A batch goes in steps, each durable before the next: the new state to the changelog; the coordinator confirms that this worker is still
+the owner; then what the batch emits. Only then does the agent take the next batch, which acknowledges this one. Any failure begins the
+batch again, and whoever repeats it, this worker or its successor, comes to the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Awaitable, Iterable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import faust
 from faust.types import TP, EventT
 
-from services.optimizer.statistics import (
-    Counts,
-    Effect,
-    Joined,
-    Source,
-    TenantMismatchError,
-    count_effect,
-    count_usage,
-    join_decision,
-    join_outcome,
-)
-from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, decode, event, headers
-from smoa.topics import partition_of
-from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
+from services.optimizer.counting import CountPartition
+from services.optimizer.joining import JoinPartition, JoinPlan, letter
+from services.optimizer.settings import OptimizerSettings
+from services.optimizer.transport import Consumer
+from smoa.errors import InvalidArgument, Unavailable
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, Received, event, unpack
+from smoa.outbox import Outbox, Record, records_of
+from smoa.topics import Topic, partition_of
+from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
-SEND_TIMEOUT_S = 30.0
+MESSAGES_AT_ONCE: Final = 64
+"""Most messages of a batch; each may hold many events."""
+WITHIN_S: Final = 0.05
+RETRY_S: Final = (0.1, 5.0)
+JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True)
+COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True)
+
+P = TypeVar("P", bound=Sized)
 
 
-class Effects:
-    """What a batch does to the outside: sends in flight, awaited together."""
+class _Segment(NamedTuple):
+    """What the changelog knows a segment by."""
 
-    def __init__(self, app: faust.App, partitions: int) -> None:
-        self._app, self._partitions = app, partitions
-        self._sends: list[Awaitable[Any]] = []
-
-    async def send(self, topic: str, key: bytes, value: bytes | None, partition: int | None = None, type_name: str = "") -> None:
-        """Hand a record to the producer; `settle` waits for its acknowledgement."""
-        where = partition_of(key, self._partitions) if partition is None else partition
-        named = headers(type_name) if type_name else None
-        self._sends.append(await self._app.producer.send(topic, key, value, where, None, named))
-
-    async def settle(self) -> None:
-        """Wait until Kafka has them all."""
-        sends, self._sends = self._sends, []
-        if sends:
-            await asyncio.wait_for(asyncio.gather(*sends), SEND_TIMEOUT_S)
+    name: bytes
+    stamp: Stamp
 
 
-class Statistics:
-    """The stream application's tables, and the agents that fill them."""
+class Stage(ABC, Generic[P]):
+    """What the join and the counter have in common: whose a partition is, where its state comes from, and when a batch is done."""
 
-    def __init__(self, app: faust.App, partitions: int, join_ttl_s: float) -> None:
-        self.app, self.partitions, self._join_ttl_s = app, partitions, join_ttl_s
-        # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one shared with a table stops the stream silently.
-        self._joins: Any = app.Table("joins", key_type=bytes, value_type=bytes, partitions=partitions)
-        self._counts: Any = app.Table("counts", key_type=bytes, value_type=bytes, partitions=partitions)
-        topic: dict[str, Any] = {"key_type": bytes, "value_type": bytes, "allow_empty": True}
-        app.agent(app.topic(DECISIONS, OUTCOMES, **topic), name="join")(self._join)
-        app.agent(app.topic(ADAPTER_OUTCOMES, USAGE, **topic), name="count")(self._count)
-        self.changed: set[bytes] = set()
+    topics: tuple[str, ...]
+
+    def __init__(self, app: faust.App, settings: OptimizerSettings, changelog: Topic) -> None:
+        self._app, self._settings = app, settings
+        self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
+        self._outbox = Outbox(settings.kafka_bootstrap)
+        self._lock = asyncio.Lock()
+        self.generation = -1
+        self.parts: dict[int, P] = {}
+        # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
+        topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
+        app.agent(topic, name=type(self).__name__.lower())(self.run)
+
+    def owned(self) -> set[int]:
+        """The partitions that are this worker's."""
+        return {tp.partition for tp in self._app.consumer.assignment() if tp.topic == self.topics[0]}
+
+    async def run(self, stream: Any) -> None:
+        """The agent."""
+        try:
+            async for events in stream.take_events(MESSAGES_AT_ONCE, within=WITHIN_S):
+                await self._finish(events)
+        except Exception:  # noqa: BLE001 - not to go on
+            # Faust acknowledges a batch whose agent fails, and goes on without it. Ending at once leaves it to be read again.
+            _log.exception("the %s cannot go on; this worker ends, and its successor begins with this batch", type(self).__name__)
+            logging.shutdown()
+            os._exit(70)
+
+    async def _finish(self, events: Sequence[EventT[Any]]) -> None:
+        by_partition: defaultdict[int, list[Received]] = defaultdict(list)
+        begins: dict[TP, int] = {}
+        letters: list[Event] = []
+        for one in events:
+            message = one.message
+            begins.setdefault(TP(message.topic, message.partition), message.offset)
+            place = (message.topic, message.partition, message.offset)
+            try:
+                by_partition[message.partition] += unpack(*place, message.key, message.value, _headers(one))
+            except InvalidArgument as error:
+                letters.append(buried(Received(*place, 0, message.key or b"", message.value or b"", "", 0), str(error)))
+        delay_s = RETRY_S[0]
+        while True:
+            try:
+                async with self._lock:
+                    if await self._attempt(by_partition, begins, letters):
+                        return
+            except (Unavailable, TimeoutError) as error:
+                _log.warning("a batch of %d messages begins again: %s", len(events), error or "no answer from the coordinator")
+            await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
+            delay_s = min(2 * delay_s, RETRY_S[1])
+
+    async def _attempt(self, by_partition: Mapping[int, Sequence[Received]], begins: Mapping[TP, int], letters: Sequence[Event]) -> bool:
+        mine = await self.load(set(by_partition), begins)
+        if mine is None:
+            return False
+        # What is not this worker's any more is read again by whose it is.
+        work = {partition: events for partition, events in by_partition.items() if partition in mine}
+        done = {tp: offset for tp, offset in begins.items() if tp.partition in mine}
+        return await self._process(work, done, letters)
+
+    async def load(self, wanted: set[int], begins: Mapping[TP, int] | None = None) -> set[int] | None:
+        """Read what is not in memory of this generation's state; returns which of the wanted are this worker's, or None when it changes.
+
+        Raises:
+            Unavailable: a changelog cannot be read.
+        """
+        generation = int(self._app.consumer_generation_id)
+        if generation != self.generation:
+            self.generation = generation
+            self.parts = {}
+        mine = wanted & self.owned()
+        for partition in sorted(mine - self.parts.keys()):
+            began = time.monotonic()
+            kept = await self._changelog.read(partition)
+            if kept and kept[-1].stamp.generation > generation:
+                done = {tp: offset for tp, offset in (begins or {}).items() if tp.partition == partition}
+                if not done or not await self._confirmed(done):  # this worker has been replaced
+                    return None
+                await self._adopt(partition, kept)  # the broker had forgotten the group, and counts its generations anew
+                return None
+            self.parts[partition] = part = await asyncio.to_thread(self._made, partition, kept)
+            _log.info("%s %d: %d values in %.1f s", self._changelog.topic, partition, len(part), time.monotonic() - began)
+        return mine if generation == int(self._app.consumer_generation_id) else None
+
+    async def _adopt(self, partition: int, kept: Sequence[Kept]) -> None:
+        """Write values under this worker's stamp."""
+        _log.warning("%s %d is of a later generation than the group's: taken over", self._changelog.topic, partition)
+        await self._outbox.send(self._changelog.record(partition, *one) for one in self._renamed(kept))
+        await self._outbox.send(self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp)
 
     @property
-    def changelogs(self) -> tuple[str, str]:
-        """Names of the two changelog topics."""
-        return self._joins.changelog_topic_name, self._counts.changelog_topic_name
+    def stamp(self) -> Stamp:
+        """What this worker writes under."""
+        return stamp_of(self.generation)
+
+    async def loaded(self) -> bool:
+        """Load all that is this worker's; False while it changes."""
+        async with self._lock:
+            return await self.load(self.owned()) is not None
+
+    async def close(self) -> None:
+        """Let the producer go."""
+        await self._outbox.close()
+
+    async def _confirmed(self, done: Mapping[TP, int]) -> bool:
+        consumer = self._app.consumer
+        assert isinstance(consumer, Consumer)
+        return await consumer.confirm(self.generation, done)
+
+    @abstractmethod
+    def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
+
+    @abstractmethod
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]: ...
+
+    @abstractmethod
+    async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool: ...
+
+    async def _emit(self, events: Sequence[Event], tombstones: Sequence[Record] = ()) -> None:
+        records = records_of([(one, 0) for one in events], dict.fromkeys((one.topic for one in events), self._settings.partitions))
+        if records or tombstones:
+            await self._outbox.send([*records, *tombstones])
+
+
+class Join(Stage[JoinPartition[_Segment]]):
+    """Decisions and outcomes in, what they mean to each adapter out."""
+
+    topics = (DECISIONS, OUTCOMES)
+
+    def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
+        super().__init__(app, settings, JOINS)
+        self._last_name = 0
+
+    def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
+        return JoinPartition(partition, self._settings.partitions, [(_Segment(one.name, one.stamp), one.value) for one in kept])
+
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
+        return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
+
+    def _next_name(self) -> bytes:
+        """Rises with every call, and from process to process."""
+        self._last_name = max(self._last_name + 1, time.time_ns())
+        return b"%020d" % self._last_name
+
+    async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
+        now_us = time.time_ns() // 1000
+        plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
+        emptied = await self._write(plans, done)
+        if emptied is None:
+            return False
+        outgoing = list(letters)
+        for plan in plans.values():
+            outgoing += plan.effects
+            outgoing += [buried(one, str(error)) for one, error in plan.refused]
+            outgoing += [Event(one.topic, one.key, one.value, "smoa.v1.Outcome") for one in plan.misplaced]
+        await self._emit(outgoing, emptied)
+        return True
+
+    async def _write(self, plans: Mapping[int, JoinPlan], done: Mapping[TP, int]) -> list[Record] | None:
+        """Make the plans so; returns tombstones of what they made obsolete, or None when this worker must not go on."""
+        names = {}
+        records = []
+        for partition, plan in plans.items():
+            if plan.entries:
+                names[partition] = segment = _Segment(self._next_name(), self.stamp)
+                records.append(self._changelog.record(partition, *segment, plan.segment()))
+        if records:
+            await self._outbox.send(records)
+        if not await self._confirmed(done):
+            return None
+        return [
+            self._changelog.record(partition, *gone, None)
+            for partition, name in names.items()
+            for gone in self.parts[partition].apply(name, plans[partition])
+        ]
+
+    async def tidy(self) -> None:
+        """Put aside outcomes whose decision did not come in time, and forget decisions for whose outcome nobody waits any more.
+
+        Raises:
+            Unavailable: Kafka is away; the next call does the same.
+        """
+        async with self._lock:
+            if await self.load(self.owned()) is None:
+                return
+            now_us = time.time_ns() // 1000
+            grace_s = self._settings.join_grace_s
+            share = self._settings.join_max_bytes // max(len(self.parts), 1)
+            for partition, part in self.parts.items():
+                late = list(part.unmatched(now_us - int(grace_s * 1e6)))
+                if late:
+                    reason = f"decision_id: no decision of this id came within {grace_s:g} s; route first, or replay it when it has come"
+                    await self._emit([buried(one, reason) for one in late])
+                    tombstones = await self._write({partition: part.forgotten({one.key.decode() for one in late})}, {})
+                    if tombstones is None:
+                        return
+                    await self._emit([], tombstones)
+                gone = part.forget(now_us - int(self._settings.join_ttl_s * 1e6), share)
+                await self._emit([], [self._changelog.record(partition, *name, None) for name in gone])
+
+
+class Count(Stage[CountPartition]):
+    """What events mean to each adapter in, its counts kept."""
+
+    topics = (ADAPTER_OUTCOMES, USAGE)
+
+    def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
+        super().__init__(app, settings, COUNTS)
+        self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
+        """Of values that earlier workers wrote, until this one writes them."""
+        self.changed: set[str] = set()
+
+    def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
+        stamps: defaultdict[bytes, list[Stamp]] = defaultdict(list)
+        for one in kept:
+            stamps[one.name].append(one.stamp)
+        self._stamps[partition] = dict(stamps)
+        return CountPartition(self._settings.half_life_s, {one.name.decode(): one.value for one in kept})  # of a name, the last stands
+
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
+        return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
+
+    async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
+        now_us = time.time_ns() // 1000
+        plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
+        values = {partition: {name: one.SerializeToString() for name, one in plan.counts.items()} for partition, plan in plans.items()}
+        records: list[Record] = []
+        replaced: list[tuple[int, bytes, Stamp]] = []
+        for partition, written in values.items():
+            for adapter_id, value in written.items():
+                name = adapter_id.encode()
+                records.append(self._changelog.record(partition, name, self.stamp, value))
+                replaced += [(partition, name, old) for old in self._stamps[partition].get(name, ()) if old != self.stamp]
+        if records:
+            await self._outbox.send(records)
+        if not await self._confirmed(done):
+            return False
+        for partition, written in values.items():
+            self.parts[partition].apply(written)
+            self.changed |= written.keys()
+        outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
+        await self._emit(outgoing, [self._changelog.record(*one, None) for one in replaced])
+        for partition, name, _ in replaced:
+            self._stamps[partition].pop(name, None)
+        return True
 
     def owns(self, adapter_id: str) -> bool:
         """True when this worker counts the adapter."""
-        return TP(ADAPTER_OUTCOMES, partition_of(adapter_id.encode(), self.partitions)) in self.app.consumer.assignment()
+        return partition_of(adapter_id.encode(), self._settings.partitions) in self.owned()
 
-    def counts(self, adapter_id: str) -> Counts | None:
+    def counts(self, adapter_id: str) -> AdapterCounts | None:
         """An owned adapter's counts."""
-        value = self._counts.data.get(adapter_id.encode())
-        return Counts.decode(value) if value else None
+        part = self.parts.get(partition_of(adapter_id.encode(), self._settings.partitions))
+        return part.get(adapter_id) if part else None
 
-    def all_counted(self) -> list[str]:
+    def all_counted(self) -> Iterator[str]:
         """Ids of the adapters with counts that this worker owns."""
-        return [key.decode() for key in self._counts.data if self.owns(key.decode())]
-
-    async def _join(self, stream: Any) -> None:
-        async for events in stream.take_events(500, within=0.05):
-            effects = Effects(self.app, self.partitions)
-            states: dict[bytes, tuple[int, Joined]] = {}
-            made: list[Event] = []
-            for one in events:
-                try:
-                    key, state, emitted = self._joined(one, states)
-                except (InvalidArgument, TenantMismatchError) as error:
-                    await self._bury(effects, one, str(error))
-                    continue
-                states[key] = (one.message.partition, state)
-                made += [event(ADAPTER_OUTCOMES, effect.adapter_id, _to_message(effect, key.decode(), _source(one))) for effect in emitted]
-            for key, (partition, state) in states.items():
-                await self._write(effects, self._joins, key, state.encode(), partition)
-            await effects.settle()
-            for outgoing in made:
-                await effects.send(outgoing.topic, outgoing.key, outgoing.value, type_name=outgoing.type_name)
-            await effects.settle()
-
-    def _joined(self, one: EventT[Any], states: dict[bytes, tuple[int, Joined]]) -> tuple[bytes, Joined, list[Effect]]:
-        message = decode(one.message.topic, one.message.value, _headers(one))
-        now = time.time()
-        if isinstance(message, router_pb2.Decision):
-            key = _checked_key(one, message.decision_id)
-            weights = tuple((item.adapter_id, item.weight) for item in message.adapters)
-            return key, *join_decision(self._state(key, states), message.tenant, weights, _source(one), now)
-        assert isinstance(message, feedback_pb2.Outcome)
-        key = _checked_key(one, message.decision_id)
-        return key, *join_outcome(self._state(key, states), message.tenant or "public", message.success, _source(one), now)
-
-    def _state(self, key: bytes, states: dict[bytes, tuple[int, Joined]]) -> Joined | None:
-        if key in states:
-            return states[key][1]
-        value = self._joins.data.get(key)
-        return Joined.decode(value) if value else None
-
-    async def _count(self, stream: Any) -> None:
-        async for events in stream.take_events(1000, within=0.05):
-            effects = Effects(self.app, self.partitions)
-            states: dict[bytes, tuple[int, Counts]] = {}
-            for one in events:
-                try:
-                    message = decode(one.message.topic, one.message.value, _headers(one))
-                    key = _checked_key(one, message.adapter_id)  # type: ignore[attr-defined]
-                    before = self._counts.data.get(key)
-                    current = states[key][1] if key in states else Counts.decode(before) if before else None
-                    after = _counted(current, message, dict(_headers(one)))
-                except InvalidArgument as error:
-                    await self._bury(effects, one, str(error))
-                    continue
-                if after is not None:
-                    states[key] = (one.message.partition, after)
-            for key, (partition, counts) in states.items():
-                await self._write(effects, self._counts, key, counts.encode(), partition)
-            await effects.settle()
-            self.changed |= set(states)
-
-    async def _write(self, effects: Effects, table: Any, key: bytes, value: bytes | None, partition: int) -> None:
-        if value is None:
-            table.data.data.pop(key, None)
-        else:
-            table.data.data[key] = value  # not table[key]: that would choose its own changelog partition
-        await effects.send(table.changelog_topic_name, key, value, partition)
-
-    async def _bury(self, effects: Effects, one: EventT[Any], reason: str) -> None:
-        """Keep what cannot be used, with the reason; the stream goes on."""
-        message = one.message
-        letter = events_pb2.DeadLetter(
-            topic=message.topic,
-            partition=message.partition,
-            offset=message.offset,
-            key=message.key or b"",
-            value=message.value or b"",
-            reason=reason,
-            dead_at_us=time.time_ns() // 1000,
-        )
-        _log.warning("to %s: %s %d:%d: %s", DEAD_LETTER, message.topic, message.partition, message.offset, reason)
-        made = event(DEAD_LETTER, f"{message.topic}:{message.partition}:{message.offset}", letter)
-        await effects.send(made.topic, made.key, made.value, type_name=made.type_name)
-
-    async def expire_joins(self) -> None:
-        """Forget decisions older than the time to live, in memory and in the changelog."""
-        cut = time.time() - self._join_ttl_s
-        effects = Effects(self.app, self.partitions)
-        for key, value in list(self._joins.data.data.items()):
-            if Joined.decode(value).first_seen_s < cut:
-                await self._write(effects, self._joins, key, None, partition_of(key, self.partitions))
-        await effects.settle()
+        for part in self.parts.values():
+            yield from part
 
 
-def _source(one: EventT[Any]) -> Source:
-    return Source(one.message.topic, one.message.partition, one.message.offset)
+def buried(one: Received, reason: str) -> Event:
+    """An event that cannot be used, kept with the reason; the stream goes on."""
+    _log.warning("to %s: %s %d:%d.%d: %s", DEAD_LETTER, one.topic, one.partition, one.offset, one.place, reason)
+    return event(DEAD_LETTER, f"{one.topic}:{one.partition}:{one.offset}:{one.place}", letter(one, reason, time.time_ns() // 1000))
 
 
-def _headers(one: EventT[Any]) -> Iterable[tuple[str, bytes]]:
+def _headers(one: EventT[Any]) -> list[tuple[str, bytes | None]]:
     found: Any = one.message.headers or {}
     return list(found.items() if isinstance(found, dict) else found)
-
-
-def _checked_key(one: EventT[Any], wanted: str) -> bytes:
-    key = one.message.key or b""
-    if not wanted or key != wanted.encode():
-        raise InvalidArgument("key", f"of the message is {key[:80]!r}, its value names {wanted[:80]!r}", "key it by the id in its value")
-    return bytes(key)
-
-
-def _counted(current: Counts | None, message: Any, named: dict[str, bytes]) -> Counts | None:
-    if isinstance(message, events_pb2.AdapterOutcome):
-        source = Source(message.source_topic, message.source_partition, message.source_offset)
-        success = message.success if message.HasField("success") else None
-        return count_effect(current, message.tenant, source, message.used, success)
-    try:
-        producer_id, sequence = named["smoa-producer"].decode(), int(named["smoa-sequence"])
-    except (KeyError, ValueError) as error:
-        raise InvalidArgument(
-            "smoa-producer", f"and smoa-sequence do not name the event ({error})", "send usage through the spool"
-        ) from error
-    return count_usage(current, message.tenant, producer_id, sequence, message.tokens)
-
-
-def _to_message(effect: Effect, decision_id: str, source: Source) -> events_pb2.AdapterOutcome:
-    message = events_pb2.AdapterOutcome(
-        adapter_id=effect.adapter_id,
-        decision_id=decision_id,
-        tenant=effect.tenant,
-        source_topic=source.topic,
-        source_partition=source.partition,
-        source_offset=source.offset,
-        used=effect.used,
-        weight=effect.weight,
-    )
-    if effect.success is not None:
-        message.success = effect.success
-    return message

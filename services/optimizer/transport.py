@@ -8,15 +8,44 @@ Seen as 230 to 850 lost events of 10,000 when a worker was killed in traffic.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from typing import Final
 
 import faust
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+
+CONFIRM_TIMEOUT_S: Final = 10.0
 
 
 class Consumer(driver.Consumer):
     """See the module."""
+
+    async def confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
+        """Ask the group's coordinator, by committing what is `done` (the next offsets), whether this worker still owns what it did.
+
+        True means that at some moment after the call began, no other worker had these partitions, and none can have read a changelog
+        before that.
+
+        Raises:
+            TimeoutError: no answer.
+        """
+        asked = asyncio.run_coroutine_threadsafe(self._confirm(generation, done), self._thread.thread_loop)
+        async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+            return await asyncio.wrap_future(asked)
+
+    async def _confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
+        consumer = self._thread._ensure_consumer()
+        if consumer._coordinator.generation != generation:
+            return False
+        try:
+            await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in done.items()})
+        except (CommitFailedError, IllegalStateError):
+            return False
+        return bool(consumer._coordinator.generation == generation)
 
     async def perform_seek(self) -> None:
         """Seek with the stream partitions shut, and open them when there is somebody to take what comes."""

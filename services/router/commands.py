@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ from services.router.ranker import FEATURES, Ranker
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError, Unavailable
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, headers
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, headers, unpack
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -223,7 +224,7 @@ async def _read_topic(kafka: str, topic: str) -> AsyncIterator[Message]:
         while [one for one in partitions if await consumer.position(one) < ends[one]]:
             for messages in (await consumer.getmany(timeout_ms=500)).values():
                 for message in messages:
-                    if (read := _understood(topic, message)) is not None:
+                    for read in _understood(message):
                         yield read
     except (KafkaError, OSError, TimeoutError) as error:
         raise _no_answer(kafka, error) from error
@@ -231,11 +232,13 @@ async def _read_topic(kafka: str, topic: str) -> AsyncIterator[Message]:
         await consumer.stop()
 
 
-def _understood(topic: str, message: ConsumerRecord[bytes, bytes]) -> Message | None:
-    try:
-        return decode(topic, message.value, message.headers)
-    except InvalidArgument:
-        return None
+def _understood(message: ConsumerRecord[bytes, bytes]) -> list[Message]:
+    found = []
+    with suppress(InvalidArgument):
+        for one in unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers):
+            with suppress(InvalidArgument):
+                found.append(decode(one.topic, one.value))
+    return found
 
 
 def _no_answer(kafka: str, error: Exception) -> SmoaError:

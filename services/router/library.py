@@ -19,6 +19,10 @@ class Statistics:
     successes: int = 0
     generations: int = 0
     tokens: int = 0
+    recent_uses: float = 0.0
+    recent_outcomes: float = 0.0
+    recent_successes: float = 0.0
+    recent_at_us: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
+from google.protobuf.message import Message
 
 from services.router.fleet import Executor
 from services.router.index import AdapterIndex
@@ -23,7 +24,7 @@ from services.router.ranker import Ranker
 from services.router.registry import ARRIVALS
 from services.router.routing import Router
 from smoa.errors import InvalidArgument, SmoaError
-from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode
+from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
 from smoa.tasks import begin, end
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2
@@ -148,17 +149,20 @@ class News:
         if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news
             return
         try:
-            event = decode(message.topic, message.value, message.headers)
-            if isinstance(event, events_pb2.AdapterOutcome):
-                if event.HasField("success"):
-                    self._router.posteriors.observe(event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
-            elif isinstance(event, events_pb2.LifecycleEvent):
-                await self._changed(event)
-            elif isinstance(event, events_pb2.ExecutorStatus):
-                self._reported(event)
+            for one in unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers):
+                await self._take(decode(one.topic, one.value))
         except InvalidArgument as error:
             self.refused += 1
             _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
+
+    async def _take(self, event: Message) -> None:
+        if isinstance(event, events_pb2.AdapterOutcome):
+            if event.HasField("success"):
+                self._router.posteriors.observe(event.tenant, event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
+        elif isinstance(event, events_pb2.LifecycleEvent):
+            await self._changed(event)
+        elif isinstance(event, events_pb2.ExecutorStatus):
+            self._reported(event)
 
     def _reported(self, status: events_pb2.ExecutorStatus) -> None:
         if status.leaving:

@@ -32,27 +32,27 @@ class Posterior(NamedTuple):
 
 
 class Posteriors:
-    """Outcomes as they come, for as many adapters as fit into a number of bytes."""
+    """Outcomes as they come, for as many adapters as fit into a number of bytes; each tenant's own: none sways another's."""
 
     def __init__(self, max_bytes: int = 32 * 2**20) -> None:
-        self._recent: BoundedCache[str, tuple[float, float]] = BoundedCache(max_bytes)
+        self._recent: BoundedCache[tuple[str, str], tuple[float, float]] = BoundedCache(max_bytes)
 
-    def observe(self, adapter_id: str, success: bool, weight: float = 1.0) -> None:
+    def observe(self, tenant: str, adapter_id: str, success: bool, weight: float = 1.0) -> None:
         """Count an outcome; `weight` in [0, 1] is the adapter's share in it."""
         kept = DISCOUNT**weight
-        good, bad = self._recent.get(adapter_id) or (0.0, 0.0)
+        good, bad = self._recent.get((tenant, adapter_id)) or (0.0, 0.0)
         new = (good * kept + weight * success, bad * kept + weight * (not success))
-        self._recent.put(adapter_id, new, ENTRY_BYTES + 120)
+        self._recent.put((tenant, adapter_id), new, ENTRY_BYTES + 260)
 
-    def of(self, adapter_id: str, lifetime: Statistics | None = None) -> Posterior:
-        """What is believed of an adapter; `lifetime` are its counts as the optimizer reported them."""
-        good, bad = self._recent.get(adapter_id) or (0.0, 0.0)
+    def of(self, tenant: str, adapter_id: str, lifetime: Statistics | None = None) -> Posterior:
+        """What is believed of an adapter for a tenant; `lifetime` are its counts as the optimizer reported them."""
+        good, bad = self._recent.get((tenant, adapter_id)) or (0.0, 0.0)
         strength, success = PRIOR_STRENGTH, PRIOR_SUCCESS
         if lifetime is not None and lifetime.outcomes:
             success = (lifetime.successes + PRIOR_STRENGTH * PRIOR_SUCCESS) / (lifetime.outcomes + PRIOR_STRENGTH)
             strength = min(PRIOR_STRENGTH + lifetime.outcomes, MAX_LIFETIME_STRENGTH)
         return Posterior(strength * success + good, strength * (1 - success) + bad)
 
-    def evidence(self, adapter_id: str) -> float:
+    def evidence(self, tenant: str, adapter_id: str) -> float:
         """How many recent outcomes count."""
-        return sum(self._recent.get(adapter_id) or (0.0, 0.0))
+        return sum(self._recent.get((tenant, adapter_id)) or (0.0, 0.0))

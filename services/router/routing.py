@@ -319,8 +319,8 @@ class Router:
             best=best,
             example=one.example,
             task=task_score(record, query.hints),
-            posterior=self.posteriors.of(adapter_id, record.statistics),
-            evidence=self.posteriors.evidence(adapter_id),
+            posterior=self.posteriors.of(query.tenant, adapter_id, record.statistics),
+            evidence=self.posteriors.evidence(query.tenant, adapter_id),
             days=(now_us - record.created_at_us) / 86_400e6,
             uses=record.statistics.uses,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
@@ -131,7 +132,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         counts = request.statistics
-        if min(counts.uses, counts.outcomes, counts.successes, counts.generations, counts.tokens) < 0 or counts.successes > counts.outcomes:
+        numbers = {field.name: getattr(counts, field.name) for field in dataclasses.fields(Statistics)}
+        if not all(number >= 0 for number in numbers.values()) or counts.successes > counts.outcomes:  # NaN is not, either
             raise InvalidArgument("statistics", "holds a negative count, or more successes than outcomes", "send what was counted")
         return to_adapter(
             await self._registry.update(
@@ -140,15 +142,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 name=request.name if request.HasField("name") else None,
                 tags=tuple(request.tags) if request.replace_tags else None,
                 examples=request.examples,
-                statistics=Statistics(
-                    uses=counts.uses,
-                    outcomes=counts.outcomes,
-                    successes=counts.successes,
-                    generations=counts.generations,
-                    tokens=counts.tokens,
-                )
-                if request.HasField("statistics")
-                else None,
+                statistics=Statistics(**numbers) if request.HasField("statistics") else None,
             )
         )
 
@@ -284,7 +278,6 @@ def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.W
 
 def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
     """The contract's form of a record; examples stay inside."""
-    counts = record.statistics
     return registry_pb2.Adapter(
         adapter_id=record.adapter_id,
         version=record.version,
@@ -306,13 +299,7 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         state_reason=record.state_reason,
         created_at_us=record.created_at_us,
         updated_at_us=record.updated_at_us,
-        statistics=registry_pb2.AdapterStatistics(
-            uses=counts.uses,
-            outcomes=counts.outcomes,
-            successes=counts.successes,
-            generations=counts.generations,
-            tokens=counts.tokens,
-        ),
+        statistics=registry_pb2.AdapterStatistics(**vars(record.statistics)),
         merge_id=record.merge_id,
         file_bytes=record.file_bytes,
     )

@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -26,6 +26,22 @@ LIFECYCLE_ACTION_PURGED: LifecycleAction
 LIFECYCLE_ACTION_MERGED: LifecycleAction
 LIFECYCLE_ACTION_RANKER_PUBLISHED: LifecycleAction
 
+class EventBatch(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[PackedEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[PackedEvent, _Mapping]]] = ...) -> None: ...
+
+class PackedEvent(_message.Message):
+    __slots__ = ("key", "value", "sequence")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    value: bytes
+    sequence: int
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., sequence: _Optional[int] = ...) -> None: ...
+
 class UsageEvent(_message.Message):
     __slots__ = ("adapter_id", "tenant", "decision_id", "tokens", "total_us")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -41,26 +57,32 @@ class UsageEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
-    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_offset", "used", "success", "weight")
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SOURCE_TOPIC_FIELD_NUMBER: _ClassVar[int]
     SOURCE_PARTITION_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_POSITION_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     decision_id: str
     tenant: str
     source_topic: str
     source_partition: int
-    source_offset: int
+    source_position: int
     used: bool
     success: bool
     weight: float
-    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_offset: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ...) -> None: ...
+    occurred_at_us: int
+    task_id: str
+    together: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
     __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker")
@@ -109,7 +131,7 @@ class ExecutorStatus(_message.Message):
     def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
-    __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us")
+    __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us", "index", "producer_id", "sequence")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     PARTITION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +139,9 @@ class DeadLetter(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DEAD_AT_US_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     topic: str
     partition: int
     offset: int
@@ -124,4 +149,7 @@ class DeadLetter(_message.Message):
     value: bytes
     reason: str
     dead_at_us: int
-    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., reason: _Optional[str] = ..., dead_at_us: _Optional[int] = ...) -> None: ...
+    index: int
+    producer_id: str
+    sequence: int
+    def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., reason: _Optional[str] = ..., dead_at_us: _Optional[int] = ..., index: _Optional[int] = ..., producer_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...

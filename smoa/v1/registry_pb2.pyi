@@ -16,18 +16,26 @@ COMPOSITION_WEIGHTING_UNSPECIFIED: CompositionWeighting
 COMPOSITION_WEIGHTING_MEASURED_SUCCESS: CompositionWeighting
 
 class AdapterStatistics(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     GENERATIONS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_USES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_AT_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: int
     generations: int
     tokens: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
+    recent_uses: float
+    recent_outcomes: float
+    recent_successes: float
+    recent_at_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes")

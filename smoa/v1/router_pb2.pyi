@@ -32,7 +32,7 @@ class RouteRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor")
+    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Decision(_message.Message):
     RANKED_FIELD_NUMBER: _ClassVar[int]
     RANKER_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     base_model: str
@@ -59,7 +60,8 @@ class Decision(_message.Message):
     ranked: _containers.RepeatedCompositeFieldContainer[RankedCandidate]
     ranker: str
     executor: str
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ...) -> None: ...
+    task_id: str
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("adapter_id", "features", "propensity")

@@ -24,25 +24,25 @@ def _candidate(name: str, score: float = 0.5, best: float = 0.5, posterior: Post
 
 
 def test_unknown_adapters_are_believed_in_a_little() -> None:
-    assert Posteriors().of("a").mean == pytest.approx(PRIOR_SUCCESS)
-    assert Posteriors().of("a", Statistics(outcomes=100, successes=10)).mean == pytest.approx(0.11, abs=0.01)
+    assert Posteriors().of("t", "a").mean == pytest.approx(PRIOR_SUCCESS)
+    assert Posteriors().of("t", "a", Statistics(outcomes=100, successes=10)).mean == pytest.approx(0.11, abs=0.01)
 
 
 def test_outcomes_move_the_posterior_and_old_ones_fade() -> None:
     posteriors = Posteriors()
     for _ in range(100):
-        posteriors.observe("a", True)
-    assert posteriors.of("a").mean > 0.95
-    assert posteriors.evidence("a") == pytest.approx(1 / (1 - DISCOUNT), rel=0.05)
+        posteriors.observe("t", "a", True)
+    assert posteriors.of("t", "a").mean > 0.95
+    assert posteriors.evidence("t", "a") == pytest.approx(1 / (1 - DISCOUNT), rel=0.05)
     for _ in range(40):
-        posteriors.observe("a", False)
-    assert posteriors.of("a").mean < 0.25
+        posteriors.observe("t", "a", False)
+    assert posteriors.of("t", "a").mean < 0.25
 
 
 def test_a_share_of_an_outcome_counts_as_much() -> None:
     posteriors = Posteriors()
-    posteriors.observe("a", True, 0.25)
-    assert posteriors.of("a").alpha == pytest.approx(2 * PRIOR_SUCCESS + 0.25)
+    posteriors.observe("t", "a", True, 0.25)
+    assert posteriors.of("t", "a").alpha == pytest.approx(2 * PRIOR_SUCCESS + 0.25)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -50,8 +50,8 @@ def test_a_share_of_an_outcome_counts_as_much() -> None:
 def test_posteriors_are_distributions_of_bounded_strength(outcomes: list[tuple[bool, float]]) -> None:
     posteriors = Posteriors()
     for success, weight in outcomes:
-        posteriors.observe("a", success, weight)
-    alpha, beta = posteriors.of("a", Statistics(outcomes=10**6, successes=10**6))
+        posteriors.observe("t", "a", success, weight)
+    alpha, beta = posteriors.of("t", "a", Statistics(outcomes=10**6, successes=10**6))
     assert alpha > 0
     assert beta > 0
     assert alpha + beta < 6 + 1 / (1 - DISCOUNT) + 2

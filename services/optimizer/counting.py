@@ -1,0 +1,165 @@
+"""Counting: one adapter's statistics, as functions that change a protobuf value in place, and one partition's store of them.
+
+Beside lifetime counts there are recent ones, in which an event weighs half as much after each half-life (forward decay: Cormode et al.,
+"Forward decay", ICDE 2009, with the newest event as its landmark). Sums of such weights do not depend on the order in which events come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.optimizer.joining import check_key
+from smoa.errors import InvalidArgument
+from smoa.events import Received, decode
+from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
+from smoa.v1.state_pb2 import AdapterCounts, Tally
+
+MAX_VIEWS: Final = 32
+"""Tenants and tasks of one adapter that are counted by themselves; later ones share a place."""
+MAX_TOGETHER: Final = 16
+MAX_PRODUCERS: Final = 64
+"""Executors whose last usage event an adapter remembers."""
+
+
+def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
+    """Bring the recent counts to `at_us` if that is later; returns what an event of `at_us` weighs in them."""
+    if tally.recent_at_us == 0 or at_us >= tally.recent_at_us:
+        if tally.recent_at_us and (tally.recent_uses or tally.recent_outcomes):
+            factor = 0.5 ** ((at_us - tally.recent_at_us) / half_life_us)
+            tally.recent_uses *= factor
+            tally.recent_outcomes *= factor
+            tally.recent_successes *= factor
+        tally.recent_at_us = at_us
+        return 1.0
+    return float(0.5 ** ((tally.recent_at_us - at_us) / half_life_us))
+
+
+def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: float, now_us: int) -> bool:
+    """Count a use or a verdict, once; False if it was counted before."""
+    lane = f"{effect.source_topic}:{effect.source_partition}"
+    if effect.source_position <= counts.applied.get(lane, -1):
+        return False
+    counts.applied[lane] = effect.source_position
+    judged, success = effect.HasField("success"), effect.success
+    weight = 1.0
+    for views, name, recent in ((counts.tenants, effect.tenant, True), (counts.tasks, effect.task_id, False)):
+        if not recent and not name:
+            continue
+        tally = _view(views, name)
+        tally.uses += effect.used
+        tally.outcomes += judged
+        tally.successes += judged and success
+        if recent:
+            weight = decay(tally, min(effect.occurred_at_us or now_us, now_us), half_life_us)  # a clock that is ahead must not age the rest
+            tally.recent_uses += weight * effect.used
+            tally.recent_outcomes += weight * judged
+            tally.recent_successes += weight * (judged and success)
+    for other in effect.together:
+        _count_frequent(counts.together, other)
+    return True
+
+
+def count_usage(counts: AdapterCounts, usage: UsageEvent, producer_id: str, sequence: int, now_us: int) -> bool:
+    """Count what an executor ran, once (a repeated send keeps its number); False if it was counted before."""
+    if producer_id in counts.producers:
+        if sequence <= counts.producers[producer_id].sequence:
+            return False
+    elif len(counts.producers) >= MAX_PRODUCERS:
+        del counts.producers[min(counts.producers, key=lambda one: (counts.producers[one].seen_at_us, one))]
+    producer = counts.producers[producer_id]
+    producer.sequence, producer.seen_at_us = sequence, now_us
+    tally = _view(counts.tenants, usage.tenant)
+    tally.generations += 1
+    tally.tokens += usage.tokens
+    return True
+
+
+def _view(views: MutableMapping[str, Tally], name: str) -> Tally:
+    return views[name if name in views or len(views) < MAX_VIEWS else ""]
+
+
+def _count_frequent(frequent: MutableMapping[str, int], name: str) -> None:
+    """Space-saving (Metwally et al., ICDT 2005): the rarest gives its place, and its count, to a new one."""
+    if name not in frequent and len(frequent) >= MAX_TOGETHER:
+        rarest = min(frequent, key=lambda one: (frequent[one], one))
+        frequent[name] = frequent[rarest]
+        del frequent[rarest]
+    frequent[name] = frequent.get(name, 0) + 1
+
+
+def totals(views: Iterable[Tally], half_life_us: float) -> Tally:
+    """The sum of some views, as of the newest of them."""
+    found = list(views)
+    total = Tally(recent_at_us=max((one.recent_at_us for one in found), default=0))
+    for one in found:
+        total.uses += one.uses
+        total.outcomes += one.outcomes
+        total.successes += one.successes
+        total.generations += one.generations
+        total.tokens += one.tokens
+        factor = 0.5 ** ((total.recent_at_us - one.recent_at_us) / half_life_us)
+        total.recent_uses += one.recent_uses * factor
+        total.recent_outcomes += one.recent_outcomes * factor
+        total.recent_successes += one.recent_successes * factor
+    return total
+
+
+@dataclass
+class CountPlan:
+    """What some events come to, before anything of it is so."""
+
+    counts: dict[str, AdapterCounts] = field(default_factory=dict)
+    refused: list[tuple[Received, InvalidArgument]] = field(default_factory=list)
+
+
+class CountPartition:
+    """The counts of one partition's adapters."""
+
+    def __init__(self, half_life_s: float, values: Mapping[str, bytes]) -> None:
+        self._half_life_us = half_life_s * 1e6
+        self._values = dict(values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, adapter_id: str) -> AdapterCounts | None:
+        """An adapter's counts."""
+        value = self._values.get(adapter_id)
+        return None if value is None else AdapterCounts.FromString(value)
+
+    def plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
+        """What the events come to; nothing is changed."""
+        plan = CountPlan()
+        fresh: dict[str, AdapterCounts] = {}
+        for one in events:
+            try:
+                message = decode(one.topic, one.value)
+                assert isinstance(message, AdapterOutcome | UsageEvent)
+                adapter_id = message.adapter_id
+                check_key(one, adapter_id)
+                if (counts := fresh.get(adapter_id)) is None:
+                    counts = fresh[adapter_id] = self.get(adapter_id) or AdapterCounts()
+                if isinstance(message, AdapterOutcome):
+                    changed = count_outcome(counts, message, self._half_life_us, now_us)
+                else:
+                    changed = count_usage(counts, message, *_sender(one), now_us)
+                if changed:
+                    plan.counts[adapter_id] = counts
+            except InvalidArgument as error:
+                plan.refused.append((one, error))
+        return plan
+
+    def apply(self, values: Mapping[str, bytes]) -> None:
+        """Take counts that are durable."""
+        self._values.update(values)
+
+
+def _sender(one: Received) -> tuple[str, int]:
+    if not one.producer_id:
+        raise InvalidArgument("smoa-producer", "and smoa-sequence do not name the event", "send usage through the spool")
+    return one.producer_id, one.sequence

@@ -1,0 +1,260 @@
+"""Joining decisions with their outcomes: one partition's part, as pure functions and a store that its changelog can make again.
+
+Exactly once is made of four parts (docs/decisions/0011). The join gives every decision and every verdict one effect, whatever is sent
+again: it knows which event brought what. What it emits names that event, and a replayed event emits the same again, so the counter, which
+keeps the last position applied of each lane, drops it. The shell (`stream`) lets effects out only after the state behind them is durable
+and the worker's membership is confirmed. And whatever a worker writes is stamped with its generation, so that one that was paused and
+replaced cannot overwrite its successor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from smoa.errors import InvalidArgument
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, MAX_PACKED, OUTCOMES, Event, Received, decode, event
+from smoa.topics import partition_of
+from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+from smoa.v1.events_pb2 import AdapterOutcome
+from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Verdict
+
+MAX_CLAIMS: Final = 4
+"""Tenants whose verdicts on a decision are kept before the decision itself has come."""
+_OVERHEAD_BYTES: Final = 300
+"""What Python keeps of a decision beside its state."""
+
+
+N = TypeVar("N", bound=Hashable)
+"""What a segment is known by."""
+
+
+class Lane:
+    """Where events come from: positions rise along it."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic, self.partition = topic, partition
+
+
+def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int, lane: Lane) -> list[AdapterOutcome]:
+    """A decision came: changes the entry and returns the effects.
+
+    The same event again (a replay) has the same effects again; another event of the same decision has none.
+    """
+    if not entry.decided:
+        entry.decided, entry.tenant, entry.decided_position = True, decision.tenant, position
+        entry.decided_at_us, entry.task_id = decision.decided_at_us, decision.task_id
+        entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
+        entry.weights.extend(one.weight for one in decision.adapters)
+        for other in [one for one in entry.verdicts if one.tenant != decision.tenant]:
+            entry.verdicts.remove(other)
+        entry.early = len(entry.verdicts) > 0
+    elif entry.decided_position != position:
+        return []
+    verdict = entry.verdicts[0] if entry.early else None
+    return [_effect(entry, place, lane, position, entry.decided_at_us, verdict, used=True) for place in range(len(entry.adapter_ids))]
+
+
+def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int, lane: Lane) -> list[AdapterOutcome]:
+    """An outcome came, perhaps before its decision: changes the entry and returns the effects. The first verdict stands.
+
+    Raises:
+        InvalidArgument: the decision is another tenant's, or too many tenants claim one that has not come.
+    """
+    tenant = outcome.tenant or "public"
+    if entry.decided and entry.tenant != tenant:
+        raise InvalidArgument(
+            "tenant", f"{tenant[:80]!r} did not ask for this decision", "report outcomes under the tenant that was routed"
+        )
+    verdict = next((one for one in entry.verdicts if one.tenant == tenant), None)
+    if verdict is None:
+        if len(entry.verdicts) >= MAX_CLAIMS:
+            raise InvalidArgument(
+                "tenant", f"{tenant[:80]!r} is one of too many that claim a decision that has not come", f"at most {MAX_CLAIMS} may"
+            )
+        verdict = entry.verdicts.add(tenant=tenant, success=outcome.success, position=position, reported_at_us=outcome.reported_at_us)
+        if outcome.HasField("score"):
+            verdict.score = outcome.score
+    elif verdict.position != position:
+        return []
+    if not entry.decided or entry.early:
+        return []
+    return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+
+
+def _effect(entry: JoinEntry, place: int, lane: Lane, position: int, at_us: int, verdict: Verdict | None, *, used: bool) -> AdapterOutcome:
+    adapter_ids = entry.adapter_ids
+    return AdapterOutcome(
+        adapter_id=adapter_ids[place],
+        decision_id=entry.decision_id,
+        tenant=entry.tenant,
+        source_topic=lane.topic,
+        source_partition=lane.partition,
+        source_position=position,
+        used=used,
+        success=None if verdict is None else verdict.success,
+        weight=entry.weights[place],
+        occurred_at_us=at_us,
+        task_id=entry.task_id,
+        together=[*adapter_ids[:place], *adapter_ids[place + 1 :]] if used else (),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Segment(Generic[N]):
+    """One record of the join's changelog. It goes, in one piece, when the last decision whose newest state it holds is forgotten."""
+
+    name: N
+    seen_us: int
+    decision_ids: list[str]
+    live: int = 0
+
+
+@dataclass
+class JoinPlan:
+    """What some events come to, before anything of it is so."""
+
+    entries: dict[str, JoinEntry] = field(default_factory=dict)
+    effects: list[Event] = field(default_factory=list)
+    refused: list[tuple[Received, InvalidArgument]] = field(default_factory=list)
+    misplaced: list[Received] = field(default_factory=list)
+    """Outcomes on another partition than their decision's: to be sent again to the right one."""
+
+    def segment(self) -> bytes:
+        """The changelog's record of it."""
+        return JoinSegment(entries=[entry.SerializeToString() for entry in self.entries.values()]).SerializeToString()
+
+
+class JoinPartition(Generic[N]):
+    """The open decisions of one partition, as long as time and bytes allow."""
+
+    def __init__(self, partition: int, partitions: int, records: Iterable[tuple[N, bytes]]) -> None:
+        """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands."""
+        self._lanes = {topic: Lane(topic, partition) for topic in (DECISIONS, OUTCOMES)}
+        self._partition, self._partitions = partition, partitions
+        self._known: dict[str, tuple[Segment[N], bytes]] = {}
+        self._segments: dict[N, Segment[N]] = {}
+        self._undecided: dict[str, int] = {}
+        self.held_bytes = 0
+        for name, value in records:
+            self._add(name, [JoinEntry.FromString(one) for one in JoinSegment.FromString(value).entries])
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def plan(self, events: Sequence[Received], now_us: int) -> JoinPlan:
+        """What the events come to; nothing is changed."""
+        plan = JoinPlan()
+        for one in events:
+            try:
+                self._plan_one(plan, one, now_us)
+            except InvalidArgument as error:
+                plan.refused.append((one, error))
+        return plan
+
+    def _plan_one(self, plan: JoinPlan, one: Received, now_us: int) -> None:
+        message = decode(one.topic, one.value)
+        assert isinstance(message, router_pb2.Decision | feedback_pb2.Outcome)
+        decision_id = message.decision_id
+        check_key(one, decision_id)
+        if (entry := plan.entries.get(decision_id)) is None:
+            known = self._known.get(decision_id)
+            if not known and one.topic == OUTCOMES and partition_of(one.key, self._partitions) != self._partition:
+                plan.misplaced.append(one)  # its sender places keys otherwise than Kafka's own clients
+                return
+            entry = JoinEntry.FromString(known[1]) if known else JoinEntry(decision_id=decision_id, first_seen_us=now_us)
+        if isinstance(message, router_pb2.Decision):
+            made = join_decision(entry, message, one.position, self._lanes[DECISIONS])
+        else:
+            made = join_outcome(entry, message, one.position, self._lanes[OUTCOMES])
+        plan.entries[decision_id] = entry
+        plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]
+
+    def apply(self, name: N, plan: JoinPlan) -> list[N]:
+        """Take a plan whose segment is durable under `name`; returns the names of segments that hold nothing new any more."""
+        return self._add(name, list(plan.entries.values()))
+
+    def _add(self, name: N, entries: Sequence[JoinEntry]) -> list[N]:
+        segment = Segment(name, max((entry.first_seen_us for entry in entries), default=0), [])
+        self._segments[name] = segment
+        emptied: list[N] = []
+        for entry in entries:
+            emptied += self._drop(entry.decision_id)
+            if not entry.decided and not entry.verdicts:  # forgotten
+                continue
+            value = entry.SerializeToString()
+            self._known[entry.decision_id] = (segment, value)
+            segment.decision_ids.append(entry.decision_id)
+            segment.live += 1
+            self.held_bytes += len(value) + _OVERHEAD_BYTES
+            if not entry.decided:
+                self._undecided[entry.decision_id] = entry.first_seen_us
+        return emptied
+
+    def _drop(self, decision_id: str) -> list[N]:
+        if (known := self._known.pop(decision_id, None)) is None:
+            return []
+        self._undecided.pop(decision_id, None)
+        segment, value = known
+        self.held_bytes -= len(value) + _OVERHEAD_BYTES
+        segment.live -= 1
+        if segment.live or self._segments.pop(segment.name, None) is None:
+            return []
+        return [segment.name]
+
+    def forget(self, older_than_us: int, max_bytes: int) -> list[N]:
+        """Drop segments that are too old or do not fit any more, the oldest first; returns their names."""
+        gone: list[N] = []
+        while self._segments:
+            segment = next(iter(self._segments.values()))
+            if segment.live and segment.seen_us >= older_than_us and self.held_bytes <= max_bytes:
+                break
+            del self._segments[segment.name]
+            gone.append(segment.name)
+            for decision_id in segment.decision_ids:
+                if (known := self._known.get(decision_id)) is not None and known[0] is segment:
+                    self._drop(decision_id)
+        return gone
+
+    def unmatched(self, older_than_us: int) -> Iterator[Received]:
+        """Outcomes that waited for their decision for too long, as they came; `forgotten` ends their waiting."""
+        for decision_id, since_us in self._undecided.items():
+            if since_us < older_than_us:
+                for verdict in JoinEntry.FromString(self._known[decision_id][1]).verdicts:
+                    outcome = feedback_pb2.Outcome(
+                        decision_id=decision_id, tenant=verdict.tenant, success=verdict.success, reported_at_us=verdict.reported_at_us
+                    )
+                    if verdict.HasField("score"):
+                        outcome.score = verdict.score
+                    place = divmod(verdict.position, MAX_PACKED)
+                    yield Received(OUTCOMES, self._partition, *place, decision_id.encode(), outcome.SerializeToString(), "", 0)
+
+    @staticmethod
+    def forgotten(decision_ids: Iterable[str]) -> JoinPlan:
+        """A plan that says that these are to be forgotten."""
+        return JoinPlan({decision_id: JoinEntry(decision_id=decision_id) for decision_id in decision_ids})
+
+
+def check_key(one: Received, wanted: str) -> None:
+    """Raise InvalidArgument unless the event's key is the id in its value."""
+    if not wanted or one.key != wanted.encode():
+        raise InvalidArgument(
+            "key", f"of the message is {one.key[:80]!r}, its value names {wanted[:80]!r}", "key it by the id in its value"
+        )
+
+
+def letter(one: Received, reason: str, dead_at_us: int) -> events_pb2.DeadLetter:
+    """What is kept of an event that cannot be used."""
+    return events_pb2.DeadLetter(
+        topic=one.topic,
+        partition=one.partition,
+        offset=one.offset,
+        index=one.place,
+        key=one.key,
+        value=one.value,
+        producer_id=one.producer_id,
+        sequence=one.sequence,
+        reason=reason,
+        dead_at_us=dead_at_us,
+    )

@@ -1,0 +1,76 @@
+"""Tells the registry the counts that changed."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import Final
+
+import grpc
+
+from services.optimizer.counting import totals
+from services.optimizer.stream import Count
+from smoa.client import SmoaClient
+from smoa.v1 import registry_pb2
+from smoa.v1.state_pb2 import AdapterCounts
+
+_log = logging.getLogger(__name__)
+_NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_MAX_OWNERS: Final = 100_000
+
+
+def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float) -> registry_pb2.AdapterStatistics:
+    """What the registry shows: everybody's uses, and the owner's verdicts.
+
+    Whoever may use a shared adapter may report any outcome of it, so another tenant's verdicts say nothing that its owner can rely on.
+    """
+    all_of_it = totals(counts.tenants.values(), half_life_s * 1e6)
+    judged = totals([counts.tenants[owner]] if owner in counts.tenants else [], half_life_s * 1e6)
+    fade = 0.5 ** ((all_of_it.recent_at_us - judged.recent_at_us) / (half_life_s * 1e6)) if judged.recent_at_us else 0.0
+    return registry_pb2.AdapterStatistics(
+        uses=all_of_it.uses,
+        outcomes=judged.outcomes,
+        successes=judged.successes,
+        generations=all_of_it.generations,
+        tokens=all_of_it.tokens,
+        recent_uses=all_of_it.recent_uses,
+        recent_outcomes=judged.recent_outcomes * fade,
+        recent_successes=judged.recent_successes * fade,
+        recent_at_us=all_of_it.recent_at_us,
+    )
+
+
+class Reporter:
+    """Remembers whose adapters are: counts name the tenants that used one, and a shared one's owner may not be among them."""
+
+    def __init__(self, client: SmoaClient, count: Count, half_life_s: float) -> None:
+        self._client, self._count, self._half_life_s = client, count, half_life_s
+        self._owners: OrderedDict[str, str] = OrderedDict()
+
+    async def report(self) -> None:
+        """Report what changed since the last call, and was not told.
+
+        Raises:
+            grpc.aio.AioRpcError: the registry is away; all of it is told again by the next call.
+        """
+        changed, self._count.changed = self._count.changed, set()
+        for adapter_id in sorted(changed):
+            counts = self._count.counts(adapter_id)
+            if counts is None or not self._count.owns(adapter_id):
+                continue
+            try:
+                owner = await self._owner(adapter_id, counts)
+                await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s))
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in _NOT_THERE:
+                    self._count.changed |= changed
+                    raise
+                _log.warning("no such adapter %s: its counts stay here", adapter_id)
+
+    async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
+        if adapter_id not in self._owners:
+            user = max(counts.tenants, key=lambda name: (counts.tenants[name].uses, name))
+            self._owners[adapter_id] = (await self._client.get(adapter_id, user)).tenant
+            if len(self._owners) > _MAX_OWNERS:
+                self._owners.popitem(last=False)
+        return self._owners[adapter_id]

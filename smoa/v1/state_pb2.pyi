@@ -1,0 +1,132 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JoinSegment(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class JoinEntry(_message.Message):
+    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_POSITION_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    EARLY_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SEEN_US_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    tenant: str
+    decided: bool
+    decided_position: int
+    decided_at_us: int
+    task_id: str
+    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
+    early: bool
+    first_seen_us: int
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ...) -> None: ...
+
+class Verdict(_message.Message):
+    __slots__ = ("tenant", "success", "position", "reported_at_us", "score")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    success: bool
+    position: int
+    reported_at_us: int
+    score: float
+    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+
+class AdapterCounts(_message.Message):
+    __slots__ = ("tenants", "tasks", "together", "applied", "producers")
+    class TenantsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tally
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
+    class TasksEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tally
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
+    class TogetherEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class AppliedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ProducersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Producer
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Producer, _Mapping]] = ...) -> None: ...
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    PRODUCERS_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.MessageMap[str, Tally]
+    tasks: _containers.MessageMap[str, Tally]
+    together: _containers.ScalarMap[str, int]
+    applied: _containers.ScalarMap[str, int]
+    producers: _containers.MessageMap[str, Producer]
+    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
+    USES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECENT_USES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_AT_US_FIELD_NUMBER: _ClassVar[int]
+    uses: int
+    outcomes: int
+    successes: int
+    generations: int
+    tokens: int
+    recent_uses: float
+    recent_outcomes: float
+    recent_successes: float
+    recent_at_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
+
+class Producer(_message.Message):
+    __slots__ = ("sequence", "seen_at_us")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    seen_at_us: int
+    def __init__(self, sequence: _Optional[int] = ..., seen_at_us: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,72 @@
+"""Every event is counted once, whoever is killed, paused or restarted meanwhile. `benchmarks.optimizer` runs the long version."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
+from tests.stream_support import ChaosReport, Faults, Traffic, Worker, chaos
+
+EVENTS, PER_S = 30_000, 1_000.0
+
+
+@asynccontextmanager
+async def embedded_broker(folder: Path) -> AsyncIterator[str]:
+    address = folder / "address"
+    process = subprocess.Popen([sys.executable, "-m", "services.broker", str(address)])
+
+    async def written() -> bool:
+        return address.exists()
+
+    try:
+        await until("the broker", 20, written)
+        yield address.read_text()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def _run(bootstrap: str, folder: Path, break_broker: object, faults: int) -> ChaosReport:
+    workers = []
+    try:
+        for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
+            workers.append(worker := Worker(bootstrap, folder, name))
+            await until(f"the {name} worker", 60, worker.is_ready)
+        breaking = break_broker if callable(break_broker) else None
+        return await chaos(bootstrap, Traffic(7), Faults(workers, breaking, random.Random(7)), EVENTS, faults, PER_S)
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+@pytest.mark.timeout(280)
+async def test_worker_faults_on_the_embedded_broker(tmp_path: Path) -> None:
+    async with embedded_broker(tmp_path) as bootstrap:
+        report = await _run(bootstrap, tmp_path, None, 2)
+    assert (report.lost, report.duplicated) == (0, 0), report
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.skipif(not HOME, reason=SKIP_REASON)
+@pytest.mark.parametrize("nodes", [1, 3])
+async def test_worker_and_broker_faults_on_a_real_kafka(nodes: int, tmp_path: Path) -> None:
+    kafka = ApacheKafka(tmp_path / "kafka", broker_port(nodes), nodes)
+    chosen = random.Random(7)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(kafka.stop)
+        await kafka.start()
+
+        async def restart() -> None:
+            kafka.kill(chosen.randint(1, nodes))
+            await kafka.start()
+
+        report = await _run(kafka.bootstrap, tmp_path, restart, 3)
+    assert (report.lost, report.duplicated) == (0, 0), report
+    assert report.faults == {"kill": 1, "pause": 1, "broker": 1}

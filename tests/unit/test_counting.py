@@ -1,0 +1,147 @@
+"""Counts: lifetime and recent, by tenant and task, and what was in one decision together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.optimizer.counting import (
+    MAX_PRODUCERS,
+    MAX_TOGETHER,
+    MAX_VIEWS,
+    CountPartition,
+    count_outcome,
+    count_usage,
+    decay,
+    totals,
+)
+from services.optimizer.reporting import statistics_of
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, USAGE, Received
+from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
+from smoa.v1.state_pb2 import AdapterCounts, Tally
+
+HALF_LIFE_US = 100.0
+NOW_US = 1_000_000
+
+
+def _effect(position: int, *, at_us: int = NOW_US, success: bool | None = True, tenant: str = "t", **more: object) -> AdapterOutcome:
+    return AdapterOutcome(
+        adapter_id="a",
+        tenant=tenant,
+        source_topic=DECISIONS,
+        source_position=position,
+        used=True,
+        success=success,
+        occurred_at_us=at_us,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _count(counts: AdapterCounts, effect: AdapterOutcome) -> bool:
+    return count_outcome(counts, effect, HALF_LIFE_US, NOW_US)
+
+
+def test_an_effect_is_counted_once() -> None:
+    counts = AdapterCounts()
+    assert _count(counts, _effect(7, task_id="job"))
+    assert not _count(counts, _effect(7))
+    assert not _count(counts, _effect(6, success=None))
+    tally = counts.tenants["t"]
+    assert (tally.uses, tally.outcomes, tally.successes) == (1, 1, 1)
+    assert (counts.tasks["job"].uses, counts.tasks["job"].successes) == (1, 1)
+    assert dict(counts.applied) == {f"{DECISIONS}:0": 7}
+
+
+def test_usage_is_counted_once() -> None:
+    counts = AdapterCounts()
+    usage = UsageEvent(adapter_id="a", tenant="t", tokens=10)
+    assert count_usage(counts, usage, "p", 1, NOW_US)
+    assert not count_usage(counts, usage, "p", 1, NOW_US)
+    assert count_usage(counts, usage, "q", 1, NOW_US)
+    assert (counts.tenants["t"].generations, counts.tenants["t"].tokens) == (2, 20)
+
+
+def test_the_producers_that_were_silent_longest_are_forgotten() -> None:
+    counts = AdapterCounts()
+    for number in range(MAX_PRODUCERS + 5):
+        count_usage(counts, UsageEvent(tenant="t"), f"p{number}", 0, NOW_US + number)
+    assert len(counts.producers) == MAX_PRODUCERS
+    assert not count_usage(counts, UsageEvent(tenant="t"), f"p{MAX_PRODUCERS}", 0, NOW_US)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.permutations([(number, at) for number, at in enumerate([0, 30, 70, 110, 250, 250, 400])]))
+def test_recent_counts_fade_by_half_lives_in_any_order(events: list[tuple[int, int]]) -> None:
+    tally = Tally()
+    for _, at in events:
+        weight = decay(tally, NOW_US + at, HALF_LIFE_US)
+        tally.recent_uses += weight
+    assert tally.recent_at_us == NOW_US + 400
+    assert tally.recent_uses == pytest.approx(sum(0.5 ** ((400 - at) / 100) for _, at in events))
+
+
+def test_a_clock_that_is_ahead_does_not_age_what_was_counted() -> None:
+    counts = AdapterCounts()
+    _count(counts, _effect(1))
+    _count(counts, _effect(2, at_us=NOW_US * 1000))
+    assert counts.tenants["t"].recent_uses == 2.0
+
+
+def test_tenants_and_tasks_past_the_bound_share_a_place() -> None:
+    counts = AdapterCounts()
+    for number in range(MAX_VIEWS + 10):
+        _count(counts, _effect(number, tenant=f"t{number}", task_id=f"k{number}"))
+    assert len(counts.tenants) == len(counts.tasks) == MAX_VIEWS + 1
+    assert counts.tenants[""].uses == counts.tasks[""].uses == 10
+    assert totals(counts.tenants.values(), HALF_LIFE_US).uses == MAX_VIEWS + 10
+
+
+def test_frequent_companions_are_kept_of_many() -> None:
+    counts = AdapterCounts()
+    for number in range(200):
+        _count(counts, _effect(number, together=["often", f"once{number}"]))
+    assert len(counts.together) == MAX_TOGETHER
+    assert counts.together["often"] == 200
+
+
+def test_an_unknown_field_of_a_newer_worker_survives_an_older_one() -> None:
+    newer = AdapterCounts(applied={"x:0": 1}).SerializeToString() + b"\xfa\x07\x03new"  # field 127
+    part = CountPartition(1.0, {"a": newer})
+    effect = _effect(1)
+    plan = part.plan([Received(ADAPTER_OUTCOMES, 0, 0, 0, b"a", effect.SerializeToString(), "", 0)], NOW_US)
+    assert b"\xfa\x07\x03new" in plan.counts["a"].SerializeToString()
+
+
+def test_a_plan_changes_nothing_until_it_is_applied() -> None:
+    part = CountPartition(1.0, {})
+    one = Received(ADAPTER_OUTCOMES, 0, 0, 0, b"a", _effect(1).SerializeToString(), "", 0)
+    plan = part.plan([one, one], NOW_US)
+    assert (plan.counts["a"].tenants["t"].uses, len(part)) == (1, 0)
+    part.apply({name: counts.SerializeToString() for name, counts in plan.counts.items()})
+    assert list(part) == ["a"]
+    assert not part.plan([one], NOW_US).counts
+
+
+def test_usage_without_a_number_is_refused() -> None:
+    usage = UsageEvent(adapter_id="a", tenant="t")
+    plan = CountPartition(1.0, {}).plan([Received(USAGE, 0, 0, 0, b"a", usage.SerializeToString(), "", 0)], NOW_US)
+    assert [str(error) for _, error in plan.refused] == [
+        "smoa-producer: and smoa-sequence do not name the event; send usage through the spool"
+    ]
+
+
+def test_another_tenants_verdicts_do_not_reach_what_the_owner_sees() -> None:
+    counts = AdapterCounts()
+    for number in range(10):
+        _count(counts, _effect(number, tenant="owner"))
+    before = statistics_of(counts, "owner", HALF_LIFE_US / 1e6)
+    for number in range(10, 1010):
+        _count(counts, _effect(number, tenant="attacker", success=False))
+    after = statistics_of(counts, "owner", HALF_LIFE_US / 1e6)
+    assert (after.outcomes, after.successes) == (before.outcomes, before.successes) == (10, 10)
+    assert math.isclose(after.recent_successes, before.recent_successes)
+    assert after.uses == 1010
+    assert statistics_of(counts, "nobody", HALF_LIFE_US / 1e6).outcomes == 0
