@@ -285,13 +285,14 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
 
     async def recovered(within_s: float) -> float:
         """Seconds until all that had been sent when this was called is counted."""
-        wanted = None
+        wanted: dict[TopicPartition, int] | None = None
         began = time.monotonic()
         while True:
             found = await watch.progress()
             if found is not None:
-                wanted = wanted or found.ends
-                if sum(wanted.values()) and not found.behind(wanted):
+                if wanted is None and any(found.ends.values()):
+                    wanted = found.ends
+                if wanted is not None and not found.behind(wanted):
                     return time.monotonic() - began
             keep()
             logs = "\n".join(worker.log[-3000:] for worker in faults.workers)
