@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.router import machine
+from benchmarks.machine import machine
 from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, lora_xs_bases, resolve
 from services.optimizer.merging import merged
 from smoa.adapter import Adapter, Array, Manifest, decode, new_adapter_id

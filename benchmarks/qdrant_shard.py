@@ -45,7 +45,8 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.libraries import generate
-from benchmarks.router import BASE, machine
+from benchmarks.machine import machine
+from benchmarks.router import BASE
 from services.router.index_server import payload_of
 from services.router.library import AdapterRecord, Reach
 from smoa.adapter import new_adapter_id

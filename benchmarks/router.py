@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.libraries import Library, generate
+from benchmarks.machine import machine
 from services.local import free_port, is_serving
 from services.router.index import Vector
 from smoa.adapter import new_adapter_id
@@ -390,12 +390,6 @@ def main(adapters: tuple[int, ...], calls: int, kill: bool, json_path: Path | No
 
 def _shown(value: float) -> str:
     return f"{value:,.0f}" if value > 100 else f"{value:.3f}"
-
-
-def machine() -> str:
-    """Processor and cores."""
-    name = next((line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    return f"{os.cpu_count()} x {name.strip() or platform.processor()}"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.libraries import Ids, generate
+from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
-from benchmarks.router import BASE, machine
+from benchmarks.router import BASE
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.cache import RoutingCache
 from services.router.compositions import Compositions

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -19,6 +20,7 @@ from smoa.v1 import events_pb2
 
 KAFKA_ERRORS: Final = (KafkaError, OSError, asyncio.TimeoutError)
 BATCH_BYTES: Final = 256 * 1024
+_place_of = lru_cache(16_384)(partition_of)  # in Python, a key's hash takes longer than all else that is done with its event
 _BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
 
 
@@ -102,13 +104,27 @@ class Outbox:
         return packed
 
 
+async def send_once(bootstrap: str, events: Iterable[Event], timeout_s: float = 30.0) -> None:
+    """Send a few events, for commands.
+
+    Raises:
+        Unavailable: Kafka does not take them.
+    """
+    outbox, listed = Outbox(bootstrap, timeout_s), list(events)
+    try:
+        partitions = {topic: await outbox.partitions(topic) for topic in {one.topic for one in listed}}
+        await outbox.send(records_of([(one, 0) for one in listed], partitions))
+    finally:
+        await outbox.close()
+
+
 def records_of(
     events: Iterable[tuple[Event, int]], partitions: dict[str, int], producer_id: str = "", batch_bytes: int = BATCH_BYTES
 ) -> list[Record]:
     """Records of (event, sequence), packed where the topic allows it; the events of one partition keep their order."""
     grouped: defaultdict[tuple[str, int], list[tuple[bytes, bytes, int]]] = defaultdict(list)
     for one, sequence in events:
-        grouped[one.topic, partition_of(one.key, partitions[one.topic])].append((one.key, one.value, sequence))
+        grouped[one.topic, _place_of(one.key, partitions[one.topic])].append((one.key, one.value, sequence))
     records = []
     for (topic, partition), group in grouped.items():
         for chunk in _chunks(group, batch_bytes) if topic in PACKED else ([one] for one in group):

@@ -8,13 +8,17 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.structs import ConsumerRecord
+from aiokafka import ConsumerRecord
 
+from smoa.errors import InvalidArgument
+from smoa.events import Received, unpack
+from smoa.reader import read_topic
 from smoa.topics import TOPICS, ensure_topics
 
 HOME = os.environ.get("SMOA_TEST_KAFKA_HOME", "")
@@ -82,23 +86,17 @@ class ApacheKafka:
 
 
 async def read_all(bootstrap: str, topic: str) -> list[ConsumerRecord[bytes, bytes]]:
-    """Every message of a topic, from the beginning to what its end is now."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        await consumer._client.force_metadata_update()
-        partitions = [TopicPartition(topic, number) for number in range(4)]
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        found: list[ConsumerRecord[bytes, bytes]] = []
-        deadline = time.monotonic() + 30
-        while [p for p in partitions if await consumer.position(p) < ends[p]]:
-            assert time.monotonic() < deadline, f"{topic} could not be read to its end"
-            for records in (await consumer.getmany(timeout_ms=500)).values():
-                found += records
-        return found
-    finally:
-        await consumer.stop()
+    """Every record of a topic, from the beginning to what its end is now."""
+    return [one async for one in read_topic(bootstrap, topic)]
+
+
+async def read_events(bootstrap: str, topic: str) -> list[Received]:
+    """Every event of a topic that can be unpacked."""
+    found: list[Received] = []
+    for one in await read_all(bootstrap, topic):
+        with suppress(InvalidArgument):
+            found += unpack(one.topic, one.partition, one.offset, one.key, one.value, one.headers)
+    return found
 
 
 async def until(what: str, within_s: float, done: object) -> None:
@@ -108,3 +106,20 @@ async def until(what: str, within_s: float, done: object) -> None:
     while not await done():
         assert time.monotonic() < deadline, f"{what} did not happen within {within_s} s"
         await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def embedded_broker(folder: Path) -> AsyncIterator[str]:
+    """The broker of `smoa up`; yields its address."""
+    address = folder / "address"
+    process = subprocess.Popen([sys.executable, "-m", "services.broker", str(address)])
+
+    async def written() -> bool:
+        return address.exists()
+
+    try:
+        await until("the broker", 20, written)
+        yield address.read_text()
+    finally:
+        process.terminate()
+        process.wait(10)

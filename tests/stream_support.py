@@ -167,10 +167,10 @@ class Progress:
 
 
 class Watch:
-    """Reads the group's progress. It starts anew when the broker was away."""
+    """Reads a group's progress. It starts anew when the broker was away."""
 
-    def __init__(self, bootstrap: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, bootstrap: str, group: str = APP_ID, topics: Sequence[str] = TOPICS) -> None:
+        self._bootstrap, self._group, self._topics = bootstrap, group, topics
         self._consumer: AIOKafkaConsumer | None = None
 
     async def progress(self) -> Progress | None:
@@ -187,9 +187,9 @@ class Watch:
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            self._consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=APP_ID, enable_auto_commit=False)
+            self._consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=self._group, enable_auto_commit=False)
             await self._consumer.start()
-            self._consumer.assign([TopicPartition(topic, number) for topic in TOPICS for number in range(PARTITIONS)])
+            self._consumer.assign([TopicPartition(topic, number) for topic in self._topics for number in range(PARTITIONS)])
         return self._consumer
 
     async def close(self) -> None:

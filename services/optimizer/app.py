@@ -28,7 +28,6 @@ from smoa.topics import TOPICS, ensure_topics
 _log = logging.getLogger(__name__)
 APP_ID = "smoa-optimizer"
 HEARTBEAT_S = 1.0
-TIDY_S = 10.0
 STUCK_S = 60.0
 
 
@@ -133,7 +132,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         async def on_schedule() -> None:
             await one_pass()
 
-    @app.timer(TIDY_S)
+    @app.timer(max(1.0, min(10.0, settings.join_grace_s / 4)))
     async def tidy() -> None:
         try:
             await join.tidy()

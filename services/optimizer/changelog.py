@@ -8,14 +8,11 @@ this wrong.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-
-from smoa.errors import Unavailable
-from smoa.outbox import KAFKA_ERRORS, Record
+from smoa.outbox import Record
+from smoa.reader import read_topic
 
 _SEPARATOR: Final = b"@"
 _STARTED_MS: Final = time.time_ns() // 1_000_000
@@ -44,8 +41,8 @@ class Kept(NamedTuple):
 class Changelog:
     """Reads whole partitions, and names records for writing."""
 
-    def __init__(self, bootstrap: str, topic: str, idle_timeout_s: float = 15.0) -> None:
-        self._bootstrap, self.topic, self._idle_timeout_s = bootstrap, topic, idle_timeout_s
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self._bootstrap, self.topic = bootstrap, topic
 
     def record(self, partition: int, name: bytes, stamp: Stamp, value: bytes | None) -> Record:
         """What to send so that `name` has this value, or none, under this stamp."""
@@ -57,33 +54,12 @@ class Changelog:
         Raises:
             Unavailable: the broker does not answer, or sends nothing for long.
         """
-        where = TopicPartition(self.topic, partition)
-        consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-            bootstrap_servers=self._bootstrap, enable_auto_commit=False, auto_offset_reset="earliest", max_partition_fetch_bytes=8 * 2**20
-        )
         found: dict[bytes, bytes] = {}
-        try:
-            async with asyncio.timeout(self._idle_timeout_s):
-                await consumer.start()
-                consumer.assign([where])
-                end = (await consumer.end_offsets([where]))[where]
-                position = await consumer.position(where)
-            while position < end:
-                async with asyncio.timeout(self._idle_timeout_s):
-                    while not (records := (await consumer.getmany(where, timeout_ms=500)).get(where)):
-                        if await consumer.position(where) >= end:  # it ended in records that are not for readers
-                            break
-                    position = await consumer.position(where)
-                for one in records or ():
-                    if one.key is not None:
-                        if one.value is not None:
-                            found[one.key] = one.value
-                        else:
-                            found.pop(one.key, None)
-        except KAFKA_ERRORS as error:
-            raise Unavailable(f"kafka: {self.topic} does not come from {self._bootstrap} ({error!r})") from error
-        finally:
-            await consumer.stop()
+        async for one in read_topic(self._bootstrap, self.topic, partition):
+            if one.key is not None and one.value is not None:
+                found[one.key] = one.value
+            elif one.key is not None:
+                found.pop(one.key, None)
         kept = []
         for key, value in found.items():
             name, _, stamp = key.rpartition(_SEPARATOR)

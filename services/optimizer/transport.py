@@ -42,7 +42,8 @@ class Consumer(driver.Consumer):
         if consumer._coordinator.generation != generation:
             return False
         try:
-            await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in done.items()})
+            if done:
+                await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in done.items()})
         except (CommitFailedError, IllegalStateError):
             return False
         return bool(consumer._coordinator.generation == generation)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import ConsumerRecord
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
@@ -25,8 +24,10 @@ from services.router.news import RANKER_KEY
 from services.router.ranker import FEATURES, Ranker
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
-from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError, Unavailable
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, headers, unpack
+from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, unpack
+from smoa.outbox import send_once
+from smoa.reader import read_topic
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -61,11 +62,11 @@ def log_command(output: Path, kafka: str) -> None:
     async def work() -> None:
         decisions: dict[str, router_pb2.Decision] = {}
         written = 0
-        async for message in _read_topic(kafka, DECISIONS):
+        async for message in _events(kafka, DECISIONS):
             if isinstance(message, router_pb2.Decision) and message.ranked:
                 decisions[message.decision_id] = message
         with output.open("w") as file:
-            async for message in _read_topic(kafka, OUTCOMES):
+            async for message in _events(kafka, OUTCOMES):
                 if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.pop(message.decision_id, None)) is not None:
                     line = {"decision": MessageToDict(decision), "outcome": MessageToDict(message)}
                     file.write(json.dumps(line) + "\n")
@@ -195,51 +196,20 @@ async def _announce(kafka: str, artefact: bytes) -> None:
     message = events_pb2.LifecycleEvent(
         adapter_id=RANKER_KEY, action=events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED, ranker=artefact, reason="smoa router publish"
     )
-    made = event(LIFECYCLE, RANKER_KEY, message)
-    producer = AIOKafkaProducer(bootstrap_servers=kafka, acks="all", enable_idempotence=True)
-    try:
-        async with asyncio.timeout(30):
-            await producer.start()
-            await producer.send_and_wait(made.topic, made.value, key=made.key, headers=headers(made.type_name))
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise _no_answer(kafka, error) from error
-    finally:
-        await producer.stop()
+    await send_once(kafka, [event(LIFECYCLE, RANKER_KEY, message)])
 
 
-async def _read_topic(kafka: str, topic: str) -> AsyncIterator[Message]:
-    """Every message of a topic, from its beginning to what its end is now; what cannot be read is for the optimizer to put aside."""
-    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="earliest")
-    try:
-        async with asyncio.timeout(30):
-            await consumer.start()
-            consumer.subscribe([topic])
-            await consumer._client.force_metadata_update()
-            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-        if not partitions:
-            return
-        consumer.unsubscribe()
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        while [one for one in partitions if await consumer.position(one) < ends[one]]:
-            for messages in (await consumer.getmany(timeout_ms=500)).values():
-                for message in messages:
-                    for read in _understood(message):
-                        yield read
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise _no_answer(kafka, error) from error
-    finally:
-        await consumer.stop()
+async def _events(kafka: str, topic: str) -> AsyncIterator[Message]:
+    """Every event of a topic; what cannot be read is for the optimizer to put aside."""
+    async for record in read_topic(kafka, topic):
+        for one in _understood(record):
+            yield one
 
 
-def _understood(message: ConsumerRecord[bytes, bytes]) -> list[Message]:
+def _understood(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
     found = []
     with suppress(InvalidArgument):
-        for one in unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers):
+        for one in unpack(record.topic, record.partition, record.offset, record.key, record.value, record.headers):
             with suppress(InvalidArgument):
                 found.append(decode(one.topic, one.value))
     return found
-
-
-def _no_answer(kafka: str, error: Exception) -> SmoaError:
-    return Unavailable(f"kafka: no answer from {kafka} ({error!r}); check SMOA_KAFKA_BOOTSTRAP")

@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, embedded_broker, until
 from tests.stream_support import ChaosReport, Faults, Traffic, Worker, chaos
 
 EVENTS, PER_S = 30_000, 1_000.0
-
-
-@asynccontextmanager
-async def embedded_broker(folder: Path) -> AsyncIterator[str]:
-    address = folder / "address"
-    process = subprocess.Popen([sys.executable, "-m", "services.broker", str(address)])
-
-    async def written() -> bool:
-        return address.exists()
-
-    try:
-        await until("the broker", 20, written)
-        yield address.read_text()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 async def _run(bootstrap: str, folder: Path, break_broker: object, faults: int) -> ChaosReport:

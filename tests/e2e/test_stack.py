@@ -23,7 +23,7 @@ from smoa.events import DEAD_LETTER, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, router_pb2
-from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, read_all, until
+from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, read_all, read_events, until
 
 LIBRARY = ("med_department", "support_intent", "code_language", "travel_request")
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
@@ -112,11 +112,11 @@ async def assert_exact(world: World) -> None:
 
     async def facts() -> tuple[tuple[int, int, int], set[str], set[str]]:
         decided = {}
-        for record in await read_all(bootstrap, DECISIONS):
-            decision = router_pb2.Decision.FromString(record.value or b"")
+        for record in await read_events(bootstrap, DECISIONS):
+            decision = router_pb2.Decision.FromString(record.value)
             decided[decision.decision_id] = len(decision.adapters)
-        judged = {(record.key or b"").decode() for record in await read_all(bootstrap, OUTCOMES)}
-        used = {(dict(r.headers)["smoa-producer"], dict(r.headers)["smoa-sequence"]) for r in await read_all(bootstrap, USAGE)}
+        judged = {record.key.decode() for record in await read_events(bootstrap, OUTCOMES)}
+        used = {(record.producer_id, record.sequence) for record in await read_events(bootstrap, USAGE)}
         outcomes = sum(decided[decision_id] for decision_id in judged if decision_id in decided)
         return (sum(decided.values()), outcomes, len(used)), set(decided), judged
 
