@@ -1,6 +1,6 @@
 """Joining decisions with their outcomes: one partition's part, as pure functions and a store that its changelog can make again.
 
-Exactly once is made of four parts (docs/decisions/0011). The join gives every decision and every verdict one effect, whatever is sent
+Exactly once is made of four parts (docs/decisions/0002). The join gives every decision and every verdict one effect, whatever is sent
 again: it knows which event brought what. What it emits names that event, and a replayed event emits the same again, so the counter, which
 keeps the last position applied of each lane, drops it. The shell (`stream`) lets effects out only after the state behind them is durable
 and the worker's membership is confirmed. And whatever a worker writes is stamped with its generation, so that one that was paused and

@@ -1,4 +1,4 @@
-"""The Faust side: two agents whose state is theirs by partition and generation (docs/decisions/0011 says why it is written this way).
+"""The Faust side: two agents whose state is theirs by partition and generation (docs/decisions/0002 says why it is written this way).
 
 A batch goes in steps, each durable before the next: the new state to the changelog; the coordinator confirms that this worker is still
 the owner; then what the batch emits. Only then does the agent take the next batch, which acknowledges this one. Any failure begins the

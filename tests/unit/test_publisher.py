@@ -10,9 +10,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from smoa.errors import Unavailable
+from smoa.events import OUTCOMES, event
 from smoa.publisher import EventPublisher
 from smoa.spool import Spool, Spooled
 from smoa.tasks import begin, end
+from smoa.v1.feedback_pb2 import Outcome
 
 
 async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +27,10 @@ async def test_it_stops_in_the_moment_in_which_a_connection_fails(tmp_path: Path
 
     monkeypatch.setattr(AIOKafkaProducer, "start", start)
     publisher = EventPublisher("127.0.0.1:1", Spool(tmp_path / "spool", 1 << 20))
+    publisher.publish([event(OUTCOMES, "d", Outcome(decision_id="d"))])
     await publisher.start()
-    await connecting.wait()
+    async with asyncio.timeout(3):
+        await connecting.wait()
     fail.set()
     stopping = asyncio.create_task(publisher.stop(0))
     done, _ = await asyncio.wait({stopping}, timeout=3)
