@@ -247,7 +247,12 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
         router_port=free_port(),
         executor_port=free_port(),
         kafka_bootstrap=kafka,
-        environment={"SMOA_OPTIMIZER_INTERVAL_S": "0", "SMOA_OPTIMIZER_MIN_AGE_S": "1", "SMOA_STORE": str(data / "store")},
+        environment={
+            "SMOA_OPTIMIZER_CANARY_SHARE": "0",  # its traffic is too short for a trial
+            "SMOA_OPTIMIZER_INTERVAL_S": "0",
+            "SMOA_OPTIMIZER_MIN_AGE_S": "1",
+            "SMOA_STORE": str(data / "store"),
+        },
     )
     started = time.monotonic()
     with log.open("w") as log_file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 
 import grpc
@@ -251,9 +251,9 @@ class SmoaClient:
         request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
         return await self.registry.GetAdapter(request, timeout=self._timeout_s)
 
-    async def retire(self, tenant: str, adapter_id: str, reason: str) -> registry_pb2.Adapter:
+    async def retire(self, tenant: str, adapter_id: str, reason: str, evidence: Mapping[str, float] | None = None) -> registry_pb2.Adapter:
         """Stop routing to an adapter."""
-        request = registry_pb2.RetireAdapterRequest(tenant=tenant, adapter_id=adapter_id, reason=reason)
+        request = registry_pb2.RetireAdapterRequest(tenant=tenant, adapter_id=adapter_id, reason=reason, evidence=evidence or {})
         return await self.registry.RetireAdapter(request, timeout=self._timeout_s)
 
     async def restore(self, tenant: str, adapter_id: str) -> registry_pb2.Adapter:
@@ -262,13 +262,38 @@ class SmoaClient:
         return await self.registry.RestoreAdapter(request, timeout=self._timeout_s)
 
     async def apply_merge(
-        self, tenant: str, merge_id: str, child_digest: str, parent_ids: Sequence[str], reason: str
+        self,
+        tenant: str,
+        merge_id: str,
+        child_digest: str,
+        parent_ids: Sequence[str],
+        reason: str,
+        canary_share: float = 0.0,
+        evidence: Mapping[str, float] | None = None,
     ) -> registry_pb2.Adapter:
-        """Replace parents by their merged child."""
+        """Replace parents by their merged child, or put it on trial for a share of their queries."""
         request = registry_pb2.ApplyMergeRequest(
-            tenant=tenant, merge_id=merge_id, child_digest=child_digest, parent_ids=parent_ids, reason=reason
+            tenant=tenant,
+            merge_id=merge_id,
+            child_digest=child_digest,
+            parent_ids=parent_ids,
+            reason=reason,
+            canary_share=canary_share,
+            evidence=evidence or {},
         )
         return await self.registry.ApplyMerge(request, timeout=self._timeout_s)
+
+    async def settle_merge(
+        self, tenant: str, child_id: str, *, promote: bool, reason: str, evidence: Mapping[str, float] | None = None
+    ) -> registry_pb2.Adapter:
+        """End a canary's trial, or undo a merge."""
+        request = registry_pb2.SettleMergeRequest(tenant=tenant, child_id=child_id, promote=promote, reason=reason, evidence=evidence or {})
+        return await self.registry.SettleMerge(request, timeout=self._timeout_s)
+
+    async def pin(self, tenant: str, adapter_id: str, *, pinned: bool = True) -> registry_pb2.Adapter:
+        """Keep every automatic change from an adapter, or allow them again."""
+        request = registry_pb2.UpdateAdapterRequest(tenant=tenant, adapter_id=adapter_id, pinned=pinned)
+        return await self.registry.UpdateAdapter(request, timeout=self._timeout_s)
 
     async def compose(
         self,

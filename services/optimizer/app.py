@@ -20,6 +20,7 @@ from services.optimizer.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stream import COUNTS, JOINS, MESSAGES_AT_ONCE, Count, Join
 from services.optimizer.transport import mend
+from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.store import AdapterStore
@@ -65,6 +66,12 @@ def build(settings: OptimizerSettings) -> faust.App:
         min_cosine=settings.min_cosine,
         min_benefit=settings.min_benefit,
     )
+    trial = TrialRules(
+        alpha=settings.trial_alpha,
+        margin=settings.trial_margin,
+        max_outcomes=settings.trial_max_outcomes,
+        max_age_s=settings.trial_max_age_s,
+    )
     merge = partial(
         merged,
         method=checked_method(settings.merge_method),
@@ -94,7 +101,17 @@ def build(settings: OptimizerSettings) -> faust.App:
     def optimizer() -> Optimizer:
         if "optimizer" not in parts:
             parts["optimizer"] = Optimizer(
-                client(), AdapterStore(settings.store), rules, count.owns, settings.dry_run, settings.max_family, merge
+                client(),
+                AdapterStore(settings.store),
+                rules,
+                count.owns,
+                settings.dry_run,
+                settings.max_family,
+                merge,
+                settings.canary_share,
+                trial,
+                settings.changes_per_hour,
+                settings.half_life_s,
             )
         found = parts["optimizer"]
         assert isinstance(found, Optimizer)
@@ -123,6 +140,8 @@ def build(settings: OptimizerSettings) -> faust.App:
             async with pass_lock:
                 try:
                     await reporter().report()
+                    if not settings.dry_run:
+                        await optimizer().judge()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import NamedTuple
 
 import grpc
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from services.optimizer.candidates import near_pairs
 from services.optimizer.merging import Child, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
+from services.optimizer.trial import Arm, TrialRules, judge, reason_of
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
 from smoa.errors import SmoaError
@@ -34,6 +36,8 @@ class PassReport:
     pruned: list[Prune] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    put_off: int = 0
+    """Changes that the hour had no room for."""
 
 
 MAX_PAIRS = 200_000
@@ -59,9 +63,20 @@ class Optimizer:
         dry_run: bool,
         max_family: int,
         merge: Callable[[Sequence[Adapter], Sequence[float], str], Child] = merged,
+        canary_share: float = 0.0,
+        trial: TrialRules | None = None,
+        changes_per_hour: int = 1000,
+        half_life_s: float = 7 * 86400.0,
     ) -> None:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
+        self._canary_share, self._trial = canary_share, trial or TrialRules()
+        self._half_life_s = half_life_s
+        self._open: dict[str, str] = {}
+        """Tenants of the canaries on trial that this worker judges, by the child's id."""
+        self._rejected: set[tuple[str, str]] = set()
+        """Pairs of parents, by id, whose merge was rolled back: not tried again."""
+        self._room = HourlyRoom(changes_per_hour)
         self._known: dict[str, Known] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
@@ -69,31 +84,83 @@ class Optimizer:
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
         report = PassReport()
-        library = [view_of(adapter) async for adapter in self._client.list_all(all_tenants=True)]
+        states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
+        listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
+        canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
+        self._open = {canary.adapter_id: canary.tenant for canary in canaries if self._owns(canary.adapter_id)}
+        on_trial = {parent for canary in canaries for parent in canary.parents}
+        active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
+        composed = await self._composed({adapter.tenant for adapter in active})
+        library = [view_of(adapter, _protection(adapter, on_trial, composed), self._half_life_s) for adapter in active]
         try:
             await self._change(library, report)
         finally:
             self._files = {}
         verb = "would have applied" if self._dry_run else "applied"
         _log.info(
-            "pass over %d adapters %s %d prunes and %d merges, %d refused",
+            "pass over %d adapters %s %d prunes and %d merges, %d refused, %d put off",
             len(library),
             verb,
             len(report.pruned),
             len(report.merged),
             len(report.refused),
+            report.put_off,
         )
         return report
+
+    async def judge(self) -> list[str]:
+        """Look at the canaries on trial, and end the trials that can be; returns what was done, for the log."""
+        done = []
+        for child_id, tenant in list(self._open.items()):
+            try:
+                said = await self._judge_one(tenant, child_id)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    raise
+                _log.warning("canary %s: %s", child_id, error.details())
+                said = "gone"
+            if said:
+                del self._open[child_id]
+                done.append(said)
+        return done
+
+    async def _judge_one(self, tenant: str, child_id: str) -> str:
+        """What was done, or nothing."""
+        child = await self._client.get(child_id, tenant)
+        if child.state != common.ADAPTER_STATE_CANARY:
+            return "settled by another"
+        counts = [(await self._client.get(parent, tenant)).statistics for parent in child.parents]
+        baseline = child.canary_baseline
+        outcomes, successes = sum(one.outcomes for one in counts), sum(one.successes for one in counts)
+        parents = Arm(max(0, outcomes - baseline.outcomes), max(0, successes - baseline.successes))
+        age_s = time.time() - child.created_at_us / 1e6
+        judgement, evidence = judge(Arm(child.statistics.outcomes, child.statistics.successes), parents, age_s, self._trial)
+        if judgement == "wait":
+            return ""
+        reason = reason_of(evidence)
+        _log.info("canary %s: %s: %s", child_id, judgement, reason)
+        await self._client.settle_merge(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
+        if judgement == "roll back":
+            self._reject(child.parents)
+        return f"{judgement} {child_id}: {reason}"
+
+    async def _composed(self, tenants: Iterable[str]) -> set[str]:
+        """Ids of adapters that compositions name."""
+        found: set[str] = set()
+        for tenant in tenants:
+            async for composition in self._client.list_compositions(tenant):
+                found.update(composition.adapter_ids)
+        return found
 
     async def _change(self, library: Sequence[AdapterView], report: PassReport) -> None:
         likeness = await self._cosines(library, report)
         proposed = await asyncio.to_thread(merges, library, likeness, self._rules)
         for merge in proposed:
-            if self._owns(merge.adapters[0].adapter_id):
+            if self._owns(merge.adapters[0].adapter_id) and self._has_room(report):
                 await self._apply_merge(merge, report)
         merging = {view.adapter_id for merge in proposed for view in merge.adapters}
         for prune in prunes(library, self._rules):
-            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id):
+            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id) and self._has_room(report):
                 await self._apply_prune(prune, report)
 
     async def _apply_prune(self, prune: Prune, report: PassReport) -> None:
@@ -101,7 +168,7 @@ class Optimizer:
         _log.info("%sprune %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, prune.reason)
         if not self._dry_run:
             try:
-                await self._client.retire(adapter.tenant, adapter.adapter_id, prune.reason)
+                await self._client.retire(adapter.tenant, adapter.adapter_id, prune.reason, prune.evidence)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"prune {adapter.adapter_id}: {error.details()}")
                 return
@@ -119,7 +186,15 @@ class Optimizer:
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
                 digest = await self._store.put(encode(child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
-                await self._client.apply_merge(merge.adapters[0].tenant, merge.merge_id, digest, parents, reason)
+                evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
+                made = await self._client.apply_merge(
+                    merge.adapters[0].tenant, merge.merge_id, digest, parents, reason, self._canary_share, evidence
+                )
+                if made.state == common.ADAPTER_STATE_CANARY:
+                    self._open[made.adapter_id] = made.tenant
+                elif made.state == common.ADAPTER_STATE_RETIRED:
+                    self._reject(made.parents)
+                    return
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
                 return
@@ -127,6 +202,15 @@ class Optimizer:
                 self._refuse(report, f"merge {merge.merge_id}: {error}")
                 return
         report.merged.append(merge)
+
+    def _reject(self, parents: Iterable[str]) -> None:
+        self._rejected.update(combinations(sorted(parents), 2))
+
+    def _has_room(self, report: PassReport) -> bool:
+        if self._dry_run or self._room.take(time.monotonic()):
+            return True
+        report.put_off += 1
+        return False
 
     def _refuse(self, report: PassReport, reason: str) -> None:
         _log.warning("not applied, will be proposed again: %s", reason)
@@ -156,6 +240,8 @@ class Optimizer:
                 _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
             for place_a, place_b in near:
                 low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
+                if (low.adapter_id, high.adapter_id) in self._rejected:
+                    continue
                 if (cosine := await self._compared(low, high, report)) is not None:
                     found[low.adapter_id, high.adapter_id] = cosine
         return found
@@ -188,8 +274,34 @@ class Optimizer:
         return self._files[view.digest]
 
 
-def view_of(adapter: registry_pb2.Adapter) -> AdapterView:
+class HourlyRoom:
+    """How many changes the last hour still has room for: a rule that has gone wrong must not empty a library in one pass."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, deque[float]()
+
+    def take(self, now_s: float) -> bool:
+        """Take a place, if there is one."""
+        while self._taken and self._taken[0] <= now_s - 3600:
+            self._taken.popleft()
+        if len(self._taken) >= self._most:
+            return False
+        self._taken.append(now_s)
+        return True
+
+
+def _protection(adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> str:
+    if adapter.pinned:
+        return "pinned"
+    if adapter.adapter_id in on_trial:
+        return "its merge is on trial"
+    return "in a composition" if adapter.adapter_id in composed else ""
+
+
+def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float) -> AdapterView:
     """The policy's form of a registry entry."""
+    counts = adapter.statistics
+    fade = 0.5 ** (max(0.0, time.time() - counts.recent_at_us / 1e6) / half_life_s) if counts.recent_at_us else 0.0
     return AdapterView(
         adapter_id=adapter.adapter_id,
         digest=adapter.digest,
@@ -200,7 +312,12 @@ def view_of(adapter: registry_pb2.Adapter) -> AdapterView:
         rank=adapter.rank,
         modules=tuple(adapter.modules),
         age_s=time.time() - adapter.created_at_us / 1e6,
-        uses=adapter.statistics.uses,
-        outcomes=adapter.statistics.outcomes,
-        successes=adapter.statistics.successes,
+        uses=counts.uses,
+        outcomes=counts.outcomes,
+        successes=counts.successes,
+        recent_uses=counts.recent_uses * fade,
+        recent_outcomes=counts.recent_outcomes * fade,
+        recent_successes=counts.recent_successes * fade,
+        file_bytes=adapter.file_bytes,
+        protected=protected,
     )

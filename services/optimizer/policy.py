@@ -30,6 +30,19 @@ class AdapterView:
     uses: int
     outcomes: int
     successes: int
+    recent_uses: float = 0.0
+    """Faded to now."""
+    recent_outcomes: float = 0.0
+    recent_successes: float = 0.0
+    file_bytes: int = 1
+    protected: str = ""
+    """Why no automatic change may touch it: pinned, on trial, or in a composition."""
+
+    @property
+    def value_per_byte(self) -> float:
+        """Recent successes, and half of the uses that nobody judged, by the bytes that it takes."""
+        unjudged = max(0.0, self.recent_uses - self.recent_outcomes)
+        return (self.recent_successes + 0.5 * unjudged) / max(self.file_bytes, 1)
 
     @property
     def success_rate(self) -> float | None:
@@ -60,6 +73,7 @@ class Prune:
 
     adapter: AdapterView
     reason: str
+    evidence: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Merge:
         return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {', '.join(named)}{more}"
 
 
-def wilson_upper(successes: int, trials: int, z: float) -> float:
+def wilson_upper(successes: float, trials: float, z: float) -> float:
     """Upper end of Wilson's score interval for a proportion (Wilson 1927); 1 without trials."""
     if trials == 0:
         return 1.0
@@ -97,26 +111,48 @@ def wilson_upper(successes: int, trials: int, z: float) -> float:
 
 
 def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
-    """Adapters to retire: little used although old enough and given their chances, or failing beyond doubt.
+    """Adapters to retire, those of least value for their bytes first: little used of late although old enough and given their chances, or
+    failing beyond doubt, over their life and of late.
 
     Given their chances: the tenant's adapters were used `min_uses` times on average, so that a quiet night prunes nobody.
     """
-    used: defaultdict[str, int] = defaultdict(int)
+    used: defaultdict[str, float] = defaultdict(float)
     active: defaultdict[str, int] = defaultdict(int)
     for adapter in adapters:
-        used[adapter.tenant] += adapter.uses
+        used[adapter.tenant] += adapter.recent_uses
         active[adapter.tenant] += 1
     found: list[Prune] = []
     for adapter in adapters:
+        if adapter.protected:
+            continue
         upper = wilson_upper(adapter.successes, adapter.outcomes, rules.confidence_z)
         rate = adapter.success_rate
         explored = used[adapter.tenant] >= rules.min_uses * active[adapter.tenant]
-        if rate is not None and rate < rules.min_success and upper < rules.min_success:
-            found.append(Prune(adapter, f"success {rate:.2f} of {adapter.outcomes}, upper bound {upper:.2f} under {rules.min_success:.2f}"))
-        elif adapter.uses < rules.min_uses and adapter.age_s >= rules.min_age_s and explored:
-            traffic = f"tenant traffic {used[adapter.tenant]} uses over {active[adapter.tenant]} adapters"
-            found.append(Prune(adapter, f"{adapter.uses} uses, under {rules.min_uses}, in {adapter.age_s:.0f} s; {traffic}"))
-    return found
+        recovered = adapter.recent_outcomes >= 1 and adapter.recent_successes >= rules.min_success * adapter.recent_outcomes
+        evidence = {
+            "uses": float(adapter.uses),
+            "recent_uses": adapter.recent_uses,
+            "outcomes": float(adapter.outcomes),
+            "successes": float(adapter.successes),
+            "upper_bound": upper,
+            "age_s": adapter.age_s,
+            "tenant_recent_uses": used[adapter.tenant],
+            "tenant_adapters": float(active[adapter.tenant]),
+            "value_per_byte": adapter.value_per_byte,
+        }
+        if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
+            reason = f"success {rate:.2f} of {adapter.outcomes}, upper bound {upper:.2f} under {rules.min_success:.2f}"
+            found.append(Prune(adapter, reason, evidence))
+        elif adapter.recent_uses < rules.min_uses and adapter.age_s >= rules.min_age_s and explored:
+            traffic = f"tenant traffic {used[adapter.tenant]:.0f} uses over {active[adapter.tenant]} adapters"
+            found.append(
+                Prune(
+                    adapter,
+                    f"{adapter.recent_uses:.0f} uses of late, under {rules.min_uses}, in {adapter.age_s:.0f} s; {traffic}",
+                    evidence,
+                )
+            )
+    return sorted(found, key=lambda one: (one.adapter.value_per_byte, one.adapter.adapter_id))
 
 
 def benefit(adapters: Sequence[AdapterView], cosine: float, rules: Rules) -> float:
@@ -133,7 +169,7 @@ def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], fl
     A group begins with the best pair left and takes in whoever is worth merging with each one of it (complete linkage), the likest first:
     neither a chain of likenesses nor one of small gaps in success must join adapters that are unlike.
     """
-    by_id = {adapter.adapter_id: adapter for adapter in adapters}
+    by_id = {adapter.adapter_id: adapter for adapter in adapters if not adapter.protected}
     like: defaultdict[str, dict[str, float]] = defaultdict(dict)
     pairs: list[Merge] = []
     for (low, high), raw in cosines.items():

@@ -24,6 +24,17 @@ class OptimizerSettings:
     min_success: float = 0.30
     min_cosine: float = 0.90
     min_benefit: float = 0.30
+    canary_share: float = 0.1
+    """Of its parents' queries, the share that a merge's child answers while it is on trial; 0 replaces the parents at once."""
+    trial_alpha: float = 0.05
+    """Probability of ending a trial wrongly by its evidence."""
+    trial_margin: float = 0.10
+    """By how much a child may be worse than its parents and still be promoted."""
+    trial_max_outcomes: int = 100
+    trial_max_age_s: float = 7 * 86400.0
+    """After so many outcomes of the child, or so long, a trial ends by what was seen."""
+    changes_per_hour: int = 1000
+    """Most prunes and merges of one worker."""
     merge_method: str = "average"
     """average, ties or dare."""
     merge_density: float = 0.2

@@ -11,6 +11,8 @@ from services.router.cache import RoutingCache
 from services.router.compositions import Compositions
 from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
+from services.router.library import Scope
+from services.router.merges import MAX_CANARIES
 from services.router.metrics import RouterMetrics
 from services.router.news import News
 from services.router.registry import ARRIVALS, Change, Registry
@@ -27,6 +29,7 @@ from smoa.tasks import begin, end
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
 _log = logging.getLogger(__name__)
+FOLLOW_S = 1.0
 
 
 async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
@@ -56,6 +59,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     def changed(changes: Sequence[Change]) -> None:
         arrived = any(change.action in ARRIVALS for change in changes)
         router.adapters_changed([change.record.adapter_id for change in changes], arrived=arrived)
+        router.canaries.update(change.record for change in changes)
         publisher.publish([lifecycle_event(change) for change in changes])
 
     defaults = RoutingDefaults(
@@ -81,9 +85,29 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
+    watched = begin(follow_canaries(router, found), "canaries")
+    stack.push_async_callback(end, watched)
     watching = begin(_watch(found, server, settings.check_interval_s), "index-watch")
     stack.push_async_callback(end, watching)
     return server
+
+
+async def follow_canaries(router: Router, index: AdapterIndex) -> None:
+    """Keep the router's canaries as they are in the index: what they have earned, and whether another router settled them."""
+    known = False
+    while True:
+        try:
+            if not known:
+                router.canaries.update(await index.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
+                known = True
+            for child_id in router.canaries:
+                if (there := await index.get(child_id)) is not None:
+                    router.canaries.update([there[0]])
+                else:
+                    router.canaries.forget(child_id)
+        except SmoaError as error:
+            _log.info("canaries cannot be read (%s); they stay as they were", error)
+        await asyncio.sleep(FOLLOW_S)
 
 
 async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> None:

@@ -19,6 +19,8 @@ from smoa.limits import MAX_MODULES, MAX_VERSION
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
+MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
+MAX_REASON_CHARACTERS: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,19 @@ def _unit(vector: Vector, field: str, dimension: int) -> Vector:
     if not length:
         raise InvalidArgument(field, "is all zeros, so it is near nothing", "embed its examples again")
     return vector / np.float32(length)
+
+
+def check_reason(reason: str) -> None:
+    """Raise InvalidArgument for a reason that is too long for an event."""
+    if len(reason) > MAX_REASON_CHARACTERS:
+        raise InvalidArgument("reason", f"has {len(reason):,} characters", f"say it in {MAX_REASON_CHARACTERS:,}")
+
+
+def checked_examples(examples: Sequence[str]) -> list[str]:
+    """The distinct ones; raises InvalidArgument for too few, too many, or one that is empty or too long."""
+    unique = list(dict.fromkeys(examples))
+    if not MIN_EXAMPLES <= len(unique) <= MAX_EXAMPLES:
+        raise InvalidArgument("examples", f"holds {len(unique)} distinct inputs", f"give {MIN_EXAMPLES} to {MAX_EXAMPLES}")
+    if any(not example.strip() or len(example) > MAX_EXAMPLE_CHARACTERS for example in unique):
+        raise InvalidArgument("examples", f"holds an empty input or one over {MAX_EXAMPLE_CHARACTERS:,} characters", "give typical inputs")
+    return unique

@@ -18,7 +18,7 @@ import orjson
 from ulid import ULID
 
 from services.router.index import AdapterIndex, Vector
-from services.router.library import AdapterRecord, Scope
+from services.router.library import EVERY_STATE, AdapterRecord, Scope
 from services.router.vectors import Encoded
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.store import AdapterStore
@@ -72,7 +72,7 @@ async def rebuild(journal: Journal, index: AdapterIndex, dimension: int) -> Asyn
     Raises:
         FailedPrecondition: the index holds adapters already.
     """
-    everything = Scope(tenant=None, states=("active", "retired", "purged"))
+    everything = Scope(tenant=None, states=EVERY_STATE)
     if await index.scroll(everything, "", 1):
         raise FailedPrecondition("index: holds adapters already; rebuild into an empty one")
     names = await journal.names()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-State = Literal["active", "retired", "purged"]
+State = Literal["active", "canary", "retired", "purged"]
+EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,11 @@ class AdapterRecord:
     state: State = "active"
     state_reason: str = ""
     merge_id: str = ""
+    pinned: bool = False
+    canary_share: float = 0.0
+    """Of a canary: how much of its parents' queries it answers."""
+    canary_baseline: Statistics = field(default_factory=Statistics)
+    """Of a canary: its parents' counts together when its trial began."""
     created_at_us: int = 0
     updated_at_us: int = 0
     statistics: Statistics = field(default_factory=Statistics)
@@ -65,7 +71,7 @@ class AdapterRecord:
     def to_payload(self) -> dict[str, Any]:
         """Index payload."""
         # Not `dataclasses.asdict`: its deep copy was a fifth of an import.
-        return {**vars(self), **{key: list(getattr(self, key)) for key in _SEQUENCES}, "statistics": vars(self.statistics)}
+        return {**vars(self), **{key: list(getattr(self, key)) for key in _SEQUENCES}, **{key: vars(getattr(self, key)) for key in _COUNTS}}
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> AdapterRecord:
@@ -73,11 +79,13 @@ class AdapterRecord:
         known = {key: value for key, value in payload.items() if key in _FIELDS}
         for key in _SEQUENCES:
             known[key] = tuple(payload[key])
-        known["statistics"] = Statistics(**payload["statistics"])
+        for key in _COUNTS:
+            known[key] = Statistics(**payload.get(key, {}))
         return cls(**known)
 
 
 _SEQUENCES = ("modules", "tags", "examples", "parents")
+_COUNTS = ("statistics", "canary_baseline")
 _FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
 
 

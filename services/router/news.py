@@ -183,3 +183,5 @@ class News:
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
         else:
             self._router.adapters_changed([event.adapter_id], arrived=event.action in _ARRIVALS)
+            if event.action == events_pb2.LIFECYCLE_ACTION_CANARY and (there := await self._index.get(event.adapter_id)) is not None:
+                self._router.canaries.update([there[0]])

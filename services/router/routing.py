@@ -13,13 +13,14 @@ import numpy as np
 from ulid import ULID
 
 from services.router.cache import ENTRY_BYTES, BoundedCache, RoutingCache
+from services.router.canaries import Canaries
 from services.router.compositions import Compositions, Stage
 from services.router.confidence import confidence, nearest_prototype
 from services.router.embedding import StaticEmbedder
 from services.router.fleet import Fleet
 from services.router.flight import SingleFlight
 from services.router.index import AdapterIndex, Vector
-from services.router.library import Candidate, Reach, Scope
+from services.router.library import EVERY_STATE, Candidate, Reach, Scope
 from services.router.posteriors import Posteriors
 from services.router.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
@@ -124,6 +125,7 @@ class Router:
         self.ranker, self.posteriors = builtin(), Posteriors()
         """What the learned strategy decides by; both are replaced and fed while it serves."""
         self.fleet = Fleet()
+        self.canaries = Canaries(seed)
         self._rng = np.random.default_rng(seed)
 
     def adapters_changed(self, adapter_ids: Iterable[str], *, arrived: bool) -> None:
@@ -159,6 +161,8 @@ class Router:
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
         else:
             choice, cached = await self._chosen(query)
+            if len(self.canaries) and (tried := self.canaries.tried(choice.chosen)) is not choice.chosen:
+                choice = dataclasses.replace(choice, chosen=tried)
         now_us = time.time_ns() // 1000
         executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
         handler_us = (time.perf_counter_ns() - started) // 1000
@@ -202,7 +206,7 @@ class Router:
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:
             return
-        if not await self._index.scroll(Scope(tenant=tenant, include_shared=False, states=("active", "retired", "purged")), "", 1):
+        if not await self._index.scroll(Scope(tenant=tenant, include_shared=False, states=EVERY_STATE), "", 1):
             raise NotFound("tenant", tenant, "register an adapter for it first, or check the name")
         if len(self._known_tenants) >= 1_000_000:
             self._known_tenants = {DEFAULT_TENANT}

@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
 from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics
+from services.router.merges import Merges
 from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
@@ -32,6 +33,7 @@ _STATES: dict[int, State] = {
     common.ADAPTER_STATE_ACTIVE: "active",
     common.ADAPTER_STATE_RETIRED: "retired",
     common.ADAPTER_STATE_PURGED: "purged",
+    common.ADAPTER_STATE_CANARY: "canary",
 }
 
 
@@ -94,7 +96,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """`smoa.v1.RegistryService`."""
 
     def __init__(self, registry: Registry, compositions: Compositions) -> None:
-        self._registry, self._compositions = registry, compositions
+        self._registry, self._compositions, self._merges = registry, compositions, Merges(registry)
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -143,12 +145,13 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 tags=tuple(request.tags) if request.replace_tags else None,
                 examples=request.examples,
                 statistics=Statistics(**numbers) if request.HasField("statistics") else None,
+                pinned=request.pinned if request.HasField("pinned") else None,
             )
         )
 
     async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(await self._registry.retire(request.tenant, request.adapter_id, request.reason))
+        return to_adapter(await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence))
 
     async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -161,7 +164,23 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     async def ApplyMerge(self, request: registry_pb2.ApplyMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         return to_adapter(
-            await self._registry.apply_merge(request.tenant, request.merge_id, request.child_digest, request.parent_ids, request.reason)
+            await self._merges.apply(
+                request.tenant,
+                request.merge_id,
+                request.child_digest,
+                request.parent_ids,
+                request.reason,
+                request.canary_share,
+                request.evidence,
+            )
+        )
+
+    async def SettleMerge(self, request: registry_pb2.SettleMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(
+            await self._merges.settle(
+                request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence
+            )
         )
 
     async def CreateComposition(  # noqa: N802
@@ -302,6 +321,9 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         statistics=registry_pb2.AdapterStatistics(**vars(record.statistics)),
         merge_id=record.merge_id,
         file_bytes=record.file_bytes,
+        pinned=record.pinned,
+        canary_share=record.canary_share,
+        canary_baseline=registry_pb2.AdapterStatistics(**vars(record.canary_baseline)) if record.canary_share else None,
     )
 
 
@@ -334,5 +356,6 @@ def lifecycle_event(change: Change) -> Event:
             merge_id=record.merge_id,
             parents=record.parents,
             digest=record.digest,
+            evidence=dict(change.evidence),
         ),
     )

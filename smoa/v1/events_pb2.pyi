@@ -17,6 +17,9 @@ class LifecycleAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LIFECYCLE_ACTION_PURGED: _ClassVar[LifecycleAction]
     LIFECYCLE_ACTION_MERGED: _ClassVar[LifecycleAction]
     LIFECYCLE_ACTION_RANKER_PUBLISHED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_CANARY: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_PROMOTED: _ClassVar[LifecycleAction]
+    LIFECYCLE_ACTION_ROLLED_BACK: _ClassVar[LifecycleAction]
 LIFECYCLE_ACTION_UNSPECIFIED: LifecycleAction
 LIFECYCLE_ACTION_REGISTERED: LifecycleAction
 LIFECYCLE_ACTION_UPDATED: LifecycleAction
@@ -25,6 +28,9 @@ LIFECYCLE_ACTION_RESTORED: LifecycleAction
 LIFECYCLE_ACTION_PURGED: LifecycleAction
 LIFECYCLE_ACTION_MERGED: LifecycleAction
 LIFECYCLE_ACTION_RANKER_PUBLISHED: LifecycleAction
+LIFECYCLE_ACTION_CANARY: LifecycleAction
+LIFECYCLE_ACTION_PROMOTED: LifecycleAction
+LIFECYCLE_ACTION_ROLLED_BACK: LifecycleAction
 
 class EventBatch(_message.Message):
     __slots__ = ("events",)
@@ -85,7 +91,14 @@ class AdapterOutcome(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
-    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker")
+    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +108,7 @@ class LifecycleEvent(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     RANKER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     tenant: str
     action: LifecycleAction
@@ -104,7 +118,8 @@ class LifecycleEvent(_message.Message):
     parents: _containers.RepeatedScalarFieldContainer[str]
     digest: str
     ranker: bytes
-    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ...) -> None: ...
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
     __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving")

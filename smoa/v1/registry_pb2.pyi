@@ -38,7 +38,7 @@ class AdapterStatistics(_message.Message):
     def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes")
+    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,9 @@ class Adapter(_message.Message):
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     MERGE_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_BASELINE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
@@ -85,7 +88,10 @@ class Adapter(_message.Message):
     statistics: AdapterStatistics
     merge_id: str
     file_bytes: int
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ...) -> None: ...
+    pinned: bool
+    canary_share: float
+    canary_baseline: AdapterStatistics
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("tenant", "digest", "examples")
@@ -160,7 +166,7 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateAdapterRequest(_message.Message):
-    __slots__ = ("tenant", "adapter_id", "name", "tags", "replace_tags", "examples", "statistics")
+    __slots__ = ("tenant", "adapter_id", "name", "tags", "replace_tags", "examples", "statistics", "pinned")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +174,7 @@ class UpdateAdapterRequest(_message.Message):
     REPLACE_TAGS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     adapter_id: str
     name: str
@@ -175,17 +182,27 @@ class UpdateAdapterRequest(_message.Message):
     replace_tags: bool
     examples: _containers.RepeatedScalarFieldContainer[str]
     statistics: AdapterStatistics
-    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., replace_tags: _Optional[bool] = ..., examples: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., replace_tags: _Optional[bool] = ..., examples: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class RetireAdapterRequest(_message.Message):
-    __slots__ = ("tenant", "adapter_id", "reason")
+    __slots__ = ("tenant", "adapter_id", "reason", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     adapter_id: str
     reason: str
-    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., reason: _Optional[str] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RestoreAdapterRequest(_message.Message):
     __slots__ = ("tenant", "adapter_id")
@@ -204,18 +221,50 @@ class PurgeAdapterRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
 
 class ApplyMergeRequest(_message.Message):
-    __slots__ = ("tenant", "merge_id", "child_digest", "parent_ids", "reason")
+    __slots__ = ("tenant", "merge_id", "child_digest", "parent_ids", "reason", "canary_share", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MERGE_ID_FIELD_NUMBER: _ClassVar[int]
     CHILD_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PARENT_IDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     merge_id: str
     child_digest: str
     parent_ids: _containers.RepeatedScalarFieldContainer[str]
     reason: str
-    def __init__(self, tenant: _Optional[str] = ..., merge_id: _Optional[str] = ..., child_digest: _Optional[str] = ..., parent_ids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    canary_share: float
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, tenant: _Optional[str] = ..., merge_id: _Optional[str] = ..., child_digest: _Optional[str] = ..., parent_ids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., canary_share: _Optional[float] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class SettleMergeRequest(_message.Message):
+    __slots__ = ("tenant", "child_id", "promote", "reason", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CHILD_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMOTE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    child_id: str
+    promote: bool
+    reason: str
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, tenant: _Optional[str] = ..., child_id: _Optional[str] = ..., promote: _Optional[bool] = ..., reason: _Optional[str] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Composition(_message.Message):
     __slots__ = ("composition_id", "tenant", "name", "root", "created_at_us", "weighting", "adapter_ids", "children", "parents")

@@ -79,6 +79,11 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.ApplyMergeRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.SettleMerge = channel.unary_unary(
+                '/smoa.v1.RegistryService/SettleMerge',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
         self.CreateComposition = channel.unary_unary(
                 '/smoa.v1.RegistryService/CreateComposition',
                 request_serializer=smoa_dot_v1_dot_registry__pb2.CreateCompositionRequest.SerializeToString,
@@ -159,7 +164,14 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ApplyMerge(self, request, context):
-        """Register the child and retire the parents as one step; idempotent by merge id.
+        """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleMerge(self, request, context):
+        """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -235,6 +247,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
             'ApplyMerge': grpc.unary_unary_rpc_method_handler(
                     servicer.ApplyMerge,
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.ApplyMergeRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'SettleMerge': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleMerge,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
             ),
             'CreateComposition': grpc.unary_unary_rpc_method_handler(
@@ -500,6 +517,33 @@ class RegistryService:
             target,
             '/smoa.v1.RegistryService/ApplyMerge',
             smoa_dot_v1_dot_registry__pb2.ApplyMergeRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleMerge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smoa.v1.RegistryService/SettleMerge',
+            smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
             options,
             channel_credentials,

@@ -47,7 +47,9 @@ class RegistryServiceStub:
     PurgeAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]
-    """Register the child and retire the parents as one step; idempotent by merge id."""
+    """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
+    SettleMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SettleMergeRequest, _registry_pb2.Adapter]
+    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
     CreateComposition: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateCompositionRequest, _registry_pb2.Composition]
     GetComposition: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetCompositionRequest, _registry_pb2.Composition]
     ListCompositions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListCompositionsRequest, _registry_pb2.ListCompositionsResponse]
@@ -72,7 +74,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     PurgeAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
-    """Register the child and retire the parents as one step; idempotent by merge id."""
+    """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
+    SettleMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.SettleMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
     CreateComposition: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateCompositionRequest, _registry_pb2.Composition]  # type: ignore[assignment]
     GetComposition: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetCompositionRequest, _registry_pb2.Composition]  # type: ignore[assignment]
     ListCompositions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListCompositionsRequest, _registry_pb2.ListCompositionsResponse]  # type: ignore[assignment]
@@ -148,7 +152,15 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ApplyMergeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
-        """Register the child and retire the parents as one step; idempotent by merge id."""
+        """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
+
+    @_abc_1.abstractmethod
+    def SettleMerge(
+        self,
+        request: _registry_pb2.SettleMergeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
+        """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
 
     @_abc_1.abstractmethod
     def CreateComposition(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ async def _library(world: RouterWorld) -> None:
         # Each odd one has a shape of its own, so that only the twins are alike.
         modules = {"failing": ("k_proj",), "unused": ("v_proj",)}.get(name, ("q_proj",))
         made = await world.register(examples, tenant, name=name, value=value, modules=modules)
-        counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=uses, successes=successes)
+        now_us = time.time_ns() // 1000
+        counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=uses, successes=successes, recent_uses=uses, recent_at_us=now_us)
         await world.client.report_statistics(tenant, made.adapter_id, counts)
 
 
@@ -61,7 +63,7 @@ async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Pat
         assert "dry run: prune failing " in said
         assert "success 0.05 of 40, upper bound 0.17 under 0.30" in said
         assert "dry run: prune unused " in said
-        assert "0 uses, under 10, in 0 s; tenant traffic 79 uses over 4 adapters" in said
+        assert "0 uses of late, under 10, in 0 s; tenant traffic 79 uses over 4 adapters" in said
         assert "delta cosine 1.0000, benefit 0.90; " in said
 
 

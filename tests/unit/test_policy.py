@@ -30,7 +30,8 @@ def _view(adapter_id: str, **changes: Any) -> AdapterView:
         outcomes=0,
         successes=0,
     )
-    return dataclasses.replace(view, **changes)
+    faded = {f"recent_{name}": float(changes.get(name, getattr(view, name))) for name in ("uses", "outcomes", "successes")}
+    return dataclasses.replace(view, **{**faded, **changes})
 
 
 def _pruned(*views: AdapterView) -> list[str]:
@@ -50,7 +51,7 @@ def test_wilson_upper_bound(successes: int, trials: int, upper: float) -> None:
 
 def test_little_used_adapter_is_pruned_with_its_numbers() -> None:
     found = prunes([_view("a", uses=9), _view("b", uses=11)], RULES)
-    assert [prune.reason for prune in found] == ["9 uses, under 10, in 1000000 s; tenant traffic 20 uses over 2 adapters"]
+    assert [prune.reason for prune in found] == ["9 uses of late, under 10, in 1000000 s; tenant traffic 20 uses over 2 adapters"]
 
 
 def test_enough_uses_are_kept() -> None:
@@ -186,3 +187,29 @@ def test_reason_of_a_merge_has_the_numbers() -> None:
     assert merge.reason == "delta cosine 0.9500, benefit 0.75; name-a (100 uses, 1/2), name-b (100 uses, 0/0)"
     many = Merge(tuple(map(_view, "abcdef")), 0.95, 0.75)
     assert many.reason.endswith("name-d (100 uses, 0/0) and 2 more")
+
+
+def test_what_failed_once_and_does_well_of_late_is_kept() -> None:
+    failing = _view("a", outcomes=40, successes=2, recent_outcomes=10.0, recent_successes=0.5)
+    better = _view("b", outcomes=40, successes=2, recent_outcomes=10.0, recent_successes=8.0)
+    assert _pruned(failing, better) == ["a"]
+
+
+def test_recent_uses_count_not_those_of_long_ago() -> None:
+    assert _pruned(_view("a", uses=1000, recent_uses=2.0), _view("b", uses=100)) == ["a"]
+
+
+@pytest.mark.parametrize("why", ["pinned", "its merge is on trial", "in a composition"])
+def test_what_is_protected_is_neither_pruned_nor_merged(why: str) -> None:
+    kept = [_view("a", uses=0, protected=why), _view("b", outcomes=50, successes=0, protected=why), _view("c"), _view("d")]
+    assert _pruned(*kept) == []
+    assert _merged({("a", "b"): 1.0, ("b", "c"): 1.0, ("c", "d"): 1.0}, *kept) == [("c", "d")]
+
+
+def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> None:
+    big = _view("big", uses=5, recent_successes=2.0, recent_outcomes=4.0, file_bytes=1000)
+    small = _view("small", uses=5, recent_successes=2.0, recent_outcomes=4.0, file_bytes=10)
+    found = prunes([small, big, _view("busy", uses=500)], RULES)
+    assert [one.adapter.adapter_id for one in found] == ["big", "small"]
+    assert found[0].evidence["recent_uses"] == 5.0
+    assert found[0].evidence["tenant_adapters"] == 3.0

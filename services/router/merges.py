@@ -1,0 +1,178 @@
+"""The life of a merge: a child in its parents' place at once, or on trial beside them, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Final
+
+import numpy as np
+
+from services.router.embedding import normalised
+from services.router.importing import MAX_EXAMPLES, check_reason
+from services.router.index import Vector
+from services.router.journal import Entry
+from services.router.library import AdapterRecord, Scope, Statistics
+from services.router.registry import Change, Registry, as_it_is, now_us, same_content
+from smoa.adapter import Adapter
+from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from smoa.identifiers import checked_tenant
+
+MAX_CANARY_SHARE: Final = 0.5
+MAX_CANARIES: Final = 1000
+
+
+class Merges:
+    """Writes through the registry, under its lock."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def apply(
+        self,
+        tenant: str,
+        merge_id: str,
+        child_digest: str,
+        parent_ids: Sequence[str],
+        reason: str,
+        canary_share: float = 0.0,
+        evidence: Mapping[str, float] | None = None,
+    ) -> AdapterRecord:
+        """Register the child and, unless it is a canary, retire the parents in one write; the same merge id again returns the child.
+
+        Raises:
+            InvalidArgument: no merge id, too long a reason, fewer than two parents, a share out of bounds, or a child whose manifest names
+                others.
+            FailedPrecondition: a parent that is not active, is pinned, differs in base model or has a canary already.
+            AlreadyExists: the child's id is taken by other content.
+        """
+        tenant = checked_tenant(tenant)
+        if not merge_id:
+            raise InvalidArgument("merge_id", "is empty", "name the merge, so that a retry is told from a new one")
+        if len(set(parent_ids)) < 2:
+            raise InvalidArgument("parent_ids", "holds fewer than two adapters", "name the adapters that the child replaces")
+        if not 0 <= canary_share <= MAX_CANARY_SHARE:
+            raise InvalidArgument(
+                "canary_share", f"{canary_share} is outside 0..{MAX_CANARY_SHARE}", "send 0 to replace the parents at once"
+            )
+        check_reason(reason)
+        adapter = await self._registry.read(child_digest)
+        if set(adapter.manifest.parents) != set(parent_ids) or adapter.manifest.tenant != tenant:
+            raise InvalidArgument(
+                "child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first"
+            )
+        wanted = tuple(dict.fromkeys(parent_ids))
+        work = self._apply(tenant, merge_id, child_digest, adapter, wanted, reason, canary_share, evidence or {})
+        return await self._registry.whole(work)
+
+    async def _apply(
+        self,
+        tenant: str,
+        merge_id: str,
+        child_digest: str,
+        adapter: Adapter,
+        parent_ids: Sequence[str],
+        reason: str,
+        canary_share: float,
+        evidence: Mapping[str, float],
+    ) -> AdapterRecord:
+        registry = self._registry
+        async with registry.writing:
+            if found := await registry.index.get(adapter.manifest.adapter_id):
+                if found[0].merge_id != merge_id:
+                    raise AlreadyExists(f"adapter_id: {adapter.manifest.adapter_id} is not the child of merge {merge_id}; use a new id")
+                child = same_content(found[0], child_digest, tenant)
+                again = [await registry.owned(tenant, parent_id) for parent_id in parent_ids]
+                registry.changed([as_it_is(record) for record in (child, *(parent for parent, _ in again))])
+                return child
+            parents = [await registry.owned(tenant, parent_id) for parent_id in parent_ids]
+            await self._check_parents([parent for parent, _ in parents], adapter.manifest.base_model)
+            examples = tuple(example for group in zip_longest(*(parent.examples for parent, _ in parents)) for example in group if example)
+            child = dataclasses.replace(
+                await registry.record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
+                merge_id=merge_id,
+                state_reason=reason,
+            )
+            retired: list[Entry] = []
+            if canary_share:
+                baseline = _together([parent.statistics for parent, _ in parents])
+                child = dataclasses.replace(child, state="canary", canary_share=canary_share, canary_baseline=baseline)
+            else:
+                retired = _retired(parents, child.adapter_id, reason)
+            vector = normalised(np.mean([vector for _, vector in parents], 0))
+            prototypes = registry.understood(child.examples)[1] if child.examples else None
+            await registry.write([Entry(child, vector, prototypes), *retired])
+        registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
+        return child
+
+    async def _check_parents(self, parents: Sequence[AdapterRecord], base_model: str) -> None:
+        for parent in parents:
+            if parent.state != "active" or parent.base_model != base_model:
+                raise FailedPrecondition(
+                    f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base"
+                )
+            if parent.pinned:
+                raise FailedPrecondition(f"parent: {parent.adapter_id} is pinned; unpin it with `smoa adapter pin --off` first")
+        scope = Scope(tenant=parents[0].tenant, include_shared=False, states=("canary",))
+        ids = {parent.adapter_id for parent in parents}
+        for canary in await self._registry.index.scroll(scope, "", MAX_CANARIES):
+            if taken := ids & set(canary.parents):
+                raise FailedPrecondition(
+                    f"parent: {min(taken)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
+                )
+
+    async def settle(
+        self, tenant: str, child_id: str, *, promote: bool, reason: str, evidence: Mapping[str, float] | None = None
+    ) -> AdapterRecord:
+        """Promote a canary, or roll a merge back, on trial or long done; the same again returns the child as it is.
+
+        Raises:
+            InvalidArgument: too long a reason.
+            NotFound: no such adapter of the tenant's.
+            FailedPrecondition: it is no merge's child, or a parent is not in a state from which this can be done.
+        """
+        check_reason(reason)
+        return await self._registry.whole(self._settle(checked_tenant(tenant), child_id, promote, reason, evidence or {}))
+
+    async def _settle(self, tenant: str, child_id: str, promote: bool, reason: str, evidence: Mapping[str, float]) -> AdapterRecord:
+        registry = self._registry
+        async with registry.writing:
+            child, vector = await registry.owned(tenant, child_id)
+            if not child.merge_id:
+                raise FailedPrecondition(f"child: {child_id} is not the child of a merge; retire or restore it instead")
+            parents = [await registry.owned(tenant, parent_id) for parent_id in child.parents]
+            if child.state == ("active" if promote else "retired"):
+                registry.changed([as_it_is(record) for record in (child, *(parent for parent, _ in parents))])
+                return child
+            wanted = "active" if child.state == "canary" else "retired"
+            if child.state not in (("canary",) if promote else ("canary", "active")):
+                raise FailedPrecondition(f"child: {child_id} is {child.state}, so it cannot be {'promoted' if promote else 'rolled back'}")
+            for parent, _ in parents:
+                if parent.state != wanted and not (parent.state == "retired" and not promote):
+                    raise FailedPrecondition(f"parent: {parent.adapter_id} is {parent.state}, not {wanted}; the merge cannot be settled")
+            if promote:
+                others = _retired(parents, child_id, reason)
+                child = dataclasses.replace(child, state="active", state_reason=reason, updated_at_us=now_us())
+            else:
+                restoring = child.state == "active"
+                others = [
+                    Entry(dataclasses.replace(parent, state="active", state_reason="", updated_at_us=now_us()), place)
+                    for parent, place in parents
+                    if restoring
+                ]
+                child = dataclasses.replace(child, state="retired", state_reason=f"rolled back: {reason}", updated_at_us=now_us())
+            await registry.write([Entry(child, vector), *others])
+        first = Change("promoted" if promote else "rolled_back", child, reason, evidence)
+        registry.changed([first, *(Change("retired" if promote else "restored", one.record, one.record.state_reason) for one in others)])
+        return child
+
+
+def _retired(parents: Sequence[tuple[AdapterRecord, Vector]], child_id: str, reason: str) -> list[Entry]:
+    now, why = now_us(), f"merged into {child_id}: {reason}"
+    return [Entry(dataclasses.replace(one, state="retired", state_reason=why, updated_at_us=now), vector) for one, vector in parents]
+
+
+def _together(counts: Sequence[Statistics]) -> Statistics:
+    names = ("uses", "outcomes", "successes", "generations", "tokens")
+    return Statistics(**{name: sum(getattr(one, name) for one in counts) for name in names})

@@ -1,0 +1,192 @@
+"""A merge on trial: who answers, for how long, who is told, and the way back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.optimizer.optimizer import Optimizer
+from services.optimizer.policy import Rules
+from services.optimizer.trial import TrialRules
+from services.router.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
+from tests.kafka_support import until
+
+ALL = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        yield world
+
+
+async def _twins(world: RouterWorld) -> list[registry_pb2.Adapter]:
+    return [await world.register(KNEES, name=name, value=value) for name, value in (("a", 0.5), ("b", 0.51))]
+
+
+async def _child(world: RouterWorld, parents: list[registry_pb2.Adapter], name: str = "child") -> str:
+    ids = tuple(parent.adapter_id for parent in parents)
+    return await world.store.put(adapter_file(name=name, parents=ids))
+
+
+async def _trial(world: RouterWorld, parents: list[registry_pb2.Adapter], share: float = 0.5) -> registry_pb2.Adapter:
+    ids = [parent.adapter_id for parent in parents]
+    return await world.client.apply_merge("public", "m1", await _child(world, parents), ids, "because", share, {"cosine": 0.99})
+
+
+async def _states(world: RouterWorld) -> dict[str, str]:
+    found = [adapter async for adapter in world.client.list_all(states=ALL)]
+    return {adapter.name: common.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_") for adapter in found}
+
+
+async def _asked(world: RouterWorld, times: int) -> Counter[str]:
+    """Who answered, by id, in shares of a decision."""
+    found: Counter[str] = Counter()
+    for _ in range(times):
+        decision = await world.client.route("my knee hurts when I climb stairs", base_model="base-a")
+        assert sum(one.weight for one in decision.adapters) == pytest.approx(1.0)
+        found.update({one.adapter_id for one in decision.adapters})
+    return found
+
+
+async def test_a_canary_answers_a_share_and_no_more_than_it_has_earned(world: RouterWorld) -> None:
+    child = await _trial(world, await _twins(world))
+    assert (child.state, child.canary_share) == (common.ADAPTER_STATE_CANARY, 0.5)
+    assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "CANARY"}
+    first = await _asked(world, 30)
+    assert 5 <= first[child.adapter_id] <= FIRST_QUERIES
+    await _asked(world, 100)
+    assert (await _asked(world, 50))[child.adapter_id] == 0, "nobody has judged it yet"
+    counts = registry_pb2.AdapterStatistics(uses=20, outcomes=10, successes=9)
+    await world.client.report_statistics("public", child.adapter_id, counts)
+
+    async def goes_on() -> bool:
+        return (await _asked(world, 5))[child.adapter_id] > 0
+
+    await until("more queries for the canary", 10, goes_on)
+    assert (await _asked(world, 100))[child.adapter_id] <= QUERIES_AN_OUTCOME * 10
+
+
+async def test_promotion_and_its_undoing(world: RouterWorld) -> None:
+    parents = await _twins(world)
+    child = await _trial(world, parents)
+    for _ in range(2):  # the second time changes nothing
+        made = await world.client.settle_merge("public", child.adapter_id, promote=True, reason="good", evidence={"child_success": 1.0})
+        assert made.state == common.ADAPTER_STATE_ACTIVE
+    assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "ACTIVE"}
+    assert set(await _asked(world, 10)) == {child.adapter_id}
+    for _ in range(2):
+        made = await world.client.settle_merge("public", child.adapter_id, promote=False, reason="we want them back")
+        assert made.state_reason == "rolled back: we want them back"
+    assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "RETIRED"}
+    assert set(await _asked(world, 10)) == {parent.adapter_id for parent in parents}
+
+
+async def test_rolling_back_leaves_the_parents_alone(world: RouterWorld) -> None:
+    parents = await _twins(world)
+    child = await _trial(world, parents)
+    await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad")
+    assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "RETIRED"}
+    assert child.adapter_id not in await _asked(world, 20)
+    code, message, _ = await refused(world.client.settle_merge("public", child.adapter_id, promote=True, reason="no, good"))
+    assert (code, message) == ("FAILED_PRECONDITION", f"child: {child.adapter_id} is retired, so it cannot be promoted")
+
+
+async def test_there_is_one_trial_at_a_time_and_none_of_what_is_pinned(world: RouterWorld) -> None:
+    a, b = await _twins(world)
+    c = await world.register(KNEES, name="c", value=0.52)
+    child = await _trial(world, [a, b])
+    second = world.client.apply_merge("public", "m2", await _child(world, [b, c], "second"), [b.adapter_id, c.adapter_id], "because", 0.1)
+    code, message, _ = await refused(second)
+    assert code == "FAILED_PRECONDITION"
+    assert message.startswith(f"parent: {b.adapter_id} has a canary on trial already ({child.adapter_id}); ")
+    d = await world.register(KNEES, name="d", value=0.53)
+    await world.client.pin("public", d.adapter_id)
+    assert (await world.client.get(d.adapter_id)).pinned
+    third = world.client.apply_merge("public", "m3", await _child(world, [c, d], "third"), [c.adapter_id, d.adapter_id], "because", 0.1)
+    assert (await refused(third))[1].startswith(f"parent: {d.adapter_id} is pinned; ")
+    await world.client.pin("public", d.adapter_id, pinned=False)
+    await world.client.apply_merge("public", "m3", await _child(world, [c, d], "third"), [c.adapter_id, d.adapter_id], "because", 0.1)
+
+
+async def test_bad_input(world: RouterWorld) -> None:
+    a, b = await _twins(world)
+    code, message, _ = await refused(_trial(world, [a, b], share=0.6))
+    assert (code, message) == (
+        "INVALID_ARGUMENT",
+        "canary_share: 0.6000000238418579 is outside 0..0.5; send 0 to replace the parents at once",
+    )
+    code, message, _ = await refused(world.client.settle_merge("public", a.adapter_id, promote=True, reason=""))
+    assert (code, message) == ("FAILED_PRECONDITION", f"child: {a.adapter_id} is not the child of a merge; retire or restore it instead")
+    assert (await refused(world.client.settle_merge("acme", a.adapter_id, promote=True, reason="")))[0] == "NOT_FOUND"
+
+
+async def test_it_is_on_trial_again_after_a_restart(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        child = await _trial(world, await _twins(world))
+    async with running_router(tmp_path) as world:
+
+        async def answers() -> bool:
+            return (await _asked(world, 5))[child.adapter_id] > 0
+
+        await until("the canary's first answer", 10, answers)
+
+
+class _Callers:
+    """Ask, judge as the adapters deserve, and report counts as the optimizer does."""
+
+    def __init__(self, world: RouterWorld, chance: dict[str, float]) -> None:
+        self._world, self._chance, self._rng = world, chance, np.random.default_rng(3)
+        self.counts: dict[str, list[int]] = {}
+        self.seen: Counter[str] = Counter()
+
+    async def ask(self) -> None:
+        decision = await self._world.client.route("my knee hurts when I climb stairs", base_model="base-a")
+        first = max(decision.adapters, key=lambda one: one.weight).adapter_id
+        success = self._rng.random() < self._chance.get(first, 0.9)
+        for one in decision.adapters:
+            tally = self.counts.setdefault(one.adapter_id, [0, 0, 0])
+            tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
+            self.seen[one.adapter_id] += 1
+
+    async def report(self) -> None:
+        for name, (uses, outcomes, successes) in self.counts.items():
+            counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=outcomes, successes=successes)
+            await self._world.client.report_statistics("public", name, counts)
+
+
+@pytest.mark.parametrize(("deserved", "ends_as"), [(0.1, "RETIRED"), (0.9, "ACTIVE")])
+async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterWorld, deserved: float, ends_as: str) -> None:
+    """A planted bad merge is rolled back before 100 requests saw it, and a good one takes its parents' place."""
+    parents = await _twins(world)
+    optimizer = Optimizer(
+        world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100, canary_share=0.2, trial=TrialRules(max_outcomes=40)
+    )
+    report = await optimizer.run_pass()
+    assert len(report.merged) == 1
+    [child] = [adapter async for adapter in world.client.list_all(states=[common.ADAPTER_STATE_CANARY])]
+    again = await optimizer.run_pass()
+    assert (again.merged, again.pruned) == ([], []), "nothing else is done to those whose merge is on trial"
+    callers = _Callers(world, {child.adapter_id: deserved})
+    said: list[str] = []
+    for _ in range(200):
+        for _ in range(20):
+            await callers.ask()
+        await callers.report()
+        said = await optimizer.judge()
+        if said:
+            break
+    assert (await world.client.get(child.adapter_id)).state == common.AdapterState.Value(f"ADAPTER_STATE_{ends_as}"), said
+    assert callers.seen[child.adapter_id] < 100
+    states = {(await world.client.get(parent.adapter_id)).state for parent in parents}
+    assert states == {common.ADAPTER_STATE_ACTIVE if ends_as == "RETIRED" else common.ADAPTER_STATE_RETIRED}
+    if ends_as == "RETIRED":
+        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100)):
+            assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"

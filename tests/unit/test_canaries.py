@@ -1,0 +1,79 @@
+"""Which queries a canary gets: a share of its parents', never another's, never more than it has earned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.router.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME, Canaries
+from services.router.library import AdapterRecord, AdapterRef, State, Statistics
+from services.router.scoring import Chosen
+
+
+def _record(name: str, parents: tuple[str, ...] = (), state: State = "canary", share: float = 1.0, outcomes: int = 0) -> AdapterRecord:
+    return AdapterRecord(
+        adapter_id=name,
+        version=1,
+        digest=name,
+        tenant="t",
+        name=name,
+        kind="lora",
+        granularity="NANO",
+        specialization="task",
+        base_model="b",
+        rank=1,
+        modules=("q",),
+        parameter_count=1,
+        file_bytes=1,
+        parents=parents,
+        state=state,
+        canary_share=share,
+        statistics=Statistics(outcomes=outcomes, successes=outcomes),
+    )
+
+
+def _chosen(**weights: float) -> tuple[Chosen, ...]:
+    return tuple(Chosen(AdapterRef(name, 1, name), score=weight, weight=weight) for name, weight in weights.items())
+
+
+def _names(chosen: tuple[Chosen, ...]) -> list[tuple[str, float]]:
+    return [(one.ref.adapter_id, round(one.weight, 6)) for one in chosen]
+
+
+def test_it_stands_where_its_first_parent_stood_with_their_weights() -> None:
+    canaries = Canaries()
+    canaries.update([_record("child", ("a", "b"))])
+    assert _names(canaries.tried(_chosen(x=0.5, a=0.3, b=0.2))) == [("x", 0.5), ("child", 0.5)]
+
+
+def test_others_queries_are_left_as_they_are() -> None:
+    canaries = Canaries()
+    canaries.update([_record("child", ("a", "b"))])
+    chosen = _chosen(x=0.6, y=0.4)
+    assert canaries.tried(chosen) is chosen
+
+
+def test_one_that_is_settled_gets_no_more() -> None:
+    canaries = Canaries()
+    child = _record("child", ("a", "b"))
+    canaries.update([child])
+    canaries.update([dataclasses.replace(child, state="retired")])
+    chosen = _chosen(a=1.0)
+    assert canaries.tried(chosen) is chosen
+    assert len(canaries) == 0
+    canaries.update([child])
+    canaries.forget("child")
+    assert canaries.tried(chosen) is chosen
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 3), max_size=60), st.floats(0.05, 0.5), st.integers(0, 100))
+def test_it_never_has_more_queries_than_it_has_earned(judged: list[int], share: float, seed: int) -> None:
+    canaries, seen, outcomes = Canaries(seed), 0, 0
+    for more in judged:
+        canaries.update([_record("child", ("a", "b"), share=share, outcomes=outcomes)])
+        seen += sum(canaries.tried(_chosen(a=0.7, b=0.3))[0].ref.adapter_id == "child" for _ in range(30))
+        assert seen <= FIRST_QUERIES + QUERIES_AN_OUTCOME * outcomes
+        outcomes += more
