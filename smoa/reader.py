@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -51,8 +51,36 @@ async def read_topic(
 
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    consumer.subscribe([topic])
-    await consumer._client.force_metadata_update()
-    numbers = set(consumer.partitions_for_topic(topic) or ())
-    consumer.unsubscribe()
-    return numbers
+    # Not by subscribing: with a group, that would make the group share out its partitions anew.
+    return set((await consumer._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
+
+
+async def lag_of(bootstrap: str, group: str, topics: Iterable[str], *, by_partition: bool = False) -> dict[str, tuple[int, int]]:
+    """(messages there, messages that the group has committed) of each topic, or of each of its partitions (`topic:number`).
+
+    Raises:
+        Unavailable: the broker does not answer.
+    """
+    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        async with asyncio.timeout(15):
+            await consumer.start()
+            places = {topic: [TopicPartition(topic, one) for one in sorted(await _partitions(consumer, topic))] for topic in topics}
+            consumer.assign([place for several in places.values() for place in several])
+            for topic, several in places.items():
+                ends, firsts = (await consumer.end_offsets(several), await consumer.beginning_offsets(several)) if several else ({}, {})
+                sums = [0, 0]
+                for place in several:
+                    done = await consumer.committed(place) or firsts[place]
+                    pair = (ends[place] - firsts[place], max(0, done - firsts[place]))
+                    if by_partition:
+                        found[f"{topic}:{place.partition}"] = pair
+                    sums = [sums[0] + pair[0], sums[1] + pair[1]]
+                if not by_partition:
+                    found[topic] = (sums[0], sums[1])
+    except KAFKA_ERRORS as error:
+        raise Unavailable(f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+    finally:
+        await consumer.stop()
+    return found

@@ -55,7 +55,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
         broker_max_poll_interval=300.0,
         stream_wait_empty=False,
-        stream_buffer_maxsize=4 * MESSAGES_AT_ONCE,
+        stream_buffer_maxsize=2 * MESSAGES_AT_ONCE,
     )
     mend(app)
     join, count = Join(app, settings), Count(app, settings)

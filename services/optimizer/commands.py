@@ -1,148 +1,223 @@
-"""`smoa dlq`: events that could not be used, and another try for them."""
+"""`smoa optimizer`: what it did to the library and why, and the way back."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import click
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, TYPES, decode, headers
-from smoa.outbox import Outbox, Record
-from smoa.reader import read_topic
+from services.optimizer.app import APP_ID
+from services.optimizer.changelog import Changelog
+from services.optimizer.dlq import dead_letters, json_option, kafka_option
+from services.optimizer.stream import COUNTS
+from smoa.client import SmoaClient
+from smoa.errors import FailedPrecondition
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.reader import lag_of, read_topic
 from smoa.topics import partition_of
-from smoa.v1.events_pb2 import DeadLetter
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from smoa.v1.events_pb2 import LifecycleAction, LifecycleEvent
+from smoa.v1.state_pb2 import AdapterCounts, Tally
 
-kafka_option = click.option(
-    "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="127.0.0.1:9092", show_default=True, help="Kafka's address [SMOA_KAFKA_BOOTSTRAP]."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+T = TypeVar("T")
+_MERGED_INTO = re.compile(r"^merged into (\w+):")
+
+router_option = click.option("--router", envvar="SMOA_ROUTER", default="127.0.0.1:50051", show_default=True, help="[SMOA_ROUTER]")
+tenant_option = click.option("--tenant", default="public", show_default=True)
 
 
-@click.group("dlq")
-def dlq_group() -> None:
-    """Events that the optimizer put aside: what they are, why, and another try.
+@click.group("optimizer")
+def optimizer_group() -> None:
+    """What the optimizer does to the library, why, and how to take it back.
 
     \b
-    Look:                    smoa dlq list
-    Try one again:           smoa dlq replay smoa.outcomes.v1:2:41:0
-    Try all of a reason:     smoa dlq replay --reason "no decision of this id"
-
-    Nothing is lost by a failed replay: what still cannot be used is put aside again.
+    How is it doing?         smoa optimizer status
+    What did it do?          smoa optimizer history
+    Why did this one go?     smoa optimizer explain ADAPTER
+    Bring it back:           smoa optimizer undo ADAPTER
+    Keep its hands off:      smoa adapter pin ADAPTER
     """  # noqa: D301  the escape tells click to keep the lines
 
 
-@dlq_group.command("list")
+@optimizer_group.command("status")
 @kafka_option
-@click.option("--topic", default="", help="Only those of this topic.")
-@click.option("--reason", default="", help="Only those whose reason contains this.")
+@router_option
+@tenant_option
 @json_option
-def list_command(kafka: str, topic: str, reason: str, as_json: bool) -> None:
-    """Show what is put aside, oldest first, and how much of it there is of each reason."""
-    letters = asyncio.run(_letters(kafka))
-    chosen = {name: one for name, one in letters.items() if topic in ("", one.topic) and reason in one.reason}
+def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
+    """How far it is behind, what it put aside, and the merges that are on trial."""
+    topics = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES, USAGE)
+
+    async def work() -> tuple[dict[str, tuple[int, int]], int, list[registry_pb2.Adapter]]:
+        lag = await lag_of(kafka, APP_ID, topics)
+        async with SmoaClient(router=router) as client:
+            canaries = [one async for one in client.list_all(tenant, states=[common.ADAPTER_STATE_CANARY])]
+        return lag, len(await dead_letters(kafka)), canaries
+
+    lag, aside, canaries = asyncio.run(work())
     if as_json:
-        for name, one in chosen.items():
-            click.echo(json.dumps({"id": name, **MessageToDict(one)}))
-        return
-    if not chosen:
-        click.echo("nothing is put aside" if not letters else f"none of the {len(letters):,} that are put aside")
-        return
-    table = Table("id", "age", "key", "reason")
-    for name, one in list(chosen.items())[-50:]:
-        table.add_row(name, _age(one.dead_at_us), one.key[:40].decode("utf-8", "replace"), one.reason)
+        behind = {topic: end - committed for topic, (end, committed) in lag.items()}
+        return click.echo(json.dumps({"behind": behind, "dead_letters": aside, "canaries": [MessageToDict(one) for one in canaries]}))
+    table = Table("topic", "messages", "counted", "behind")
+    for topic, (end, committed) in lag.items():
+        table.add_row(topic, f"{end:,}", f"{committed:,}", f"{end - committed:,}")
     Console().print(table)
-    for (where, why), many in Counter((one.topic, one.reason.partition(":")[0]) for one in chosen.values()).most_common():
-        click.echo(f"{many:,} of {where}: {why}")
-
-
-@dlq_group.command("replay")
-@click.argument("ids", nargs=-1)
-@kafka_option
-@click.option("--topic", default="", help="All of this topic.")
-@click.option("--reason", default="", help="All whose reason contains this.")
-@click.option("--all", "everything", is_flag=True, help="All there are.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent again.")
-def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, everything: bool, dry_run: bool) -> None:
-    """Send what was put aside to its topic again, and take it off the list once it is there.
-
-    IDS are as `smoa dlq list` shows them. What was counted in the meantime is not counted again.
-    """
-    if not ids and not topic and not reason and not everything:
-        raise click.UsageError("name ids, or choose with --topic, --reason or --all")
-    letters = asyncio.run(_letters(kafka))
-    if unknown := [name for name in ids if name not in letters]:
-        raise NotFound("dead letter", unknown[0])
-    chosen = {name: letters[name] for name in ids}
-    if not ids:
-        chosen = {name: one for name, one in letters.items() if topic in ("", one.topic) and reason in one.reason}
-    derived = [name for name, one in chosen.items() if one.topic == ADAPTER_OUTCOMES]
-    if ids and derived:
-        raise FailedPrecondition(f"{derived[0]}: is made from a decision and counted by its place, so it cannot be sent again")
-    for name in derived:
-        del chosen[name]
-    hopeless = {name: why for name, one in chosen.items() if (why := _unreadable(one))}
-    for name, why in hopeless.items():
-        click.echo(f"left: {name}: {why}", err=True)
-    chosen = {name: one for name, one in chosen.items() if name not in hopeless}
-    if not dry_run:
-        asyncio.run(_replay(kafka, chosen))
-    click.echo(f"{'would send' if dry_run else 'sent'} {len(chosen):,} again, left {len(derived) + len(hopeless):,}")
-
-
-def _unreadable(one: DeadLetter) -> str:
-    """Why it would only come back, or nothing."""
-    if one.topic not in TYPES:
-        return f"{one.topic} is not one of this version's topics"
-    try:
-        decode(one.topic, one.value)
-    except InvalidArgument as error:
-        return str(error)
-    return ""
-
-
-async def _letters(kafka: str) -> dict[str, DeadLetter]:
-    found: dict[str, DeadLetter] = {}
-    async for record in read_topic(kafka, DEAD_LETTER):
-        name = (record.key or b"").decode("utf-8", "replace")
-        found.pop(name, None)
-        if record.value:
-            found[name] = DeadLetter.FromString(record.value)
-    return dict(sorted(found.items(), key=lambda pair: pair[1].dead_at_us))
-
-
-async def _replay(kafka: str, letters: dict[str, DeadLetter]) -> None:
-    outbox = Outbox(kafka, 30.0)
-    try:
-        partitions = {topic: await outbox.partitions(topic) for topic in {DEAD_LETTER, *(one.topic for one in letters.values())}}
-        # As events of a producer of their own: they come later than others of their first one, and would pass for its repeats.
-        again = [
-            Record(
-                one.topic,
-                partition_of(one.key, partitions[one.topic]),
-                one.key,
-                one.value,
-                headers(TYPES[one.topic].DESCRIPTOR.full_name, f"replay:{name}"),
+    click.echo(f"{aside:,} events are put aside" + ("; see `smoa dlq list`" if aside else ""))
+    if canaries:
+        trial = Table("on trial", "name", "share", "outcomes", "success", title=f"merges of {tenant}")
+        for one in canaries:
+            counts = one.statistics
+            trial.add_row(
+                one.adapter_id, one.name, f"{one.canary_share:.0%}", str(counts.outcomes), _rate(counts.successes, counts.outcomes)
             )
-            for name, one in letters.items()
-        ]
-        await outbox.send(again)
-        names = [name.encode() for name in letters]
-        await outbox.send([Record(DEAD_LETTER, partition_of(name, partitions[DEAD_LETTER]), name, None) for name in names])
-    finally:
-        await outbox.close()
+        Console().print(trial)
+    else:
+        click.echo(f"no merge of {tenant} is on trial")
+    return None
 
 
-def _age(at_us: int) -> str:
-    seconds = max(0.0, time.time() - at_us / 1e6)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+@optimizer_group.command("history")
+@click.argument("adapter_id", required=False)
+@kafka_option
+@click.option("--tenant", default="", help="Only this tenant's.")
+@click.option("--last", default=50, show_default=True, help="So many events; 0 means all.")
+@json_option
+def history_command(adapter_id: str | None, kafka: str, tenant: str, last: int, as_json: bool) -> None:
+    """What happened to the library, or to ADAPTER_ID and its relatives by merges, oldest first.
+
+    The lifecycle topic is compacted: of each adapter at least the last event is there.
+    """
+    events = [one for one in asyncio.run(_history(kafka)) if tenant in ("", one.tenant)]
+    if adapter_id:
+        events = _about(adapter_id, events)
+    if last:
+        events = events[-last:]
+    if as_json:
+        for one in events:
+            click.echo(json.dumps(_event_json(one)))
+        return
+    _show_events(events)
+
+
+@optimizer_group.command("explain")
+@click.argument("adapter_id")
+@kafka_option
+@router_option
+@tenant_option
+@json_option
+def explain_command(adapter_id: str, kafka: str, router: str, tenant: str, as_json: bool) -> None:
+    """Why ADAPTER_ID is what it is: its state, its counts by tenant and task, who it works with, and what was decided by which numbers."""
+
+    async def work() -> tuple[registry_pb2.Adapter, AdapterCounts | None, list[LifecycleEvent], dict[str, str]]:
+        async with SmoaClient(router=router) as client:
+            adapter = await client.get(adapter_id, tenant)
+            states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED]
+            names = {one.adapter_id: one.name async for one in client.list_all(tenant, states=states)}
+        partitions = len(await lag_of(kafka, APP_ID, [COUNTS.name], by_partition=True))
+        kept = await Changelog(kafka, COUNTS.name).read(partition_of(adapter_id.encode(), partitions)) if partitions else []
+        counts = [AdapterCounts.FromString(one.value) for one in kept if one.name == adapter_id.encode()]
+        return adapter, counts[-1] if counts else None, _about(adapter_id, await _history(kafka)), names
+
+    adapter, counts, events, names = asyncio.run(work())
+    if adapter.tenant != tenant:
+        counts = None  # who else uses a shared adapter is its owner's to know
+    if as_json:
+        counted = MessageToDict(counts) if counts else {}
+        return click.echo(
+            json.dumps({"adapter": MessageToDict(adapter), "counts": counted, "history": [_event_json(one) for one in events]})
+        )
+    state = common.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_").lower()
+    click.echo(f"{adapter.name} {adapter.adapter_id} is {state}" + (", pinned" if adapter.pinned else ""))
+    if adapter.state_reason:
+        click.echo(f"because: {adapter.state_reason}")
+    if counts is not None:
+        _show_tallies("tenant", counts.tenants)
+        if counts.tasks:
+            _show_tallies("task", counts.tasks)
+        if counts.together:
+            beside = sorted(counts.together.items(), key=lambda pair: -pair[1])[:5]
+            click.echo("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in beside))
+    if events:
+        _show_events(events)
+    return None
+
+
+@optimizer_group.command("undo")
+@click.argument("adapter_id")
+@click.option("--reason", default="undone by hand", show_default=True)
+@router_option
+@tenant_option
+def undo_command(adapter_id: str, reason: str, router: str, tenant: str) -> None:
+    """Bring ADAPTER_ID back: a pruned one is restored; a merged one, or the child of a merge, has its whole merge undone.
+
+    The optimizer does not try the same merge again. To keep it from pruning the adapter again: smoa adapter pin.
+    """
+
+    async def work(client: SmoaClient) -> str:
+        adapter = await client.get(adapter_id, tenant)
+        merged = _MERGED_INTO.match(adapter.state_reason) if adapter.state == common.ADAPTER_STATE_RETIRED else None
+        if merged or (adapter.merge_id and adapter.state in (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)):
+            child = await client.settle_merge(tenant, merged[1] if merged else adapter_id, promote=False, reason=reason)
+            return f"{child.name} {child.adapter_id} is retired; active again: {', '.join(child.parents)}"
+        if adapter.state == common.ADAPTER_STATE_RETIRED:
+            return f"{(await client.restore(tenant, adapter_id)).name} is active again"
+        raise FailedPrecondition(f"adapter: {adapter_id} is neither retired nor the child of a merge, so there is nothing to undo")
+
+    click.echo(_with_client(router, work))
+
+
+def _with_client(router: str, work: Callable[[SmoaClient], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with SmoaClient(router=router) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+async def _history(kafka: str) -> list[LifecycleEvent]:
+    events = [LifecycleEvent.FromString(one.value) async for one in read_topic(kafka, LIFECYCLE) if one.value]
+    return sorted((one for one in events if one.adapter_id and not one.ranker), key=lambda one: one.occurred_at_us)
+
+
+def _about(adapter_id: str, events: list[LifecycleEvent]) -> list[LifecycleEvent]:
+    """Of the adapter, its parents, and the children it went into."""
+    family = {adapter_id}
+    for one in events:
+        if one.adapter_id == adapter_id or adapter_id in one.parents:
+            family |= {one.adapter_id, *one.parents}
+    return [one for one in events if one.adapter_id in family]
+
+
+def _event_json(one: LifecycleEvent) -> dict[str, Any]:
+    return dict(MessageToDict(one, preserving_proto_field_name=True))
+
+
+def _show_events(events: list[LifecycleEvent]) -> None:
+    table = Table("when", "adapter", "what", "why")
+    for one in events:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(one.occurred_at_us / 1e6))
+        action = LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_").lower().replace("_", " ")
+        table.add_row(when, one.adapter_id, action, one.reason)
+    Console().print(table)
+
+
+def _show_tallies(name: str, tallies: Any) -> None:
+    table = Table(name, "uses", "success", "of late", "tokens")
+    found: list[tuple[str, Tally]] = sorted(tallies.items(), key=lambda pair: -pair[1].uses)
+    for key, one in found[:10]:
+        recent = f"{one.recent_uses:.1f}" if one.recent_at_us else "-"
+        table.add_row(key or "(others)", f"{one.uses:,}", _rate(one.successes, one.outcomes), recent, f"{one.tokens:,}")
+    Console().print(table)
+
+
+def _rate(successes: int, outcomes: int) -> str:
+    return f"{successes / outcomes:.0%} of {outcomes:,}" if outcomes else "-"

@@ -31,7 +31,7 @@ from smoa.topics import Topic, partition_of
 from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
-MESSAGES_AT_ONCE: Final = 64
+MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
 RETRY_S: Final = (0.1, 5.0)

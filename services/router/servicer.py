@@ -284,6 +284,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         ],
         ranker=routed.choice.ranker,
         executor=routed.executor,
+        task_id=routed.query.hints.task_id,
     )
 
 

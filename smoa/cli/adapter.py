@@ -90,7 +90,9 @@ def push(file: Path, examples_path: Path, router: str, store: str) -> None:
 @_router
 def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: bool, router: str) -> None:
     """List a tenant's adapters with their statistics."""
-    states = [common.ADAPTER_STATE_ACTIVE] + ([common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED] if everything else [])
+    states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY]
+    if everything:
+        states += [common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED]
 
     async def work(client: SmoaClient) -> list[registry_pb2.Adapter]:
         return [adapter async for adapter in client.list_all(tenant, states=states, tags=tags)]
@@ -145,6 +147,16 @@ def retire(adapter_id: str, reason: str, tenant: str, router: str) -> None:
 def restore(adapter_id: str, tenant: str, router: str) -> None:
     """Route to a retired adapter again."""
     _show(_with_client(router, lambda client: client.restore(tenant, adapter_id)))
+
+
+@adapter_group.command("pin")
+@click.argument("adapter_id")
+@click.option("--off", is_flag=True, help="Allow automatic changes again.")
+@_tenant
+@_router
+def pin(adapter_id: str, off: bool, tenant: str, router: str) -> None:
+    """Keep the optimizer from merging or pruning an adapter."""
+    _show(_with_client(router, lambda client: client.pin(tenant, adapter_id, pinned=not off)))
 
 
 @adapter_group.command("import")

@@ -68,6 +68,7 @@ class _Lazy(click.Command):
 _HELP = {
     "train": "Train an adapter from a JSONL of {input, output}.",
     "router": "Teach the learned routing strategy from decisions and their outcomes.",
+    "optimizer": "What the optimizer did to the library, why, and how to take it back.",
     "dlq": "Look at events that could not be used, and try them again.",
     "up": "Run the whole stack on this machine, as processes.",
     "demo": "Run the whole loop on the example library and show what it did.",

@@ -1,0 +1,109 @@
+"""`smoa optimizer`: what it did, why, and the way back, with a router, a worker and a broker that are real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from services.optimizer.commands import optimizer_group
+from smoa.errors import FailedPrecondition
+from smoa.events import LIFECYCLE
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, running_router
+from tests.kafka_support import embedded_broker, read_all, until
+from tests.stream_support import Worker, counted
+
+
+class _World:
+    def __init__(self, router: RouterWorld, kafka: str) -> None:
+        self.router, self.kafka = router, kafka
+
+    async def said(self, *arguments: str) -> str:
+        where = {"SMOA_KAFKA_BOOTSTRAP": self.kafka, "SMOA_ROUTER": self.router.address, "COLUMNS": "200"}
+        ran = await asyncio.to_thread(CliRunner().invoke, optimizer_group, arguments, env=where)
+        if ran.exception is not None:
+            raise ran.exception
+        return ran.output
+
+    async def told(self, events: int) -> None:
+        async def there() -> bool:
+            return len(await read_all(self.kafka, LIFECYCLE)) >= events
+
+        await until(f"{events} lifecycle events", 20, there)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[_World]:
+    async with embedded_broker(tmp_path) as kafka, running_router(tmp_path, kafka_bootstrap=kafka, allow_all_tenants=True) as router:
+        yield _World(router, kafka)
+
+
+async def _merged(world: _World, share: float) -> tuple[list[registry_pb2.Adapter], registry_pb2.Adapter]:
+    client = world.router.client
+    parents = [await world.router.register(KNEES, name=name, value=value) for name, value in (("a", 0.5), ("b", 0.51))]
+    ids = [parent.adapter_id for parent in parents]
+    digest = await world.router.store.put(adapter_file(name="child", parents=tuple(ids)))
+    return parents, await client.apply_merge("public", "m", digest, ids, "delta cosine 0.99", share, {"cosine": 0.99})
+
+
+async def test_history_has_the_numbers_and_undo_brings_a_merge_back(world: _World) -> None:
+    parents, child = await _merged(world, 0.0)
+    other = await world.router.register(MONEY, name="other")
+    await world.told(6)
+    events = [json.loads(line) for line in (await world.said("history", parents[0].adapter_id, "--json")).splitlines()]
+    assert {one["adapter_id"] for one in events} == {child.adapter_id, *(parent.adapter_id for parent in parents)}
+    [merge] = [one for one in events if one["action"] == "LIFECYCLE_ACTION_MERGED"]
+    assert merge["evidence"] == {"cosine": 0.99}
+    assert other.adapter_id in await world.said("history")
+    said = await world.said("undo", parents[0].adapter_id)
+    assert said == f"child {child.adapter_id} is retired; active again: {', '.join(child.parents)}\n"
+    active = {adapter.name async for adapter in world.router.client.list_all()}
+    assert active == {"a", "b", "other"}
+    with pytest.raises(FailedPrecondition, match=r"is neither retired nor the child of a merge"):
+        await world.said("undo", other.adapter_id)
+
+
+async def test_undo_restores_what_was_pruned_and_ends_a_trial(world: _World) -> None:
+    _, child = await _merged(world, 0.2)
+    other = await world.router.register(MONEY, name="other")
+    await world.router.client.retire("public", other.adapter_id, "0 uses of late, under 10")
+    assert await world.said("undo", other.adapter_id) == "other is active again\n"
+    assert (await world.said("undo", child.adapter_id)).startswith(f"child {child.adapter_id} is retired")
+    assert (await world.router.client.get(child.adapter_id)).state == common.ADAPTER_STATE_RETIRED
+
+
+async def test_status_and_explain_show_counts_views_and_trials(world: _World, tmp_path: Path) -> None:
+    worker = Worker(world.kafka, tmp_path, "worker")
+    try:
+        parents, child = await _merged(world, 0.2)
+        assert "no merge of public is on trial" not in await world.said("status")
+        decisions = [
+            await world.router.client.route("my knee hurts when I climb stairs", base_model="base-a", task_id="a") for _ in range(12)
+        ]
+        for decision in decisions:
+            await world.router.client.report(decision, success=True)
+
+        async def all_counted() -> bool:
+            return sum(outcomes for _, outcomes, _ in (await counted(world.kafka)).values()) >= len(decisions)
+
+        await until("the counts", 60, all_counted)
+        status = json.loads(await world.said("status", "--json"))
+        assert [one["adapterId"] for one in status["canaries"]] == [child.adapter_id]
+        assert status["dead_letters"] == 0
+        assert child.adapter_id in await world.said("status")
+        used = max(parents, key=lambda parent: sum(parent.adapter_id in {o.adapter_id for o in d.adapters} for d in decisions))
+        explained = json.loads(await world.said("explain", used.adapter_id, "--json"))
+        tally = explained["counts"]["tenants"]["public"]
+        assert int(tally["uses"]) == int(tally["successes"]) == int(explained["counts"]["tasks"]["a"]["uses"]) > 0
+        assert tally["recentUses"] == pytest.approx(float(tally["uses"]), rel=0.01)
+        shown = await world.said("explain", used.adapter_id)
+        assert f"{used.name} {used.adapter_id} is active" in shown
+        assert "100% of" in shown
+    finally:
+        worker.stop()
