@@ -112,7 +112,7 @@ def wilson_upper(successes: float, trials: float, z: float) -> float:
 
 def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
     """Adapters to retire, those of least value for their bytes first: little used of late although old enough and given their chances, or
-    failing beyond doubt, over their life and of late.
+    failing beyond doubt, of late or over a life that of late was no better.
 
     Given their chances: the tenant's adapters were used `min_uses` times on average, so that a quiet night prunes nobody.
     """
@@ -128,6 +128,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         upper = wilson_upper(adapter.successes, adapter.outcomes, rules.confidence_z)
         rate = adapter.success_rate
         explored = used[adapter.tenant] >= rules.min_uses * active[adapter.tenant]
+        of_late = wilson_upper(adapter.recent_successes, adapter.recent_outcomes, rules.confidence_z)
         recovered = adapter.recent_outcomes >= 1 and adapter.recent_successes >= rules.min_success * adapter.recent_outcomes
         evidence = {
             "uses": float(adapter.uses),
@@ -135,6 +136,9 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             "outcomes": float(adapter.outcomes),
             "successes": float(adapter.successes),
             "upper_bound": upper,
+            "recent_outcomes": adapter.recent_outcomes,
+            "recent_successes": adapter.recent_successes,
+            "recent_upper_bound": of_late,
             "age_s": adapter.age_s,
             "tenant_recent_uses": used[adapter.tenant],
             "tenant_adapters": float(active[adapter.tenant]),
@@ -142,6 +146,10 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         }
         if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
             reason = f"success {rate:.2f} of {adapter.outcomes}, upper bound {upper:.2f} under {rules.min_success:.2f}"
+            found.append(Prune(adapter, reason, evidence))
+        elif of_late < rules.min_success:
+            share = adapter.recent_successes / adapter.recent_outcomes
+            reason = f"success {share:.2f} of late, upper bound {of_late:.2f} under {rules.min_success:.2f}"
             found.append(Prune(adapter, reason, evidence))
         elif adapter.recent_uses < rules.min_uses and adapter.age_s >= rules.min_age_s and explored:
             traffic = f"tenant traffic {used[adapter.tenant]:.0f} uses over {active[adapter.tenant]} adapters"

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from services.optimizer.policy import wilson_upper
+
 Judgement = Literal["wait", "promote", "roll back"]
 
 
@@ -37,7 +39,9 @@ class TrialRules:
     max_outcomes: int = 100
     """Of the child: after so many it is decided by what was seen."""
     max_age_s: float = 7 * 86400.0
-    """After so long too: what has no traffic is not kept apart for ever."""
+    """After so long too, so that what has little traffic is not on trial for ever."""
+    min_outcomes: int = 5
+    """Of the child, without which it is not promoted: what nobody judged stays as it was."""
 
 
 def interval(arm: Arm, alpha: float) -> tuple[float, float]:
@@ -80,8 +84,10 @@ def judge(child: Arm, parents: Arm, age_s: float, rules: TrialRules) -> tuple[Ju
     if child_low > parents_high - rules.margin:
         return "promote", evidence
     if child.outcomes >= rules.max_outcomes or age_s >= rules.max_age_s:
-        worse = child.outcomes > 0 and parents.outcomes > 0 and child.rate < parents.rate - rules.margin
-        return ("roll back" if worse else "promote"), evidence
+        # No more looks come after this one, so a plain interval will do: of one standard error, in the child's favour.
+        hopeful = wilson_upper(child.successes, child.outcomes, 1.0)
+        good = child.outcomes >= rules.min_outcomes and hopeful >= parents.rate - rules.margin
+        return ("promote" if good else "roll back"), evidence
     return "wait", evidence
 
 

@@ -15,6 +15,9 @@ from services.router.scoring import Chosen
 
 FIRST_QUERIES: Final = 20
 QUERIES_AN_OUTCOME: Final = 2
+MAX_CANARY_SHARE: Final = 0.5
+SUCCESSES_TO_DOUBLE: Final = 10
+"""A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
 
 
 class Canaries:
@@ -56,7 +59,8 @@ class Canaries:
         for name in sorted(open_here):
             canary = self._open[name]
             earned = FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes
-            if self._sent[name] < earned and self._random.random() < canary.canary_share:
+            share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
+            if self._sent[name] < earned and self._random.random() < share:
                 self._sent[name] += 1
                 chosen = _in_their_place(chosen, canary)
         return chosen

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from services.router.canaries import MAX_CANARY_SHARE
 from services.router.embedding import normalised
 from services.router.importing import MAX_EXAMPLES, check_reason
 from services.router.index import Vector
@@ -19,7 +20,6 @@ from smoa.adapter import Adapter
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 
-MAX_CANARY_SHARE: Final = 0.5
 MAX_CANARIES: Final = 1000
 
 

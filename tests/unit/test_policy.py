@@ -213,3 +213,9 @@ def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> N
     assert [one.adapter.adapter_id for one in found] == ["big", "small"]
     assert found[0].evidence["recent_uses"] == 5.0
     assert found[0].evidence["tenant_adapters"] == 3.0
+
+
+def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:
+    fallen = _view("a", outcomes=500, successes=400, recent_outcomes=40.0, recent_successes=3.0)
+    [prune] = prunes([fallen, _view("b")], RULES)
+    assert prune.reason == "success 0.07 of late, upper bound 0.20 under 0.30"

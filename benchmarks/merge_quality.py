@@ -1,0 +1,180 @@
+"""Merging on the real model: a library of near-duplicates before and after, and a planted bad merge that is rolled back.
+
+The example library's adapters, each with a near-duplicate (a tenth of noise in its weights), behind a running stack. The optimizer merges
+the pairs, each as a canary that real answers promote; exact match of routed queries is taken before and after. Then two adapters get a
+child of random weights, as a merge that went wrong would, and traffic goes on until the optimizer has rolled it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine
+from examples.library import ADAPTERS
+from examples.library.jobs import JOBS
+from services.demo import MAX_EXAMPLES, SEED, Demo, Query, near_duplicate, random_copy
+from services.local import LocalStack, StackSettings, free_port
+from smoa.adapter import decode, encode
+from smoa.client import SmoaClient
+from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+
+TRIAL_OUTCOMES = 20
+
+
+class Library(Demo):
+    """The demonstration's driver, over a library of twins."""
+
+    async def register_twins(self, jobs: Sequence[str]) -> None:
+        """Each job's adapter and its near-duplicate."""
+        rng = np.random.default_rng(SEED)
+        self.base_model = (await self._client.status()).base_model
+        for name in jobs:
+            original = decode((ADAPTERS / f"{name}.safetensors").read_bytes())
+            for seed, adapter in enumerate((original, near_duplicate(original, rng))):
+                examples = [example.input for example in JOBS[name].generate("train", 50, seed)[:MAX_EXAMPLES]]
+                await self._client.register(await self._store.put(encode(adapter)), examples)
+
+    async def active(self, *states: common.AdapterState) -> list[registry_pb2.Adapter]:
+        """Those in these states; by default, active ones."""
+        return [one async for one in self._client.list_all(states=states or (common.ADAPTER_STATE_ACTIVE,))]
+
+    async def ask(self, label: str, queries: Sequence[Query]) -> tuple[float, Counter[str]]:
+        """Route, answer and report; exact match, and how often each adapter was chosen."""
+        right: list[bool] = []
+        seen: Counter[str] = Counter()
+
+        async def one(query: Query) -> None:
+            decision = await self._client.route(query.text, base_model=self.base_model)
+            answer = await self._answer(query, decision.adapters, decision.decision_id)
+            await self._client.report(decision, success=answer == query.answer)
+            right.append(answer == query.answer)
+            seen.update({adapter.adapter_id for adapter in decision.adapters})
+
+        jobs: list[Callable[[], Awaitable[None]]] = [lambda query=query: one(query) for query in queries]  # type: ignore[misc]
+        await self._all(label, jobs)
+        return sum(right) / len(right), seen
+
+    async def plant_bad_merge(self) -> registry_pb2.Adapter:
+        """A child of random weights, on trial for two adapters that do well."""
+        parents = sorted(await self.active(), key=lambda one: one.name)[:2]
+        model = decode(await self._store.get(parents[0].digest))
+        bad = random_copy(model, "planted", np.random.default_rng(SEED), ())
+        manifest = bad.manifest.__class__(**{**vars(bad.manifest), "parents": tuple(parent.adapter_id for parent in parents)})
+        digest = await self._store.put(encode(type(bad)(manifest, bad.tensors)))
+        return await self._client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
+
+
+async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folder: Path) -> dict[str, Any]:
+    """The whole of it."""
+    settings = StackSettings(
+        data=folder,
+        router_port=free_port(),
+        executor_port=free_port(),
+        environment={
+            "SMOA_OPTIMIZER_CANARY_SHARE": "0.2",
+            "SMOA_OPTIMIZER_TRIAL_MAX_OUTCOMES": str(TRIAL_OUTCOMES),
+            "SMOA_OPTIMIZER_INTERVAL_S": "0",
+            "SMOA_STORE": str(folder / "store"),
+        },
+    )
+    with (folder / "log").open("w") as log:
+        stack = LocalStack(settings, log)
+        await stack.start()
+        try:
+            async with SmoaClient(router=settings.router, executor=settings.executor) as client:
+                library = Library(client, AdapterStore(settings.store), console, queries_per_job)
+                return await _measure(library, client, stack, jobs, queries_per_job)
+        finally:
+            await stack.stop()
+
+
+async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs: Sequence[str], queries_per_job: int) -> dict[str, Any]:
+    await library.register_twins(jobs)
+    queries = [Query(name, one.input, one.output) for name in jobs for one in JOBS[name].generate("test", queries_per_job, SEED)]
+    rng = random.Random(SEED)
+    rng.shuffle(queries)
+    adapters_before = len(await library.active())
+    before, _ = await library.ask("before", queries)
+    os.kill(stack.pid("optimizer"), signal.SIGUSR1)
+    opened = await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 120)
+    rounds = 0
+    while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < 40:
+        rounds += 1
+        wanted = {one.name.removesuffix("-copy") for one in open_now}
+        await library.ask(f"trials, {len(open_now)} open", [query for query in queries if query.job in wanted])
+    adapters_after = len(await library.active())
+    after, _ = await library.ask("after", queries)
+
+    child = await library.plant_bad_merge()
+    os.kill(stack.pid("optimizer"), signal.SIGUSR1)  # it was not the optimizer that opened this trial: a pass shows it
+    spoilt = {(await client.get(parent)).name.removesuffix("-copy") for parent in child.parents}
+    theirs = [query for query in queries if query.job in spoilt]
+    seen = asked = 0
+    while (await client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY and asked < 1000:
+        _, chosen = await library.ask("bad merge", theirs)
+        seen, asked = seen + chosen[child.adapter_id], asked + len(theirs)
+    end = await client.get(child.adapter_id)
+    return {
+        "adapters_before": adapters_before,
+        "adapters_after": adapters_after,
+        "fewer": 1 - adapters_after / adapters_before,
+        "exact_match_before": before,
+        "exact_match_after": after,
+        "queries": len(queries),
+        "trials": len(opened),
+        "trial_rounds": rounds,
+        "bad_merge_requests": seen,
+        "bad_merge_state": common.AdapterState.Name(end.state),
+        "bad_merge_reason": end.state_reason,
+    }
+
+
+async def _until(look: Callable[[], Awaitable[list[Any]]], good: Callable[[list[Any]], int], within_s: float) -> list[Any]:
+    """Look until the same good thing is seen for two seconds."""
+    deadline, last, since = time.monotonic() + within_s, 0, time.monotonic()
+    while True:
+        found = await look()
+        if good(found) != last:
+            last, since = good(found), time.monotonic()
+        if last and time.monotonic() > since + 2:
+            return found
+        assert time.monotonic() < deadline, "no merge was put on trial"
+        await asyncio.sleep(0.2)
+
+
+@click.command(help=__doc__)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
+@click.option("--jobs", default=len(JOBS), show_default=True, help="Jobs of the example library.")
+@click.option("--queries-per-job", default=15, show_default=True)
+def main(json_path: Path | None, jobs: int, queries_per_job: int) -> None:
+    """See the module."""
+    with TemporaryDirectory() as folder:
+        result = asyncio.run(run(sorted(JOBS)[:jobs], queries_per_job, Console(stderr=True), Path(folder)))
+    table = Table("", "", title=f"merging on the real model, {machine()}")
+    for name, value in result.items():
+        table.add_row(name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps({"machine": machine(), **result}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

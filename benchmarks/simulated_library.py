@@ -1,0 +1,361 @@
+"""A library whose truth is known, and the optimizer's own policy, or the plain rules, over it. `optimizer_sim` says what for."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.optimizer.counting import decay
+from services.optimizer.policy import AdapterView, Rules, merges, prunes
+from services.optimizer.trial import Arm, TrialRules, judge
+from services.router.canaries import Canaries
+from services.router.library import AdapterRecord, AdapterRef, State, Statistics
+from services.router.scoring import Chosen
+from smoa.v1.state_pb2 import Tally
+
+HOUR_S: Final = 3600.0
+USEFUL: Final = 0.3
+HARM: Final = 0.1
+"""A merge whose child is worse than its parents by more than this is a wrong one."""
+
+
+def _us(at_h: float) -> int:
+    return int(at_h * HOUR_S * 1e6) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What is hard about a world."""
+
+    name: str
+    noise: float = 0.10
+    """Outcomes that say the opposite."""
+    missing: float = 0.3
+    delay_h: float = 2.0
+    liars: float = 0.0
+    """Share of queries by a tenant that calls everything a failure; it may use what is shared, which is everything."""
+    drift: bool = False
+    """In the middle, a tenth of the adapters become bad, and successors arrive a day later."""
+    arrivals: float = 0.0
+    """Share of the jobs whose adapters come during the run."""
+
+
+SCENARIOS: Final = (
+    Scenario(name="calm", noise=0.0, missing=0.0, delay_h=0.0),
+    Scenario(name="noisy"),
+    Scenario(name="sparse", missing=0.8, delay_h=24.0),
+    Scenario(name="lies", liars=0.3),
+    Scenario(name="drift", drift=True),
+    Scenario(name="cold starts", arrivals=0.4),
+)
+
+
+@dataclass
+class Member:
+    """An adapter and its truth."""
+
+    name: str
+    jobs: dict[int, float]
+    """Chance of success by job."""
+    born_h: float
+    state: str = "active"
+    parents: tuple[str, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    baseline: tuple[int, int] = (0, 0)
+    today: list[tuple[float, int]] = field(default_factory=list)
+    """(hour, uses), of the last day: the plain rules' window."""
+
+
+@dataclass
+class Score:
+    """What a run came to."""
+
+    scenario: str
+    policy: str
+    queries: int = 0
+    regret: float = 0.0
+    prunes: int = 0
+    wrong_prunes: int = 0
+    merges: int = 0
+    wrong_merges: int = 0
+    rolled_back: int = 0
+    library: int = 0
+    distinct_useful: int = 0
+    curve: list[tuple[float, int, float]] = field(default_factory=list)
+    """(day, library size, regret a query that day)"""
+
+
+class World:
+    """One run."""
+
+    def __init__(self, scenario: Scenario, policy: str, jobs: int, days: int, queries_per_hour: int, seed: int) -> None:
+        self.scenario, self.policy = scenario, policy
+        self._rng = random.Random(seed)
+        self._jobs, self._hours, self._per_hour = jobs, days * 24, queries_per_hour
+        self.score = Score(scenario.name, policy)
+        self._rules, self._trial = Rules(), TrialRules()
+        self._half_life_us = 7 * 86400 * 1e6
+        self._members: dict[str, Member] = {}
+        self._cosines: dict[tuple[str, str], float] = {}
+        self._serving: defaultdict[int, list[str]] = defaultdict(list)
+        self._canaries = Canaries(seed)
+        self._rejected: set[tuple[str, str]] = set()
+        self._best: defaultdict[int, float] = defaultdict(float)
+        self._late: list[tuple[float, int, str, bool]] = []
+        self._arriving: list[tuple[float, Member]] = []
+        self._weights = [1.0 / (rank + 3) ** 0.9 for rank in range(jobs)]
+        self._asked = [job for job in range(jobs) if job % 10 != 9]  # one job of ten is asked for by nobody
+        self._populate()
+
+    def _populate(self) -> None:
+        for job in range(self._jobs):
+            late = self._rng.random() < self.scenario.arrivals
+            quality = self._rng.uniform(0.75, 0.98)
+            copies = self._rng.choice([0, 0, 1, 2, 4])
+            family = [self._new(job, quality + self._rng.uniform(-0.02, 0.02)) for _ in range(1 + copies)]
+            if self._rng.random() < 0.3:
+                family.append(self._new(job, self._rng.uniform(0.02, 0.15)))  # a bad one, unlike the others
+                alike = family[:-1]
+            else:
+                alike = family
+            self._like(alike, 0.95, 0.995)
+            for member in family:
+                if late:
+                    self._arriving.append((self._rng.uniform(24, self._hours * 0.6), member))
+                else:
+                    self._add(member)
+        names = [name for name in self._members if max(self._members[name].jobs.values()) > USEFUL]
+        for _ in range(self._jobs // 10):  # look-alikes
+            a, b = self._rng.sample(names, 2)
+            if not self._members[a].jobs.keys() & self._members[b].jobs.keys():
+                self._cosines[min(a, b), max(a, b)] = self._rng.uniform(0.91, 0.96)
+
+    def _new(self, job: int, quality: float, born_h: float = 0.0) -> Member:
+        return Member(f"{self._rng.getrandbits(60):015x}", {job: min(1.0, quality)}, born_h)
+
+    def _like(self, alike: list[Member], low: float, high: float) -> None:
+        for place, one in enumerate(alike):
+            for other in alike[:place]:
+                self._cosines[min(one.name, other.name), max(one.name, other.name)] = self._rng.uniform(low, high)
+
+    def _add(self, member: Member) -> None:
+        self._members[member.name] = member
+        for job, quality in member.jobs.items():
+            self._serving[job].append(member.name)
+            self._best[job] = max(self._best[job], quality)
+
+    def run(self) -> Iterator[float]:
+        """Yields after each hour."""
+        asked_weights = [self._weights[job] for job in self._asked]
+        day_regret = 0.0
+        for hour in range(self._hours):
+            self._arrive(hour)
+            if self.scenario.drift and hour == self._hours // 2:
+                self._drift(hour)
+            for job in self._rng.choices(self._asked, asked_weights, k=self._per_hour):
+                day_regret += self._ask(job, hour + self._rng.random())
+            self._deliver(hour + 1)
+            self._decide(hour + 1)
+            if (hour + 1) % 24 == 0:
+                active = sum(one.state == "active" for one in self._members.values())
+                self.score.curve.append(((hour + 1) / 24, active, day_regret / (24 * self._per_hour)))
+                day_regret = 0.0
+            yield 1.0
+        self.score.library = sum(one.state == "active" for one in self._members.values())
+        self.score.distinct_useful = self._distinct_useful()
+
+    def _distinct_useful(self) -> int:
+        """Jobs that are asked for often enough, and that some adapter ever did."""
+        total = sum(self._weights[job] for job in self._asked)
+        often = self._rules.min_uses / (7 / 0.693 * 24 * self._per_hour)
+        return sum(self._weights[job] / total >= often and self._best[job] > USEFUL for job in self._asked)
+
+    def _arrive(self, hour: int) -> None:
+        for due, member in [one for one in self._arriving if one[0] <= hour]:
+            self._arriving.remove((due, member))
+            member.born_h = hour
+            self._add(member)
+
+    def _drift(self, hour: int) -> None:
+        for member in [one for one in self._members.values() if one.state == "active" and self._rng.random() < 0.1]:
+            for job in member.jobs:
+                member.jobs[job] = 0.1
+                self._arriving.append((hour + 24, self._new(job, self._rng.uniform(0.75, 0.98))))
+
+    def _ask(self, job: int, at_h: float) -> float:
+        """One query; returns its regret."""
+        self.score.queries += 1
+        there = self._serving[job]
+        if self._rng.random() < 0.03 or not there:  # routed wrongly, or nothing is there
+            self.score.regret += self._best[job]
+            return self._best[job]
+        name = self._rng.choice(there)
+        if len(self._canaries):
+            [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),))
+            name = tried.ref.adapter_id
+        member = self._members[name]
+        weight = decay(member.tally, _us(at_h), self._half_life_us)
+        member.tally.uses += 1
+        member.tally.recent_uses += weight
+        if self.policy == "plain":
+            member.today.append((at_h, 1))
+        liar = self._rng.random() < self.scenario.liars
+        # What others than its owner say of a shared adapter reaches nobody but themselves; the plain rules hear everybody.
+        heard = not liar or self.policy == "plain"
+        if heard and self._rng.random() >= self.scenario.missing:
+            success = self._rng.random() < member.jobs.get(job, 0.05)
+            said = False if liar else success != (self._rng.random() < self.scenario.noise)
+            due = at_h + self._rng.expovariate(1 / self.scenario.delay_h) if self.scenario.delay_h else at_h
+            heapq.heappush(self._late, (due, self.score.queries, name, said))
+        regret = self._best[job] - member.jobs.get(job, 0.05)
+        self.score.regret += regret
+        return regret
+
+    def _deliver(self, until_h: float) -> None:
+        while self._late and self._late[0][0] <= until_h:
+            at_h, _, name, success = heapq.heappop(self._late)
+            tally = self._members[name].tally
+            weight = decay(tally, _us(at_h), self._half_life_us)
+            tally.outcomes += 1
+            tally.successes += success
+            tally.recent_outcomes += weight
+            tally.recent_successes += weight * success
+            if self._members[name].state == "canary":
+                self._canaries.update([self._record(self._members[name])])
+                self._judge(self._members[name], at_h)
+
+    def _decide(self, hour: int) -> None:
+        for member in [one for one in self._members.values() if one.state == "canary"]:
+            self._judge(member, hour)
+        on_trial = {parent for one in self._members.values() if one.state == "canary" for parent in one.parents}
+        library = [self._view(one, hour, one.name in on_trial) for one in self._members.values() if one.state == "active"]
+        if self.policy == "plain":
+            return self._decide_plainly(library, hour)
+        cosines = {pair: cosine for pair, cosine in self._cosines.items() if pair not in self._rejected}
+        merging: set[str] = set()
+        for merge in merges(library, cosines, self._rules):
+            names = tuple(view.adapter_id for view in merge.adapters)
+            merging.update(names)
+            child = self._child(names, hour)
+            child.state = "canary"
+            child.baseline = self._sums(names)
+            self._members[child.name] = child
+            self._canaries.update([self._record(child)])
+        for prune in prunes(library, self._rules):
+            if prune.adapter.adapter_id not in merging:
+                self._prune(prune.adapter.adapter_id, hour)
+        return None
+
+    def _decide_plainly(self, library: list[AdapterView], hour: int) -> None:
+        by_name = {view.adapter_id: view for view in library}
+        gone: set[str] = set()
+        for (low, high), cosine in sorted(self._cosines.items()):
+            if cosine > 0.9 and low in by_name and high in by_name and not {low, high} & gone:
+                gone |= {low, high}
+                self._merge_now(self._child((low, high), hour), hour)
+        for view in library:
+            if view.adapter_id in gone:
+                continue
+            rate = view.success_rate
+            if (view.recent_uses < 10 and view.age_s >= 86400) or (rate is not None and rate < 0.3):
+                self._prune(view.adapter_id, hour)
+
+    def _view(self, member: Member, hour: int, on_trial: bool) -> AdapterView:
+        tally = member.tally
+        decay(tally, _us(hour), self._half_life_us)
+        recent = tally.recent_uses
+        if self.policy == "plain":
+            member.today = [one for one in member.today if one[0] > hour - 24]
+            recent = float(len(member.today))
+        return AdapterView(
+            adapter_id=member.name,
+            digest=member.name,
+            tenant="t",
+            name=member.name,
+            kind="lora_xs",
+            base_model="b",
+            rank=8,
+            modules=("q",),
+            age_s=(hour - member.born_h) * HOUR_S,
+            uses=tally.uses,
+            outcomes=tally.outcomes,
+            successes=tally.successes,
+            recent_uses=recent,
+            recent_outcomes=tally.recent_outcomes,
+            recent_successes=tally.recent_successes,
+            protected="its merge is on trial" if on_trial else "",
+        )
+
+    def _child(self, names: tuple[str, ...], hour: int) -> Member:
+        """The truth of a merge: copies keep what they can; look-alikes lose most of it."""
+        parents = [self._members[name] for name in names]
+        every = {job for parent in parents for job in parent.jobs}
+        same = all(set(parent.jobs) == every for parent in parents)
+        jobs = {}
+        for job in every:
+            known = [parent.jobs[job] for parent in parents if job in parent.jobs]
+            jobs[job] = sum(known) / len(known) if same else 0.4 * max(known)
+        child = Member(f"{self._rng.getrandbits(60):015x}", jobs, hour, parents=names)
+        for (low, high), cosine in list(self._cosines.items()):  # the child is where its parents were
+            for mine, other in ((low, high), (high, low)):
+                if mine in names and other not in names:
+                    self._cosines[min(child.name, other), max(child.name, other)] = cosine
+        return child
+
+    def _sums(self, names: tuple[str, ...]) -> tuple[int, int]:
+        return (
+            sum(self._members[name].tally.outcomes for name in names),
+            sum(self._members[name].tally.successes for name in names),
+        )
+
+    def _judge(self, child: Member, hour: float) -> None:
+        outcomes, successes = self._sums(child.parents)
+        parents = Arm(outcomes - child.baseline[0], successes - child.baseline[1])
+        age_s = (hour - child.born_h) * HOUR_S
+        judgement, _ = judge(Arm(child.tally.outcomes, child.tally.successes), parents, age_s, self._trial)
+        if judgement == "promote":
+            self._merge_now(child, hour)
+        elif judgement == "roll back":
+            self.score.rolled_back += 1
+            child.state = "retired"
+            self._rejected |= {(a, b) for a in child.parents for b in child.parents if a < b}
+        if judgement != "wait":
+            self._canaries.update([self._record(child)])
+
+    def _merge_now(self, child: Member, hour: float) -> None:
+        self.score.merges += 1
+        worst = max(self._members[name].jobs[job] - child.jobs[job] for name in child.parents for job in self._members[name].jobs)
+        self.score.wrong_merges += worst > HARM
+        for name in child.parents:
+            self._retire(name)
+        child.state = "active"
+        self._add(child)
+
+    def _prune(self, name: str, hour: int) -> None:
+        member = self._members[name]
+        total = sum(self._weights[job] for job in self._asked)
+        share = sum(self._weights[job] / total for job in member.jobs if job in self._asked)
+        expected = share * self._per_hour * 24 * 7 / 0.693 / max(1, min(len(self._serving[job]) for job in member.jobs))
+        self.score.prunes += 1
+        self.score.wrong_prunes += max(member.jobs.values()) > USEFUL and expected >= self._rules.min_uses
+        self._retire(name)
+
+    def _retire(self, name: str) -> None:
+        member = self._members[name]
+        member.state = "retired"
+        for job in member.jobs:
+            self._serving[job].remove(name)
+        self._cosines = {pair: cosine for pair, cosine in self._cosines.items() if name not in pair}
+
+    def _record(self, member: Member) -> AdapterRecord:
+        state: State = "canary" if member.state == "canary" else "retired"
+        counts = Statistics(outcomes=member.tally.outcomes, successes=member.tally.successes)
+        return AdapterRecord(
+            adapter_id=member.name, version=1, digest=member.name, tenant="t", name=member.name, kind="lora_xs", granularity="NANO",
+            specialization="task", base_model="b", rank=8, modules=("q",), parameter_count=1, file_bytes=1, parents=member.parents,
+            state=state, canary_share=0.1, statistics=counts,
+        )  # fmt: skip
