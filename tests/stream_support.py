@@ -29,6 +29,7 @@ from smoa.v1.state_pb2 import AdapterCounts
 
 PARTITIONS = 4
 SESSION_TIMEOUT_S = 8.0
+SLOW_S = 20.0
 TOPICS = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES)
 Counted = dict[str, tuple[int, int, int]]
 
@@ -309,6 +310,9 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
             else:
                 _, took = await asyncio.gather(faults.do(kind), recovered(120))
             recovery.append((kind, took))
+            if took > SLOW_S:
+                for number, worker in enumerate(faults.workers):
+                    print(f"--- worker {number} after {kind}, {took:.0f} s\n{worker.log[-6000:]}", file=sys.stderr)
         await sending
         await send(bootstrap, traffic.rest(), outbox)
         await watch.caught_up(120, keep)

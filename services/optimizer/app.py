@@ -29,7 +29,7 @@ from smoa.topics import TOPICS, ensure_topics
 _log = logging.getLogger(__name__)
 APP_ID = "smoa-optimizer"
 HEARTBEAT_S = 1.0
-STUCK_S = 60.0
+STUCK_S = 30.0
 
 
 def build(settings: OptimizerSettings) -> faust.App:
@@ -50,7 +50,6 @@ def build(settings: OptimizerSettings) -> faust.App:
         consumer_group_instance_id=settings.instance_id or None,
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,
-        broker_commit_interval=1.0,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
         broker_max_poll_interval=300.0,
@@ -171,11 +170,12 @@ def build(settings: OptimizerSettings) -> faust.App:
     @app.task()
     async def beat() -> None:
         """Touch the heartbeat file while this worker has its partitions; after a (re)start report every count once."""
-        was_settled, settled_at = False, time.monotonic()
+        was_settled, settled_at, loaded = False, time.monotonic(), (-1, 0, 0)
         while True:
             await load()
-            if settled():
-                settled_at = time.monotonic()
+            there = (count.generation, len(join.parts), len(count.parts))
+            if settled() or there != loaded:
+                settled_at, loaded = time.monotonic(), there
             elif time.monotonic() > settled_at + STUCK_S:  # its client may have given up for good, and says so in a log line only
                 raise Unavailable(
                     f"kafka: no partitions or not their state for {STUCK_S:.0f} s; whoever supervises this worker starts it again"

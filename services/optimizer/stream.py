@@ -1,8 +1,8 @@
 """The Faust side: two agents whose state is theirs by partition and generation (docs/decisions/0002 says why it is written this way).
 
 A batch goes in steps, each durable before the next: the new state to the changelog; the coordinator confirms that this worker is still
-the owner; then what the batch emits. Only then does the agent take the next batch, which acknowledges this one. Any failure begins the
-batch again, and whoever repeats it, this worker or its successor, comes to the same.
+the owner; then what the batch emits; then the commit of its end. Any failure begins the batch again, and whoever repeats it, this worker
+or its successor, comes to the same. Faust's own commits are off: they go by what its streams acknowledge, also what they passed over.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import faust
-from faust.types import TP, EventT
+from faust.types import TP
 
 from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
 from services.optimizer.counting import CountPartition
@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
+SEEKS: Final = 3
+"""Readings from a place that come to what is behind it, before it is taken for empty."""
 RETRY_S: Final = (0.1, 5.0)
 JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True)
 COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True)
@@ -60,6 +62,9 @@ class Stage(ABC, Generic[P]):
         self._lock = asyncio.Lock()
         self.generation = -1
         self.parts: dict[int, P] = {}
+        self._next: dict[TP, int] = {}
+        """Where each partition's reading goes on."""
+        self._sought: Counter[tuple[TP, int]] = Counter()
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
         topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
         app.agent(topic, name=type(self).__name__.lower())(self.run)
@@ -72,46 +77,84 @@ class Stage(ABC, Generic[P]):
         """The agent."""
         try:
             async for events in stream.take_events(MESSAGES_AT_ONCE, within=WITHIN_S):
-                await self._finish(events)
+                await self._finish([one.message for one in events])
         except Exception:  # noqa: BLE001 - not to go on
             # Faust acknowledges a batch whose agent fails, and goes on without it. Ending at once leaves it to be read again.
             _log.exception("the %s cannot go on; this worker ends, and its successor begins with this batch", type(self).__name__)
             logging.shutdown()
             os._exit(70)
 
-    async def _finish(self, events: Sequence[EventT[Any]]) -> None:
-        by_partition: defaultdict[int, list[Received]] = defaultdict(list)
-        begins: dict[TP, int] = {}
-        letters: list[Event] = []
-        for one in events:
-            message = one.message
-            begins.setdefault(TP(message.topic, message.partition), message.offset)
-            place = (message.topic, message.partition, message.offset)
-            try:
-                by_partition[message.partition] += unpack(*place, message.key, message.value, _headers(one))
-            except InvalidArgument as error:
-                letters.append(buried(Received(*place, 0, message.key or b"", message.value or b"", "", 0), str(error)))
+    async def _finish(self, messages: Sequence[Any]) -> None:
         delay_s = RETRY_S[0]
         while True:
             try:
                 async with self._lock:
-                    if await self._attempt(by_partition, begins, letters):
+                    if await self._attempt(messages):
                         return
             except (Unavailable, TimeoutError) as error:
-                _log.warning("a batch of %d messages begins again: %s", len(events), error or "no answer from the coordinator")
+                _log.warning("a batch of %d messages begins again: %s", len(messages), error or "no answer from the coordinator")
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
 
-    async def _attempt(self, by_partition: Mapping[int, Sequence[Received]], begins: Mapping[TP, int], letters: Sequence[Event]) -> bool:
-        mine = await self.load(set(by_partition), begins)
+    async def _attempt(self, messages: Sequence[Any]) -> bool:
+        mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
-        # What is not this worker's any more is read again by whose it is.
-        work = {partition: events for partition, events in by_partition.items() if partition in mine}
-        done = {tp: offset for tp, offset in begins.items() if tp.partition in mine}
-        return await self._process(work, done, letters)
+        taken = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
+        begins = {tp: self._next[tp] for tp in taken}
+        ends = {tp: several[-1].offset + 1 for tp, several in taken.items()}
+        work: defaultdict[int, list[Received]] = defaultdict(list)
+        letters: list[Event] = []
+        for tp, several in taken.items():
+            for one in several:
+                place = (tp.topic, tp.partition, one.offset)
+                try:
+                    work[tp.partition] += unpack(*place, one.key, one.value, _headers(one))
+                except InvalidArgument as error:
+                    letters.append(buried(Received(*place, 0, one.key or b"", one.value or b"", "", 0), str(error)))
+        if taken and not await self._process(work, begins, letters):
+            return False
+        self._next |= ends
+        if ends:
+            await self._confirmed(ends)  # not to be read again; if it fails, it is, to no effect
+        return True
 
-    async def load(self, wanted: set[int], begins: Mapping[TP, int] | None = None) -> set[int] | None:
+    async def _in_order(self, messages: Sequence[Any]) -> dict[TP, list[Any]]:
+        """The messages by where they stand, none twice and none left out.
+
+        Faust passes over messages while the group is being shared out anew, and relies on seeking back afterwards: twice that was not so.
+        Effects must not overtake each other, so what comes after a gap waits until the gap was read.
+        """
+        taken: defaultdict[TP, list[Any]] = defaultdict(list)
+        held: set[TP] = set()
+        for one in messages:
+            tp = TP(one.topic, one.partition)
+            wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
+            if one.offset < wanted or tp in held:
+                continue
+            if one.offset > wanted and not await self._is_hole(tp, wanted):
+                await self._consumer.seek(tp, wanted)
+                held.add(tp)
+                continue
+            taken[tp].append(one)
+        return dict(taken)
+
+    async def _is_hole(self, tp: TP, offset: int) -> bool:
+        """True when nothing is at this place of the log: it was deleted, or reading from there comes to what is behind it every time."""
+        first = (await self._consumer.earliest_offsets(tp))[tp]
+        self._sought[tp, offset] += 1
+        if offset >= first and self._sought[tp, offset] <= SEEKS:
+            return False
+        _log.warning("%s %d: nothing is at %d any more; the log begins at %d", tp.topic, tp.partition, offset, first)
+        return True
+
+    @property
+    def _consumer(self) -> Consumer:
+        consumer = self._app.consumer
+        assert isinstance(consumer, Consumer)
+        return consumer
+
+    async def load(self, wanted: set[int]) -> set[int] | None:
         """Read what is not in memory of this generation's state; returns which of the wanted are this worker's, or None when it changes.
 
         Raises:
@@ -120,18 +163,21 @@ class Stage(ABC, Generic[P]):
         generation = int(self._app.consumer_generation_id)
         if generation != self.generation:
             self.generation = generation
-            self.parts = {}
+            self.parts, self._next = {}, {}
+            self._sought.clear()
         mine = wanted & self.owned()
         for partition in sorted(mine - self.parts.keys()):
             began = time.monotonic()
             kept = await self._changelog.read(partition)
+            places = await self._consumer.places([TP(topic, partition) for topic in self.topics])
             if kept and kept[-1].stamp.generation > generation:
-                done = {tp: offset for tp, offset in (begins or {}).items() if tp.partition == partition}
-                if not done or not await self._confirmed(done):  # this worker has been replaced
+                if not await self._confirmed(places):  # this worker has been replaced
                     return None
                 await self._adopt(partition, kept)  # the broker had forgotten the group, and counts its generations anew
                 return None
-            self.parts[partition] = part = await asyncio.to_thread(self._made, partition, kept)
+            part = await asyncio.to_thread(self._made, partition, kept)
+            self.parts[partition] = part
+            self._next |= places
             _log.info("%s %d: %d values in %.1f s", self._changelog.topic, partition, len(part), time.monotonic() - began)
         return mine if generation == int(self._app.consumer_generation_id) else None
 
@@ -156,9 +202,7 @@ class Stage(ABC, Generic[P]):
         await self._outbox.close()
 
     async def _confirmed(self, done: Mapping[TP, int]) -> bool:
-        consumer = self._app.consumer
-        assert isinstance(consumer, Consumer)
-        return await consumer.confirm(self.generation, done)
+        return await self._consumer.confirm(self.generation, done)
 
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
@@ -318,6 +362,6 @@ def buried(one: Received, reason: str) -> Event:
     return event(DEAD_LETTER, f"{one.topic}:{one.partition}:{one.offset}:{one.place}", letter(one, reason, time.time_ns() // 1000))
 
 
-def _headers(one: EventT[Any]) -> list[tuple[str, bytes | None]]:
-    found: Any = one.message.headers or {}
+def _headers(message: Any) -> list[tuple[str, bytes | None]]:
+    found: Any = message.headers or {}
     return list(found.items() if isinstance(found, dict) else found)

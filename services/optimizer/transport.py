@@ -9,7 +9,7 @@ Seen as 230 to 850 lost events of 10,000 when a worker was killed in traffic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import faust
@@ -17,6 +17,9 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+
+from smoa.errors import Unavailable
+from smoa.outbox import KAFKA_ERRORS
 
 CONFIRM_TIMEOUT_S: Final = 10.0
 
@@ -36,6 +39,32 @@ class Consumer(driver.Consumer):
         asked = asyncio.run_coroutine_threadsafe(self._confirm(generation, done), self._thread.thread_loop)
         async with asyncio.timeout(CONFIRM_TIMEOUT_S):
             return await asyncio.wrap_future(asked)
+
+    async def places(self, where: Sequence[TP]) -> dict[TP, int]:
+        """Where reading goes on: at the group's commit, or, where there is none or it was deleted, at the beginning.
+
+        Raises:
+            Unavailable: no answer.
+        """
+        asked = asyncio.run_coroutine_threadsafe(self._places(where), self._thread.thread_loop)
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                return await asyncio.wrap_future(asked)
+        except KAFKA_ERRORS as error:
+            raise Unavailable(f"kafka: no commits of {where[0].topic} ({error!r})") from error
+
+    async def _places(self, where: Sequence[TP]) -> dict[TP, int]:
+        consumer = self._thread._ensure_consumer()
+        first = await consumer.beginning_offsets([TopicPartition(*tp) for tp in where])
+        return {tp: max(await consumer.committed(TopicPartition(*tp)) or 0, first[TopicPartition(*tp)]) for tp in where}
+
+    async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
+        """Nothing: the stages commit what they have done."""
+        return False
+
+    async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
+        """Nothing, too."""
+        return False
 
     async def _confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         consumer = self._thread._ensure_consumer()

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from services.optimizer.policy import wilson_upper
-
 Judgement = Literal["wait", "promote", "roll back"]
 
 
@@ -40,7 +38,7 @@ class TrialRules:
     """Of the child: after so many it is decided by what was seen."""
     max_age_s: float = 7 * 86400.0
     """After so long too, so that what has little traffic is not on trial for ever."""
-    min_outcomes: int = 5
+    min_outcomes: int = 8
     """Of the child, without which it is not promoted: what nobody judged stays as it was."""
 
 
@@ -84,9 +82,7 @@ def judge(child: Arm, parents: Arm, age_s: float, rules: TrialRules) -> tuple[Ju
     if child_low > parents_high - rules.margin:
         return "promote", evidence
     if child.outcomes >= rules.max_outcomes or age_s >= rules.max_age_s:
-        # No more looks come after this one, so a plain interval will do: of one standard error, in the child's favour.
-        hopeful = wilson_upper(child.successes, child.outcomes, 1.0)
-        good = child.outcomes >= rules.min_outcomes and hopeful >= parents.rate - rules.margin
+        good = child.outcomes >= rules.min_outcomes and child.rate >= parents.rate - rules.margin
         return ("promote" if good else "roll back"), evidence
     return "wait", evidence
 

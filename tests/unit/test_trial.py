@@ -78,8 +78,8 @@ def test_a_child_as_good_as_its_parents_is_promoted() -> None:
 def test_a_canary_with_little_traffic_is_promoted_in_the_end_if_it_did_no_worse_and_not_unjudged() -> None:
     assert judge(Arm(0, 0), Arm(3, 3), RULES.max_age_s - 1, RULES)[0] == "wait"
     assert judge(Arm(0, 0), Arm(3, 3), RULES.max_age_s, RULES)[0] == "roll back"
-    assert judge(Arm(6, 5), Arm(30, 27), RULES.max_age_s, RULES)[0] == "promote"
-    assert judge(Arm(6, 2), Arm(30, 27), RULES.max_age_s, RULES)[0] == "roll back"
+    assert judge(Arm(9, 8), Arm(30, 27), RULES.max_age_s, RULES)[0] == "promote"
+    assert judge(Arm(9, 3), Arm(30, 27), RULES.max_age_s, RULES)[0] == "roll back"
 
 
 def test_the_reason_says_the_numbers() -> None:
