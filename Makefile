@@ -55,12 +55,15 @@ demo: setup ## Run the whole loop on this machine, with tables; writes build/dem
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
 
-bench: setup ## Measure the executor against its peers, merging, and the router; writes build/*.json and a plot (about 45 minutes)
+bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 80 minutes)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks.routing_quality --json build/routing_quality.json
 	$(BIN)/python -m benchmarks.merging --json build/merging.json
 	$(BIN)/python -m benchmarks.router --json build/router.json
 	$(BIN)/python -m benchmarks.qdrant_shard --json build/qdrant_shard.json
+	$(BIN)/python -m benchmarks.optimizer_sim --json build/optimizer_sim.json --plot build/optimizer_sim.png
+	$(BIN)/python -m benchmarks.merge_quality --json build/merge_quality.json
+	[ -z "$$SMOA_TEST_KAFKA_HOME" ] || $(BIN)/python -m benchmarks.optimizer --json build/optimizer.json
 	$(BIN)/python -m benchmarks.executor --json build/executor.json --plot build/executor.png
 
 bench-peers: ## Install vLLM in an environment of its own, so that `make bench` measures it too
