@@ -12,6 +12,7 @@ from smoa import __version__
 from smoa.cli.adapter import adapter_group
 from smoa.cli.composition import composition_group
 from smoa.cli.query import generate_command, route_command, status_command
+from smoa.cli.top import top_command
 from smoa.errors import SmoaError
 
 
@@ -34,6 +35,7 @@ cli.add_command(composition_group)
 cli.add_command(route_command)
 cli.add_command(generate_command)
 cli.add_command(status_command)
+cli.add_command(top_command)
 
 
 def _load_plugins() -> None:
