@@ -31,7 +31,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.plain_faust import GROUP, TOPIC
 from services.optimizer.counting import CountPartition
-from services.optimizer.joining import JoinPartition
+from services.optimizer.joining import JoinPartition, segment_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, headers, unpack
 from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of
@@ -164,8 +164,9 @@ def steps(events: Sequence[Event]) -> dict[str, float]:
         with step("join"):
             plan = joins.plan(received, 1)
         with step("join state"):
-            plan.segment()
-            joins.apply(offset, plan)
+            entries = list(plan.entries.values())
+            segment_of(entries)
+            joins.apply(offset, entries)
         with step("pack effects"):
             effects = records_of([(effect, 0) for effect in plan.effects], {ADAPTER_OUTCOMES: PARTITIONS})
         for effect in effects:

@@ -65,7 +65,7 @@ class Member:
     state: str = "active"
     parents: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
-    baseline: tuple[int, int] = (0, 0)
+    baseline: dict[str, tuple[int, int]] = field(default_factory=dict)
     today: list[tuple[float, int]] = field(default_factory=list)
     """(hour, uses), of the last day: the plain rules' window."""
 
@@ -195,7 +195,7 @@ class World:
             return self._best[job]
         name = self._rng.choice(there)
         if len(self._canaries):
-            [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),))
+            [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),), "t", _us(at_h))
             name = tried.ref.adapter_id
         member = self._members[name]
         weight = decay(member.tally, _us(at_h), self._half_life_us)
@@ -242,7 +242,7 @@ class World:
             merging.update(names)
             child = self._child(names, hour)
             child.state = "canary"
-            child.baseline = self._sums(names)
+            child.baseline = {one: (self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
             self._members[child.name] = child
             self._canaries.update([self._record(child)])
         for prune in prunes(library, self._rules):
@@ -306,15 +306,11 @@ class World:
                     self._cosines[min(child.name, other), max(child.name, other)] = cosine
         return child
 
-    def _sums(self, names: tuple[str, ...]) -> tuple[int, int]:
-        return (
-            sum(self._members[name].tally.outcomes for name in names),
-            sum(self._members[name].tally.successes for name in names),
-        )
-
     def _judge(self, child: Member, hour: float) -> None:
-        outcomes, successes = self._sums(child.parents)
-        parents = Arm(outcomes - child.baseline[0], successes - child.baseline[1])
+        parents = max(
+            Arm(tally.outcomes - began[0], tally.successes - began[1])
+            for tally, began in ((self._members[name].tally, child.baseline[name]) for name in child.parents)
+        )
         age_s = (hour - child.born_h) * HOUR_S
         judgement, _ = judge(Arm(child.tally.outcomes, child.tally.successes), parents, age_s, self._trial)
         if judgement == "promote":
@@ -357,5 +353,5 @@ class World:
         return AdapterRecord(
             adapter_id=member.name, version=1, digest=member.name, tenant="t", name=member.name, kind="lora_xs", granularity="NANO",
             specialization="task", base_model="b", rank=8, modules=("q",), parameter_count=1, file_bytes=1, parents=member.parents,
-            state=state, canary_share=0.1, statistics=counts,
+            state=state, canary_share=0.1, statistics=counts, created_at_us=_us(member.born_h),
         )  # fmt: skip

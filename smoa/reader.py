@@ -50,6 +50,33 @@ async def read_topic(
         await consumer.stop()
 
 
+async def read_range(
+    bootstrap: str, topic: str, partition: int, first: int, end: int, most: int, silence_s: float = 15.0
+) -> list[ConsumerRecord[bytes, bytes]]:
+    """The records at [first, end) of a partition, at most `most` of them. Fewer are there only where the log has holes.
+
+    Raises:
+        Unavailable: as `read_topic`.
+    """
+    place = TopicPartition(topic, partition)
+    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
+    found: list[ConsumerRecord[bytes, bytes]] = []
+    try:
+        async with asyncio.timeout(silence_s):
+            await consumer.start()
+            consumer.assign([place])
+            consumer.seek(place, max(first, (await consumer.beginning_offsets([place]))[place]))
+        while len(found) < most and await consumer.position(place) < end:
+            async with asyncio.timeout(silence_s):
+                records = (await consumer.getmany(place, timeout_ms=500, max_records=most)).get(place, [])
+            found += [one for one in records if one.offset < end]
+    except KAFKA_ERRORS as error:
+        raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+    finally:
+        await consumer.stop()
+    return found[:most]
+
+
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
     # Not by subscribing: with a group, that would make the group share out its partitions anew.
     return set((await consumer._client.fetch_all_metadata()).partitions_for_topic(topic) or ())

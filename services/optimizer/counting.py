@@ -16,8 +16,8 @@ from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
 from smoa.v1.state_pb2 import AdapterCounts, Tally
 
-MAX_VIEWS: Final = 32
-"""Tenants and tasks of one adapter that are counted by themselves; later ones share a place."""
+MAX_TENANTS, MAX_TASKS = 256, 32
+"""Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -44,10 +44,10 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     counts.applied[lane] = effect.source_position
     judged, success = effect.HasField("success"), effect.success
     weight = 1.0
-    for views, name, recent in ((counts.tenants, effect.tenant, True), (counts.tasks, effect.task_id, False)):
+    for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
         if not recent and not name:
             continue
-        tally = _view(views, name)
+        tally = _view(views, name, most)
         tally.uses += effect.used
         tally.outcomes += judged
         tally.successes += judged and success
@@ -70,14 +70,20 @@ def count_usage(counts: AdapterCounts, usage: UsageEvent, producer_id: str, sequ
         del counts.producers[min(counts.producers, key=lambda one: (counts.producers[one].seen_at_us, one))]
     producer = counts.producers[producer_id]
     producer.sequence, producer.seen_at_us = sequence, now_us
-    tally = _view(counts.tenants, usage.tenant)
+    tally = _view(counts.tenants, usage.tenant, MAX_TENANTS)
     tally.generations += 1
     tally.tokens += usage.tokens
     return True
 
 
-def _view(views: MutableMapping[str, Tally], name: str) -> Tally:
-    return views[name if name in views or len(views) < MAX_VIEWS else ""]
+def _view(views: MutableMapping[str, Tally], name: str, most: int) -> Tally:
+    if name not in views and len(views) >= most:
+        least = min((one for one in views if one), key=lambda one: (views[one].uses, one))
+        others, gone = views[""], views[least]
+        for field_name in ("uses", "outcomes", "successes", "generations", "tokens"):
+            setattr(others, field_name, getattr(others, field_name) + getattr(gone, field_name))
+        del views[least]
+    return views[name]
 
 
 def _count_frequent(frequent: MutableMapping[str, int], name: str) -> None:

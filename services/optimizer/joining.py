@@ -22,6 +22,7 @@ from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Verdict
 
 MAX_CLAIMS: Final = 4
 """Tenants whose verdicts on a decision are kept before the decision itself has come."""
+MAX_KEPT_BYTES: Final = 900_000
 _OVERHEAD_BYTES: Final = 300
 """What Python keeps of a decision beside its state."""
 
@@ -121,9 +122,18 @@ class JoinPlan:
     misplaced: list[Received] = field(default_factory=list)
     """Outcomes on another partition than their decision's: to be sent again to the right one."""
 
-    def segment(self) -> bytes:
-        """The changelog's record of it."""
-        return JoinSegment(entries=[entry.SerializeToString() for entry in self.entries.values()]).SerializeToString()
+    def split(self, most_bytes: int) -> list[list[JoinEntry]]:
+        """The entries in groups, each of about so many bytes at most."""
+        groups: list[list[JoinEntry]] = []
+        size = 0
+        for entry in self.entries.values():
+            added = entry.ByteSize()
+            if not groups or size + added > most_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(entry)
+            size += added
+        return groups
 
 
 class JoinPartition(Generic[N]):
@@ -137,6 +147,8 @@ class JoinPartition(Generic[N]):
         self._segments: dict[N, Segment[N]] = {}
         self._undecided: dict[str, int] = {}
         self.held_bytes = 0
+        self.obsolete: list[N] = []
+        """Segments that can be deleted from the changelog: whoever has done it takes them off."""
         for name, value in records:
             self._add(name, [JoinEntry.FromString(one) for one in JoinSegment.FromString(value).entries])
 
@@ -171,16 +183,15 @@ class JoinPartition(Generic[N]):
         plan.entries[decision_id] = entry
         plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]
 
-    def apply(self, name: N, plan: JoinPlan) -> list[N]:
-        """Take a plan whose segment is durable under `name`; returns the names of segments that hold nothing new any more."""
-        return self._add(name, list(plan.entries.values()))
+    def apply(self, name: N, entries: Sequence[JoinEntry]) -> None:
+        """Take entries whose segment is durable under `name`."""
+        self._add(name, entries)
 
-    def _add(self, name: N, entries: Sequence[JoinEntry]) -> list[N]:
+    def _add(self, name: N, entries: Sequence[JoinEntry]) -> None:
         segment = Segment(name, max((entry.first_seen_us for entry in entries), default=0), [])
         self._segments[name] = segment
-        emptied: list[N] = []
         for entry in entries:
-            emptied += self._drop(entry.decision_id)
+            self._drop(entry.decision_id)
             if not entry.decided and not entry.verdicts:  # forgotten
                 continue
             value = entry.SerializeToString()
@@ -190,32 +201,28 @@ class JoinPartition(Generic[N]):
             self.held_bytes += len(value) + _OVERHEAD_BYTES
             if not entry.decided:
                 self._undecided[entry.decision_id] = entry.first_seen_us
-        return emptied
 
-    def _drop(self, decision_id: str) -> list[N]:
+    def _drop(self, decision_id: str) -> None:
         if (known := self._known.pop(decision_id, None)) is None:
-            return []
+            return
         self._undecided.pop(decision_id, None)
         segment, value = known
         self.held_bytes -= len(value) + _OVERHEAD_BYTES
         segment.live -= 1
-        if segment.live or self._segments.pop(segment.name, None) is None:
-            return []
-        return [segment.name]
+        if not segment.live and self._segments.pop(segment.name, None) is not None:
+            self.obsolete.append(segment.name)
 
-    def forget(self, older_than_us: int, max_bytes: int) -> list[N]:
-        """Drop segments that are too old or do not fit any more, the oldest first; returns their names."""
-        gone: list[N] = []
+    def forget(self, older_than_us: int, max_bytes: int) -> None:
+        """Drop segments that are too old or do not fit any more, the oldest first."""
         while self._segments:
             segment = next(iter(self._segments.values()))
             if segment.live and segment.seen_us >= older_than_us and self.held_bytes <= max_bytes:
                 break
             del self._segments[segment.name]
-            gone.append(segment.name)
+            self.obsolete.append(segment.name)
             for decision_id in segment.decision_ids:
                 if (known := self._known.get(decision_id)) is not None and known[0] is segment:
                     self._drop(decision_id)
-        return gone
 
     def unmatched(self, older_than_us: int) -> Iterator[Received]:
         """Outcomes that waited for their decision for too long, as they came; `forgotten` ends their waiting."""
@@ -244,15 +251,22 @@ def check_key(one: Received, wanted: str) -> None:
         )
 
 
+def segment_of(entries: Iterable[JoinEntry]) -> bytes:
+    """The changelog's record of some entries."""
+    return JoinSegment(entries=[entry.SerializeToString() for entry in entries]).SerializeToString()
+
+
 def letter(one: Received, reason: str, dead_at_us: int) -> events_pb2.DeadLetter:
-    """What is kept of an event that cannot be used."""
+    """What is kept of an event that cannot be used: all of it, unless it would not fit into a message with what is said of it."""
+    if len(one.value) > MAX_KEPT_BYTES:
+        reason = f"{reason} (its first {MAX_KEPT_BYTES:,} of {len(one.value):,} bytes are kept)"
     return events_pb2.DeadLetter(
         topic=one.topic,
         partition=one.partition,
         offset=one.offset,
         index=one.place,
         key=one.key,
-        value=one.value,
+        value=one.value[:MAX_KEPT_BYTES],
         producer_id=one.producer_id,
         sequence=one.sequence,
         reason=reason,

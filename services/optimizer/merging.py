@@ -154,6 +154,11 @@ def merged(
 Combine = Callable[[Sequence[Matrix], Matrix], Matrix]
 
 
+def child_of(merge_id: str) -> str:
+    """The adapter id of a merge's child."""
+    return str(ULID.from_bytes(hashlib.sha256(merge_id.encode()).digest()[:16]))
+
+
 def _combiner(method: Method, density: float, merge_id: str) -> Combine:
     if method == "ties":
         return lambda deltas, shares: _ties(deltas, shares, density)
@@ -291,7 +296,7 @@ def _manifest(adapters: Sequence[Adapter], merge_id: str, scaling: float, rank: 
     manifests = [adapter.manifest for adapter in adapters]
     first = manifests[0]
     return Manifest(
-        adapter_id=str(ULID.from_bytes(hashlib.sha256(merge_id.encode()).digest()[:16])),
+        adapter_id=child_of(merge_id),
         name=first.name,
         kind=first.kind,
         base_model=first.base_model,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.optimizer.candidates import near_pairs
-from services.optimizer.merging import Child, cosines, merged, random_sketch
+from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge, reason_of
 from smoa.adapter import Adapter, decode, encode
@@ -129,10 +129,12 @@ class Optimizer:
         child = await self._client.get(child_id, tenant)
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
-        counts = [(await self._client.get(parent, tenant)).statistics for parent in child.parents]
-        baseline = child.canary_baseline
-        outcomes, successes = sum(one.outcomes for one in counts), sum(one.successes for one in counts)
-        parents = Arm(max(0, outcomes - baseline.outcomes), max(0, successes - baseline.successes))
+        # Parents are alike, so one decision has several, and its verdict counts for each: the one with most stands for all.
+        arms = []
+        for parent in child.parents:
+            counts, began = (await self._client.get(parent, tenant)).statistics, child.canary_baseline[parent]
+            arms.append(Arm(max(0, counts.outcomes - began.outcomes), max(0, counts.successes - began.successes)))
+        parents = max(arms)
         age_s = time.time() - child.created_at_us / 1e6
         judgement, evidence = judge(Arm(child.statistics.outcomes, child.statistics.successes), parents, age_s, self._trial)
         if judgement == "wait":
@@ -178,6 +180,9 @@ class Optimizer:
         parents = [adapter.adapter_id for adapter in merge.adapters]
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
+            if await self._was_rolled_back(merge):
+                self._reject(parents)
+                return
             weights = [adapter.successes + 1.0 for adapter in merge.adapters]
             parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
             if len(parts) < len(merge.adapters):
@@ -192,9 +197,6 @@ class Optimizer:
                 )
                 if made.state == common.ADAPTER_STATE_CANARY:
                     self._open[made.adapter_id] = made.tenant
-                elif made.state == common.ADAPTER_STATE_RETIRED:
-                    self._reject(made.parents)
-                    return
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
                 return
@@ -202,6 +204,16 @@ class Optimizer:
                 self._refuse(report, f"merge {merge.merge_id}: {error}")
                 return
         report.merged.append(merge)
+
+    async def _was_rolled_back(self, merge: Merge) -> bool:
+        """True when these were merged before, and it was undone; another worker, or this one before a restart, may have seen to it."""
+        try:
+            child = await self._client.get(child_of(merge.merge_id), merge.adapters[0].tenant)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return False
+            raise
+        return child.state in (common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
 
     def _reject(self, parents: Iterable[str]) -> None:
         self._rejected.update(combinations(sorted(parents), 2))
@@ -319,5 +331,6 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float) -
         recent_outcomes=counts.recent_outcomes * fade,
         recent_successes=counts.recent_successes * fade,
         file_bytes=adapter.file_bytes,
+        shared=adapter.shared,
         protected=protected,
     )

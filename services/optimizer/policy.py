@@ -35,6 +35,7 @@ class AdapterView:
     recent_outcomes: float = 0.0
     recent_successes: float = 0.0
     file_bytes: int = 1
+    shared: bool = False
     protected: str = ""
     """Why no automatic change may touch it: pinned, on trial, or in a composition."""
 
@@ -52,7 +53,7 @@ class AdapterView:
     @property
     def family(self) -> tuple[object, ...]:
         """Adapters of one family may merge."""
-        return (self.tenant, self.base_model, self.kind, self.rank, tuple(sorted(self.modules)))
+        return (self.tenant, self.shared, self.base_model, self.kind, self.rank, tuple(sorted(self.modules)))
 
 
 @dataclass(frozen=True, kw_only=True)

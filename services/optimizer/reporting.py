@@ -16,6 +16,7 @@ from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
 _NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _MAX_OWNERS: Final = 100_000
 
 
@@ -62,10 +63,12 @@ class Reporter:
                 owner = await self._owner(adapter_id, counts)
                 await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s))
             except grpc.aio.AioRpcError as error:
-                if error.code() not in _NOT_THERE:
+                if error.code() in _AWAY:
                     self._count.changed |= changed
                     raise
-                _log.warning("no such adapter %s: its counts stay here", adapter_id)
+                if error.code() not in _NOT_THERE:
+                    self._count.changed.add(adapter_id)
+                _log.warning("counts of %s stay here: %s %s", adapter_id, error.code().name, error.details())
 
     async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
         if adapter_id not in self._owners:

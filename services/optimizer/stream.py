@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -21,12 +21,13 @@ from faust.types import TP
 
 from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
 from services.optimizer.counting import CountPartition
-from services.optimizer.joining import JoinPartition, JoinPlan, letter
+from services.optimizer.joining import JoinPartition, JoinPlan, letter, segment_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.transport import Consumer
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, Received, event, unpack
-from smoa.outbox import Outbox, Record, records_of
+from smoa.outbox import BATCH_BYTES, Outbox, Record, records_of
+from smoa.reader import read_range
 from smoa.topics import Topic, partition_of
 from smoa.v1.state_pb2 import AdapterCounts
 
@@ -34,8 +35,8 @@ _log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
-SEEKS: Final = 3
-"""Readings from a place that come to what is behind it, before it is taken for empty."""
+GAP_AT_ONCE: Final = 1000
+"""Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
 JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True)
 COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True)
@@ -64,7 +65,6 @@ class Stage(ABC, Generic[P]):
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
         """Where each partition's reading goes on."""
-        self._sought: Counter[tuple[TP, int]] = Counter()
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
         topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
         app.agent(topic, name=type(self).__name__.lower())(self.run)
@@ -91,8 +91,8 @@ class Stage(ABC, Generic[P]):
                 async with self._lock:
                     if await self._attempt(messages):
                         return
-            except (Unavailable, TimeoutError) as error:
-                _log.warning("a batch of %d messages begins again: %s", len(messages), error or "no answer from the coordinator")
+            except Unavailable as error:
+                _log.warning("a batch of %d messages begins again: %s", len(messages), error)
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
 
@@ -100,7 +100,7 @@ class Stage(ABC, Generic[P]):
         mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
-        taken = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
+        taken, whole = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
         begins = {tp: self._next[tp] for tp in taken}
         ends = {tp: several[-1].offset + 1 for tp, several in taken.items()}
         work: defaultdict[int, list[Received]] = defaultdict(list)
@@ -117,36 +117,27 @@ class Stage(ABC, Generic[P]):
         self._next |= ends
         if ends:
             await self._confirmed(ends)  # not to be read again; if it fails, it is, to no effect
-        return True
+        return whole
 
-    async def _in_order(self, messages: Sequence[Any]) -> dict[TP, list[Any]]:
-        """The messages by where they stand, none twice and none left out.
+    async def _in_order(self, messages: Sequence[Any]) -> tuple[dict[TP, list[Any]], bool]:
+        """The messages by where they stand, none twice and none left out, and whether that is all of them.
 
-        Faust passes over messages while the group is being shared out anew, and relies on seeking back afterwards: twice that was not so.
-        Effects must not overtake each other, so what comes after a gap waits until the gap was read.
+        Faust passes over messages while the group is being shared out anew, and relies on seeking back afterwards; messages that it has
+        fetched by then keep it from reading them again. Effects must not overtake each other, so what it left out is read from the log.
         """
         taken: defaultdict[TP, list[Any]] = defaultdict(list)
-        held: set[TP] = set()
         for one in messages:
             tp = TP(one.topic, one.partition)
             wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
-            if one.offset < wanted or tp in held:
-                continue
-            if one.offset > wanted and not await self._is_hole(tp, wanted):
-                await self._consumer.seek(tp, wanted)
-                held.add(tp)
-                continue
-            taken[tp].append(one)
-        return dict(taken)
-
-    async def _is_hole(self, tp: TP, offset: int) -> bool:
-        """True when nothing is at this place of the log: it was deleted, or reading from there comes to what is behind it every time."""
-        first = (await self._consumer.earliest_offsets(tp))[tp]
-        self._sought[tp, offset] += 1
-        if offset >= first and self._sought[tp, offset] <= SEEKS:
-            return False
-        _log.warning("%s %d: nothing is at %d any more; the log begins at %d", tp.topic, tp.partition, offset, first)
-        return True
+            if one.offset > wanted:
+                left_out = await read_range(self._settings.kafka_bootstrap, *tp, wanted, one.offset, GAP_AT_ONCE)
+                _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, wanted, one.offset, len(left_out))
+                taken[tp] += left_out
+                if len(left_out) == GAP_AT_ONCE:
+                    return dict(taken), False
+            if one.offset >= wanted:
+                taken[tp].append(one)
+        return dict(taken), True
 
     @property
     def _consumer(self) -> Consumer:
@@ -164,7 +155,6 @@ class Stage(ABC, Generic[P]):
         if generation != self.generation:
             self.generation = generation
             self.parts, self._next = {}, {}
-            self._sought.clear()
         mine = wanted & self.owned()
         for partition in sorted(mine - self.parts.keys()):
             began = time.monotonic()
@@ -242,34 +232,38 @@ class Join(Stage[JoinPartition[_Segment]]):
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us = time.time_ns() // 1000
         plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
-        emptied = await self._write(plans, done)
-        if emptied is None:
+        if not await self._write(plans, done):
             return False
         outgoing = list(letters)
         for plan in plans.values():
             outgoing += plan.effects
             outgoing += [buried(one, str(error)) for one, error in plan.refused]
             outgoing += [Event(one.topic, one.key, one.value, "smoa.v1.Outcome") for one in plan.misplaced]
-        await self._emit(outgoing, emptied)
+        await self._emit(outgoing)
+        await self._sweep()
         return True
 
-    async def _write(self, plans: Mapping[int, JoinPlan], done: Mapping[TP, int]) -> list[Record] | None:
-        """Make the plans so; returns tombstones of what they made obsolete, or None when this worker must not go on."""
-        names = {}
-        records = []
-        for partition, plan in plans.items():
-            if plan.entries:
-                names[partition] = segment = _Segment(self._next_name(), self.stamp)
-                records.append(self._changelog.record(partition, *segment, plan.segment()))
-        if records:
-            await self._outbox.send(records)
-        if not await self._confirmed(done):
-            return None
-        return [
-            self._changelog.record(partition, *gone, None)
-            for partition, name in names.items()
-            for gone in self.parts[partition].apply(name, plans[partition])
+    async def _write(self, plans: Mapping[int, JoinPlan], done: Mapping[TP, int]) -> bool:
+        """Make the plans so, in segments of a size that a broker takes; False when this worker must not go on."""
+        segments = [
+            (partition, _Segment(self._next_name(), self.stamp), entries)
+            for partition, plan in plans.items()
+            for entries in plan.split(BATCH_BYTES)
         ]
+        if segments:
+            await self._outbox.send(self._changelog.record(partition, *name, segment_of(entries)) for partition, name, entries in segments)
+        if not await self._confirmed(done):
+            return False
+        for partition, name, entries in segments:
+            self.parts[partition].apply(name, entries)
+        return True
+
+    async def _sweep(self) -> None:
+        """Delete segments that hold nothing new any more."""
+        for partition, part in self.parts.items():
+            gone = list(part.obsolete)
+            await self._emit([], [self._changelog.record(partition, *name, None) for name in gone])
+            del part.obsolete[: len(gone)]
 
     async def tidy(self) -> None:
         """Put aside outcomes whose decision did not come in time, and forget decisions for whose outcome nobody waits any more.
@@ -284,16 +278,17 @@ class Join(Stage[JoinPartition[_Segment]]):
             grace_s = self._settings.join_grace_s
             share = self._settings.join_max_bytes // max(len(self.parts), 1)
             for partition, part in self.parts.items():
+                # A worker that was replaced must not delete what its successor needs.
+                if not await self._confirmed({tp: offset for tp, offset in self._next.items() if tp.partition == partition}):
+                    return
+                part.forget(now_us - int(self._settings.join_ttl_s * 1e6), share)
                 late = list(part.unmatched(now_us - int(grace_s * 1e6)))
                 if late:
                     reason = f"decision_id: no decision of this id came within {grace_s:g} s; route first, or replay it when it has come"
                     await self._emit([buried(one, reason) for one in late])
-                    tombstones = await self._write({partition: part.forgotten({one.key.decode() for one in late})}, {})
-                    if tombstones is None:
+                    if not await self._write({partition: part.forgotten({one.key.decode() for one in late})}, {}):
                         return
-                    await self._emit([], tombstones)
-                gone = part.forget(now_us - int(self._settings.join_ttl_s * 1e6), share)
-                await self._emit([], [self._changelog.record(partition, *name, None) for name in gone])
+            await self._sweep()
 
 
 class Count(Stage[CountPartition]):

@@ -17,6 +17,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.types.tuples import ack_lock
 
 from smoa.errors import Unavailable
 from smoa.outbox import KAFKA_ERRORS
@@ -34,11 +35,14 @@ class Consumer(driver.Consumer):
         before that.
 
         Raises:
-            TimeoutError: no answer.
+            Unavailable: no answer.
         """
         asked = asyncio.run_coroutine_threadsafe(self._confirm(generation, done), self._thread.thread_loop)
-        async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-            return await asyncio.wrap_future(asked)
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                return await asyncio.wrap_future(asked)
+        except KAFKA_ERRORS as error:
+            raise Unavailable(f"kafka: the group's coordinator does not answer ({error!r})") from error
 
     async def places(self, where: Sequence[TP]) -> dict[TP, int]:
         """Where reading goes on: at the group's commit, or, where there is none or it was deleted, at the beginning.
@@ -59,7 +63,10 @@ class Consumer(driver.Consumer):
         return {tp: max(await consumer.committed(TopicPartition(*tp)) or 0, first[TopicPartition(*tp)]) for tp in where}
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
-        """Nothing: the stages commit what they have done."""
+        """Nothing: the stages commit what they have done. What Faust noted for its own commits is let go, or it would grow for ever."""
+        with ack_lock:
+            for noted in (self._acked, self._acked_index, self._gap):
+                noted.clear()
         return False
 
     async def force_commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:

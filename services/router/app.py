@@ -101,10 +101,11 @@ async def follow_canaries(router: Router, index: AdapterIndex) -> None:
                 router.canaries.update(await index.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
                 known = True
             for child_id in router.canaries:
-                if (there := await index.get(child_id)) is not None:
-                    router.canaries.update([there[0]])
-                else:
+                there = await index.get(child_id)
+                if there is None:
                     router.canaries.forget(child_id)
+                elif child_id in router.canaries:  # else it was settled while it was read
+                    router.canaries.update([there[0]])
         except SmoaError as error:
             _log.info("canaries cannot be read (%s); they stay as they were", error)
         await asyncio.sleep(FOLLOW_S)

@@ -1,7 +1,7 @@
 """Children of merges on trial: a share of the queries that their parents would answer goes to them, and no more than they have earned.
 
-A canary that nobody has judged yet gets a few queries; each outcome that comes back earns it some more. So however fast queries come and
-however late outcomes, a bad child is seen by few before the optimizer has what it needs to roll it back.
+A canary that nobody has judged yet gets a few queries; each outcome that comes back earns it some more, and so does an hour. So however
+fast queries come and however late outcomes, a bad child is seen by few before the optimizer has what it needs to roll it back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from services.router.scoring import Chosen
 
 FIRST_QUERIES: Final = 20
 QUERIES_AN_OUTCOME: Final = 2
+QUERIES_AN_HOUR: Final = 10
+"""For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
 MAX_CANARY_SHARE: Final = 0.5
 SUCCESSES_TO_DOUBLE: Final = 10
 """A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
@@ -53,12 +55,15 @@ class Canaries:
             del self._sent[adapter_id]
             self._by_parent = {parent: name for parent, name in self._by_parent.items() if name != gone.adapter_id}
 
-    def tried(self, chosen: tuple[Chosen, ...]) -> tuple[Chosen, ...]:
+    def tried(self, chosen: tuple[Chosen, ...], tenant: str, now_us: int) -> tuple[Chosen, ...]:
         """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together."""
         open_here = {self._by_parent[one.ref.adapter_id] for one in chosen if one.ref.adapter_id in self._by_parent}
         for name in sorted(open_here):
             canary = self._open[name]
-            earned = FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes
+            if not canary.visible_to(tenant):
+                continue
+            hours = max(0.0, (now_us - canary.created_at_us) / 3600e6)
+            earned = FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours
             share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
             if self._sent[name] < earned and self._random.random() < share:
                 self._sent[name] += 1

@@ -68,6 +68,8 @@ def log_command(output: Path, kafka: str) -> None:
         with output.open("w") as file:
             async for message in _events(kafka, OUTCOMES):
                 if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.pop(message.decision_id, None)) is not None:
+                    if [one.adapter_id for one in decision.adapters[:1]] != [decision.ranked[0].adapter_id]:
+                        continue  # a canary answered in the place of what was ranked
                     line = {"decision": MessageToDict(decision), "outcome": MessageToDict(message)}
                     file.write(json.dumps(line) + "\n")
                     written += 1

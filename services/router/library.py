@@ -53,8 +53,8 @@ class AdapterRecord:
     pinned: bool = False
     canary_share: float = 0.0
     """Of a canary: how much of its parents' queries it answers."""
-    canary_baseline: Statistics = field(default_factory=Statistics)
-    """Of a canary: its parents' counts together when its trial began."""
+    canary_baseline: Mapping[str, Statistics] = field(default_factory=dict)
+    """Of a canary: its parents' counts when its trial began."""
     created_at_us: int = 0
     updated_at_us: int = 0
     statistics: Statistics = field(default_factory=Statistics)
@@ -71,7 +71,12 @@ class AdapterRecord:
     def to_payload(self) -> dict[str, Any]:
         """Index payload."""
         # Not `dataclasses.asdict`: its deep copy was a fifth of an import.
-        return {**vars(self), **{key: list(getattr(self, key)) for key in _SEQUENCES}, **{key: vars(getattr(self, key)) for key in _COUNTS}}
+        return {
+            **vars(self),
+            **{key: list(getattr(self, key)) for key in _SEQUENCES},
+            "statistics": vars(self.statistics),
+            "canary_baseline": {name: vars(one) for name, one in self.canary_baseline.items()},
+        }
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> AdapterRecord:
@@ -79,13 +84,12 @@ class AdapterRecord:
         known = {key: value for key, value in payload.items() if key in _FIELDS}
         for key in _SEQUENCES:
             known[key] = tuple(payload[key])
-        for key in _COUNTS:
-            known[key] = Statistics(**payload.get(key, {}))
+        known["statistics"] = Statistics(**payload["statistics"])
+        known["canary_baseline"] = {name: Statistics(**counts) for name, counts in payload.get("canary_baseline", {}).items()}
         return cls(**known)
 
 
 _SEQUENCES = ("modules", "tags", "examples", "parents")
-_COUNTS = ("statistics", "canary_baseline")
 _FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
 
 

@@ -14,7 +14,7 @@ from services.router.embedding import normalised
 from services.router.importing import MAX_EXAMPLES, check_reason
 from services.router.index import Vector
 from services.router.journal import Entry
-from services.router.library import AdapterRecord, Scope, Statistics
+from services.router.library import AdapterRecord, Scope
 from services.router.registry import Change, Registry, as_it_is, now_us, same_content
 from smoa.adapter import Adapter
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
@@ -87,7 +87,7 @@ class Merges:
                 registry.changed([as_it_is(record) for record in (child, *(parent for parent, _ in again))])
                 return child
             parents = [await registry.owned(tenant, parent_id) for parent_id in parent_ids]
-            await self._check_parents([parent for parent, _ in parents], adapter.manifest.base_model)
+            await self._check_parents([parent for parent, _ in parents], adapter)
             examples = tuple(example for group in zip_longest(*(parent.examples for parent, _ in parents)) for example in group if example)
             child = dataclasses.replace(
                 await registry.record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
@@ -96,7 +96,7 @@ class Merges:
             )
             retired: list[Entry] = []
             if canary_share:
-                baseline = _together([parent.statistics for parent, _ in parents])
+                baseline = {parent.adapter_id: parent.statistics for parent, _ in parents}
                 child = dataclasses.replace(child, state="canary", canary_share=canary_share, canary_baseline=baseline)
             else:
                 retired = _retired(parents, child.adapter_id, reason)
@@ -106,8 +106,14 @@ class Merges:
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child
 
-    async def _check_parents(self, parents: Sequence[AdapterRecord], base_model: str) -> None:
+    async def _check_parents(self, parents: Sequence[AdapterRecord], child: Adapter) -> None:
+        base_model = child.manifest.base_model
         for parent in parents:
+            if parent.shared != child.manifest.shared:
+                raise FailedPrecondition(
+                    f"parent: {parent.adapter_id} is {'' if parent.shared else 'not '}shared, and its child would "
+                    f"{'not ' if parent.shared else ''}be; merge adapters that the same tenants may use"
+                )
             if parent.state != "active" or parent.base_model != base_model:
                 raise FailedPrecondition(
                     f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base"
@@ -145,21 +151,20 @@ class Merges:
             if child.state == ("active" if promote else "retired"):
                 registry.changed([as_it_is(record) for record in (child, *(parent for parent, _ in parents))])
                 return child
-            wanted = "active" if child.state == "canary" else "retired"
             if child.state not in (("canary",) if promote else ("canary", "active")):
                 raise FailedPrecondition(f"child: {child_id} is {child.state}, so it cannot be {'promoted' if promote else 'rolled back'}")
-            for parent, _ in parents:
-                if parent.state != wanted and not (parent.state == "retired" and not promote):
-                    raise FailedPrecondition(f"parent: {parent.adapter_id} is {parent.state}, not {wanted}; the merge cannot be settled")
+            # A parent that somebody retired during the trial stays as it is.
             if promote:
-                others = _retired(parents, child_id, reason)
+                others = _retired([pair for pair in parents if pair[0].state == "active"], child_id, reason)
                 child = dataclasses.replace(child, state="active", state_reason=reason, updated_at_us=now_us())
             else:
-                restoring = child.state == "active"
+                restored = [pair for pair in parents if pair[0].state != "active"] if child.state == "active" else []
+                for parent, _ in restored:
+                    if parent.state == "purged":
+                        raise FailedPrecondition(f"parent: {parent.adapter_id} is purged, its weights are gone; the merge cannot be undone")
                 others = [
                     Entry(dataclasses.replace(parent, state="active", state_reason="", updated_at_us=now_us()), place)
-                    for parent, place in parents
-                    if restoring
+                    for parent, place in restored
                 ]
                 child = dataclasses.replace(child, state="retired", state_reason=f"rolled back: {reason}", updated_at_us=now_us())
             await registry.write([Entry(child, vector), *others])
@@ -171,8 +176,3 @@ class Merges:
 def _retired(parents: Sequence[tuple[AdapterRecord, Vector]], child_id: str, reason: str) -> list[Entry]:
     now, why = now_us(), f"merged into {child_id}: {reason}"
     return [Entry(dataclasses.replace(one, state="retired", state_reason=why, updated_at_us=now), vector) for one, vector in parents]
-
-
-def _together(counts: Sequence[Statistics]) -> Statistics:
-    names = ("uses", "outcomes", "successes", "generations", "tokens")
-    return Statistics(**{name: sum(getattr(one, name) for one in counts) for name in names})

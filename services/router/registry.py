@@ -240,8 +240,12 @@ class Registry:
         """Route to it again; again is fine.
 
         Raises:
-            FailedPrecondition: its weights were purged.
+            FailedPrecondition: its weights were purged, or it is a merge's child whose parents answer in its place.
         """
+        record = (await self.owned(checked_tenant(tenant), adapter_id))[0]
+        for parent_id in record.parents if record.merge_id and record.state == "retired" else ():
+            if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
+                raise FailedPrecondition(f"adapter: {adapter_id} is the child of a merge that was undone: {parent_id} is active")
         return await self._move(tenant, adapter_id, {"retired": "active", "active": "active"}, "restored", "", {})
 
     @_whole
@@ -263,7 +267,7 @@ class Registry:
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
                 await self.index.upsert([(record, vector)])
-            same_file = Scope(tenant=None, states=("active", "retired"), digest=record.digest)
+            same_file = Scope(tenant=None, states=("active", "canary", "retired"), digest=record.digest)
             if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)
             # Last, for a full store takes nothing until something in it was deleted.

@@ -161,9 +161,11 @@ class Router:
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
         else:
             choice, cached = await self._chosen(query)
-            if len(self.canaries) and (tried := self.canaries.tried(choice.chosen)) is not choice.chosen:
-                choice = dataclasses.replace(choice, chosen=tried)
         now_us = time.time_ns() // 1000
+        if len(self.canaries) and not query.composition:
+            tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
+            if tried is not choice.chosen:
+                choice = dataclasses.replace(choice, chosen=tried)
         executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
         handler_us = (time.perf_counter_ns() - started) // 1000
         return RoutedQuery(str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)

@@ -324,7 +324,7 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         file_bytes=record.file_bytes,
         pinned=record.pinned,
         canary_share=record.canary_share,
-        canary_baseline=registry_pb2.AdapterStatistics(**vars(record.canary_baseline)) if record.canary_share else None,
+        canary_baseline={name: registry_pb2.AdapterStatistics(**vars(one)) for name, one in record.canary_baseline.items()},
     )
 
 

@@ -39,6 +39,13 @@ class AdapterStatistics(_message.Message):
 
 class Adapter(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline")
+    class CanaryBaselineEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: AdapterStatistics
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -90,8 +97,8 @@ class Adapter(_message.Message):
     file_bytes: int
     pinned: bool
     canary_share: float
-    canary_baseline: AdapterStatistics
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
+    canary_baseline: _containers.MessageMap[str, AdapterStatistics]
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("tenant", "digest", "examples")

@@ -95,6 +95,9 @@ async def test_rolling_back_leaves_the_parents_alone(world: RouterWorld) -> None
     await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad")
     assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "RETIRED"}
     assert child.adapter_id not in await _asked(world, 20)
+    code, message, _ = await refused(world.client.restore("public", child.adapter_id))
+    assert code == "FAILED_PRECONDITION"
+    assert message.startswith(f"adapter: {child.adapter_id} is the child of a merge that was undone: ")
     code, message, _ = await refused(world.client.settle_merge("public", child.adapter_id, promote=True, reason="no, good"))
     assert (code, message) == ("FAILED_PRECONDITION", f"child: {child.adapter_id} is retired, so it cannot be promoted")
 
@@ -114,6 +117,25 @@ async def test_there_is_one_trial_at_a_time_and_none_of_what_is_pinned(world: Ro
     assert (await refused(third))[1].startswith(f"parent: {d.adapter_id} is pinned; ")
     await world.client.pin("public", d.adapter_id, pinned=False)
     await world.client.apply_merge("public", "m3", await _child(world, [c, d], "third"), [c.adapter_id, d.adapter_id], "because", 0.1)
+
+
+async def test_a_parent_that_somebody_retired_meanwhile_holds_nothing_up(world: RouterWorld) -> None:
+    a, b = await _twins(world)
+    child = await _trial(world, [a, b])
+    await world.client.retire("public", a.adapter_id, "by hand")
+    await world.client.settle_merge("public", child.adapter_id, promote=True, reason="good")
+    assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "ACTIVE"}
+    assert (await world.client.get(a.adapter_id)).state_reason == "by hand"
+
+
+async def test_shared_and_private_adapters_are_not_merged(world: RouterWorld) -> None:
+    private = await world.register(KNEES, name="private", value=0.5)
+    shared = await world.register(KNEES, name="shared", value=0.51, shared=True)
+    code, message, _ = await refused(_trial(world, [private, shared]))
+    assert code == "FAILED_PRECONDITION"
+    assert message.endswith("merge adapters that the same tenants may use")
+    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100)
+    assert (await optimizer.run_pass()).merged == []
 
 
 async def test_bad_input(world: RouterWorld) -> None:

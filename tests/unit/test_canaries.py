@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME, Canaries
+from services.router.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, Canaries
 from services.router.library import AdapterRecord, AdapterRef, State, Statistics
 from services.router.scoring import Chosen
 
@@ -38,34 +38,40 @@ def _chosen(**weights: float) -> tuple[Chosen, ...]:
     return tuple(Chosen(AdapterRef(name, 1, name), score=weight, weight=weight) for name, weight in weights.items())
 
 
+def _given(canaries: Canaries, chosen: tuple[Chosen, ...], tenant: str = "t") -> tuple[Chosen, ...]:
+    """The first answer of twenty that is not what was chosen, if there is one."""
+    answers = (canaries.tried(chosen, tenant, 0) for _ in range(FIRST_QUERIES))
+    return next((one for one in answers if one is not chosen), chosen)
+
+
 def _names(chosen: tuple[Chosen, ...]) -> list[tuple[str, float]]:
     return [(one.ref.adapter_id, round(one.weight, 6)) for one in chosen]
 
 
 def test_it_stands_where_its_first_parent_stood_with_their_weights() -> None:
-    canaries = Canaries()
+    canaries = Canaries(1)
     canaries.update([_record("child", ("a", "b"))])
-    assert _names(canaries.tried(_chosen(x=0.5, a=0.3, b=0.2))) == [("x", 0.5), ("child", 0.5)]
+    assert _names(_given(canaries, _chosen(x=0.5, a=0.3, b=0.2))) == [("x", 0.5), ("child", 0.5)]
 
 
 def test_others_queries_are_left_as_they_are() -> None:
-    canaries = Canaries()
+    canaries = Canaries(1)
     canaries.update([_record("child", ("a", "b"))])
     chosen = _chosen(x=0.6, y=0.4)
-    assert canaries.tried(chosen) is chosen
+    assert _given(canaries, chosen) is chosen
 
 
 def test_one_that_is_settled_gets_no_more() -> None:
-    canaries = Canaries()
+    canaries = Canaries(1)
     child = _record("child", ("a", "b"))
     canaries.update([child])
     canaries.update([dataclasses.replace(child, state="retired")])
     chosen = _chosen(a=1.0)
-    assert canaries.tried(chosen) is chosen
+    assert _given(canaries, chosen) is chosen
     assert len(canaries) == 0
     canaries.update([child])
     canaries.forget("child")
-    assert canaries.tried(chosen) is chosen
+    assert _given(canaries, chosen) is chosen
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -74,6 +80,22 @@ def test_it_never_has_more_queries_than_it_has_earned(judged: list[int], share: 
     canaries, seen, outcomes = Canaries(seed), 0, 0
     for more in judged:
         canaries.update([_record("child", ("a", "b"), share=share, outcomes=outcomes)])
-        seen += sum(canaries.tried(_chosen(a=0.7, b=0.3))[0].ref.adapter_id == "child" for _ in range(30))
+        seen += sum(canaries.tried(_chosen(a=0.7, b=0.3), "t", 0)[0].ref.adapter_id == "child" for _ in range(30))
         assert seen <= FIRST_QUERIES + QUERIES_AN_OUTCOME * outcomes
         outcomes += more
+
+
+def test_no_tenant_is_given_a_canary_that_it_may_not_use() -> None:
+    canaries = Canaries(1)
+    canaries.update([_record("child", ("a", "b"))])
+    chosen = _chosen(a=1.0)
+    assert _given(canaries, chosen, "other") is chosen
+    assert _given(canaries, chosen) is not chosen
+
+
+def test_one_that_is_never_judged_gets_some_queries_an_hour() -> None:
+    canaries = Canaries(1)
+    canaries.update([_record("child", ("a", "b"))])
+    seen = sum(canaries.tried(_chosen(a=1.0), "t", 0)[0].ref.adapter_id == "child" for _ in range(500))
+    later = sum(canaries.tried(_chosen(a=1.0), "t", int(5 * 3600e6))[0].ref.adapter_id == "child" for _ in range(500))
+    assert (seen, later) == (FIRST_QUERIES, 5 * QUERIES_AN_HOUR)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from services.optimizer.counting import (
     MAX_PRODUCERS,
+    MAX_TASKS,
+    MAX_TENANTS,
     MAX_TOGETHER,
-    MAX_VIEWS,
     CountPartition,
     count_outcome,
     count_usage,
@@ -90,13 +91,15 @@ def test_a_clock_that_is_ahead_does_not_age_what_was_counted() -> None:
     assert counts.tenants["t"].recent_uses == 2.0
 
 
-def test_tenants_and_tasks_past_the_bound_share_a_place() -> None:
+def test_past_the_bound_the_least_share_a_place_and_who_is_often_there_stays() -> None:
     counts = AdapterCounts()
-    for number in range(MAX_VIEWS + 10):
+    for number in range(50):
+        _count(counts, _effect(number, tenant="owner", task_id="main"))
+    for number in range(50, 50 + MAX_TENANTS + 10):
         _count(counts, _effect(number, tenant=f"t{number}", task_id=f"k{number}"))
-    assert len(counts.tenants) == len(counts.tasks) == MAX_VIEWS + 1
-    assert counts.tenants[""].uses == counts.tasks[""].uses == 10
-    assert totals(counts.tenants.values(), HALF_LIFE_US).uses == MAX_VIEWS + 10
+    assert (len(counts.tenants), len(counts.tasks)) == (MAX_TENANTS + 1, MAX_TASKS + 1)
+    assert counts.tenants["owner"].successes == counts.tasks["main"].successes == 50
+    assert totals(counts.tenants.values(), HALF_LIFE_US).uses == MAX_TENANTS + 60
 
 
 def test_frequent_companions_are_kept_of_many() -> None:

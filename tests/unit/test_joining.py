@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.counting import CountPartition
-from services.optimizer.joining import MAX_CLAIMS, JoinPartition, JoinPlan
+from services.optimizer.joining import MAX_CLAIMS, MAX_KEPT_BYTES, JoinPartition, JoinPlan, letter, segment_of
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, Received, event
 from smoa.topics import partition_of
@@ -42,9 +42,15 @@ class _Join:
 
     def write(self, plan: JoinPlan) -> None:
         name = f"{next(self._names):06d}"
-        self.log[name] = plan.segment()
-        for gone in self.part.apply(name, plan):
+        entries = list(plan.entries.values())
+        self.log[name] = segment_of(entries)
+        self.part.apply(name, entries)
+        self.sweep()
+
+    def sweep(self) -> None:
+        for gone in self.part.obsolete:
             del self.log[gone]
+        self.part.obsolete.clear()
 
     def take(self, *events: Received, now_us: int = 10) -> list[AdapterOutcome]:
         plan = self.part.plan(list(events), now_us)
@@ -55,6 +61,7 @@ class _Join:
 
     def restart(self) -> None:
         self.part = JoinPartition(0, 1, self.log.items())
+        self.sweep()
 
 
 def _facts(effects: list[AdapterOutcome]) -> list[tuple[str, bool, bool | None, str, int]]:
@@ -164,8 +171,8 @@ def test_old_decisions_are_forgotten_with_their_segments() -> None:
     join = _Join()
     for number in range(10):
         join.take(_decision(number, offset=number), now_us=number * SECOND_US)
-    for name in join.part.forget(older_than_us=4 * SECOND_US, max_bytes=1 << 30):
-        del join.log[name]
+    join.part.forget(older_than_us=4 * SECOND_US, max_bytes=1 << 30)
+    join.sweep()
     assert len(join.part) == len(join.log) == 6
     join.restart()
     assert len(join.part) == 6
@@ -182,7 +189,7 @@ def test_more_open_decisions_than_fit_lose_the_oldest() -> None:
     assert join.part.held_bytes <= most
     assert 45 <= len(join.part) <= 50
     assert len(join.take(_outcome(99))) == 2
-    assert join.part.forget(older_than_us=1 << 60, max_bytes=1 << 30)
+    join.part.forget(older_than_us=1 << 60, max_bytes=1 << 30)
     assert (len(join.part), join.part.held_bytes) == (0, 0)
 
 
@@ -202,8 +209,8 @@ def test_a_restart_at_any_moment_changes_nothing(data: st.DataObject) -> None:
             elif step == "outcome":
                 one.take(_outcome(number, offset=offset), now_us=now)
             elif step == "forget":
-                for name in one.part.forget(now - 5 * SECOND_US, 1 << 30):
-                    del one.log[name]
+                one.part.forget(now - 5 * SECOND_US, 1 << 30)
+                one.sweep()
             else:
                 one.write(one.part.forgotten({late.key.decode() for late in one.part.unmatched(now - 2 * SECOND_US)}))
         twin.restart()
@@ -249,8 +256,9 @@ class _World:
         part = worker.joins[lane[1]]
         plan = part.plan([self.read(lane, offset)], 0)
         name = f"{len(self.written):06d}"
-        self.written.append((generation, lane[1], name, plan.segment()))
-        part.apply(name, plan)
+        entries = list(plan.entries.values())
+        self.written.append((generation, lane[1], name, segment_of(entries)))
+        part.apply(name, entries)
         return plan.effects
 
     def emit(self, effects: list[Event]) -> None:
@@ -372,3 +380,18 @@ def test_effects_are_keyed_by_their_adapter() -> None:
     plan = JoinPartition[str](0, 1, []).plan([_decision(1)], 0)
     assert [one.key for one in plan.effects] == [b"a", b"b"]
     assert plan.effects[0] == event(ADAPTER_OUTCOMES, "a", AdapterOutcome.FromString(plan.effects[0].value))
+
+
+def test_a_large_plan_is_split_into_segments_that_a_broker_takes() -> None:
+    plan = JoinPartition[str](0, 1, []).plan([_decision(number, offset=number) for number in range(500)], 0)
+    groups = plan.split(2_000)
+    assert [entry for group in groups for entry in group] == list(plan.entries.values())
+    assert len(groups) > 5
+    assert max(len(segment_of(group)) for group in groups) < 3_000
+
+
+def test_a_letter_fits_into_a_message() -> None:
+    one = _outcome(1)._replace(value=b"x" * 1_100_000)
+    kept = letter(one, "because", 5)
+    assert kept.value == b"x" * MAX_KEPT_BYTES
+    assert kept.reason == "because (its first 900,000 of 1,100,000 bytes are kept)"
