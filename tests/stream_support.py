@@ -241,8 +241,8 @@ class Faults:
 
     def choose(self) -> str:
         """The kind that came least so far."""
-        kinds = ["kill", "pause", *(["broker"] if self.break_broker else [])]
-        kind = min(kinds, key=lambda name: (self.done[name], self.rng.random()))
+        kinds = [*(["broker"] if self.break_broker else []), "kill", "pause"]
+        kind = min(kinds, key=lambda name: (self.done[name], name != "broker", self.rng.random()))
         self.done[kind] += 1
         return kind
 
