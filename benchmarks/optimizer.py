@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, headers, u
 from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome
-from tests.kafka_support import HOME, ApacheKafka, broker_port
+from tests.kafka_support import HOME, ApacheKafka, broker_port, embedded_broker, until
 from tests.stream_support import PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
 
 _SAY = Console(stderr=True)
@@ -180,18 +180,28 @@ def steps(events: Sequence[Event]) -> dict[str, float]:
 
 
 async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
-    """Two workers, and faults of workers and brokers."""
-    async with kafka(nodes) as (broker, folder):
-        chosen = random.Random(nodes)
+    """Two workers, and faults of workers and brokers; on the embedded broker, of workers only."""
+    async with AsyncExitStack() as stack:
+        restart: Callable[[], Awaitable[None]] | None = None
+        if nodes:
+            broker, folder = await stack.enter_async_context(kafka(nodes))
+            bootstrap, chosen = broker.bootstrap, random.Random(nodes)
 
-        async def restart() -> None:
-            broker.kill(chosen.randint(1, nodes))
-            await broker.start()
+            async def restart_one() -> None:
+                broker.kill(chosen.randint(1, nodes))
+                await broker.start()
 
-        workers = [Worker(broker.bootstrap, folder, name) for name in ("first", "second")]
+            restart = restart_one
+        else:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            bootstrap = await stack.enter_async_context(embedded_broker(folder))
+        workers: list[Worker] = []
         try:
+            for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
+                workers.append(worker := Worker(bootstrap, folder, name))
+                await until(f"the {name} worker", 60, worker.is_ready)
             trouble = Faults(workers, restart, random.Random(nodes))
-            return await chaos(broker.bootstrap, Traffic(nodes), trouble, events, faults, events / 400)
+            return await chaos(bootstrap, Traffic(nodes), trouble, events, faults, events / 400)
         finally:
             for worker in workers:
                 worker.stop()
@@ -203,7 +213,7 @@ async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
 @click.option("--events", default=400_000, show_default=True, help="Events of one round; a plain one has a sixth.")
 @click.option("--chaos-events", default=200_000, show_default=True, help="Events sent while faults happen; 0 leaves them out.")
 @click.option("--faults", default=21, show_default=True, help="How many, one after another.")
-@click.option("--nodes", default="1,3", show_default=True, help="Sizes of the Kafka clusters that faults happen on.")
+@click.option("--nodes", default="1,3", show_default=True, help="Sizes of the Kafka clusters that faults happen on; 0: embedded broker.")
 def main(json_path: Path | None, rounds: int, events: int, chaos_events: int, faults: int, nodes: str) -> None:
     """See the module."""
     if not HOME:
