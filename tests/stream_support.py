@@ -114,6 +114,7 @@ class Worker:
             "SMOA_KAFKA_BOOTSTRAP": bootstrap,
             "SMOA_ROUTER": "127.0.0.1:1",
             "SMOA_OPTIMIZER_DATA_FOLDER": str(folder / name),
+            "SMOA_OPTIMIZER_INSTANCE_ID": name,  # as deployed: it takes its place again without the group sharing out anew
             "SMOA_OPTIMIZER_INTERVAL_S": "0",
             "SMOA_OPTIMIZER_REPORT_INTERVAL_S": "3600",
             "SMOA_OPTIMIZER_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
