@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -47,7 +48,7 @@ async def read_topic(
     except KAFKA_ERRORS as error:
         raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 async def read_range(
@@ -73,8 +74,14 @@ async def read_range(
     except KAFKA_ERRORS as error:
         raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
     return found[:most]
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
+        async with asyncio.timeout(5):
+            await consumer.stop()
 
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
@@ -109,5 +116,5 @@ async def lag_of(bootstrap: str, group: str, topics: Iterable[str], *, by_partit
     except KAFKA_ERRORS as error:
         raise Unavailable(f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
     return found

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 APP_ID = "smoa-optimizer"
 HEARTBEAT_S = 1.0
 STUCK_S = 30.0
+STILL_S = 60.0
 
 
 def build(settings: OptimizerSettings) -> faust.App:
@@ -187,6 +188,18 @@ def build(settings: OptimizerSettings) -> faust.App:
                 heartbeat.write_text(str(os.getpid()))
             was_settled = settled()
             await asyncio.sleep(HEARTBEAT_S)
+
+    @app.task()
+    async def watch() -> None:
+        """End this worker when a batch stands still: a client that neither answers nor fails is not to be waited for."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            for stage in (join, count):
+                if stage.still_s > STILL_S:
+                    stacks = "\n".join(str(task) for task in asyncio.all_tasks())
+                    _log.error("%s stood still for %.0f s; this worker ends\n%s", type(stage).__name__, stage.still_s, stacks)
+                    logging.shutdown()
+                    os._exit(70)
 
     async def load() -> None:
         try:

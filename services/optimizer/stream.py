@@ -61,6 +61,7 @@ class Stage(ABC, Generic[P]):
         self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
+        self._moved_s = time.monotonic()
         self.generation = -1
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
@@ -96,7 +97,13 @@ class Stage(ABC, Generic[P]):
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
 
+    @property
+    def still_s(self) -> float:
+        """For how long a batch has been at one step. Every step has a deadline of its own, so this tells of a fault."""
+        return time.monotonic() - self._moved_s if self._lock.locked() else 0.0
+
     async def _attempt(self, messages: Sequence[Any]) -> bool:
+        self._moved_s = time.monotonic()
         mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
@@ -157,7 +164,7 @@ class Stage(ABC, Generic[P]):
             self.parts, self._next = {}, {}
         mine = wanted & self.owned()
         for partition in sorted(mine - self.parts.keys()):
-            began = time.monotonic()
+            self._moved_s = began = time.monotonic()
             kept = await self._changelog.read(partition)
             places = await self._consumer.places([TP(topic, partition) for topic in self.topics])
             if kept and kept[-1].stamp.generation > generation:
@@ -185,6 +192,7 @@ class Stage(ABC, Generic[P]):
     async def loaded(self) -> bool:
         """Load all that is this worker's; False while it changes."""
         async with self._lock:
+            self._moved_s = time.monotonic()
             return await self.load(self.owned()) is not None
 
     async def close(self) -> None:
@@ -278,6 +286,7 @@ class Join(Stage[JoinPartition[_Segment]]):
             grace_s = self._settings.join_grace_s
             share = self._settings.join_max_bytes // max(len(self.parts), 1)
             for partition, part in self.parts.items():
+                self._moved_s = time.monotonic()
                 # A worker that was replaced must not delete what its successor needs.
                 if not await self._confirmed({tp: offset for tp, offset in self._next.items() if tp.partition == partition}):
                     return
