@@ -19,6 +19,7 @@ from smoa.topics import partition_of
 from smoa.v1 import events_pb2
 
 KAFKA_ERRORS: Final = (KafkaError, OSError, asyncio.TimeoutError)
+GOODBYE_S: Final = 3.0
 BATCH_BYTES: Final = 256 * 1024
 _place_of = lru_cache(16_384)(partition_of)  # in Python, a key's hash takes longer than all else that is done with its event
 _BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
@@ -73,12 +74,23 @@ class Outbox:
             raise Unavailable(f"kafka: records do not reach {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
 
     async def close(self) -> None:
-        """Let the producer go; the next call makes another."""
+        """Let the producer go; the next call makes another.
+
+        It is ended even if it cannot say goodbye: going on by itself, it would send what the next one has sent again since.
+        """
         producer, self._producer = self._producer, None
-        if producer is not None:
+        if producer is None:
+            return
+        with suppress(*KAFKA_ERRORS):
+            async with asyncio.timeout(GOODBYE_S):
+                await producer.stop()
+        sender = producer._sender
+        if sender is not None and sender.sender_task is not None and not sender.sender_task.done():
+            sender.sender_task.cancel()
+            await asyncio.wait([sender.sender_task], timeout=GOODBYE_S)
             with suppress(*KAFKA_ERRORS):
-                async with asyncio.timeout(self._timeout_s):
-                    await producer.stop()
+                async with asyncio.timeout(GOODBYE_S):
+                    await producer.client.close()
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:

@@ -1,9 +1,9 @@
 """A table's changelog: one Kafka topic, of which each partition is its owner's memory.
 
-Every key ends in a stamp: the generation of the consumer group in which it was written, and when its writer started (one that takes its
-predecessor's place by its instance id has the same generation). So a worker that was paused, was replaced and wakes up writes beside its
-successor's values, never over them, and whoever reads takes the newest stamp: compaction, which keeps the last record of a key, cannot get
-this wrong.
+Every key ends in a stamp: the generation of the consumer group in which it was written, when its writer started (one that takes its
+predecessor's place by its instance id has the same generation), and how often its writer has had to begin again. So a worker that was
+paused, was replaced and wakes up writes beside its successor's values, never over them, and whoever reads takes the newest stamp:
+compaction, which keeps the last record of a key, cannot get this wrong.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class Stamp(NamedTuple):
 
     generation: int
     started_ms: int
+    attempt: int
+    """What was sent and not acknowledged may arrive after what was sent again."""
 
 
-def stamp_of(generation: int) -> Stamp:
+def stamp_of(generation: int, attempt: int) -> Stamp:
     """What this process writes under."""
-    return Stamp(generation, _STARTED_MS)
+    return Stamp(generation, _STARTED_MS, attempt)
 
 
 class Kept(NamedTuple):
@@ -46,7 +48,7 @@ class Changelog:
 
     def record(self, partition: int, name: bytes, stamp: Stamp, value: bytes | None) -> Record:
         """What to send so that `name` has this value, or none, under this stamp."""
-        return Record(self.topic, partition, b"%b%b%d.%d" % (name, _SEPARATOR, *stamp), value)
+        return Record(self.topic, partition, b"%b%b%d.%d.%d" % (name, _SEPARATOR, *stamp), value)
 
     async def read(self, partition: int) -> list[Kept]:
         """Every value of the partition, in the order of their stamps.
@@ -63,6 +65,5 @@ class Changelog:
         kept = []
         for key, value in found.items():
             name, _, stamp = key.rpartition(_SEPARATOR)
-            generation, _, started_ms = stamp.partition(b".")
-            kept.append(Kept(name, Stamp(int(generation), int(started_ms)), value))
+            kept.append(Kept(name, Stamp(*map(int, stamp.split(b"."))), value))
         return sorted(kept, key=lambda one: (one.stamp, one.name))

@@ -62,6 +62,7 @@ class Stage(ABC, Generic[P]):
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
         self._moved_s = time.monotonic()
+        self._failures = 0
         self.generation = -1
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
@@ -93,6 +94,7 @@ class Stage(ABC, Generic[P]):
                     if await self._attempt(messages):
                         return
             except Unavailable as error:
+                self._failures += 1
                 _log.warning("a batch of %d messages begins again: %s", len(messages), error)
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
@@ -187,7 +189,7 @@ class Stage(ABC, Generic[P]):
     @property
     def stamp(self) -> Stamp:
         """What this worker writes under."""
-        return stamp_of(self.generation)
+        return stamp_of(self.generation, self._failures)
 
     async def loaded(self) -> bool:
         """Load all that is this worker's; False while it changes."""
@@ -308,7 +310,7 @@ class Count(Stage[CountPartition]):
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, COUNTS)
         self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
-        """Of values that earlier workers wrote, until this one writes them."""
+        """Of the values that are in the changelog."""
         self.changed: set[str] = set()
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
@@ -339,10 +341,12 @@ class Count(Stage[CountPartition]):
         for partition, written in values.items():
             self.parts[partition].apply(written)
             self.changed |= written.keys()
+            for adapter_id in written:
+                self._stamps[partition].setdefault(adapter_id.encode(), []).append(self.stamp)
         outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
         await self._emit(outgoing, [self._changelog.record(*one, None) for one in replaced])
-        for partition, name, _ in replaced:
-            self._stamps[partition].pop(name, None)
+        for partition, written in values.items():
+            self._stamps[partition].update((adapter_id.encode(), [self.stamp]) for adapter_id in written)
         return True
 
     def owns(self, adapter_id: str) -> bool:
