@@ -67,6 +67,7 @@ class Stage(ABC, Generic[P]):
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
         """Where each partition's reading goes on."""
+        self._to_commit: dict[TP, int] = {}
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
         topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
         app.agent(topic, name=type(self).__name__.lower())(self.run)
@@ -124,8 +125,10 @@ class Stage(ABC, Generic[P]):
         if taken and not await self._process(work, begins, letters):
             return False
         self._next |= ends
-        if ends:
-            await self._confirmed(ends)  # not to be read again; if it fails, it is, to no effect
+        self._to_commit |= ends
+        if self._to_commit:
+            await self._confirmed(self._to_commit)  # not to be read again; if it is, to no effect
+            self._to_commit = {}
         return whole
 
     async def _in_order(self, messages: Sequence[Any]) -> tuple[dict[TP, list[Any]], bool]:
@@ -163,7 +166,7 @@ class Stage(ABC, Generic[P]):
         generation = int(self._app.consumer_generation_id)
         if generation != self.generation:
             self.generation = generation
-            self.parts, self._next = {}, {}
+            self.parts, self._next, self._to_commit = {}, {}, {}
         mine = wanted & self.owned()
         for partition in sorted(mine - self.parts.keys()):
             self._moved_s = began = time.monotonic()
