@@ -8,8 +8,10 @@ from contextlib import suppress
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from google.protobuf.message import Message
 
-from smoa.errors import Unavailable
+from smoa.errors import InvalidArgument, Unavailable
+from smoa.events import decode, unpack
 from smoa.outbox import KAFKA_ERRORS
 
 _FETCH_BYTES: Final = 8 * 2**20
@@ -49,6 +51,16 @@ async def read_topic(
         raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
     finally:
         await _stop(consumer)
+
+
+def messages_of(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
+    """The messages of a record's events that can be read; the optimizer puts the others aside."""
+    found: list[Message] = []
+    with suppress(InvalidArgument):
+        for one in unpack(record.topic, record.partition, record.offset, record.key, record.value, record.headers):
+            with suppress(InvalidArgument):
+                found.append(decode(one.topic, one.value))
+    return found
 
 
 async def read_range(

@@ -17,10 +17,11 @@ from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXECUTORS, LIF
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's name, and whether only the newest value of a key is kept."""
+    """A topic's name, whether only the newest value of a key is kept, and the broker's other settings for it."""
 
     name: str
     compacted: bool = False
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 TOPICS = (
@@ -58,6 +59,10 @@ async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int
         await asyncio.sleep(0.2)  # a broker needs a moment after a topic's first use; there is no event to wait for
 
 
+def _settings(topic: Topic) -> dict[str, str]:
+    return {**({"cleanup.policy": "compact"} if topic.compacted else {}), **dict(topic.settings)}
+
+
 async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
     try:  # a broker that is just starting may fail it after it connected
@@ -76,7 +81,7 @@ async def _create(bootstrap: str, topics: Sequence[Topic], partitions: int) -> N
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
-        wanted = [NewTopic(t.name, partitions, 1, topic_configs={"cleanup.policy": "compact"} if t.compacted else {}) for t in topics]
+        wanted = [NewTopic(t.name, partitions, 1, topic_configs=_settings(t)) for t in topics]
         for topic in wanted:
             topic.replication_factor = -1  # the broker's default; the client's constructor does not let one ask for it
         response = await admin.create_topics(wanted)

@@ -38,8 +38,15 @@ WITHIN_S: Final = 0.05
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
-JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True)
-COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True)
+_SMALL: Final = (
+    ("segment.bytes", str(32 * 2**20)),
+    ("segment.ms", "600000"),
+    ("min.cleanable.dirty.ratio", "0.2"),
+    ("delete.retention.ms", "600000"),
+)
+"""By default a broker compacts nothing until there is a gigabyte, and a worker that starts would read all of it."""
+JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True, settings=_SMALL)
+COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True, settings=_SMALL)
 
 P = TypeVar("P", bound=Sized)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import click
 import numpy as np
-from aiokafka import ConsumerRecord
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
@@ -25,9 +23,9 @@ from services.router.ranker import FEATURES, Ranker
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
 from smoa.errors import FailedPrecondition, InvalidArgument
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, decode, event, unpack
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
-from smoa.reader import read_topic
+from smoa.reader import messages_of, read_topic
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -204,14 +202,5 @@ async def _announce(kafka: str, artefact: bytes) -> None:
 async def _events(kafka: str, topic: str) -> AsyncIterator[Message]:
     """Every event of a topic; what cannot be read is for the optimizer to put aside."""
     async for record in read_topic(kafka, topic):
-        for one in _understood(record):
+        for one in messages_of(record):
             yield one
-
-
-def _understood(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
-    found = []
-    with suppress(InvalidArgument):
-        for one in unpack(record.topic, record.partition, record.offset, record.key, record.value, record.headers):
-            with suppress(InvalidArgument):
-                found.append(decode(one.topic, one.value))
-    return found

@@ -6,19 +6,19 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Final
 
 import click
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer
 from google.protobuf.message import Message
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from smoa.errors import InvalidArgument, Unavailable
-from smoa.events import DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE, decode, unpack
+from smoa.errors import Unavailable
+from smoa.events import DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 from smoa.outbox import KAFKA_ERRORS
+from smoa.reader import messages_of
 from smoa.v1.events_pb2 import ExecutorStatus, LifecycleAction, LifecycleEvent, UsageEvent
 from smoa.v1.feedback_pb2 import Outcome
 from smoa.v1.router_pb2 import Decision
@@ -136,18 +136,9 @@ async def _watch(kafka: str, seconds: float) -> None:
         with Live(traffic.frame(), console=Console(), auto_refresh=False) as live:
             while not seconds or time.monotonic() < ends:
                 batches = await consumer.getmany(timeout_ms=500, max_records=500)
-                traffic.take([one for records in batches.values() for record in records for one in _understood(record)], time.monotonic())
+                traffic.take([one for records in batches.values() for record in records for one in messages_of(record)], time.monotonic())
                 live.update(traffic.frame(), refresh=True)
     except KAFKA_ERRORS as error:
         raise Unavailable(f"kafka: no answer from {kafka} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
     finally:
         await consumer.stop()
-
-
-def _understood(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
-    found: list[Message] = []
-    with suppress(InvalidArgument):  # the optimizer puts it aside
-        for one in unpack(record.topic, record.partition, record.offset, record.key, record.value, record.headers):
-            with suppress(InvalidArgument):
-                found.append(decode(one.topic, one.value))
-    return found
