@@ -198,7 +198,7 @@ async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
         workers: list[Worker] = []
         try:
             for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
-                workers.append(worker := Worker(bootstrap, folder, name))
+                workers.append(worker := Worker(bootstrap, folder, name, **({} if nodes else {"SMOA_OPTIMIZER_INSTANCE_ID": ""})))
                 await until(f"the {name} worker", 60, worker.is_ready)
             trouble = Faults(workers, restart, random.Random(nodes))
             return await chaos(bootstrap, Traffic(nodes), trouble, events, faults, events / 400)

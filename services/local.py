@@ -148,7 +148,8 @@ class LocalStack:
             "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
-            "SMOA_OPTIMIZER_INSTANCE_ID": "local",
+            # On the embedded broker, an instance id that its dead owner still holds makes the group wait.
+            "SMOA_OPTIMIZER_INSTANCE_ID": "local" if settings.kafka_bootstrap else "",
             "PYTHONUNBUFFERED": "1",
             **settings.environment,
         }

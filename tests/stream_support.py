@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,7 +199,9 @@ class Watch:
         """Let the consumer go."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            with suppress(*KAFKA_ERRORS):
+                async with asyncio.timeout(5):
+                    await consumer.stop()
 
     async def caught_up(self, within_s: float, each: Callable[[], None] = lambda: None) -> float:
         """Wait until everything is committed; returns the seconds that took."""
@@ -290,6 +293,8 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
         wanted: dict[TopicPartition, int] | None = None
         began = time.monotonic()
         while True:
+            if sending.done():
+                sending.result()
             found = await watch.progress()
             if found is not None:
                 if wanted is None and any(found.ends.values()):

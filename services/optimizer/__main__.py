@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import os
 import sys
 
 from services.optimizer.settings import OptimizerSettings
@@ -10,6 +11,8 @@ from smoa.errors import SmoaError
 from smoa.rpc import stop_event
 from smoa.service import settings_or_exit
 from smoa.telemetry import configure_logging
+
+STOP_S = 20.0
 
 
 async def run(settings: OptimizerSettings) -> int:
@@ -24,7 +27,13 @@ async def run(settings: OptimizerSettings) -> int:
     for task in (stopped, ended):
         task.cancel()
     crashed = app.crashed
-    await app.stop()
+    try:
+        async with asyncio.timeout(STOP_S):
+            await app.stop()
+    except TimeoutError:
+        logging.getLogger(__name__).warning("not stopped within %.0f s; ended", STOP_S)
+        logging.shutdown()
+        os._exit(1)
     return 1 if crashed else 0
 
 

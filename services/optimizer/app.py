@@ -195,9 +195,10 @@ def build(settings: OptimizerSettings) -> faust.App:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             for stage in (join, count):
-                if stage.still_s > STILL_S:
+                if stage.still_s > STILL_S or stage.is_refused:
                     stacks = "\n".join(str(task) for task in asyncio.all_tasks())
-                    _log.error("%s stood still for %.0f s; this worker ends\n%s", type(stage).__name__, stage.still_s, stacks)
+                    what = "is not confirmed" if stage.is_refused else f"stood still for {stage.still_s:.0f} s"
+                    _log.error("%s %s; this worker ends\n%s", type(stage).__name__, what, stacks)
                     logging.shutdown()
                     os._exit(70)
 

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
+MAX_REFUSED: Final = 12
+"""Refusals of one batch in a row: about 45 s, by which any sharing out is over."""
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
@@ -69,7 +71,7 @@ class Stage(ABC, Generic[P]):
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
         self._moved_s = time.monotonic()
-        self._failures = 0
+        self._failures = self._refused = 0
         self.generation = -1
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
@@ -96,16 +98,24 @@ class Stage(ABC, Generic[P]):
 
     async def _finish(self, messages: Sequence[Any]) -> None:
         delay_s = RETRY_S[0]
+        self._refused = 0
         while True:
             try:
                 async with self._lock:
                     if await self._attempt(messages):
+                        self._refused = 0
                         return
+                self._refused += 1
             except Unavailable as error:
                 self._failures += 1
                 _log.warning("a batch of %d messages begins again: %s", len(messages), error)
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
+
+    @property
+    def is_refused(self) -> bool:
+        """True when the coordinator has not confirmed a batch again and again, although Faust sees no change of the group."""
+        return self._refused >= MAX_REFUSED
 
     @property
     def still_s(self) -> float:
@@ -134,7 +144,8 @@ class Stage(ABC, Generic[P]):
         self._next |= ends
         self._to_commit |= ends
         if self._to_commit:
-            await self._confirmed(self._to_commit)  # not to be read again; if it is, to no effect
+            if not await self._confirmed(self._to_commit):
+                return False
             self._to_commit = {}
         return whole
 
@@ -307,7 +318,8 @@ class Join(Stage[JoinPartition[_Segment]]):
                 if late:
                     reason = f"decision_id: no decision of this id came within {grace_s:g} s; route first, or replay it when it has come"
                     await self._emit([buried(one, reason) for one in late])
-                    if not await self._write({partition: part.forgotten({one.key.decode() for one in late})}, {}):
+                    places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
+                    if not await self._write({partition: part.forgotten({one.key.decode() for one in late})}, places):
                         return
             await self._sweep()
 

@@ -75,6 +75,7 @@ class Consumer(driver.Consumer):
 
     async def _confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         consumer = self._thread._ensure_consumer()
+        consumer._coordinator.check_errors()  # Faust never looks, and until somebody does the client neither beats nor joins again
         if consumer._coordinator.generation != generation:
             return False
         try:
