@@ -65,6 +65,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         min_success=settings.min_success,
         min_cosine=settings.min_cosine,
         min_benefit=settings.min_benefit,
+        half_life_s=settings.half_life_s,
     )
     trial = TrialRules(
         alpha=settings.trial_alpha,

@@ -66,6 +66,8 @@ class Rules:
     confidence_z: float = 1.96
     min_cosine: float = 0.90
     min_benefit: float = 0.30
+    half_life_s: float = 7 * 86400.0
+    """Of the recent counts: how long the window is in which an adapter must be used."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         explored = used[adapter.tenant] >= rules.min_uses * active[adapter.tenant]
         of_late = wilson_upper(adapter.recent_successes, adapter.recent_outcomes, rules.confidence_z)
         recovered = adapter.recent_outcomes >= 1 and adapter.recent_successes >= rules.min_success * adapter.recent_outcomes
+        needed = rules.min_uses * (1 - 0.5 ** (adapter.age_s / rules.half_life_s))  # of a young one's window not all has been
         evidence = {
+            "needed_uses": needed,
             "uses": float(adapter.uses),
             "recent_uses": adapter.recent_uses,
             "outcomes": float(adapter.outcomes),
@@ -152,7 +156,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             share = adapter.recent_successes / adapter.recent_outcomes
             reason = f"success {share:.2f} of late, upper bound {of_late:.2f} under {rules.min_success:.2f}"
             found.append(Prune(adapter, reason, evidence))
-        elif adapter.recent_uses < rules.min_uses and adapter.age_s >= rules.min_age_s and explored:
+        elif adapter.recent_uses < needed and adapter.age_s >= rules.min_age_s and explored:
             traffic = f"tenant traffic {used[adapter.tenant]:.0f} uses over {active[adapter.tenant]} adapters"
             found.append(
                 Prune(

@@ -25,7 +25,7 @@ def _view(adapter_id: str, **changes: Any) -> AdapterView:
         base_model="b",
         rank=4,
         modules=("q", "v"),
-        age_s=1e6,
+        age_s=1e8,
         uses=100,
         outcomes=0,
         successes=0,
@@ -51,7 +51,7 @@ def test_wilson_upper_bound(successes: int, trials: int, upper: float) -> None:
 
 def test_little_used_adapter_is_pruned_with_its_numbers() -> None:
     found = prunes([_view("a", uses=9), _view("b", uses=11)], RULES)
-    assert [prune.reason for prune in found] == ["9 uses of late, under 10, in 1000000 s; tenant traffic 20 uses over 2 adapters"]
+    assert [prune.reason for prune in found] == ["9 uses of late, under 10, in 100000000 s; tenant traffic 20 uses over 2 adapters"]
 
 
 def test_enough_uses_are_kept() -> None:
@@ -219,3 +219,10 @@ def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:
     fallen = _view("a", outcomes=500, successes=400, recent_outcomes=40.0, recent_successes=3.0)
     [prune] = prunes([fallen, _view("b")], RULES)
     assert prune.reason == "success 0.07 of late, upper bound 0.20 under 0.30"
+
+
+def test_a_young_adapter_needs_no_more_than_its_share_of_the_window() -> None:
+    day = 86400.0
+    assert _pruned(_view("a", uses=1, age_s=day), _view("b")) == []
+    assert _pruned(_view("a", uses=0, age_s=day), _view("b")) == ["a"]
+    assert _pruned(_view("a", uses=10, recent_uses=9.99, age_s=2 * day), _view("b")) == []
