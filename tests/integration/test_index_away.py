@@ -135,6 +135,7 @@ async def test_a_server_without_the_collection_is_not_ready() -> None:
     await index.close()
 
 
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
 @pytest.mark.parametrize(("code", "away"), [(grpc.StatusCode.INVALID_ARGUMENT, False), (grpc.StatusCode.UNAVAILABLE, True)])
 async def test_only_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, away: bool) -> None:
