@@ -112,7 +112,6 @@ def build(settings: OptimizerSettings) -> faust.App:
                 settings.canary_share,
                 trial,
                 settings.changes_per_hour,
-                settings.half_life_s,
             )
         found = parts["optimizer"]
         assert isinstance(found, Optimizer)

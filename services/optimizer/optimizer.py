@@ -66,12 +66,10 @@ class Optimizer:
         canary_share: float = 0.0,
         trial: TrialRules | None = None,
         changes_per_hour: int = 1000,
-        half_life_s: float = 7 * 86400.0,
     ) -> None:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
         self._canary_share, self._trial = canary_share, trial or TrialRules()
-        self._half_life_s = half_life_s
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
         self._rejected: set[tuple[str, str]] = set()
@@ -91,7 +89,7 @@ class Optimizer:
         on_trial = {parent for canary in canaries for parent in canary.parents}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
         composed = await self._composed({adapter.tenant for adapter in active})
-        library = [view_of(adapter, _protection(adapter, on_trial, composed), self._half_life_s) for adapter in active]
+        library = [view_of(adapter, _protection(adapter, on_trial, composed), self._rules.half_life_s) for adapter in active]
         try:
             await self._change(library, report)
         finally:

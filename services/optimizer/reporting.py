@@ -8,7 +8,7 @@ from typing import Final
 
 import grpc
 
-from services.optimizer.counting import totals
+from services.optimizer.counting import decay, totals
 from services.optimizer.stream import Count
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2
@@ -27,7 +27,7 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float) -> regi
     """
     all_of_it = totals(counts.tenants.values(), half_life_s * 1e6)
     judged = totals([counts.tenants[owner]] if owner in counts.tenants else [], half_life_s * 1e6)
-    fade = 0.5 ** ((all_of_it.recent_at_us - judged.recent_at_us) / (half_life_s * 1e6)) if judged.recent_at_us else 0.0
+    decay(judged, all_of_it.recent_at_us, half_life_s * 1e6)
     return registry_pb2.AdapterStatistics(
         uses=all_of_it.uses,
         outcomes=judged.outcomes,
@@ -35,8 +35,8 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float) -> regi
         generations=all_of_it.generations,
         tokens=all_of_it.tokens,
         recent_uses=all_of_it.recent_uses,
-        recent_outcomes=judged.recent_outcomes * fade,
-        recent_successes=judged.recent_successes * fade,
+        recent_outcomes=judged.recent_outcomes,
+        recent_successes=judged.recent_successes,
         recent_at_us=all_of_it.recent_at_us,
     )
 

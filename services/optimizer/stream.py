@@ -311,14 +311,14 @@ class Join(Stage[JoinPartition[_Segment]]):
             for partition, part in self.parts.items():
                 self._moved_s = time.monotonic()
                 # A worker that was replaced must not delete what its successor needs.
-                if not await self._confirmed({tp: offset for tp, offset in self._next.items() if tp.partition == partition}):
+                places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
+                if not await self._confirmed(places):
                     return
                 part.forget(now_us - int(self._settings.join_ttl_s * 1e6), share)
                 late = list(part.unmatched(now_us - int(grace_s * 1e6)))
                 if late:
                     reason = f"decision_id: no decision of this id came within {grace_s:g} s; route first, or replay it when it has come"
                     await self._emit([buried(one, reason) for one in late])
-                    places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
                     if not await self._write({partition: part.forgotten({one.key.decode() for one in late})}, places):
                         return
             await self._sweep()

@@ -43,11 +43,9 @@ class Canaries:
             if record.state == "canary":
                 self._open[record.adapter_id] = record
                 self._sent.setdefault(record.adapter_id, 0)
-            elif self._open.pop(record.adapter_id, None) is None:
-                continue
+                self._by_parent |= dict.fromkeys(record.parents, record.adapter_id)
             else:
-                del self._sent[record.adapter_id]
-        self._by_parent = {parent: name for name, one in self._open.items() for parent in one.parents}
+                self.forget(record.adapter_id)
 
     def forget(self, adapter_id: str) -> None:
         """One that is not there any more."""

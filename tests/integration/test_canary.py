@@ -159,6 +159,7 @@ async def test_it_is_on_trial_again_after_a_restart(tmp_path: Path) -> None:
             return (await _asked(world, 5))[child.adapter_id] > 0
 
         await until("the canary's first answer", 10, answers)
+        assert (await world.client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY
 
 
 class _Callers:

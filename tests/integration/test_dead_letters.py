@@ -77,6 +77,7 @@ async def test_an_outcome_on_a_partition_of_its_senders_choice_counts(kafka: str
             return (await counted(kafka)).get("a") == (1, 1, 1)
 
         await until("the outcome's count", 60, counts)
+        assert await counted(kafka) == {"a": (1, 1, 1)}, "its four copies are one outcome"
     finally:
         await outbox.close()
         worker.stop()
