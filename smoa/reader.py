@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -14,24 +14,52 @@ from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import decode, unpack
 from smoa.outbox import KAFKA_ERRORS
 
-_FETCH_BYTES: Final = 8 * 2**20
+FETCH_BYTES: Final = 8 * 2**20
+SILENCE_S: Final = 15.0
+FETCH_WAIT_MS: Final = 50
+"""A broker answers what else is asked, and a consumer ends, only after the fetch that waits for more."""
+
+
+@asynccontextmanager
+async def consumer_of(
+    bootstrap: str, *, group: str | None = None, latest: bool = False, start_s: float = SILENCE_S
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer without partitions that commits nothing by itself.
+
+    Raises:
+        Unavailable: the broker does not answer, here or to what the block asks.
+    """
+    consumer: AIOKafkaConsumer = AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="latest" if latest else "earliest",
+        max_partition_fetch_bytes=FETCH_BYTES,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+    )
+    try:
+        async with asyncio.timeout(start_s):
+            await consumer.start()
+        yield consumer
+    except KAFKA_ERRORS as error:
+        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+    finally:
+        with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
+            async with asyncio.timeout(5):
+                await consumer.stop()
 
 
 async def read_topic(
-    bootstrap: str, topic: str, partition: int | None = None, silence_s: float = 15.0
+    bootstrap: str, topic: str, partition: int | None = None, silence_s: float = SILENCE_S
 ) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
     """Every record of a topic, or of one of its partitions, that is there when the reading begins; each partition's in order.
 
     Raises:
         Unavailable: the broker does not answer, or sends nothing for `silence_s`.
     """
-    consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest", max_partition_fetch_bytes=_FETCH_BYTES
-    )
-    try:
+    async with consumer_of(bootstrap, start_s=silence_s) as consumer:
         async with asyncio.timeout(silence_s):
-            await consumer.start()
-            numbers = {partition} if partition is not None else await _partitions(consumer, topic)
+            numbers = {partition} if partition is not None else await partitions_of(consumer, topic)
             places = [TopicPartition(topic, number) for number in sorted(numbers)]
             if not places:
                 return
@@ -47,10 +75,6 @@ async def read_topic(
             for records in found.values():
                 for one in records:
                     yield one
-    except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
-    finally:
-        await _stop(consumer)
 
 
 def messages_of(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
@@ -63,40 +87,27 @@ def messages_of(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
     return found
 
 
-async def read_range(
-    bootstrap: str, topic: str, partition: int, first: int, end: int, most: int, silence_s: float = 15.0
-) -> list[ConsumerRecord[bytes, bytes]]:
+async def read_range(bootstrap: str, topic: str, partition: int, first: int, end: int, most: int) -> list[ConsumerRecord[bytes, bytes]]:
     """The records at [first, end) of a partition, at most `most` of them. Fewer are there only where the log has holes.
 
     Raises:
         Unavailable: as `read_topic`.
     """
     place = TopicPartition(topic, partition)
-    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False, auto_offset_reset="earliest")
     found: list[ConsumerRecord[bytes, bytes]] = []
-    try:
-        async with asyncio.timeout(silence_s):
-            await consumer.start()
+    async with consumer_of(bootstrap) as consumer:
+        async with asyncio.timeout(SILENCE_S):
             consumer.assign([place])
             consumer.seek(place, max(first, (await consumer.beginning_offsets([place]))[place]))
         while len(found) < most and await consumer.position(place) < end:
-            async with asyncio.timeout(silence_s):
+            async with asyncio.timeout(SILENCE_S):
                 records = (await consumer.getmany(place, timeout_ms=500, max_records=most)).get(place, [])
             found += [one for one in records if one.offset < end]
-    except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: {topic} does not come from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
-    finally:
-        await _stop(consumer)
     return found[:most]
 
 
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
-        async with asyncio.timeout(5):
-            await consumer.stop()
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    """Numbers of a topic's partitions."""
     # Not by subscribing: with a group, that would make the group share out its partitions anew.
     return set((await consumer._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
 
@@ -107,26 +118,19 @@ async def lag_of(bootstrap: str, group: str, topics: Iterable[str], *, by_partit
     Raises:
         Unavailable: the broker does not answer.
     """
-    consumer: AIOKafkaConsumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False)
     found: dict[str, tuple[int, int]] = {}
-    try:
-        async with asyncio.timeout(15):
-            await consumer.start()
-            places = {topic: [TopicPartition(topic, one) for one in sorted(await _partitions(consumer, topic))] for topic in topics}
-            consumer.assign([place for several in places.values() for place in several])
-            for topic, several in places.items():
-                ends, firsts = (await consumer.end_offsets(several), await consumer.beginning_offsets(several)) if several else ({}, {})
-                sums = [0, 0]
-                for place in several:
-                    done = await consumer.committed(place) or firsts[place]
-                    pair = (ends[place] - firsts[place], max(0, done - firsts[place]))
-                    if by_partition:
-                        found[f"{topic}:{place.partition}"] = pair
-                    sums = [sums[0] + pair[0], sums[1] + pair[1]]
-                if not by_partition:
-                    found[topic] = (sums[0], sums[1])
-    except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
-    finally:
-        await _stop(consumer)
+    async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
+        places = {topic: [TopicPartition(topic, one) for one in sorted(await partitions_of(consumer, topic))] for topic in topics}
+        consumer.assign([place for several in places.values() for place in several])
+        for topic, several in places.items():
+            ends, firsts = (await consumer.end_offsets(several), await consumer.beginning_offsets(several)) if several else ({}, {})
+            sums = [0, 0]
+            for place in several:
+                done = await consumer.committed(place) or firsts[place]
+                pair = (ends[place] - firsts[place], max(0, done - firsts[place]))
+                if by_partition:
+                    found[f"{topic}:{place.partition}"] = pair
+                sums = [sums[0] + pair[0], sums[1] + pair[1]]
+            if not by_partition:
+                found[topic] = (sums[0], sums[1])
     return found

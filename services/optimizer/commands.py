@@ -6,8 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
@@ -16,8 +15,10 @@ from rich.table import Table
 
 from services.optimizer.app import APP_ID
 from services.optimizer.changelog import Changelog
-from services.optimizer.dlq import dead_letters, json_option, kafka_option
+from services.optimizer.dlq import dead_letters
 from services.optimizer.stream import COUNTS
+from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
+from smoa.cli.top import words_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
@@ -25,14 +26,10 @@ from smoa.reader import lag_of, read_topic
 from smoa.topics import partition_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
-from smoa.v1.events_pb2 import LifecycleAction, LifecycleEvent
+from smoa.v1.events_pb2 import LifecycleEvent
 from smoa.v1.state_pb2 import AdapterCounts, Tally
 
-T = TypeVar("T")
 _MERGED_INTO = re.compile(r"^merged into (\w+):")
-
-router_option = click.option("--router", envvar="SMOA_ROUTER", default="127.0.0.1:50051", show_default=True, help="[SMOA_ROUTER]")
-tenant_option = click.option("--tenant", default="public", show_default=True)
 
 
 @click.group("optimizer")
@@ -52,7 +49,7 @@ def optimizer_group() -> None:
 @kafka_option
 @router_option
 @tenant_option
-@json_option
+@json_lines_option
 def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
     """How far it is behind, what it put aside, and the merges that are on trial."""
     topics = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES, USAGE)
@@ -90,7 +87,7 @@ def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
 @kafka_option
 @click.option("--tenant", default="", help="Only this tenant's.")
 @click.option("--last", default=50, show_default=True, help="So many events; 0 means all.")
-@json_option
+@json_lines_option
 def history_command(adapter_id: str | None, kafka: str, tenant: str, last: int, as_json: bool) -> None:
     """What happened to the library, or to ADAPTER_ID and its relatives by merges, oldest first.
 
@@ -113,7 +110,7 @@ def history_command(adapter_id: str | None, kafka: str, tenant: str, last: int, 
 @kafka_option
 @router_option
 @tenant_option
-@json_option
+@json_lines_option
 def explain_command(adapter_id: str, kafka: str, router: str, tenant: str, as_json: bool) -> None:
     """Why ADAPTER_ID is what it is: its state, its counts by tenant and task, who it works with, and what was decided by which numbers."""
 
@@ -172,15 +169,7 @@ def undo_command(adapter_id: str, reason: str, router: str, tenant: str) -> None
             return f"{(await client.restore(tenant, adapter_id)).name} is active again"
         raise FailedPrecondition(f"adapter: {adapter_id} is neither retired nor the child of a merge, so there is nothing to undo")
 
-    click.echo(_with_client(router, work))
-
-
-def _with_client(router: str, work: Callable[[SmoaClient], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with SmoaClient(router=router) as client:
-            return await work(client)
-
-    return asyncio.run(run())
+    click.echo(with_client(router, work))
 
 
 async def _history(kafka: str) -> list[LifecycleEvent]:
@@ -205,8 +194,7 @@ def _show_events(events: list[LifecycleEvent]) -> None:
     table = Table("when", "adapter", "what", "why")
     for one in events:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(one.occurred_at_us / 1e6))
-        action = LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_").lower().replace("_", " ")
-        table.add_row(when, one.adapter_id, action, one.reason)
+        table.add_row(when, one.adapter_id, words_of(one.action), one.reason)
     Console().print(table)
 
 

@@ -13,17 +13,13 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
+from smoa.cli.options import json_lines_option, kafka_option
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, TYPES, decode, headers
 from smoa.outbox import Outbox, Record
 from smoa.reader import read_topic
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import DeadLetter
-
-kafka_option = click.option(
-    "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="127.0.0.1:9092", show_default=True, help="Kafka's address [SMOA_KAFKA_BOOTSTRAP]."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 
 @click.group("dlq")
@@ -43,7 +39,7 @@ def dlq_group() -> None:
 @kafka_option
 @click.option("--topic", default="", help="Only those of this topic.")
 @click.option("--reason", default="", help="Only those whose reason contains this.")
-@json_option
+@json_lines_option
 def list_command(kafka: str, topic: str, reason: str, as_json: bool) -> None:
     """Show what is put aside, oldest first, and how much of it there is of each reason."""
     letters = asyncio.run(dead_letters(kafka))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from smoa.adapter import SPECIALIZATIONS, decode, encode
 from smoa.cli.bulk import import_jsonl
-from smoa.cli.query import EXECUTOR, ROUTER
+from smoa.cli.options import executor_option, json_lines_option, router_option, tenant_option, with_client
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.peft import export_folder, import_folder
@@ -23,25 +22,14 @@ from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
-T = TypeVar("T")
-_router = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")
 _store = click.option(
     "--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL of the adapter store [SMOA_STORE]."
 )
-_tenant = click.option("--tenant", default="public", show_default=True)
 
 
 @click.group("adapter")
 def adapter_group() -> None:
     """Train, push, list, show, retire, restore, import and export adapters."""
-
-
-def _with_client(router: str, work: Callable[[SmoaClient], Any]) -> Any:
-    async def run() -> Any:
-        async with SmoaClient(router=router) as client:
-            return await work(client)
-
-    return asyncio.run(run())
 
 
 def _show(adapter: registry_pb2.Adapter) -> None:
@@ -68,7 +56,7 @@ def read_examples(path: Path) -> list[str]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="5 to 50 example inputs.",
 )
-@_router
+@router_option
 @_store
 def push(file: Path, examples_path: Path, router: str, store: str) -> None:
     """Put FILE into the store and register it with its example inputs; the router finds it by them."""
@@ -79,15 +67,15 @@ def push(file: Path, examples_path: Path, router: str, store: str) -> None:
         digest = await AdapterStore(store).put(data)
         return await client.register(digest, read_examples(examples_path), tenant)
 
-    _show(_with_client(router, work))
+    _show(with_client(router, work))
 
 
 @adapter_group.command("list")
-@_tenant
+@tenant_option
 @click.option("--tag", "tags", multiple=True, help="Only adapters with this tag; may repeat.")
 @click.option("--all", "everything", is_flag=True, help="Retired and purged ones too.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_router
+@json_lines_option
+@router_option
 def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: bool, router: str) -> None:
     """List a tenant's adapters with their statistics."""
     states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY]
@@ -97,7 +85,7 @@ def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: 
     async def work(client: SmoaClient) -> list[registry_pb2.Adapter]:
         return [adapter async for adapter in client.list_all(tenant, states=states, tags=tags)]
 
-    adapters = _with_client(router, work)
+    adapters = with_client(router, work)
     if as_json:
         for adapter in adapters:
             click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True)))
@@ -122,41 +110,41 @@ def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: 
 
 @adapter_group.command("show")
 @click.argument("adapter_id")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def show(adapter_id: str, tenant: str, router: str) -> None:
     """Show one adapter as JSON."""
     request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
-    _show(_with_client(router, lambda client: client.registry.GetAdapter(request, timeout=30)))
+    _show(with_client(router, lambda client: client.registry.GetAdapter(request, timeout=30)))
 
 
 @adapter_group.command("retire")
 @click.argument("adapter_id")
 @click.option("--reason", default="by hand", show_default=True)
-@_tenant
-@_router
+@tenant_option
+@router_option
 def retire(adapter_id: str, reason: str, tenant: str, router: str) -> None:
     """Stop routing to an adapter; `restore` brings it back."""
-    _show(_with_client(router, lambda client: client.retire(tenant, adapter_id, reason)))
+    _show(with_client(router, lambda client: client.retire(tenant, adapter_id, reason)))
 
 
 @adapter_group.command("restore")
 @click.argument("adapter_id")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def restore(adapter_id: str, tenant: str, router: str) -> None:
     """Route to a retired adapter again."""
-    _show(_with_client(router, lambda client: client.restore(tenant, adapter_id)))
+    _show(with_client(router, lambda client: client.restore(tenant, adapter_id)))
 
 
 @adapter_group.command("pin")
 @click.argument("adapter_id")
 @click.option("--off", is_flag=True, help="Allow automatic changes again.")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def pin(adapter_id: str, off: bool, tenant: str, router: str) -> None:
     """Keep the optimizer from merging or pruning an adapter."""
-    _show(_with_client(router, lambda client: client.pin(tenant, adapter_id, pinned=not off)))
+    _show(with_client(router, lambda client: client.pin(tenant, adapter_id, pinned=not off)))
 
 
 @adapter_group.command("import")
@@ -164,13 +152,13 @@ def pin(adapter_id: str, off: bool, tenant: str, router: str) -> None:
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Adapter file to write.")
 @click.option("--jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Register every adapter of this file instead.")
 @click.option("--base-model", default="", help="Fingerprint of the base model; asked of the executor when left out.")
-@click.option("--executor", envvar="SMOA_EXECUTOR", default=EXECUTOR, show_default=True)
+@executor_option
 @click.option("--name", default="", help="Default: the folder's name.")
-@_tenant
+@tenant_option
 @click.option("--shared", is_flag=True, help="Every tenant may use it.")
 @click.option("--tag", "tags", multiple=True)
 @click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
-@_router
+@router_option
 def import_command(
     folder: Path | None, output: Path | None, jsonl: Path | None, base_model: str, executor: str, router: str, **about: Any
 ) -> None:
@@ -202,8 +190,8 @@ def import_command(
 @adapter_group.command("export")
 @click.argument("adapter_id")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@_tenant
-@_router
+@tenant_option
+@router_option
 @_store
 def export(adapter_id: str, folder: Path, tenant: str, router: str, store: str) -> None:
     """Write a `lora` adapter of the library as a PEFT FOLDER."""
@@ -213,5 +201,5 @@ def export(adapter_id: str, folder: Path, tenant: str, router: str, store: str) 
         found = await client.registry.GetAdapter(request, timeout=30)
         return await AdapterStore(store).get(found.digest)
 
-    export_folder(decode(_with_client(router, work)), folder)
+    export_folder(decode(with_client(router, work)), folder)
     click.echo(f"wrote {folder}/adapter_config.json and adapter_model.safetensors")

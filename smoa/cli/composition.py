@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from rich.console import Console
 from rich.table import Table
 
-from smoa.cli.query import ROUTER
+from smoa.cli.options import json_lines_option, router_option, tenant_option, with_client
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
-T = TypeVar("T")
-_router = click.option("--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER].")
-_tenant = click.option("--tenant", default="public", show_default=True)
 _SHORT = ("parallel", "sequential", "hierarchical")
 
 
@@ -35,14 +30,6 @@ def composition_group() -> None:
       {"sequential": [{"adapter_id": "01K...", "max_tokens": 40}, {"composition": "polite"}]}
     A child is an adapter, another composition by its name, or a node in its place.
     """  # noqa: D301  the escape tells click to keep the lines
-
-
-def _run(router: str, work: Callable[[SmoaClient], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with SmoaClient(router=router) as client:
-            return await work(client)
-
-    return asyncio.run(run())
 
 
 def tree_from_json(raw: object) -> registry_pb2.CompositionNode:
@@ -73,8 +60,8 @@ def _long_child(child: Any) -> Any:
 @click.argument("name")
 @click.argument("tree", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--by-success", is_flag=True, help="Weights follow each adapter's measured success.")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def create(name: str, tree: Path, by_success: bool, tenant: str, router: str) -> None:
     """Name the tree in the JSON file TREE."""
     try:
@@ -82,31 +69,31 @@ def create(name: str, tree: Path, by_success: bool, tenant: str, router: str) ->
     except ValueError as error:
         raise InvalidArgument("tree", f"{tree} is not JSON ({error})", "see `smoa composition --help`") from error
     weighting = registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS if by_success else registry_pb2.COMPOSITION_WEIGHTING_UNSPECIFIED
-    made = _run(router, lambda client: client.compose(name, root, tenant=tenant, weighting=weighting))
+    made = with_client(router, lambda client: client.compose(name, root, tenant=tenant, weighting=weighting))
     click.echo(json.dumps(MessageToDict(made, preserving_proto_field_name=True), indent=2))
 
 
 @composition_group.command("show")
 @click.argument("name")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def show(name: str, tenant: str, router: str) -> None:
     """Print a composition as JSON."""
-    found = _run(router, lambda client: client.composition(name, tenant))
+    found = with_client(router, lambda client: client.composition(name, tenant))
     click.echo(json.dumps(MessageToDict(found, preserving_proto_field_name=True), indent=2))
 
 
 @composition_group.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@_tenant
-@_router
+@json_lines_option
+@tenant_option
+@router_option
 def list_command(as_json: bool, tenant: str, router: str) -> None:
     """List a tenant's compositions."""
 
     async def work(client: SmoaClient) -> list[registry_pb2.Composition]:
         return [one async for one in client.list_compositions(tenant)]
 
-    found = _run(router, work)
+    found = with_client(router, work)
     if as_json:
         for one in found:
             click.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
@@ -120,8 +107,8 @@ def list_command(as_json: bool, tenant: str, router: str) -> None:
 
 @composition_group.command("delete")
 @click.argument("name")
-@_tenant
-@_router
+@tenant_option
+@router_option
 def delete(name: str, tenant: str, router: str) -> None:
     """Forget a composition; refused while another nests it."""
-    _run(router, lambda client: client.delete_composition(name, tenant))
+    with_client(router, lambda client: client.delete_composition(name, tenant))

@@ -13,27 +13,22 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
+from smoa.cli.options import executor_option, router_option, tenant_option
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2, router_pb2
 
-ROUTER, EXECUTOR = "127.0.0.1:50051", "127.0.0.1:50052"
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
 
 def endpoints(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say where the services are."""
-    function = click.option(
-        "--router", envvar="SMOA_ROUTER", default=ROUTER, show_default=True, help="Address of the router [SMOA_ROUTER]."
-    )(function)
-    return click.option(
-        "--executor", envvar="SMOA_EXECUTOR", default=EXECUTOR, show_default=True, help="Address of the executor [SMOA_EXECUTOR]."
-    )(function)
+    return executor_option(router_option(function))
 
 
 def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of a routing request."""
     for option in (
-        click.option("--tenant", default="public", show_default=True),
+        tenant_option,
         click.option("--strategy", type=click.Choice(STRATEGIES), default="hybrid", show_default=True),
         click.option("--top-k", type=int, default=None, help="At most so many adapters."),
         click.option("--tag", "tags", multiple=True, help="A hint for the task and hybrid strategies; may repeat."),

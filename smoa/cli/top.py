@@ -9,16 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import click
-from aiokafka import AIOKafkaConsumer
 from google.protobuf.message import Message
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from smoa.errors import Unavailable
+from smoa.cli.options import kafka_option
 from smoa.events import DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
-from smoa.outbox import KAFKA_ERRORS
-from smoa.reader import messages_of
+from smoa.reader import consumer_of, messages_of
 from smoa.v1.events_pb2 import ExecutorStatus, LifecycleAction, LifecycleEvent, UsageEvent
 from smoa.v1.feedback_pb2 import Outcome
 from smoa.v1.router_pb2 import Decision
@@ -107,9 +105,18 @@ class Traffic:
             )
         library = Table("when", "adapter", "what", "why", title="library")
         for event in self._lifecycle:
-            action = LifecycleAction.Name(event.action).removeprefix("LIFECYCLE_ACTION_").lower().replace("_", " ")
-            library.add_row(time.strftime("%H:%M:%S", time.localtime(event.occurred_at_us / 1e6)), event.adapter_id, action, event.reason)
+            library.add_row(
+                time.strftime("%H:%M:%S", time.localtime(event.occurred_at_us / 1e6)),
+                event.adapter_id,
+                words_of(event.action),
+                event.reason,
+            )
         return Group(traffic, busiest, executors, library)
+
+
+def words_of(action: LifecycleAction) -> str:
+    """A lifecycle action, for people."""
+    return LifecycleAction.Name(action).removeprefix("LIFECYCLE_ACTION_").lower().replace("_", " ")
 
 
 def _share(part: int, whole: int) -> str:
@@ -117,9 +124,7 @@ def _share(part: int, whole: int) -> str:
 
 
 @click.command("top")
-@click.option(
-    "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="127.0.0.1:9092", show_default=True, help="Kafka's address [SMOA_KAFKA_BOOTSTRAP]."
-)
+@kafka_option
 @click.option("--seconds", default=0.0, help="Stop after so long; 0 means at Ctrl-C.")
 def top_command(kafka: str, seconds: float) -> None:
     """Watch traffic, what the executors hold, and what becomes of the library, as it happens."""
@@ -129,16 +134,10 @@ def top_command(kafka: str, seconds: float) -> None:
 async def _watch(kafka: str, seconds: float) -> None:
     traffic, ends = Traffic(), time.monotonic() + seconds
     topics = (DECISIONS, OUTCOMES, USAGE, LIFECYCLE, EXECUTORS)
-    consumer: AIOKafkaConsumer = AIOKafkaConsumer(*topics, bootstrap_servers=kafka, enable_auto_commit=False, auto_offset_reset="latest")
-    try:
-        async with asyncio.timeout(15):
-            await consumer.start()
+    async with consumer_of(kafka, latest=True) as consumer:
+        consumer.subscribe(topics)
         with Live(traffic.frame(), console=Console(), auto_refresh=False) as live:
             while not seconds or time.monotonic() < ends:
                 batches = await consumer.getmany(timeout_ms=500, max_records=500)
                 traffic.take([one for records in batches.values() for record in records for one in messages_of(record)], time.monotonic())
                 live.update(traffic.frame(), refresh=True)
-    except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: no answer from {kafka} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
-    finally:
-        await consumer.stop()
