@@ -207,6 +207,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             for stage in (join, count):
                 if not app.rebalancing:
                     await stage.loaded()
+                    await stage.catch_up()
         except Unavailable as error:
             _log.warning("not ready: %s", error)
 

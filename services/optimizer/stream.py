@@ -40,6 +40,8 @@ MAX_REFUSED: Final = 12
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
+QUIET_S: Final = 3.0
+"""After so long without a message a stage looks whether there are any."""
 _SMALL: Final = (
     ("segment.bytes", str(32 * 2**20)),
     ("segment.ms", "600000"),
@@ -128,6 +130,10 @@ class Stage(ABC, Generic[P]):
         if mine is None:
             return False
         taken, whole = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
+        return await self._carry_out(taken) and whole
+
+    async def _carry_out(self, taken: Mapping[TP, Sequence[Any]]) -> bool:
+        """Do what follows from each partition's next messages, and commit that; False when this worker must not go on."""
         begins = {tp: self._next[tp] for tp in taken}
         ends = {tp: several[-1].offset + 1 for tp, several in taken.items()}
         work: defaultdict[int, list[Received]] = defaultdict(list)
@@ -147,7 +153,29 @@ class Stage(ABC, Generic[P]):
             if not await self._confirmed(self._to_commit):
                 return False
             self._to_commit = {}
-        return whole
+        return True
+
+    async def catch_up(self) -> None:
+        """Read from the log what is there and was not handed on: Faust passes over messages, and if they are the last, nothing follows
+        that would show it.
+
+        Raises:
+            Unavailable: Kafka does not answer.
+        """
+        if self._lock.locked() or time.monotonic() < self._moved_s + QUIET_S:
+            return
+        async with self._lock:
+            self._moved_s = time.monotonic()
+            mine = await self.load(self.owned())
+            if not mine:
+                return
+            taken = {}
+            for tp, end in (await self._consumer.ends([TP(topic, one) for topic in self.topics for one in sorted(mine)])).items():
+                if (begin := self._next[tp]) < end:
+                    taken[tp] = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, GAP_AT_ONCE)
+                    _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(taken[tp]))
+            if taken:
+                await self._carry_out({tp: several for tp, several in taken.items() if several})
 
     async def _in_order(self, messages: Sequence[Any]) -> tuple[dict[TP, list[Any]], bool]:
         """The messages by where they stand, none twice and none left out, and whether that is all of them.

@@ -9,8 +9,8 @@ Seen as 230 to 850 lost events of 10,000 when a worker was killed in traffic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Final, TypeVar
 
 import faust
 from aiokafka.errors import CommitFailedError, IllegalStateError
@@ -22,7 +22,8 @@ from faust.types.tuples import ack_lock
 from smoa.errors import Unavailable
 from smoa.outbox import KAFKA_ERRORS
 
-CONFIRM_TIMEOUT_S: Final = 10.0
+ANSWER_S: Final = 10.0
+T = TypeVar("T")
 
 
 class Consumer(driver.Consumer):
@@ -37,12 +38,7 @@ class Consumer(driver.Consumer):
         Raises:
             Unavailable: no answer.
         """
-        asked = asyncio.run_coroutine_threadsafe(self._confirm(generation, done), self._thread.thread_loop)
-        try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
-                return await asyncio.wrap_future(asked)
-        except KAFKA_ERRORS as error:
-            raise Unavailable(f"kafka: the group's coordinator does not answer ({error!r})") from error
+        return await self._ask(self._confirm(generation, done), "the group's coordinator does not answer")
 
     async def places(self, where: Sequence[TP]) -> dict[TP, int]:
         """Where reading goes on: at the group's commit, or, where there is none or it was deleted, at the beginning.
@@ -50,12 +46,28 @@ class Consumer(driver.Consumer):
         Raises:
             Unavailable: no answer.
         """
-        asked = asyncio.run_coroutine_threadsafe(self._places(where), self._thread.thread_loop)
+        return await self._ask(self._places(where), f"no commits of {where[0].topic}")
+
+    async def ends(self, where: Sequence[TP]) -> dict[TP, int]:
+        """The next offset that the log of each will give.
+
+        Raises:
+            Unavailable: no answer.
+        """
+        return await self._ask(self._ends(where), f"no end of {where[0].topic}")
+
+    async def _ask(self, asking: Coroutine[object, object, T], what: str) -> T:
+        """Let the client's own loop do it, in time."""
+        asked = asyncio.run_coroutine_threadsafe(asking, self._thread.thread_loop)
         try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+            async with asyncio.timeout(ANSWER_S):
                 return await asyncio.wrap_future(asked)
         except KAFKA_ERRORS as error:
-            raise Unavailable(f"kafka: no commits of {where[0].topic} ({error!r})") from error
+            raise Unavailable(f"kafka: {what} ({error!r})") from error
+
+    async def _ends(self, where: Sequence[TP]) -> dict[TP, int]:
+        found = await self._thread._ensure_consumer().end_offsets([TopicPartition(*tp) for tp in where])
+        return {TP(*tp): offset for tp, offset in found.items()}
 
     async def _places(self, where: Sequence[TP]) -> dict[TP, int]:
         consumer = self._thread._ensure_consumer()
