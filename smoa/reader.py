@@ -10,6 +10,7 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from google.protobuf.message import Message
 
+import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import decode, unpack
 from smoa.outbox import KAFKA_ERRORS

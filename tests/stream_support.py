@@ -303,7 +303,7 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
                     return time.monotonic() - began
             keep()
             logs = "\n".join(worker.log[-3000:] for worker in faults.workers)
-            assert time.monotonic() < began + within_s, f"not recovered; the workers said:\n{logs}"
+            assert time.monotonic() < began + within_s, f"not recovered: {found}, wanted {wanted}; the workers said:\n{logs}"
             await asyncio.sleep(0.1)
 
     try:

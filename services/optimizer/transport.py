@@ -19,6 +19,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ack_lock
 
+import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import Unavailable
 from smoa.outbox import KAFKA_ERRORS
 
