@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -29,17 +30,28 @@ from examples.library import ADAPTERS
 from examples.library.jobs import JOBS
 from services.demo import MAX_EXAMPLES, SEED, Demo, Query, near_duplicate, random_copy
 from services.local import LocalStack, StackSettings, free_port
+from services.optimizer.gate import Gate
 from smoa.adapter import decode, encode
 from smoa.client import SmoaClient
+from smoa.events import LIFECYCLE
+from smoa.reader import read_topic
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from smoa.v1.events_pb2 import Example, LifecycleEvent
 
 TRIAL_OUTCOMES = 20
 
 
+def _ref(adapter: registry_pb2.Adapter) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=adapter.adapter_id, version=adapter.version, digest=adapter.digest, weight=1.0)
+
+
 class Library(Demo):
     """The demonstration's driver, over a library of twins."""
+
+    gate_loss = 0.0
+    """Of the planted child; it goes on trial all the same."""
 
     async def register_twins(self, jobs: Sequence[str]) -> None:
         """Each job's adapter and its near-duplicate."""
@@ -63,7 +75,7 @@ class Library(Demo):
         async def one(query: Query) -> None:
             decision = await self._client.route(query.text, base_model=self.base_model)
             answer = await self._answer(query, decision.adapters, decision.decision_id)
-            await self._client.report(decision, success=answer == query.answer)
+            await self._client.report(decision, success=answer == query.answer, input_text=query.text, output=answer)
             right.append(answer == query.answer)
             seen.update({adapter.adapter_id for adapter in decision.adapters})
 
@@ -78,7 +90,23 @@ class Library(Demo):
         bad = random_copy(model, "planted", np.random.default_rng(SEED), ())
         manifest = bad.manifest.__class__(**{**vars(bad.manifest), "parents": tuple(parent.adapter_id for parent in parents)})
         digest = await self._store.put(encode(type(bad)(manifest, bad.tensors)))
+        child = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
+        self.gate_loss = (await self._gate(parents).compare("public", [_ref(one) for one in parents], child)).mean
         return await self._client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
+
+    def _gate(self, parents: Sequence[registry_pb2.Adapter]) -> Gate:
+        """The optimizer's, on the jobs' own training examples."""
+        given = {
+            one.adapter_id: [
+                Example(input=pair.input, output=pair.output) for pair in JOBS[one.name.removesuffix("-copy")].generate("train", 8, SEED)
+            ]
+            for one in parents
+        }
+
+        async def examples(adapter_id: str) -> list[Example]:
+            return given[adapter_id]
+
+        return Gate(self._client, examples)
 
 
 async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folder: Path) -> dict[str, Any]:
@@ -122,6 +150,8 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     adapters_after = len(await library.active())
     after, _ = await library.ask("after", queries)
 
+    told = [LifecycleEvent.FromString(one.value) async for one in read_topic(stack.kafka_bootstrap, LIFECYCLE) if one.value]
+    gated = [one.evidence for one in told if one.evidence.get("gate_examples")]
     child = await library.plant_bad_merge()
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)  # it was not the optimizer that opened this trial: a pass shows it
     spoilt = {(await client.get(parent)).name.removesuffix("-copy") for parent in child.parents}
@@ -140,6 +170,11 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
         "queries": len(queries),
         "trials": len(opened),
         "trial_rounds": rounds,
+        "gated_merges": len(gated),
+        "gate_examples_median": median([one["gate_examples"] for one in gated] or [0.0]),
+        "gate_loss_median": median([one["gate_loss"] for one in gated] or [0.0]),
+        "gate_loss_most": max((one["gate_loss"] for one in gated), default=0.0),
+        "gate_loss_of_the_bad_merge": library.gate_loss,
         "bad_merge_requests": seen,
         "bad_merge_state": common.AdapterState.Name(end.state),
         "bad_merge_reason": end.state_reason,

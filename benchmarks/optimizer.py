@@ -175,7 +175,7 @@ def steps(events: Sequence[Event]) -> dict[str, float]:
             with step("count"):
                 counting = counts.plan(back, 1)
             with step("count state"):
-                counts.apply({name: counted.SerializeToString() for name, counted in counting.counts.items()})
+                counts.apply(counting)
     return {name: 1e6 * seconds / len(events) for name, seconds in spent.items()}
 
 

@@ -141,6 +141,7 @@ class LocalStack:
             "SMOA_KAFKA_BOOTSTRAP": self.kafka_bootstrap,
             "SMOA_STORE": settings.store,
             "SMOA_ROUTER": settings.router,
+            "SMOA_EXECUTOR": settings.executor,
             "SMOA_ROUTER_ADDRESS": settings.router,
             "SMOA_ROUTER_DATA_FOLDER": str(settings.data / "router"),
             "SMOA_ROUTER_ALLOW_ALL_TENANTS": "true",

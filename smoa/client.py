@@ -179,13 +179,40 @@ class SmoaClient:
             executor=decision.executor,
         )
 
+    async def score(
+        self, prompt: str, completion: str, adapters: Sequence[common.WeightedAdapter] = (), tenant: str = "public"
+    ) -> list[float]:
+        """Natural log-probability of each token of a given completion under a mixture."""
+        request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completion=completion, adapters=adapters)
+        return list((await self.executor.Score(request, timeout=self._timeout_s)).token_logprobs)
+
     async def status(self) -> executor_pb2.GetStatusResponse:
         """Slots, residents and queue of the executor."""
         return await self.executor.GetStatus(executor_pb2.GetStatusRequest(), timeout=self._timeout_s)
 
-    async def report(self, decision: router_pb2.Decision, *, success: bool, score: float | None = None) -> None:
-        """Say how a decision turned out; durable when this returns."""
-        outcome = feedback_pb2.Outcome(decision_id=decision.decision_id, tenant=decision.tenant, success=success, score=score)
+    async def report(
+        self,
+        decision: router_pb2.Decision,
+        *,
+        success: bool,
+        score: float | None = None,
+        input_text: str = "",
+        output: str = "",
+        corrected_output: str = "",
+    ) -> None:
+        """Say how a decision turned out; durable when this returns.
+
+        `input_text` and `output` of a success become an example to try merges on; a failure's `corrected_output`, one to learn from.
+        """
+        outcome = feedback_pb2.Outcome(
+            decision_id=decision.decision_id,
+            tenant=decision.tenant,
+            success=success,
+            score=score,
+            input=input_text,
+            output=output,
+            corrected_output=corrected_output,
+        )
         await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)
 
     async def register(self, digest: str, examples: Sequence[str], tenant: str = "public") -> registry_pb2.Adapter:

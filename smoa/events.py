@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from smoa.errors import InvalidArgument
+from smoa.limits import MAX_EXAMPLE_CHARACTERS
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 SCHEMA: Final = "1"
@@ -16,10 +17,11 @@ DECISIONS: Final = "smoa.decisions.v1"
 OUTCOMES: Final = "smoa.outcomes.v1"
 USAGE: Final = "smoa.usage.v1"
 ADAPTER_OUTCOMES: Final = "smoa.adapter-outcomes.v1"
+EXAMPLES: Final = "smoa.examples.v1"
 LIFECYCLE: Final = "smoa.lifecycle.v1"
 EXECUTORS: Final = "smoa.executors.v1"
 DEAD_LETTER: Final = "smoa.dead-letter.v1"
-PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES})
+PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES})
 """Topics whose messages may hold many events each (`EventBatch`): the compacted ones cannot, for compaction goes by a message's key."""
 
 MAX_PACKED: Final = 65_536
@@ -30,6 +32,7 @@ TYPES: Final[dict[str, type[Message]]] = {
     OUTCOMES: feedback_pb2.Outcome,
     USAGE: events_pb2.UsageEvent,
     ADAPTER_OUTCOMES: events_pb2.AdapterOutcome,
+    EXAMPLES: events_pb2.Example,
     LIFECYCLE: events_pb2.LifecycleEvent,
     EXECUTORS: events_pb2.ExecutorStatus,
     DEAD_LETTER: events_pb2.DeadLetter,
@@ -131,6 +134,14 @@ def decode(topic: str, value: bytes) -> Message:
     if not value:
         raise InvalidArgument("value", f"of a {topic} message is empty", f"produce a serialised {TYPES[topic].DESCRIPTOR.full_name}")
     return _parsed(TYPES[topic], value)
+
+
+def check_example(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:
+    """Raise InvalidArgument unless an outcome's texts can be kept; `prefix` goes before the field's name."""
+    for field in ("input", "output", "corrected_output"):
+        if (length := len(getattr(outcome, field))) > MAX_EXAMPLE_CHARACTERS:
+            remedy = f"give at most {MAX_EXAMPLE_CHARACTERS:,}, or leave the texts out"
+            raise InvalidArgument(f"{prefix}{field}", f"has {length:,} characters", remedy)
 
 
 _M = TypeVar("_M", bound=Message)

@@ -14,6 +14,8 @@ MAX_MODULES = 64
 """Kinds of linear layer that an adapter changes."""
 MAX_PARENTS = 64
 """Adapters that a merged one replaces."""
+MAX_EXAMPLE_CHARACTERS = 8192
+"""Of each text that an outcome gives as an example."""
 MAX_VERSION = 2**31 - 1
 """Versions travel as 32 bits."""
 MAX_WEIGHT = 4.0

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Topic:
 
 
 TOPICS = (
-    *map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, DEAD_LETTER)),
+    *map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES, DEAD_LETTER)),
     Topic(LIFECYCLE, compacted=True),
     Topic(EXECUTORS, compacted=True),
 )

@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import time
-from functools import partial
+from functools import cache, partial
 
 import faust
 import grpc
 
+from services.optimizer.gate import Gate
 from services.optimizer.merging import checked_method, merged
-from services.optimizer.optimizer import Optimizer
+from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
@@ -73,6 +74,12 @@ def build(settings: OptimizerSettings) -> faust.App:
         max_outcomes=settings.trial_max_outcomes,
         max_age_s=settings.trial_max_age_s,
     )
+    caution = Caution(
+        canary_share=settings.canary_share,
+        trial=trial,
+        changes_per_hour=settings.changes_per_hour,
+        gate_max_loss=settings.gate_max_loss,
+    )
     merge = partial(
         merged,
         method=checked_method(settings.merge_method),
@@ -81,7 +88,6 @@ def build(settings: OptimizerSettings) -> faust.App:
     )
     heartbeat = settings.data_folder / "heartbeat"
     pass_lock, wanted = asyncio.Lock(), asyncio.Event()
-    parts: dict[str, Optimizer | SmoaClient | Reporter] = {}
 
     def settled() -> bool:
         """True once this worker has its partitions and their state."""
@@ -92,37 +98,20 @@ def build(settings: OptimizerSettings) -> faust.App:
     def starting(*_: object, **__: object) -> None:
         heartbeat.unlink(missing_ok=True)
 
+    @cache  # made on the app's loop, which channels belong to
     def client() -> SmoaClient:
-        if "client" not in parts:
-            parts["client"] = SmoaClient(router=settings.router)
-        found = parts["client"]
-        assert isinstance(found, SmoaClient)
-        return found
+        return SmoaClient(router=settings.router, executor=settings.executor or None)
 
+    @cache
     def optimizer() -> Optimizer:
-        if "optimizer" not in parts:
-            parts["optimizer"] = Optimizer(
-                client(),
-                AdapterStore(settings.store),
-                rules,
-                count.owns,
-                settings.dry_run,
-                settings.max_family,
-                merge,
-                settings.canary_share,
-                trial,
-                settings.changes_per_hour,
-            )
-        found = parts["optimizer"]
-        assert isinstance(found, Optimizer)
-        return found
+        gate = Gate(client(), count.examples_of) if settings.executor else None
+        return Optimizer(
+            client(), AdapterStore(settings.store), rules, count.owns, settings.dry_run, settings.max_family, merge, caution, gate
+        )
 
+    @cache
     def reporter() -> Reporter:
-        if "reporter" not in parts:
-            parts["reporter"] = Reporter(client(), count, settings.half_life_s)
-        found = parts["reporter"]
-        assert isinstance(found, Reporter)
-        return found
+        return Reporter(client(), count, settings.half_life_s)
 
     async def one_pass() -> None:
         if not settled():

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
-from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
+from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent
 from smoa.v1.state_pb2 import AdapterCounts, Tally
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
+EXAMPLES_OF: Final = "examples/"
+"""Before a key: the changelog's name of its examples."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -117,15 +120,21 @@ class CountPlan:
     """What some events come to, before anything of it is so."""
 
     counts: dict[str, AdapterCounts] = field(default_factory=dict)
+    examples: dict[str, bytes | None] = field(default_factory=dict)
+    values: dict[str, bytes | None] = field(default_factory=dict)
+    """Both, as the changelog is to say it by name; None where it is to say nothing any more."""
     refused: list[tuple[Received, InvalidArgument]] = field(default_factory=list)
 
 
 class CountPartition:
-    """The counts of one partition's adapters."""
+    """The counts and the examples of one partition's adapters."""
 
-    def __init__(self, half_life_s: float, values: Mapping[str, bytes]) -> None:
+    def __init__(self, half_life_s: float, values: Mapping[str, bytes], example_bytes: int = 0, retention_s: float = 0.0) -> None:
+        """`values` by name, as a plan's values are; room for examples, and how long they are kept."""
         self._half_life_us = half_life_s * 1e6
-        self._values = dict(values)
+        self._values = {name: value for name, value in values.items() if not name.startswith(EXAMPLES_OF)}
+        kept = {name.removeprefix(EXAMPLES_OF): value for name, value in values.items() if name.startswith(EXAMPLES_OF)}
+        self.examples = ExamplePartition(example_bytes, retention_s, kept)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -142,9 +151,14 @@ class CountPartition:
         """What the events come to; nothing is changed."""
         plan = CountPlan()
         fresh: dict[str, AdapterCounts] = {}
+        examples: list[Example] = []
         for one in events:
             try:
                 message = decode(one.topic, one.value)
+                if isinstance(message, Example):
+                    check_key(one, message.key)
+                    examples.append(message)
+                    continue
                 assert isinstance(message, AdapterOutcome | UsageEvent)
                 adapter_id = message.adapter_id
                 check_key(one, adapter_id)
@@ -158,11 +172,16 @@ class CountPartition:
                     plan.counts[adapter_id] = counts
             except InvalidArgument as error:
                 plan.refused.append((one, error))
+        plan.values.update((adapter_id, counts.SerializeToString()) for adapter_id, counts in plan.counts.items())
+        if examples:
+            plan.examples = self.examples.plan(examples, now_us)
+            plan.values.update((f"{EXAMPLES_OF}{key}", value) for key, value in plan.examples.items())
         return plan
 
-    def apply(self, values: Mapping[str, bytes]) -> None:
-        """Take counts that are durable."""
-        self._values.update(values)
+    def apply(self, plan: CountPlan) -> None:
+        """Take what is durable."""
+        self._values.update((adapter_id, value) for adapter_id in plan.counts if (value := plan.values[adapter_id]) is not None)
+        self.examples.apply(plan.examples)
 
 
 def _sender(one: Received) -> tuple[str, int]:

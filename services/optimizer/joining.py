@@ -9,17 +9,19 @@ replaced cannot overwrite its successor.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, MAX_PACKED, OUTCOMES, Event, Received, decode, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_example, decode, event
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
-from smoa.v1.events_pb2 import AdapterOutcome
+from smoa.v1.events_pb2 import AdapterOutcome, Example
 from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Verdict
 
+FAILURES: Final = "failures/"
+"""Before a tenant's name: the key of its corrected failures."""
 MAX_CLAIMS: Final = 4
 """Tenants whose verdicts on a decision are kept before the decision itself has come."""
 MAX_KEPT_BYTES: Final = 900_000
@@ -61,8 +63,9 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     """An outcome came, perhaps before its decision: changes the entry and returns the effects. The first verdict stands.
 
     Raises:
-        InvalidArgument: the decision is another tenant's, or too many tenants claim one that has not come.
+        InvalidArgument: the decision is another tenant's, too many tenants claim one that has not come, or a text is too long.
     """
+    check_example(outcome)
     tenant = outcome.tenant or "public"
     if entry.decided and entry.tenant != tenant:
         raise InvalidArgument(
@@ -82,6 +85,28 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     if not entry.decided or entry.early:
         return []
     return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+
+
+def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int) -> Example | None:
+    """What can be learned from an outcome that was joined just now: only from the one that counts, and if it came after its decision."""
+    if not entry.decided or not entry.verdicts or entry.verdicts[0].position != position or not outcome.input:
+        return None
+    if outcome.success and outcome.output and entry.adapter_ids:
+        _, key = max(zip(entry.weights, entry.adapter_ids, strict=True))
+        output = outcome.output
+    elif not outcome.success and outcome.corrected_output:
+        key, output = f"{FAILURES}{entry.tenant}", outcome.corrected_output
+    else:
+        return None
+    return Example(
+        key=key,
+        decision_id=entry.decision_id,
+        tenant=entry.tenant,
+        input=outcome.input,
+        output=output,
+        occurred_at_us=outcome.reported_at_us,
+        adapter_ids=() if outcome.success else entry.adapter_ids,
+    )
 
 
 def _effect(entry: JoinEntry, place: int, lane: Lane, position: int, at_us: int, verdict: Verdict | None, *, used: bool) -> AdapterOutcome:
@@ -139,8 +164,13 @@ class JoinPlan:
 class JoinPartition(Generic[N]):
     """The open decisions of one partition, as long as time and bytes allow."""
 
-    def __init__(self, partition: int, partitions: int, records: Iterable[tuple[N, bytes]]) -> None:
-        """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands."""
+    def __init__(
+        self, partition: int, partitions: int, records: Iterable[tuple[N, bytes]], no_examples: Container[str] = frozenset()
+    ) -> None:
+        """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands. Of the texts of tenants
+        in `no_examples` nothing is kept; `*` is all of them.
+        """
+        self._no_examples = no_examples
         self._lanes = {topic: Lane(topic, partition) for topic in (DECISIONS, OUTCOMES)}
         self._partition, self._partitions = partition, partitions
         self._known: dict[str, tuple[Segment[N], bytes]] = {}
@@ -180,6 +210,9 @@ class JoinPartition(Generic[N]):
             made = join_decision(entry, message, one.position, self._lanes[DECISIONS])
         else:
             made = join_outcome(entry, message, one.position, self._lanes[OUTCOMES])
+            example = example_of(entry, message, one.position)
+            if example is not None and "*" not in self._no_examples and example.tenant not in self._no_examples:
+                plan.effects.append(event(EXAMPLES, example.key, example))
         plan.entries[decision_id] = entry
         plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]
 

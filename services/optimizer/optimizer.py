@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.optimizer.candidates import near_pairs
+from services.optimizer.gate import Gate
 from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge, reason_of
@@ -44,6 +45,18 @@ MAX_PAIRS = 200_000
 """Near pairs of one family that a pass compares."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Caution:
+    """How a change goes live."""
+
+    canary_share: float = 0.0
+    """Of its parents' queries, the share that a merge's child answers while it is on trial; 0 replaces the parents at once."""
+    trial: TrialRules = field(default_factory=TrialRules)
+    changes_per_hour: int = 1000
+    gate_max_loss: float = 0.1
+    """Nats a token that a child may lose on its parents' right answers."""
+
+
 class Known(NamedTuple):
     """What is kept of a file between passes."""
 
@@ -63,18 +76,17 @@ class Optimizer:
         dry_run: bool,
         max_family: int,
         merge: Callable[[Sequence[Adapter], Sequence[float], str], Child] = merged,
-        canary_share: float = 0.0,
-        trial: TrialRules | None = None,
-        changes_per_hour: int = 1000,
+        caution: Caution | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._client, self._store, self._rules, self._owns = client, store, rules, owns
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
-        self._canary_share, self._trial = canary_share, trial or TrialRules()
+        self._caution, self._gate = caution or Caution(), gate
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
         self._rejected: set[tuple[str, str]] = set()
         """Pairs of parents, by id, whose merge was rolled back: not tried again."""
-        self._room = HourlyRoom(changes_per_hour)
+        self._room = HourlyRoom(self._caution.changes_per_hour)
         self._known: dict[str, Known] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
@@ -134,7 +146,7 @@ class Optimizer:
             arms.append(Arm(max(0, counts.outcomes - began.outcomes), max(0, counts.successes - began.successes)))
         parents = max(arms)
         age_s = time.time() - child.created_at_us / 1e6
-        judgement, evidence = judge(Arm(child.statistics.outcomes, child.statistics.successes), parents, age_s, self._trial)
+        judgement, evidence = judge(Arm(child.statistics.outcomes, child.statistics.successes), parents, age_s, self._caution.trial)
         if judgement == "wait":
             return ""
         reason = reason_of(evidence)
@@ -190,8 +202,19 @@ class Optimizer:
                 digest = await self._store.put(encode(child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
+                if self._gate is not None:
+                    finding = await self._gate.compare(
+                        merge.adapters[0].tenant,
+                        [_ref(one, view.digest) for one, view in zip(parts, merge.adapters, strict=True)],
+                        _ref(child.adapter, digest),
+                    )
+                    if refusal := finding.refusal(self._caution.gate_max_loss):
+                        self._reject(parents)
+                        self._refuse(report, f"merge {merge.merge_id}: {refusal}", again=False)
+                        return
+                    evidence |= finding.evidence
                 made = await self._client.apply_merge(
-                    merge.adapters[0].tenant, merge.merge_id, digest, parents, reason, self._canary_share, evidence
+                    merge.adapters[0].tenant, merge.merge_id, digest, parents, reason, self._caution.canary_share, evidence
                 )
                 if made.state == common.ADAPTER_STATE_CANARY:
                     self._open[made.adapter_id] = made.tenant
@@ -222,8 +245,8 @@ class Optimizer:
         report.put_off += 1
         return False
 
-    def _refuse(self, report: PassReport, reason: str) -> None:
-        _log.warning("not applied, will be proposed again: %s", reason)
+    def _refuse(self, report: PassReport, reason: str, *, again: bool = True) -> None:
+        _log.warning("not applied%s: %s", ", will be proposed again" if again else "", reason)
         report.refused.append(reason)
 
     async def _cosines(self, library: Iterable[AdapterView], report: PassReport) -> dict[tuple[str, str], float]:
@@ -298,6 +321,10 @@ class HourlyRoom:
             return False
         self._taken.append(now_s)
         return True
+
+
+def _ref(adapter: Adapter, digest: str) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=adapter.manifest.adapter_id, version=adapter.manifest.version, digest=digest, weight=1.0)
 
 
 def _protection(adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> str:

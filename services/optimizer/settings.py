@@ -49,6 +49,15 @@ class OptimizerSettings:
     """How long an outcome may wait for its decision before it is put aside."""
     join_max_bytes: int = 512 * 2**20
     """Memory of open decisions; past it the oldest are forgotten early."""
+    no_examples: str = ""
+    """Tenants of whose outcomes no texts are kept, with commas between; * means all."""
+    examples_retention_s: float = 30 * 86400.0
+    examples_max_bytes: int = 256 * 2**20
+    """Memory of this worker's examples; past it the sets that changed longest ago are forgotten."""
+    executor: str = field(default="", metadata={"key": "SMOA_EXECUTOR"})
+    """Where a merge's child is tried on its parents' examples before it is put on trial; empty: nowhere."""
+    gate_max_loss: float = 0.1
+    """Nats a token by which a child may be less sure of its parents' right answers than they are."""
     half_life_s: float = 7 * 86400.0
     """After this long an event weighs half as much in the recent counts."""
     max_family: int = 20_000

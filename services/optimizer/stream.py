@@ -25,10 +25,11 @@ from services.optimizer.joining import JoinPartition, JoinPlan, letter, segment_
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.transport import Consumer
 from smoa.errors import InvalidArgument, Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, USAGE, Event, Received, event, unpack
+from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received, event, unpack
 from smoa.outbox import BATCH_BYTES, Outbox, Record, records_of
 from smoa.reader import read_range
 from smoa.topics import Topic, partition_of
+from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ MAX_REFUSED: Final = 12
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
+ELSEWHERE_S: Final = 60.0
 QUIET_S: Final = 3.0
 """After so long without a message a stage looks whether there are any."""
 _SMALL: Final = (
@@ -282,9 +284,11 @@ class Join(Stage[JoinPartition[_Segment]]):
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, JOINS)
         self._last_name = 0
+        self._no_examples = frozenset(one.strip() for one in settings.no_examples.split(","))
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
-        return JoinPartition(partition, self._settings.partitions, [(_Segment(one.name, one.stamp), one.value) for one in kept])
+        segments = [(_Segment(one.name, one.stamp), one.value) for one in kept]
+        return JoinPartition(partition, self._settings.partitions, segments, self._no_examples)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
@@ -361,12 +365,14 @@ class Join(Stage[JoinPartition[_Segment]]):
 class Count(Stage[CountPartition]):
     """What events mean to each adapter in, its counts kept."""
 
-    topics = (ADAPTER_OUTCOMES, USAGE)
+    topics = (ADAPTER_OUTCOMES, USAGE, EXAMPLES)
 
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, COUNTS)
         self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
         """Of the values that are in the changelog."""
+        self._elsewhere: dict[int, tuple[float, CountPartition]] = {}
+        """What was read last of another worker's."""
         self.changed: set[str] = set()
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
@@ -374,7 +380,7 @@ class Count(Stage[CountPartition]):
         for one in kept:
             stamps[one.name].append(one.stamp)
         self._stamps[partition] = dict(stamps)
-        return CountPartition(self._settings.half_life_s, {one.name.decode(): one.value for one in kept})  # of a name, the last stands
+        return self._part(kept)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
@@ -382,27 +388,30 @@ class Count(Stage[CountPartition]):
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us = time.time_ns() // 1000
         plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
-        values = {partition: {name: one.SerializeToString() for name, one in plan.counts.items()} for partition, plan in plans.items()}
-        records: list[Record] = []
-        replaced: list[tuple[int, bytes, Stamp]] = []
-        for partition, written in values.items():
-            for adapter_id, value in written.items():
-                name = adapter_id.encode()
-                records.append(self._changelog.record(partition, name, self.stamp, value))
-                replaced += [(partition, name, old) for old in self._stamps[partition].get(name, ()) if old != self.stamp]
+        written = [(partition, name.encode(), value) for partition, plan in plans.items() for name, value in plan.values.items()]
+        records = [self._changelog.record(partition, name, self.stamp, value) for partition, name, value in written if value is not None]
+        replaced = [
+            (partition, name, old)
+            for partition, name, value in written
+            for old in self._stamps[partition].get(name, ())
+            if value is None or old != self.stamp
+        ]
         if records:
             await self._outbox.send(records)
         if not await self._confirmed(done):
             return False
-        for partition, written in values.items():
-            self.parts[partition].apply(written)
-            self.changed |= written.keys()
-            for adapter_id in written:
-                self._stamps[partition].setdefault(adapter_id.encode(), []).append(self.stamp)
+        for partition, plan in plans.items():
+            self.parts[partition].apply(plan)
+            self.changed |= plan.counts.keys()
+        for partition, name, value in written:
+            if value is not None:
+                self._stamps[partition].setdefault(name, []).append(self.stamp)
         outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
         await self._emit(outgoing, [self._changelog.record(*one, None) for one in replaced])
-        for partition, written in values.items():
-            self._stamps[partition].update((adapter_id.encode(), [self.stamp]) for adapter_id in written)
+        for partition, name, value in written:
+            self._stamps[partition][name] = [self.stamp]
+            if value is None:
+                del self._stamps[partition][name]
         return True
 
     def owns(self, adapter_id: str) -> bool:
@@ -413,6 +422,26 @@ class Count(Stage[CountPartition]):
         """An owned adapter's counts."""
         part = self.parts.get(partition_of(adapter_id.encode(), self._settings.partitions))
         return part.get(adapter_id) if part else None
+
+    async def examples_of(self, key: str) -> list[Example]:
+        """Examples of an adapter or of a tenant's failures; another worker's are as old as `ELSEWHERE_S` at most.
+
+        Raises:
+            Unavailable: another worker's cannot be read.
+        """
+        partition, now_us = partition_of(key.encode(), self._settings.partitions), time.time_ns() // 1000
+        if (part := self.parts.get(partition)) is not None:
+            return part.examples.get(key, now_us)
+        read_at_s, elsewhere = self._elsewhere.get(partition, (-ELSEWHERE_S, None))
+        if elsewhere is None or time.monotonic() > read_at_s + ELSEWHERE_S:
+            elsewhere = self._part(await self._changelog.read(partition))
+            self._elsewhere = {partition: (time.monotonic(), elsewhere)}  # one is enough: a merge is of few adapters
+        return elsewhere.examples.get(key, now_us)
+
+    def _part(self, kept: Sequence[Kept]) -> CountPartition:
+        values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands
+        room = self._settings.examples_max_bytes // self._settings.partitions
+        return CountPartition(self._settings.half_life_s, values, room, self._settings.examples_retention_s)
 
     def all_counted(self) -> Iterator[str]:
         """Ids of the adapters with counts that this worker owns."""

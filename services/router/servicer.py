@@ -21,7 +21,7 @@ from services.router.registry import Change, Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
 from smoa.errors import InvalidArgument
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, event
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
 from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
@@ -88,6 +88,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         if outcome.HasField("score") and not 0 <= outcome.score <= 1:
             raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
         outcome.tenant = checked_tenant(outcome.tenant)
+        check_example(outcome, "outcome.")
         self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
         return feedback_pb2.ReportOutcomeResponse()
 

@@ -90,6 +90,24 @@ class AdapterOutcome(_message.Message):
     together: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Example(_message.Message):
+    __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    decision_id: str
+    tenant: str
+    input: str
+    output: str
+    occurred_at_us: int
+    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, key: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class LifecycleEvent(_message.Message):
     __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "evidence")
     class EvidenceEntry(_message.Message):

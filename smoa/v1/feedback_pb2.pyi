@@ -6,18 +6,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Outcome(_message.Message):
-    __slots__ = ("decision_id", "tenant", "success", "score", "reported_at_us")
+    __slots__ = ("decision_id", "tenant", "success", "score", "reported_at_us", "input", "output", "corrected_output")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     success: bool
     score: float
     reported_at_us: int
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., success: _Optional[bool] = ..., score: _Optional[float] = ..., reported_at_us: _Optional[int] = ...) -> None: ...
+    input: str
+    output: str
+    corrected_output: str
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., success: _Optional[bool] = ..., score: _Optional[float] = ..., reported_at_us: _Optional[int] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ...) -> None: ...
 
 class ReportOutcomeRequest(_message.Message):
     __slots__ = ("outcome",)

@@ -123,6 +123,12 @@ class Tally(_message.Message):
     recent_at_us: int
     def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
 
+class ExampleSet(_message.Message):
+    __slots__ = ("examples",)
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    examples: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, examples: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class Producer(_message.Message):
     __slots__ = ("sequence", "seen_at_us")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
+from ulid import ULID
 
 from smoa.adapter import new_adapter_id
 from smoa.errors import ResourceExhausted
@@ -143,6 +144,15 @@ async def test_a_full_disk_under_the_store(tmp_path: Path) -> None:
         assert await store.get(kept) == b"x" * 1000
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_an_example_that_is_too_long(world: RouterWorld) -> None:
+    outcome = feedback_pb2.Outcome(decision_id=str(ULID()), success=False, input="in", corrected_output="x" * 8193)
+    found = await refused(world.client.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=5))
+    assert found[:2] == (
+        "INVALID_ARGUMENT",
+        "outcome.corrected_output: has 8,193 characters; give at most 8,192, or leave the texts out",
+    )
 
 
 @pytest.mark.parametrize("decision_id", ["", "no", "x" * 2_000_000])

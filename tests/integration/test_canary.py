@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
 
-from services.optimizer.optimizer import Optimizer
+from services.optimizer.gate import Finding, Gate
+from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.trial import TrialRules
 from services.router.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
@@ -190,7 +192,13 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     """A planted bad merge is rolled back before 100 requests saw it, and a good one takes its parents' place."""
     parents = await _twins(world)
     optimizer = Optimizer(
-        world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100, canary_share=0.2, trial=TrialRules(max_outcomes=40)
+        world.client,
+        world.store,
+        Rules(min_age_s=3600.0),
+        lambda _: True,
+        False,
+        100,
+        caution=Caution(canary_share=0.2, trial=TrialRules(max_outcomes=40)),
     )
     report = await optimizer.run_pass()
     assert len(report.merged) == 1
@@ -213,3 +221,26 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     if ends_as == "RETIRED":
         for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100)):
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
+
+
+class _SaysNo(Gate):
+    """A gate at which every child has lost a nat a token."""
+
+    async def compare(self, tenant: str, parents: Sequence[common.WeightedAdapter], child: common.WeightedAdapter) -> Finding:
+        return Finding((1.0,) * 8)
+
+
+async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWorld) -> None:
+    parents = await _twins(world)
+    optimizer = Optimizer(
+        *(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100),
+        caution=Caution(canary_share=0.2),
+        gate=_SaysNo(world.client, AsyncMock(return_value=[])),
+    )
+    report = await optimizer.run_pass()
+    assert report.merged == []
+    [why] = report.refused
+    assert why.endswith("on 8 right answers of its parents the child is 1.000 nats a token less sure, over 0.1")
+    assert [one async for one in world.client.list_all(states=[common.ADAPTER_STATE_CANARY])] == []
+    assert {(await world.client.get(parent.adapter_id)).state for parent in parents} == {common.ADAPTER_STATE_ACTIVE}
+    assert (await optimizer.run_pass()).refused == [], "what was refused is not scored again in every pass"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -30,14 +31,14 @@ class NothingHandedOn(Consumer):
     def assignment(self) -> set[TP]:
         return self.mine
 
-    async def places(self, where):  # type: ignore[no-untyped-def]
+    async def places(self, where: Sequence[TP]) -> dict[TP, int]:
         return {tp: self.committed_to.get(tp, 0) for tp in where}
 
-    async def ends(self, where):  # type: ignore[no-untyped-def]
+    async def ends(self, where: Sequence[TP]) -> dict[TP, int]:
         async with consumer_of(self.bootstrap) as consumer:
             return {TP(*tp): end for tp, end in (await consumer.end_offsets([TopicPartition(*tp) for tp in where])).items()}
 
-    async def confirm(self, generation, done):  # type: ignore[no-untyped-def]
+    async def confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         self.committed_to |= done
         return True
 

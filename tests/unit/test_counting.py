@@ -123,7 +123,7 @@ def test_a_plan_changes_nothing_until_it_is_applied() -> None:
     one = Received(ADAPTER_OUTCOMES, 0, 0, 0, b"a", _effect(1).SerializeToString(), "", 0)
     plan = part.plan([one, one], NOW_US)
     assert (plan.counts["a"].tenants["t"].uses, len(part)) == (1, 0)
-    part.apply({name: counts.SerializeToString() for name, counts in plan.counts.items()})
+    part.apply(plan)
     assert list(part) == ["a"]
     assert not part.plan([one], NOW_US).counts
 

@@ -265,7 +265,7 @@ class _World:
         self.offset += 1
         plan = self.counter.plan([Received(ADAPTER_OUTCOMES, 0, self.offset, 0, e.key, e.value, "", 0) for e in effects], 0)
         assert not plan.refused
-        self.counter.apply({name: counts.SerializeToString() for name, counts in plan.counts.items()})
+        self.counter.apply(plan)
 
     def totals(self) -> dict[str, tuple[int, int, int]]:
         found = {}

@@ -1,0 +1,73 @@
+"""Examples of what an adapter answered rightly, and of what a tenant had to correct: a uniform sample of each, in bounded memory. Pure.
+
+Those whose decision's hash is least are kept (bottom-k sampling: Cohen and Kaplan, "Summarizing data using bottom-k sketches", PODC 2007):
+the same ones in whatever order and however often events come, so nothing here needs to know what was counted before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from services.optimizer.joining import FAILURES
+from smoa.v1.events_pb2 import Example
+from smoa.v1.state_pb2 import ExampleSet
+
+MOST: Final = 16
+"""Of an adapter."""
+MOST_FAILURES: Final = 256
+"""Of a tenant."""
+
+
+class ExamplePartition:
+    """The examples of one partition's adapters and tenants, each set by its key."""
+
+    def __init__(self, most_bytes: int, retention_s: float, values: Mapping[str, bytes]) -> None:
+        self._most_bytes, self._retention_us = most_bytes, int(retention_s * 1e6)
+        self._values: OrderedDict[str, bytes] = OrderedDict(values)
+        """The one that changed last comes last."""
+        self._held_bytes = sum(map(len, self._values.values()))
+
+    def get(self, key: str, now_us: int) -> list[Example]:
+        """Examples of an adapter, or of a tenant's failures, the oldest first; none that is older than the retention."""
+        return sorted(self._kept(self._values.get(key, b""), now_us).values(), key=lambda one: (one.occurred_at_us, one.decision_id))
+
+    def plan(self, examples: Iterable[Example], now_us: int) -> dict[str, bytes | None]:
+        """What changes, by key; None where a set goes, for the oldest must where there is no room."""
+        sets: dict[str, dict[bytes, Example]] = {}
+        for one in examples:
+            kept = sets.setdefault(one.key, self._kept(self._values.get(one.key, b""), now_us))
+            kept.setdefault(_place(one), one)  # the first to come stands, as its verdict does
+            while len(kept) > (MOST_FAILURES if one.key.startswith(FAILURES) else MOST):
+                del kept[max(kept)]
+        changed: dict[str, bytes | None] = {}
+        for key, kept in sets.items():
+            value = ExampleSet(examples=[kept[place].SerializeToString() for place in sorted(kept)]).SerializeToString()
+            if value != self._values.get(key):
+                changed[key] = value
+        held = self._held_bytes + sum(len(value or b"") - len(self._values.get(key, b"")) for key, value in changed.items())
+        for key, value in self._values.items():
+            if held <= self._most_bytes:
+                break
+            if key not in changed:
+                changed[key] = None
+                held -= len(value)
+        return changed
+
+    def apply(self, values: Mapping[str, bytes | None]) -> None:
+        """Take what is durable."""
+        for key, value in values.items():
+            self._held_bytes -= len(self._values.pop(key, b""))
+            if value is not None:
+                self._values[key] = value
+                self._held_bytes += len(value)
+
+    def _kept(self, value: bytes, now_us: int) -> dict[bytes, Example]:
+        found = map(Example.FromString, ExampleSet.FromString(value).examples)
+        return {_place(one): one for one in found if one.occurred_at_us >= now_us - self._retention_us}
+
+
+def _place(one: Example) -> bytes:
+    return hashlib.blake2b(one.decision_id.encode(), digest_size=8).digest()

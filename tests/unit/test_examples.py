@@ -1,0 +1,155 @@
+"""Examples: which are kept, for how long and in how much memory; and what an outcome gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.optimizer.counting import EXAMPLES_OF, CountPartition
+from services.optimizer.examples import MOST, MOST_FAILURES, ExamplePartition
+from services.optimizer.gate import MIN_EXAMPLES, Finding
+from services.optimizer.joining import JoinPartition
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Received, event
+from smoa.v1.common_pb2 import WeightedAdapter
+from smoa.v1.events_pb2 import Example
+from smoa.v1.feedback_pb2 import Outcome
+from smoa.v1.router_pb2 import Decision
+
+NOW_US = 1_700_000_000_000_000
+WEEK_S = 7 * 86400.0
+ROOM = 1_000_000
+
+
+def _example(number: int, key: str = "a", age_s: float = 0.0, text: str = "in") -> Example:
+    return Example(
+        key=key, decision_id=f"d{number}", tenant="t", input=text, output=str(number), occurred_at_us=NOW_US - int(age_s * 1e6) + number
+    )
+
+
+def _ids(examples: Sequence[Example]) -> set[str]:
+    return {one.decision_id for one in examples}
+
+
+def _taken(part: ExamplePartition, examples: Sequence[Example], now_us: int = NOW_US) -> dict[str, bytes | None]:
+    plan = part.plan(examples, now_us)
+    part.apply(plan)
+    return plan
+
+
+@given(st.permutations(range(60)), st.integers(1, 60))
+@settings(max_examples=50, deadline=None, derandomize=True)
+def test_the_same_sample_in_any_order_and_however_often_they_come(order: list[int], cut: int) -> None:
+    straight, shuffled = ExamplePartition(ROOM, WEEK_S, {}), ExamplePartition(ROOM, WEEK_S, {})
+    _taken(straight, [_example(one) for one in range(60)])
+    _taken(shuffled, [_example(one) for one in order[:cut]])
+    _taken(shuffled, [_example(one) for one in order[: cut // 2]])
+    _taken(shuffled, [_example(one) for one in order[cut:]])
+    assert straight.get("a", NOW_US) == shuffled.get("a", NOW_US)
+    assert len(straight.get("a", NOW_US)) == MOST
+
+
+def test_the_sample_is_of_all_and_not_of_the_first_or_last() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    _taken(part, [_example(one) for one in range(1000)])
+    numbers = [int(one.output) for one in part.get("a", NOW_US)]
+    assert 300 < sum(numbers) / len(numbers) < 700
+
+
+def test_a_tenants_failures_are_kept_in_greater_number() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    _taken(part, [_example(one, "failures/t") for one in range(400)])
+    assert len(part.get("failures/t", NOW_US)) == MOST_FAILURES
+
+
+def test_what_is_known_already_changes_nothing() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    assert _taken(part, [_example(1)]) != {}
+    assert part.plan([_example(1), _example(1)], NOW_US) == {}
+
+
+def test_old_examples_are_neither_given_nor_written_again() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    _taken(part, [_example(1, age_s=WEEK_S - 60), _example(2)])
+    later = NOW_US + 120_000_000
+    assert _ids(part.get("a", later)) == {"d2"}
+    _taken(part, [_example(3)], later)
+    assert _ids(part.get("a", NOW_US)) == {"d2", "d3"}
+
+
+def test_past_its_room_the_set_that_changed_longest_ago_goes() -> None:
+    one_set = len(ExamplePartition(ROOM, WEEK_S, {}).plan([_example(1, "a", text="x" * 1000)], NOW_US)["a"] or b"")
+    part = ExamplePartition(int(2.5 * one_set), WEEK_S, {})
+    for number, key in enumerate(("a", "b", "a")):
+        _taken(part, [_example(number, key, text="x" * (1000 if number < 2 else 100))])
+    plan = _taken(part, [_example(9, "c", text="x" * 1000)])
+    assert (plan["b"], sorted(plan)) == (None, ["b", "c"])
+    assert [len(part.get(key, NOW_US)) for key in "abc"] == [2, 0, 1]
+
+
+def test_counts_and_examples_come_back_from_their_names() -> None:
+    part = CountPartition(1.0, {}, ROOM, WEEK_S)
+    example = _example(1)
+    plan = part.plan([Received(EXAMPLES, 0, 0, 0, b"a", example.SerializeToString(), "", 0)], NOW_US)
+    assert list(plan.values) == [f"{EXAMPLES_OF}a"]
+    again = CountPartition(1.0, {name: value for name, value in plan.values.items() if value}, ROOM, WEEK_S)
+    assert (again.examples.get("a", NOW_US), list(again)) == ([example], [])
+
+
+def _joined(outcome: Outcome, *, no_examples: str = "", adapters: Sequence[tuple[str, float]] = (("a", 0.4), ("b", 0.6))) -> list[Example]:
+    part = JoinPartition[int](0, 1, (), frozenset(no_examples.split(",")))
+    decision = Decision(
+        decision_id="d", tenant="t", adapters=[WeightedAdapter(adapter_id=name, weight=weight) for name, weight in adapters]
+    )
+    said = [event(DECISIONS, "d", decision), event(OUTCOMES, "d", outcome)]
+    plan = part.plan([Received(one.topic, 0, place, 0, one.key, one.value, "", 0) for place, one in enumerate(said)], NOW_US)
+    assert not plan.refused
+    assert len([one for one in plan.effects if one.topic == ADAPTER_OUTCOMES]) == 2 * len(adapters)
+    return [Example.FromString(one.value) for one in plan.effects if one.topic == EXAMPLES]
+
+
+def _outcome(success: bool, **texts: str) -> Outcome:
+    outcome = Outcome(decision_id="d", tenant="t", success=success, reported_at_us=NOW_US)
+    for field, text in texts.items():
+        setattr(outcome, field, text)
+    return outcome
+
+
+def test_a_success_is_an_example_of_the_adapter_with_most_weight() -> None:
+    [example] = _joined(_outcome(True, input="in", output="out", corrected_output="other"))
+    assert example == Example(key="b", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=NOW_US)
+
+
+def test_a_corrected_failure_is_the_tenants_and_names_who_failed() -> None:
+    [example] = _joined(_outcome(False, input="in", output="bad", corrected_output="good"))
+    assert (example.key, example.output, list(example.adapter_ids)) == ("failures/t", "good", ["a", "b"])
+    [nobody] = _joined(_outcome(False, input="in", corrected_output="good"), adapters=())
+    assert list(nobody.adapter_ids) == []
+
+
+@pytest.mark.parametrize(
+    "outcome", [_outcome(True, input="in"), _outcome(True, output="out"), _outcome(False, input="in", output="out"), _outcome(True)]
+)
+def test_without_both_texts_there_is_no_example(outcome: Outcome) -> None:
+    assert _joined(outcome) == []
+
+
+@pytest.mark.parametrize("forbidding", ["t", "other,t", "*"])
+def test_a_tenant_that_forbids_it_has_no_examples(forbidding: str) -> None:
+    assert _joined(_outcome(True, input="in", output="out"), no_examples=forbidding) == []
+
+
+def test_a_text_that_is_too_long_is_put_aside_with_the_reason() -> None:
+    outcome = event(OUTCOMES, "d", _outcome(True, input="x" * 8193, output="out"))
+    plan = JoinPartition[int](0, 1, ()).plan([Received(OUTCOMES, 0, 0, 0, outcome.key, outcome.value, "", 0)], NOW_US)
+    assert [str(error) for _, error in plan.refused] == ["input: has 8,193 characters; give at most 8,192, or leave the texts out"]
+
+
+def test_the_gate_refuses_a_child_that_is_less_sure_and_only_on_enough_examples() -> None:
+    assert Finding((1.0,) * (MIN_EXAMPLES - 1)).refusal(0.1) == ""
+    assert Finding((0.2, -0.2) * 4).refusal(0.1) == ""
+    assert Finding((0.5, 0.1) * 4).refusal(0.1) == "on 8 right answers of its parents the child is 0.300 nats a token less sure, over 0.1"
+    assert Finding((0.5, 0.1) * 4).evidence == {"gate_examples": 8.0, "gate_loss": pytest.approx(0.3)}
+    assert Finding(()).mean == 0.0
