@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.embedding import StaticEmbedder
 from services.router.index import Vector
+from smoa.embedding import StaticEmbedder
 
 JOB_WORDS, CUSTOMER_WORDS, COMMON_WORDS = 40, 20, 300
 FROM_JOB, FROM_CUSTOMER, FROM_COMMON = 12, 4, 4

@@ -27,7 +27,6 @@ from benchmarks.router import BASE
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.cache import RoutingCache
 from services.router.compositions import Compositions
-from services.router.embedding import StaticEmbedder
 from services.router.importing import Imported
 from services.router.index_local import LocalIndex
 from services.router.library import AdapterRecord
@@ -37,6 +36,7 @@ from services.router.registry import Registry
 from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.scoring import Hints
 from smoa.adapter import new_adapter_id
+from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition
 from smoa.store import AdapterStore
 

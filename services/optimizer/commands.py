@@ -16,6 +16,7 @@ from rich.table import Table
 from services.optimizer.app import APP_ID
 from services.optimizer.changelog import Changelog
 from services.optimizer.dlq import dead_letters
+from services.optimizer.propose import propose_command
 from services.optimizer.stream import COUNTS
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
 from smoa.cli.top import words_of
@@ -42,7 +43,11 @@ def optimizer_group() -> None:
     Why did this one go?     smoa optimizer explain ADAPTER
     Bring it back:           smoa optimizer undo ADAPTER
     Keep its hands off:      smoa adapter pin ADAPTER
+    What is missing?         smoa optimizer propose
     """  # noqa: D301  the escape tells click to keep the lines
+
+
+optimizer_group.add_command(propose_command)
 
 
 @optimizer_group.command("status")

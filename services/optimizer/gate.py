@@ -24,7 +24,7 @@ AT_ONCE: Final = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """What a child lost on its parents' examples, in nats a token; more is worse."""
+    """What a child lost on examples, in nats a token; more is worse."""
 
     losses: tuple[float, ...]
 
@@ -58,16 +58,27 @@ class Gate:
             grpc.aio.AioRpcError: the executor cannot.
             Unavailable: examples that another worker has cannot be read.
         """
-        room = asyncio.Semaphore(AT_ONCE)
-
-        async def sureness(example: Example, adapter: WeightedAdapter) -> float:
-            async with room:
-                logprobs = await self._client.score(example.input, example.output, [adapter], tenant)
-            return sum(logprobs) / max(len(logprobs), 1)
-
-        async def loss(example: Example, parent: WeightedAdapter) -> float:
-            before, after = await asyncio.gather(sureness(example, parent), sureness(example, child))
-            return before - after
-
         wanted = [(one, parent) for parent in parents for one in (await self._examples(parent.adapter_id))[-MOST_OF_A_PARENT:]]
-        return Finding(tuple(await asyncio.gather(*(loss(*pair) for pair in wanted))))
+        return await losses(self._client, tenant, wanted, child)
+
+
+async def losses(
+    client: SmoaClient, tenant: str, tried: Sequence[tuple[Example, WeightedAdapter | None]], child: WeightedAdapter
+) -> Finding:
+    """How much less sure of each example's answer the child is than its rival, an adapter or, for None, the base model.
+
+    Raises:
+        grpc.aio.AioRpcError: the executor cannot.
+    """
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def sureness(example: Example, adapter: WeightedAdapter | None) -> float:
+        async with room:
+            logprobs = await client.score(example.input, example.output, [adapter] if adapter else [], tenant)
+        return sum(logprobs) / max(len(logprobs), 1)
+
+    async def loss(example: Example, rival: WeightedAdapter | None) -> float:
+        before, after = await asyncio.gather(sureness(example, rival), sureness(example, child))
+        return before - after
+
+    return Finding(tuple(await asyncio.gather(*(loss(*pair) for pair in tried))))

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 
 from services.router.cache import RoutingCache
 from services.router.compositions import Compositions
-from services.router.embedding import StaticEmbedder
 from services.router.index import AdapterIndex
 from services.router.library import Scope
 from services.router.merges import MAX_CANARIES
@@ -19,6 +18,7 @@ from services.router.registry import ARRIVALS, Change, Registry
 from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
+from smoa.embedding import StaticEmbedder
 from smoa.errors import SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher

@@ -16,13 +16,13 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from services.router.app import open_index
-from services.router.embedding import StaticEmbedder
 from services.router.journal import Journal, rebuild
 from services.router.news import RANKER_KEY
 from services.router.ranker import FEATURES, Ranker
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
 from smoa.cli.options import kafka_option
+from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once

@@ -10,13 +10,13 @@ from typing import Final
 import numpy as np
 
 from services.router.canaries import MAX_CANARY_SHARE
-from services.router.embedding import normalised
 from services.router.importing import MAX_EXAMPLES, check_reason
 from services.router.index import Vector
 from services.router.journal import Entry
 from services.router.library import AdapterRecord, Scope
 from services.router.registry import Change, Registry, as_it_is, now_us, same_content
 from smoa.adapter import Adapter
+from smoa.embedding import normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 

@@ -13,13 +13,13 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from services.router.confidence import prototypes_of
-from services.router.embedding import StaticEmbedder, normalised
 from services.router.importing import Imported, check_imported, check_reason, checked_examples
 from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
 from services.router.library import AdapterRecord, Scope, State, Statistics
 from services.router.listing import page_after, page_size_of, page_token_of
 from smoa.adapter import Adapter, check_labels, decode
+from smoa.embedding import StaticEmbedder, normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.store import AdapterStore

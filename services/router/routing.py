@@ -16,7 +16,6 @@ from services.router.cache import ENTRY_BYTES, BoundedCache, RoutingCache
 from services.router.canaries import Canaries
 from services.router.compositions import Compositions, Stage
 from services.router.confidence import confidence, nearest_prototype
-from services.router.embedding import StaticEmbedder
 from services.router.fleet import Fleet
 from services.router.flight import SingleFlight
 from services.router.index import AdapterIndex, Vector
@@ -24,6 +23,7 @@ from services.router.library import EVERY_STATE, Candidate, Reach, Scope
 from services.router.posteriors import Posteriors
 from services.router.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
+from smoa.embedding import StaticEmbedder
 from smoa.errors import InvalidArgument, NotFound
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
 from smoa.limits import MAX_NAME_CHARACTERS

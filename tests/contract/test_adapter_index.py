@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from services.router.embedding import normalised
 from services.router.index import AdapterIndex, Vector
 from services.router.index_local import LocalIndex
 from services.router.index_server import ServerIndex
 from services.router.library import AdapterRecord, Reach, Scope, Statistics
 from smoa.adapter import new_adapter_id
+from smoa.embedding import normalised
 
 DIMENSION = 16
 PUBLIC = Reach(tenant="public", base_model="base-a")

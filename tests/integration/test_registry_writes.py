@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.router import registry as registry_module
-from services.router.embedding import StaticEmbedder
 from services.router.index_local import LocalIndex
 from services.router.registry import Change, Registry
+from smoa.embedding import StaticEmbedder
 from smoa.errors import ResourceExhausted
 from smoa.store import AdapterStore
 from tests.integration.router_support import KNEES, adapter_file

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from services.router.embedding import StaticEmbedder, Words
+from smoa.embedding import StaticEmbedder, Words
 
 EMBEDDER = StaticEmbedder()
 

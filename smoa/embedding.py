@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from services.router.index import Vector
 from smoa.errors import FailedPrecondition
 
+Vector = NDArray[np.float32]
 _WORD: Final = re.compile("[ ▁]+[^ ▁]*")
 _CACHED_WORDS, _CACHED_WORD_CHARACTERS = 65_536, 24
 

@@ -1,0 +1,180 @@
+"""`smoa optimizer propose`: adapters that are missing, from failures that callers corrected; trained and tried where that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from services.optimizer.changelog import Changelog
+from services.optimizer.counting import CountPartition
+from services.optimizer.gaps import Region, regions
+from services.optimizer.gate import MIN_EXAMPLES, Finding, losses
+from services.optimizer.joining import FAILURES
+from services.optimizer.settings import OptimizerSettings
+from services.optimizer.stream import COUNTS
+from smoa.adapter import decode
+from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, tenant_option
+from smoa.client import SmoaClient
+from smoa.errors import FailedPrecondition
+from smoa.reader import consumer_of, partitions_of
+from smoa.settings import from_environment
+from smoa.store import AdapterStore
+from smoa.topics import partition_of
+from smoa.v1 import common_pb2 as common
+from smoa.v1.events_pb2 import Example
+
+TAG = "from-failures"
+MAX_EXAMPLES = 50
+
+
+@click.command("propose")
+@tenant_option
+@kafka_option
+@router_option
+@executor_option
+@click.option("--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL [SMOA_STORE].")
+@click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Write each region's pairs here, as JSONL.")
+@click.option("--train", is_flag=True, help="Train an adapter for each region, try it on a fifth held out, and register what is better.")
+@click.option("--steps", default=300, show_default=True, help="Of training.")
+@click.option("--base-model", envvar="SMOA_BASE_MODEL", default="", help="To train on; as in `smoa adapter train`.")
+@click.option("--min-examples", default=20, show_default=True, help="Of a region; fewer teach nothing.")
+@click.option("--min-uncovered", default=0.5, show_default=True, help="Share of a region's queries for which no adapter was found.")
+@click.option("--min-gain", default=0.1, show_default=True, help="Nats a token by which an adapter must be surer than the base model.")
+@json_lines_option
+def propose_command(
+    tenant: str,
+    kafka: str,
+    router: str,
+    executor: str,
+    store: str,
+    output: Path | None,
+    train: bool,
+    steps: int,
+    base_model: str,
+    min_examples: int,
+    min_uncovered: float,
+    min_gain: float,
+    as_json: bool,
+) -> None:
+    """Find where answers fail and no adapter fits, and learn from the corrections.
+
+    Callers give them with their outcomes (`input`, `corrected_output`). Without --train nothing is changed.
+    """
+
+    async def work() -> list[dict[str, object]]:
+        async with SmoaClient(router=router, executor=executor) as client:
+            learned = [one.created_at_us async for one in client.list_all(tenant, tags=[TAG])]
+            failures = [one for one in await failures_of(kafka, tenant) if one.occurred_at_us > max(learned, default=0)]
+            from smoa.embedding import StaticEmbedder  # the optimizer's own image has no tokenizer
+
+            embed = StaticEmbedder().embed
+            vectors = np.array([embed(one.input) for one in failures], np.float32).reshape(len(failures), -1)
+            lines: list[dict[str, object]] = []
+            for region in regions(vectors, failures, min_examples, min_uncovered):
+                line: dict[str, object] = {
+                    "region": region.name,
+                    "examples": len(region.examples),
+                    "uncovered": region.uncovered,
+                    "newest": region.examples[-1].input,
+                }
+                if output is not None:
+                    output.mkdir(parents=True, exist_ok=True)
+                    line["file"] = str(output / f"{region.name}.jsonl")
+                    (output / f"{region.name}.jsonl").write_text(pairs_of(region.examples))
+                if train:
+                    line |= await learn(client, AdapterStore(store), region, tenant, steps, base_model, min_gain)
+                lines.append(line)
+            return lines
+
+    lines = asyncio.run(work())
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps(line))
+        return
+    if not lines:
+        click.echo(f"no region of {tenant} has {min_examples} corrected failures that no adapter fits")
+        return
+    table = Table(*lines[0], title=f"missing adapters of {tenant}")
+    for line in lines:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in line.values()))
+    Console().print(table)
+    if not train:
+        click.echo("`--output FOLDER` writes their pairs for `smoa adapter train`; `--train` trains, tries and registers them")
+
+
+async def failures_of(kafka: str, tenant: str) -> list[Example]:
+    """A tenant's corrected failures, from the optimizer's changelog, the oldest first.
+
+    Raises:
+        Unavailable: the broker does not answer.
+    """
+    settings = from_environment(OptimizerSettings, os.environ, "SMOA_OPTIMIZER_")
+    key = f"{FAILURES}{tenant}"
+    async with consumer_of(kafka) as consumer:
+        partitions = len(await partitions_of(consumer, COUNTS.name))
+    kept = await Changelog(kafka, COUNTS.name).read(partition_of(key.encode(), partitions)) if partitions else []
+    values = {one.name.decode(): one.value for one in kept}
+    part = CountPartition(settings.half_life_s, values, settings.examples_max_bytes, settings.examples_retention_s)
+    return part.examples.get(key, time.time_ns() // 1000)
+
+
+def pairs_of(examples: Sequence[Example]) -> str:
+    """What `smoa adapter train` reads."""
+    return "".join(json.dumps({"input": one.input, "output": one.output}) + "\n" for one in examples)
+
+
+async def learn(
+    client: SmoaClient, store: AdapterStore, region: Region, tenant: str, steps: int, base_model: str, min_gain: float
+) -> dict[str, object]:
+    """Train an adapter on most of a region, try it on the rest against the base model, and register it if it is better.
+
+    Raises:
+        FailedPrecondition: training failed.
+        grpc.aio.AioRpcError: the executor or the registry cannot.
+    """
+    lessons, held_out = region.split()
+    if len(held_out) < MIN_EXAMPLES:
+        return {"adapter": "", "verdict": f"{len(held_out)} different inputs to try it on, under {MIN_EXAMPLES}"}
+    with TemporaryDirectory() as folder:
+        data, file = Path(folder) / "pairs.jsonl", Path(folder) / "adapter.safetensors"
+        data.write_text(pairs_of(lessons))
+        await _train(data, file, region.name, tenant, steps, base_model)
+        encoded = file.read_bytes()
+    digest = await store.put(encoded)
+    manifest = decode(encoded, digest).manifest
+    ref = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
+    finding: Finding = await losses(client, tenant, [(one, None) for one in held_out], ref)
+    gain = f"{-finding.mean:.2f} nats a token surer than the base model on {len(held_out)} held out"
+    if -finding.mean < min_gain:
+        return {"adapter": "", "verdict": f"not registered: {gain}, under {min_gain:g}"}
+    inputs = list(dict.fromkeys(one.input for one in lessons))[-MAX_EXAMPLES:]
+    made = await client.register(digest, inputs, tenant)
+    return {"adapter": made.adapter_id, "verdict": f"registered: {gain}"}
+
+
+async def _train(data: Path, file: Path, name: str, tenant: str, steps: int, base_model: str) -> None:
+    program = shutil.which("smoa")
+    if program is None:
+        raise FailedPrecondition("train: `smoa` is not on the path; run this where `make setup` or the executor's image has put it")
+    command = [program, "adapter", "train", str(data), "-o", str(file), "--name", name, "--tenant", tenant, "--tag", TAG]
+    command += ["--steps", str(steps), *(["--base-model", base_model] if base_model else [])]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    try:
+        _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise FailedPrecondition(f"train: {' '.join(command)} failed: {said.decode(errors='replace').strip()[-500:]}")
