@@ -15,6 +15,7 @@ import grpc
 
 from services.optimizer.gate import Gate
 from services.optimizer.merging import checked_method, merged
+from services.optimizer.metrics import OptimizerMetrics
 from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.reporting import Reporter
@@ -24,6 +25,7 @@ from services.optimizer.transport import mend
 from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
+from smoa.metrics import serve_metrics
 from smoa.store import AdapterStore
 from smoa.topics import TOPICS, ensure_topics
 
@@ -177,6 +179,12 @@ def build(settings: OptimizerSettings) -> faust.App:
                 heartbeat.write_text(str(os.getpid()))
             was_settled = settled()
             await asyncio.sleep(HEARTBEAT_S)
+
+    @app.task()
+    async def measure() -> None:
+        """Serve metrics."""
+        async with serve_metrics(settings.metrics_address, OptimizerMetrics(join, count).registry):
+            await asyncio.Event().wait()
 
     @app.task()
     async def watch() -> None:

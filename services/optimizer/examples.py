@@ -28,7 +28,7 @@ class ExamplePartition:
         self._most_bytes, self._retention_us = most_bytes, int(retention_s * 1e6)
         self._values: OrderedDict[str, bytes] = OrderedDict(values)
         """The one that changed last comes last."""
-        self._held_bytes = sum(map(len, self._values.values()))
+        self.held_bytes = sum(map(len, self._values.values()))
 
     def get(self, key: str, now_us: int) -> list[Example]:
         """Examples of an adapter, or of a tenant's failures, the oldest first; none that is older than the retention."""
@@ -47,7 +47,7 @@ class ExamplePartition:
             value = ExampleSet(examples=[kept[place].SerializeToString() for place in sorted(kept)]).SerializeToString()
             if value != self._values.get(key):
                 changed[key] = value
-        held = self._held_bytes + sum(len(value or b"") - len(self._values.get(key, b"")) for key, value in changed.items())
+        held = self.held_bytes + sum(len(value or b"") - len(self._values.get(key, b"")) for key, value in changed.items())
         for key, value in self._values.items():
             if held <= self._most_bytes:
                 break
@@ -59,10 +59,10 @@ class ExamplePartition:
     def apply(self, values: Mapping[str, bytes | None]) -> None:
         """Take what is durable."""
         for key, value in values.items():
-            self._held_bytes -= len(self._values.pop(key, b""))
+            self.held_bytes -= len(self._values.pop(key, b""))
             if value is not None:
                 self._values[key] = value
-                self._held_bytes += len(value)
+                self.held_bytes += len(value)
 
     def _kept(self, value: bytes, now_us: int) -> dict[bytes, Example]:
         found = map(Example.FromString, ExampleSet.FromString(value).examples)

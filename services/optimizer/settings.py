@@ -58,6 +58,8 @@ class OptimizerSettings:
     """Where a merge's child is tried on its parents' examples before it is put on trial; empty: nowhere."""
     gate_max_loss: float = 0.1
     """Nats a token by which a child may be less sure of its parents' right answers than they are."""
+    metrics_address: str = ""
+    """host:port of Prometheus metrics; empty: none."""
     half_life_s: float = 7 * 86400.0
     """After this long an event weighs half as much in the recent counts."""
     max_family: int = 20_000

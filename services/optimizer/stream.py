@@ -76,6 +76,7 @@ class Stage(ABC, Generic[P]):
         self._lock = asyncio.Lock()
         self._moved_s = time.monotonic()
         self._failures = self._refused = 0
+        self.done_events = self.dead_letters = self.begun_again = 0
         self.generation = -1
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
@@ -100,6 +101,13 @@ class Stage(ABC, Generic[P]):
             logging.shutdown()
             os._exit(70)
 
+    def lag(self) -> dict[str, int]:
+        """Messages of each topic that were there at the last fetch and are not done, in this worker's partitions. From any thread."""
+        found = dict.fromkeys(self.topics, 0)
+        for tp, place in list(self._next.items()):
+            found[tp.topic] += max(0, self._consumer.newest(tp) - place)
+        return found
+
     async def _finish(self, messages: Sequence[Any]) -> None:
         delay_s = RETRY_S[0]
         self._refused = 0
@@ -110,8 +118,10 @@ class Stage(ABC, Generic[P]):
                         self._refused = 0
                         return
                 self._refused += 1
+                self.begun_again += 1
             except Unavailable as error:
                 self._failures += 1
+                self.begun_again += 1
                 _log.warning("a batch of %d messages begins again: %s", len(messages), error)
             await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
             delay_s = min(2 * delay_s, RETRY_S[1])
@@ -149,6 +159,7 @@ class Stage(ABC, Generic[P]):
                     letters.append(buried(Received(*place, 0, one.key or b"", one.value or b"", "", 0), str(error)))
         if taken and not await self._process(work, begins, letters):
             return False
+        self.done_events += sum(map(len, work.values()))
         self._next |= ends
         self._to_commit |= ends
         if self._to_commit:
@@ -271,6 +282,7 @@ class Stage(ABC, Generic[P]):
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool: ...
 
     async def _emit(self, events: Sequence[Event], tombstones: Sequence[Record] = ()) -> None:
+        self.dead_letters += sum(one.topic == DEAD_LETTER for one in events)
         records = records_of([(one, 0) for one in events], dict.fromkeys((one.topic for one in events), self._settings.partitions))
         if records or tombstones:
             await self._outbox.send([*records, *tombstones])

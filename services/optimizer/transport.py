@@ -57,6 +57,13 @@ class Consumer(driver.Consumer):
         """
         return await self._ask(self._ends(where), f"no end of {where[0].topic}")
 
+    def newest(self, tp: TP) -> int:
+        """The end of a partition's log at the last fetch; 0 before the first."""
+        try:
+            return self._thread.highwater(tp) or 0
+        except (AssertionError, IllegalStateError):  # it has been taken away
+            return 0
+
     async def _ask(self, asking: Coroutine[object, object, T], what: str) -> T:
         """Let the client's own loop do it, in time."""
         asked = asyncio.run_coroutine_threadsafe(asking, self._thread.thread_loop)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -17,13 +19,14 @@ from rich.table import Table
 
 from services.router.app import open_index
 from services.router.journal import Journal, rebuild
+from services.router.learning import Step, next_step
 from services.router.news import RANKER_KEY
-from services.router.ranker import FEATURES, Ranker
+from services.router.ranker import FEATURES, Ranker, builtin
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
 from smoa.cli.options import kafka_option
 from smoa.embedding import StaticEmbedder
-from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
@@ -43,6 +46,7 @@ def router_group() -> None:
     Learn a ranker:      smoa router train log.jsonl -o ranker.json
     Judge it:            smoa router eval log.jsonl --ranker ranker.json
     Use it everywhere:   smoa router publish ranker.json
+    All of it, for ever: smoa router learn --every 3600
     A lost index:        smoa router rebuild
 
     Only decisions of `--strategy learned` teach: it notes what it considered, and how likely each was to come first.
@@ -56,20 +60,12 @@ def log_command(output: Path, kafka: str) -> None:
     """Write the learned decisions in Kafka that have an outcome: {"decision", "outcome"} a line."""
 
     async def work() -> None:
-        decisions: dict[str, router_pb2.Decision] = {}
         written = 0
-        async for message in _events(kafka, DECISIONS):
-            if isinstance(message, router_pb2.Decision) and message.ranked:
-                decisions[message.decision_id] = message
         with output.open("w") as file:
-            async for message in _events(kafka, OUTCOMES):
-                if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.pop(message.decision_id, None)) is not None:
-                    if [one.adapter_id for one in decision.adapters[:1]] != [decision.ranked[0].adapter_id]:
-                        continue  # a canary answered in the place of what was ranked
-                    line = {"decision": MessageToDict(decision), "outcome": MessageToDict(message)}
-                    file.write(json.dumps(line) + "\n")
-                    written += 1
-        click.echo(f"{written:,} decisions with outcomes in {output}; {len(decisions):,} have none yet")
+            async for decision, outcome in _joined(kafka):
+                file.write(json.dumps({"decision": MessageToDict(decision), "outcome": MessageToDict(outcome)}) + "\n")
+                written += 1
+        click.echo(f"{written:,} decisions with outcomes in {output}")
 
     asyncio.run(work())
 
@@ -120,8 +116,61 @@ def publish_command(path: Path, kafka: str, anyway: bool) -> None:
     ranker = Ranker.from_bytes(data)
     if not anyway and not beats_hybrid(ranker):
         raise FailedPrecondition("ranker: did not beat hybrid on held-out outcomes; collect more, or say --anyway")
-    asyncio.run(_announce(kafka, data))
+
+    async def work() -> None:
+        current, _ = await announced(kafka)
+        await _announce(kafka, ranker, current, "smoa router publish", ranker.report)
+
+    asyncio.run(work())
     click.echo(f"ranker {ranker.version} is announced")
+
+
+@router_group.command("learn")
+@kafka_option
+@click.option("--every", default=0.0, help="Do it again after so many seconds; 0 means once.")
+@click.option("--days", default=30.0, show_default=True, help="How far back decisions teach.")
+@click.option("--without", multiple=True, metavar="TENANT", help="Learn nothing from this tenant's decisions; may repeat.")
+@click.option("--dry-run", is_flag=True, help="Announce nothing.")
+@json_option
+def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Learn from what is in Kafka and announce the ranker if it is better than hybrid and than the current one, on outcomes it did not see.
+
+    A ranker whose own decisions turn out worse than hybrid's would have been is taken back: the one before it is announced again.
+    """
+
+    async def once() -> dict[str, object]:
+        current, previous = await announced(kafka)
+        since_us = int((time.time() - days * 86400) * 1e6)
+        logged = []
+        async for decision, outcome in _joined(kafka):
+            if decision.decided_at_us >= since_us and decision.tenant not in without:
+                with suppress(InvalidArgument):  # of another version's features
+                    logged.append(logged_of(decision, outcome, decision.decision_id))
+        try:
+            step = await asyncio.to_thread(next_step, logged, current, previous)
+        except FailedPrecondition as error:
+            step = Step(None, None, str(error))
+        if step.ranker is not None and not dry_run:
+            await _announce(kafka, step.ranker, step.previous, step.reason, step.evidence)
+        said = step.ranker.version if step.ranker else ""
+        return {"current": current.version, "announced": said, "reason": step.reason, "outcomes": len(logged), **step.evidence}
+
+    async def work() -> None:
+        while True:
+            try:
+                done = await once()
+            except Unavailable as error:
+                if not every:
+                    raise
+                click.echo(f"tried again in {every:g} s: {error}", err=True)
+            else:
+                told = f"announced {done['announced']}" if done["announced"] else f"kept {done['current']}"
+                click.echo(json.dumps(done) if as_json else f"{told}: {done['reason']}")
+            if not every:
+                return
+            await asyncio.sleep(every)
+
+    asyncio.run(work())
 
 
 @router_group.command("rebuild")
@@ -177,10 +226,20 @@ def _logged(line: str, where: str) -> Logged:
         outcome = ParseDict(body["outcome"], feedback_pb2.Outcome(), ignore_unknown_fields=True)
     except (ValueError, KeyError, TypeError, ParseError) as error:
         raise InvalidArgument(where, f"is not a decision with its outcome ({error})", "write it with `smoa router log`") from error
+    return logged_of(decision, outcome, where)
+
+
+def logged_of(decision: router_pb2.Decision, outcome: feedback_pb2.Outcome, where: str) -> Logged:
+    """What training reads of a decision and its outcome.
+
+    Raises:
+        InvalidArgument: its features are of another version.
+    """
     features = np.array([one.features for one in decision.ranked], np.float64)
     if features.ndim != 2 or features.shape[1] != len(FEATURES) or not np.isfinite(features).all():
         raise InvalidArgument(where, "has no features of this version", "log decisions of the learned strategy, made by this version")
-    return Logged(features, np.array([one.propensity for one in decision.ranked]), float(outcome.success), decision.decided_at_us)
+    propensities = np.array([one.propensity for one in decision.ranked])
+    return Logged(features, propensities, float(outcome.success), decision.decided_at_us, decision.ranker)
 
 
 def _show(estimates: dict[str, Estimate]) -> None:
@@ -190,11 +249,54 @@ def _show(estimates: dict[str, Estimate]) -> None:
     Console().print(table)
 
 
-async def _announce(kafka: str, artefact: bytes) -> None:
+async def _announce(kafka: str, ranker: Ranker, previous: Ranker | None, reason: str, evidence: Mapping[str, float]) -> None:
     message = events_pb2.LifecycleEvent(
-        adapter_id=RANKER_KEY, action=events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED, ranker=artefact, reason="smoa router publish"
+        adapter_id=RANKER_KEY,
+        action=events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED,
+        ranker=ranker.to_bytes(),
+        previous_ranker=previous.to_bytes() if previous else b"",
+        reason=reason,
+        evidence=evidence,
+        occurred_at_us=time.time_ns() // 1000,
     )
     await send_once(kafka, [event(LIFECYCLE, RANKER_KEY, message)])
+
+
+async def announced(kafka: str) -> tuple[Ranker, Ranker | None]:
+    """The ranker that was announced last, and the one before it.
+
+    One that this version cannot read is none: its routers cannot, either.
+
+    Raises:
+        Unavailable: the broker does not answer.
+    """
+    last: events_pb2.LifecycleEvent | None = None
+    async for message in _events(kafka, LIFECYCLE):
+        if isinstance(message, events_pb2.LifecycleEvent) and message.ranker:
+            last = message
+    return (_read(last.ranker) if last else None) or builtin(), _read(last.previous_ranker) if last else None
+
+
+def _read(artefact: bytes) -> Ranker | None:
+    try:
+        return Ranker.from_bytes(artefact) if artefact else None
+    except InvalidArgument:
+        return None
+
+
+async def _joined(kafka: str) -> AsyncIterator[tuple[router_pb2.Decision, feedback_pb2.Outcome]]:
+    """Learned decisions and their outcomes."""
+    decisions: dict[str, router_pb2.Decision] = {}
+    async for message in _events(kafka, DECISIONS):
+        if isinstance(message, router_pb2.Decision) and message.ranked:
+            decisions[message.decision_id] = message
+    async for message in _events(kafka, OUTCOMES):
+        if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.get(message.decision_id)) is not None:
+            if decision.tenant != (message.tenant or "public"):
+                continue  # anybody can name a decision; only who asked for it may judge it
+            del decisions[message.decision_id]
+            if [one.adapter_id for one in decision.adapters[:1]] == [decision.ranked[0].adapter_id]:  # else a canary answered in its place
+                yield decision, message
 
 
 async def _events(kafka: str, topic: str) -> AsyncIterator[Message]:

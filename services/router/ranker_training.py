@@ -33,6 +33,8 @@ class Logged:
     propensities: Numbers
     success: float
     decided_at_us: int = 0
+    ranker: str = ""
+    """Version of the ranker that ordered them."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Estimate:
     error: float
 
 
-def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
+def train(logged: Sequence[Logged], rival: Ranker | None = None) -> Ranker:
     """A ranker of the log. Its report holds what one of half of the earlier log, hybrid, and the policy of the log reached on the latest
-    fifth, by a reward model of the other half: a model that judged itself would believe its own luck.
+    fifth, by a reward model of the other half: a model that judged itself would believe its own luck; and its lead over a `rival`.
 
     Raises:
         FailedPrecondition: too few outcomes, or all of them the same.
@@ -58,9 +60,9 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
     cut = int(len(ordered) * (1 - HELD_OUT))
     early, late = ordered[:cut], ordered[cut:]
     tried, rewards = fit(early[::2]), fit(early[1::2])
-    by_learned, by_hybrid = ([_value(policy, one, rewards) for one in late] for policy in (tried, None))
-    learned, hybrid = _estimate(by_learned), _estimate(by_hybrid)
-    lead = _estimate(np.subtract(by_learned, by_hybrid).tolist())  # decision by decision
+    by_learned, by_hybrid = values(tried, late, rewards), values(None, late, rewards)
+    learned, hybrid = estimate(by_learned), estimate(by_hybrid)
+    lead = estimate(np.subtract(by_learned, by_hybrid).tolist())  # decision by decision
     report = {
         "outcomes": float(len(ordered)),
         "held_out": float(len(late)),
@@ -72,12 +74,20 @@ def train(logged: Sequence[Logged], seed: int = 0) -> Ranker:
         "lead": lead.success,
         "lead_error": lead.error,
     }
+    if rival is not None:
+        ahead = estimate(np.subtract(by_learned, values(rival, late, rewards)).tolist())
+        report |= {"rival_lead": ahead.success, "rival_lead_error": ahead.error}
     return replace(fit(ordered), report=report)
 
 
 def beats_hybrid(ranker: Ranker) -> bool:
     """Its report says that it is worth publishing: it leads, and that its lead is luck has a probability of 5 % or less."""
     return ranker.report.get("lead", 0.0) > _SURE * ranker.report.get("lead_error", 0.0)
+
+
+def beats_rival(ranker: Ranker) -> bool:
+    """The same of its lead over the ranker that it was compared with."""
+    return ranker.report.get("rival_lead", 0.0) > _SURE * ranker.report.get("rival_lead_error", 0.0)
 
 
 def fit(logged: Sequence[Logged]) -> Ranker:
@@ -118,7 +128,12 @@ def _newton(inputs: Numbers, wanted: Numbers, weights: Numbers) -> Numbers:
 
 def evaluate(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> Estimate:
     """Doubly robust estimate of what a policy's first choices (None: hybrid's) would have reached on a log; `rewards` predicts success."""
-    return _estimate([_value(policy, one, rewards) for one in logged])
+    return estimate(values(policy, logged, rewards))
+
+
+def values(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> list[float]:
+    """The estimate's terms, one for each decision."""
+    return [_value(policy, one, rewards) for one in logged]
 
 
 def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:
@@ -132,5 +147,6 @@ def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:
     return value
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
-    return Estimate(float(np.mean(values)), float(np.std(values) / max(len(values), 1) ** 0.5))
+def estimate(terms: Sequence[float]) -> Estimate:
+    """Mean of some terms, and its standard error."""
+    return Estimate(float(np.mean(terms)), float(np.std(terms) / max(len(terms), 1) ** 0.5))

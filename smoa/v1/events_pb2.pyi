@@ -109,7 +109,7 @@ class Example(_message.Message):
     def __init__(self, key: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
-    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "evidence")
+    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "previous_ranker", "evidence")
     class EvidenceEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class LifecycleEvent(_message.Message):
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     RANKER_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_RANKER_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     tenant: str
@@ -136,8 +137,9 @@ class LifecycleEvent(_message.Message):
     parents: _containers.RepeatedScalarFieldContainer[str]
     digest: str
     ranker: bytes
+    previous_ranker: bytes
     evidence: _containers.ScalarMap[str, float]
-    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., previous_ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
     __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving")

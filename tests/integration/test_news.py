@@ -21,15 +21,16 @@ from qdrant_client import AsyncQdrantClient
 from services.local import free_port
 from services.router.app import build
 from services.router.cache import RoutingCache
-from services.router.commands import _announce, read_logs, router_group
+from services.router.commands import _announce, announced, read_logs, router_group
 from services.router.index_server import ServerIndex
-from services.router.news import News
-from services.router.ranker import builtin
+from services.router.news import RANKER_KEY, News
+from services.router.ranker import Ranker, builtin
 from services.router.routing import Router
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, event, headers
+from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, event, headers
+from smoa.outbox import send_once
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, adapter_file
@@ -146,8 +147,11 @@ async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(repl
         await until(f"replica {replica} knowing the outcomes", 20, prefers_the_good)
 
     published = dataclasses.replace(builtin(), version="by-hand", report={"learned_success": 0.9, "hybrid_success": 0.5})
-    await _announce(replicas.kafka.bootstrap, b"no artefact")
-    await _announce(replicas.kafka.bootstrap, published.to_bytes())
+    no_artefact = events_pb2.LifecycleEvent(
+        adapter_id=RANKER_KEY, action=events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED, ranker=b"no artefact"
+    )
+    await send_once(replicas.kafka.bootstrap, [event(LIFECYCLE, RANKER_KEY, no_artefact)])
+    await _announce(replicas.kafka.bootstrap, published, None, "by hand", {})
     for replica in (0, 1):
 
         async def decides_with_it(replica: int = replica) -> bool:
@@ -212,7 +216,7 @@ async def test_a_ranker_published_while_the_only_router_was_down_is_taken(kafka:
         await client.register(await AdapterStore(settings.store).put(adapter_file()), KNEES)
         assert (await client.route(QUERY, base_model="base-a", strategy=LEARNED)).ranker == "builtin"
     for version in ("first", "second"):
-        await _announce(kafka.bootstrap, dataclasses.replace(builtin(), version=version).to_bytes())
+        await _announce(kafka.bootstrap, dataclasses.replace(builtin(), version=version), None, "by hand", {})
     async with router() as client:
 
         async def decides_with_it() -> bool:
@@ -298,6 +302,12 @@ async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, t
         return (await replicas.route(1, strategy=LEARNED)).ranker == str(report["version"])
 
     await until("the trained ranker in use", 20, decides_with_it)
+    assert await announced(replicas.kafka.bootstrap) == (Ranker.from_bytes(Path(ranker).read_bytes()), builtin())
+    done = json.loads(await smoa("learn", "--dry-run", "--json", "--kafka", replicas.kafka.bootstrap))
+    assert (done["current"], done["outcomes"]) == (report["version"], 260)
+    assert done["rival_lead"] == pytest.approx(0.0, abs=4 * done["rival_lead_error"] + 0.05), "it learned from the same outcomes"
+    without = json.loads(await smoa("learn", "--dry-run", "--json", "--without", "public", "--kafka", replicas.kafka.bootstrap))
+    assert without["reason"].startswith("log: holds 0 outcomes")
 
 
 @pytest.mark.parametrize("line", ["", "{}", '{"decision": {}, "outcome": {}}', '{"decision": {"nonsense": 1}}', "[1]"])

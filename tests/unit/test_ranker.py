@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from services.router.library import Statistics
 from services.router.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
 from services.router.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
-from services.router.ranker_training import Logged, beats_hybrid, evaluate, fit, train
+from services.router.ranker_training import beats_hybrid, evaluate, fit, train
 from smoa.errors import FailedPrecondition, InvalidArgument
+from tests.unit.ranker_support import success_log
 
 UNTRIED = Posterior(1.2, 0.8)
 
@@ -130,28 +131,14 @@ def test_what_is_no_artefact_is_refused(data: bytes) -> None:
         Ranker.from_bytes(data)
 
 
-def _log(count: int, seed: int = 0, *, against: bool = False) -> list[Logged]:
-    """Success hangs on the feature `success`, and not on the score; tried uniformly of three."""
-    rng, logged = np.random.default_rng(seed), []
-    for number in range(count):
-        posteriors = [Posterior(*rng.uniform(1, 9, 2)) for _ in range(3)]
-        scores = rng.uniform(0.4, 0.5, 3)
-        features = np.array(
-            [considered("a", s, scores.max(), s, 0.0, p, 5.0, 1.0, 3).features for s, p in zip(scores, posteriors, strict=True)]
-        )
-        chance = 1 - posteriors[0].mean if against else posteriors[0].mean
-        logged.append(Logged(features, np.full(3, 1 / 3), float(rng.random() < chance), number))
-    return logged
-
-
 def test_training_finds_what_success_hangs_on() -> None:
-    ranker = train(_log(3000))
+    ranker = train(success_log(3000))
     weights = dict(zip(FEATURES, ranker.weights, strict=True))
     assert weights["success"] > 3 * abs(weights["score"])
     assert ranker.report["learned_success"] > ranker.report["hybrid_success"] + 0.05
     assert ranker.report["lead"] > 3 * ranker.report["lead_error"] > 0
     assert beats_hybrid(ranker)
-    assert train(_log(3000)) == ranker, "the same log gives the same ranker"
+    assert train(success_log(3000)) == ranker, "the same log gives the same ranker"
 
 
 def test_luck_is_not_published() -> None:
@@ -159,18 +146,18 @@ def test_luck_is_not_published() -> None:
     published = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        ranker = train([dataclasses.replace(one, success=float(rng.random() < 0.5)) for one in _log(400, seed)])
+        ranker = train([dataclasses.replace(one, success=float(rng.random() < 0.5)) for one in success_log(400, seed)])
         published += beats_hybrid(ranker)
     assert published <= 3
 
 
 def test_a_weight_never_turns_against_what_its_feature_means() -> None:
-    ranker = fit(_log(2000, against=True))
+    ranker = fit(success_log(2000, against=True))
     assert all(weight >= 0 for name, weight in zip(FEATURES, ranker.weights, strict=True) if name in RISING)
 
 
 def test_the_estimate_of_another_policy_is_about_right() -> None:
-    logged, ranker = _log(6000), fit(_log(3000, seed=1))
+    logged, ranker = success_log(6000), fit(success_log(3000, seed=1))
     best = np.mean([max(1 / (1 + np.exp(-one.features[:, FEATURES.index("success")]))) for one in logged])
     found = evaluate(ranker, logged, ranker)
     assert found.success == pytest.approx(best, abs=4 * found.error + 0.02)
@@ -178,6 +165,6 @@ def test_the_estimate_of_another_policy_is_about_right() -> None:
 
 def test_too_little_is_not_learned_from() -> None:
     with pytest.raises(FailedPrecondition, match=r"^log: holds 10 outcomes .* 200 are needed"):
-        train(_log(10))
+        train(success_log(10))
     with pytest.raises(FailedPrecondition, match=r"^log: every outcome in it is the same"):
-        train([dataclasses.replace(one, success=1.0) for one in _log(300)])
+        train([dataclasses.replace(one, success=1.0) for one in success_log(300)])
