@@ -80,6 +80,8 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
         verdict = entry.verdicts.add(tenant=tenant, success=outcome.success, position=position, reported_at_us=outcome.reported_at_us)
         if outcome.HasField("score"):
             verdict.score = outcome.score
+        if not entry.decided:
+            verdict.input, verdict.output, verdict.corrected_output = outcome.input, outcome.output, outcome.corrected_output
     elif verdict.position != position:
         return []
     if not entry.decided or entry.early:
@@ -87,9 +89,9 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
 
 
-def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int) -> Example | None:
-    """What can be learned from an outcome that was joined just now: only from the one that counts, and if it came after its decision."""
-    if not entry.decided or not entry.verdicts or entry.verdicts[0].position != position or not outcome.input:
+def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Example | None:
+    """What can be learned from the outcome that counts for a decision, if it gave its texts."""
+    if not outcome.input:
         return None
     if outcome.success and outcome.output and entry.adapter_ids:
         _, key = max(zip(entry.weights, entry.adapter_ids, strict=True))
@@ -104,7 +106,7 @@ def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int) -
         tenant=entry.tenant,
         input=outcome.input,
         output=output,
-        occurred_at_us=outcome.reported_at_us,
+        occurred_at_us=outcome.reported_at_us or entry.decided_at_us,
         adapter_ids=() if outcome.success else entry.adapter_ids,
     )
 
@@ -188,7 +190,8 @@ class JoinPartition(Generic[N]):
     def plan(self, events: Sequence[Received], now_us: int) -> JoinPlan:
         """What the events come to; nothing is changed."""
         plan = JoinPlan()
-        for one in events:
+        # Decisions first: an outcome that waits for its decision keeps its texts meanwhile. Lanes may interleave in any way.
+        for one in sorted(events, key=lambda one: one.topic != DECISIONS):
             try:
                 self._plan_one(plan, one, now_us)
             except InvalidArgument as error:
@@ -206,13 +209,17 @@ class JoinPartition(Generic[N]):
                 plan.misplaced.append(one)  # its sender places keys otherwise than Kafka's own clients
                 return
             entry = JoinEntry.FromString(known[1]) if known else JoinEntry(decision_id=decision_id, first_seen_us=now_us)
+        example = None
         if isinstance(message, router_pb2.Decision):
             made = join_decision(entry, message, one.position, self._lanes[DECISIONS])
+            if entry.early and entry.decided_position == one.position:
+                example = example_of(entry, entry.verdicts[0])
         else:
             made = join_outcome(entry, message, one.position, self._lanes[OUTCOMES])
-            example = example_of(entry, message, one.position)
-            if example is not None and "*" not in self._no_examples and example.tenant not in self._no_examples:
-                plan.effects.append(event(EXAMPLES, example.key, example))
+            if entry.decided and not entry.early and entry.verdicts[0].position == one.position:
+                example = example_of(entry, message)
+        if example is not None and "*" not in self._no_examples and example.tenant not in self._no_examples:
+            plan.effects.append(event(EXAMPLES, example.key, example))
         plan.entries[decision_id] = entry
         plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]
 
@@ -267,6 +274,7 @@ class JoinPartition(Generic[N]):
                     )
                     if verdict.HasField("score"):
                         outcome.score = verdict.score
+                    outcome.input, outcome.output, outcome.corrected_output = verdict.input, verdict.output, verdict.corrected_output
                     place = divmod(verdict.position, MAX_PACKED)
                     yield Received(OUTCOMES, self._partition, *place, decision_id.encode(), outcome.SerializeToString(), "", 0)
 

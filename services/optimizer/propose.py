@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ MAX_EXAMPLES = 50
 @click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Write each region's pairs here, as JSONL.")
 @click.option("--train", is_flag=True, help="Train an adapter for each region, try it on a fifth held out, and register what is better.")
 @click.option("--steps", default=300, show_default=True, help="Of training.")
+@click.option("--learning-rate", type=float, default=None, help="Of training; default: as in `smoa adapter train`.")
 @click.option("--base-model", envvar="SMOA_BASE_MODEL", default="", help="To train on; as in `smoa adapter train`.")
 @click.option("--min-examples", default=20, show_default=True, help="Of a region; fewer teach nothing.")
 @click.option("--min-uncovered", default=0.5, show_default=True, help="Share of a region's queries for which no adapter was found.")
@@ -61,6 +63,7 @@ def propose_command(
     output: Path | None,
     train: bool,
     steps: int,
+    learning_rate: float | None,
     base_model: str,
     min_examples: int,
     min_uncovered: float,
@@ -71,6 +74,8 @@ def propose_command(
 
     Callers give them with their outcomes (`input`, `corrected_output`). Without --train nothing is changed.
     """
+    training = ["--steps", str(steps), *(["--base-model", base_model] if base_model else [])]
+    training += [] if learning_rate is None else ["--learning-rate", str(learning_rate)]
 
     async def work() -> list[dict[str, object]]:
         async with SmoaClient(router=router, executor=executor) as client:
@@ -79,7 +84,7 @@ def propose_command(
             from smoa.embedding import StaticEmbedder  # the optimizer's own image has no tokenizer
 
             embed = StaticEmbedder().embed
-            vectors = np.array([embed(one.input) for one in failures], np.float32).reshape(len(failures), -1)
+            vectors = np.stack([embed(one.input) for one in failures]) if failures else np.zeros((0, 1), np.float32)
             lines: list[dict[str, object]] = []
             for region in regions(vectors, failures, min_examples, min_uncovered):
                 line: dict[str, object] = {
@@ -93,7 +98,7 @@ def propose_command(
                     line["file"] = str(output / f"{region.name}.jsonl")
                     (output / f"{region.name}.jsonl").write_text(pairs_of(region.examples))
                 if train:
-                    line |= await learn(client, AdapterStore(store), region, tenant, steps, base_model, min_gain)
+                    line |= await learn(client, AdapterStore(store), region, tenant, training, min_gain)
                 lines.append(line)
             return lines
 
@@ -135,7 +140,7 @@ def pairs_of(examples: Sequence[Example]) -> str:
 
 
 async def learn(
-    client: SmoaClient, store: AdapterStore, region: Region, tenant: str, steps: int, base_model: str, min_gain: float
+    client: SmoaClient, store: AdapterStore, region: Region, tenant: str, training: Sequence[str], min_gain: float
 ) -> dict[str, object]:
     """Train an adapter on most of a region, try it on the rest against the base model, and register it if it is better.
 
@@ -149,7 +154,7 @@ async def learn(
     with TemporaryDirectory() as folder:
         data, file = Path(folder) / "pairs.jsonl", Path(folder) / "adapter.safetensors"
         data.write_text(pairs_of(lessons))
-        await _train(data, file, region.name, tenant, steps, base_model)
+        await _train(data, file, ["--name", region.name, "--tenant", tenant, "--tag", TAG, *training])
         encoded = file.read_bytes()
     digest = await store.put(encoded)
     manifest = decode(encoded, digest).manifest
@@ -163,12 +168,11 @@ async def learn(
     return {"adapter": made.adapter_id, "verdict": f"registered: {gain}"}
 
 
-async def _train(data: Path, file: Path, name: str, tenant: str, steps: int, base_model: str) -> None:
-    program = shutil.which("smoa")
+async def _train(data: Path, file: Path, options: Sequence[str]) -> None:
+    program = shutil.which("smoa", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if program is None:
         raise FailedPrecondition("train: `smoa` is not on the path; run this where `make setup` or the executor's image has put it")
-    command = [program, "adapter", "train", str(data), "-o", str(file), "--name", name, "--tenant", tenant, "--tag", TAG]
-    command += ["--steps", str(steps), *(["--base-model", base_model] if base_model else [])]
+    command = [program, "adapter", "train", str(data), "-o", str(file), *options]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
     try:
         _, said = await process.communicate()

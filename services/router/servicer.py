@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
@@ -89,6 +90,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
             raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
         outcome.tenant = checked_tenant(outcome.tenant)
         check_example(outcome, "outcome.")
+        outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
         self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
         return feedback_pb2.ReportOutcomeResponse()
 

@@ -39,18 +39,24 @@ class JoinEntry(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tenant", "success", "position", "reported_at_us", "score")
+    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    CORRECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     success: bool
     position: int
     reported_at_us: int
     score: float
-    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+    input: str
+    output: str
+    corrected_output: str
+    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
     __slots__ = ("tenants", "tasks", "together", "applied", "producers")

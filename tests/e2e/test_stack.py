@@ -311,31 +311,3 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     code, _, err = await smoa(world, "route", "x", "--executor", "127.0.0.1:1")
     expected = "error: UNAVAILABLE: no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR\n"
     assert (code, err) == (1, expected)
-
-
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("world", ["embedded"], indirect=True)
-async def test_an_adapter_is_learned_from_what_callers_corrected(world: World) -> None:
-    await world.register("med_department")
-    pairs = JOBS["log_severity"].generate("train", 45, 1)
-    for pair in pairs:
-        decision = await world.client.route(pair.input, base_model=world.base_model)
-        await world.client.report(decision, success=False, input_text=pair.input, output="?", corrected_output=pair.output)
-    where = ("--kafka", world.stack.kafka_bootstrap, "--json")
-
-    async def seen() -> bool:
-        code, out, err = await smoa(world, "optimizer", "propose", *where)
-        assert code == 0, err
-        return [json.loads(line)["examples"] for line in out.splitlines()] == [len(pairs)]
-
-    await until("one region of failures", 60, seen)
-    code, out, err = await smoa(world, "optimizer", "propose", "--train", "--steps", "20", *where)
-    assert code == 0, err
-    [line] = map(json.loads, out.splitlines())
-    assert line["verdict"].startswith("registered: "), line
-    learned = await world.client.get(line["adapter"])
-    assert (list(learned.tags), learned.kind) == (["from-failures"], common.ADAPTER_KIND_LORA_XS)
-    chosen = await world.client.route(JOBS["log_severity"].generate("test", 1, 2)[0].input, base_model=world.base_model)
-    assert [one.adapter_id for one in chosen.adapters] == [learned.adapter_id]
-    code, out, err = await smoa(world, "optimizer", "propose", *where)
-    assert (code, out) == (0, ""), "what was learned from is not proposed again"

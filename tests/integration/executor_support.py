@@ -34,6 +34,7 @@ class World:
     client: SmoaClient
     store: AdapterStore
     base_model: str
+    address: str
 
     async def adapter(self, seed: int, weight: float = 1.0, size: float = 1.0, **changes: object) -> common.WeightedAdapter:
         """A random lora_xs adapter in the store, as a decision would name it."""
@@ -101,8 +102,9 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
     async with AsyncExitStack() as stack:
         server = await build(settings, stack)
         await server.ready()
-        client = await stack.enter_async_context(SmoaClient(executor=f"127.0.0.1:{server.port}"))
-        made = World(client, AdapterStore(settings.store), fingerprint(folder))
+        address = f"127.0.0.1:{server.port}"
+        client = await stack.enter_async_context(SmoaClient(executor=address))
+        made = World(client, AdapterStore(settings.store), fingerprint(folder), address)
         yield made
         await made.idle()
         engines[0].scheduler.check_integrity()

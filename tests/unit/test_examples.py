@@ -12,7 +12,7 @@ from services.optimizer.counting import EXAMPLES_OF, CountPartition
 from services.optimizer.examples import MOST, MOST_FAILURES, ExamplePartition
 from services.optimizer.gate import MIN_EXAMPLES, Finding
 from services.optimizer.joining import JoinPartition
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Received, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, Received, event
 from smoa.v1.common_pb2 import WeightedAdapter
 from smoa.v1.events_pb2 import Example
 from smoa.v1.feedback_pb2 import Outcome
@@ -98,16 +98,28 @@ def test_counts_and_examples_come_back_from_their_names() -> None:
     assert (again.examples.get("a", NOW_US), list(again)) == ([example], [])
 
 
-def _joined(outcome: Outcome, *, no_examples: str = "", adapters: Sequence[tuple[str, float]] = (("a", 0.4), ("b", 0.6))) -> list[Example]:
+def _joined(
+    outcome: Outcome,
+    *,
+    early: bool = False,
+    no_examples: str = "",
+    adapters: Sequence[tuple[str, float]] = (("a", 0.4), ("b", 0.6)),
+) -> list[Example]:
+    """The examples of a decision and its outcome, whichever comes first; each event has the same effects when it comes again."""
     part = JoinPartition[int](0, 1, (), frozenset(no_examples.split(",")))
-    decision = Decision(
-        decision_id="d", tenant="t", adapters=[WeightedAdapter(adapter_id=name, weight=weight) for name, weight in adapters]
-    )
-    said = [event(DECISIONS, "d", decision), event(OUTCOMES, "d", outcome)]
-    plan = part.plan([Received(one.topic, 0, place, 0, one.key, one.value, "", 0) for place, one in enumerate(said)], NOW_US)
-    assert not plan.refused
-    assert len([one for one in plan.effects if one.topic == ADAPTER_OUTCOMES]) == 2 * len(adapters)
-    return [Example.FromString(one.value) for one in plan.effects if one.topic == EXAMPLES]
+    chosen = [WeightedAdapter(adapter_id=name, weight=weight) for name, weight in adapters]
+    decision = Decision(decision_id="d", tenant="t", adapters=chosen, decided_at_us=NOW_US)
+    said = [event(OUTCOMES, "d", outcome), event(DECISIONS, "d", decision)]
+    effects: list[Event] = []
+    for name, one in enumerate(said if early else reversed(said)):
+        received = Received(one.topic, 0, 0, 0, one.key, one.value, "", 0)
+        plan = part.plan([received], NOW_US)
+        assert not plan.refused
+        part.apply(name, list(plan.entries.values()))
+        assert part.plan([received], NOW_US).effects == plan.effects
+        effects += plan.effects
+    assert len([one for one in effects if one.topic == ADAPTER_OUTCOMES]) == (1 if early else 2) * len(adapters)
+    return [Example.FromString(one.value) for one in effects if one.topic == EXAMPLES]
 
 
 def _outcome(success: bool, **texts: str) -> Outcome:
@@ -117,13 +129,15 @@ def _outcome(success: bool, **texts: str) -> Outcome:
     return outcome
 
 
-def test_a_success_is_an_example_of_the_adapter_with_most_weight() -> None:
-    [example] = _joined(_outcome(True, input="in", output="out", corrected_output="other"))
+@pytest.mark.parametrize("early", [False, True])
+def test_a_success_is_an_example_of_the_adapter_with_most_weight(early: bool) -> None:
+    [example] = _joined(_outcome(True, input="in", output="out", corrected_output="other"), early=early)
     assert example == Example(key="b", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=NOW_US)
 
 
-def test_a_corrected_failure_is_the_tenants_and_names_who_failed() -> None:
-    [example] = _joined(_outcome(False, input="in", output="bad", corrected_output="good"))
+@pytest.mark.parametrize("early", [False, True])
+def test_a_corrected_failure_is_the_tenants_and_names_who_failed(early: bool) -> None:
+    [example] = _joined(_outcome(False, input="in", output="bad", corrected_output="good"), early=early)
     assert (example.key, example.output, list(example.adapter_ids)) == ("failures/t", "good", ["a", "b"])
     [nobody] = _joined(_outcome(False, input="in", corrected_output="good"), adapters=())
     assert list(nobody.adapter_ids) == []
@@ -139,6 +153,20 @@ def test_without_both_texts_there_is_no_example(outcome: Outcome) -> None:
 @pytest.mark.parametrize("forbidding", ["t", "other,t", "*"])
 def test_a_tenant_that_forbids_it_has_no_examples(forbidding: str) -> None:
     assert _joined(_outcome(True, input="in", output="out"), no_examples=forbidding) == []
+
+
+def test_an_outcome_without_a_time_has_its_decisions() -> None:
+    outcome = _outcome(True, input="in", output="out")
+    outcome.reported_at_us = 0
+    assert _joined(outcome)[0].occurred_at_us == NOW_US
+
+
+def test_an_outcome_whose_decision_never_came_is_put_aside_with_its_texts() -> None:
+    part, outcome = JoinPartition[int](0, 1, ()), _outcome(False, input="in", output="bad", corrected_output="good")
+    one = event(OUTCOMES, "d", outcome)
+    plan = part.plan([Received(OUTCOMES, 0, 0, 0, one.key, one.value, "", 0)], NOW_US)
+    part.apply(0, list(plan.entries.values()))
+    assert [Outcome.FromString(late.value) for late in part.unmatched(NOW_US + 1)] == [outcome]
 
 
 def test_a_text_that_is_too_long_is_put_aside_with_the_reason() -> None:
