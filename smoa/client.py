@@ -288,6 +288,12 @@ class SmoaClient:
         request = registry_pb2.RestoreAdapterRequest(tenant=tenant, adapter_id=adapter_id)
         return await self.registry.RestoreAdapter(request, timeout=self._timeout_s)
 
+    async def purge(self, tenant: str, adapter_id: str) -> registry_pb2.Adapter:
+        """Delete a retired adapter's weights; there is no way back."""
+        return await self.registry.PurgeAdapter(
+            registry_pb2.PurgeAdapterRequest(tenant=tenant, adapter_id=adapter_id), timeout=self._timeout_s
+        )
+
     async def apply_merge(
         self,
         tenant: str,

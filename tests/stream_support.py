@@ -18,10 +18,9 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
-from services.optimizer.app import APP_ID
-from services.optimizer.changelog import Changelog
+from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import totals
-from services.optimizer.stream import COUNTS
+from services.optimizer.settings import APP_ID
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, event
 from smoa.outbox import KAFKA_ERRORS, Outbox, records_of

@@ -13,14 +13,15 @@ from functools import cache, partial
 import faust
 import grpc
 
+from services.optimizer.changelog import COUNTS, JOINS
 from services.optimizer.gate import Gate
 from services.optimizer.merging import checked_method, merged
 from services.optimizer.metrics import OptimizerMetrics
 from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.reporting import Reporter
-from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream import COUNTS, JOINS, MESSAGES_AT_ONCE, Count, Join
+from services.optimizer.settings import APP_ID, OptimizerSettings
+from services.optimizer.stream import MESSAGES_AT_ONCE, Count, Join
 from services.optimizer.transport import mend
 from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
@@ -30,7 +31,6 @@ from smoa.store import AdapterStore
 from smoa.topics import TOPICS, ensure_topics
 
 _log = logging.getLogger(__name__)
-APP_ID = "smoa-optimizer"
 HEARTBEAT_S = 1.0
 STUCK_S = 30.0
 STILL_S = 60.0
@@ -81,6 +81,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         trial=trial,
         changes_per_hour=settings.changes_per_hour,
         gate_max_loss=settings.gate_max_loss,
+        purge_after_s=settings.purge_after_s,
     )
     merge = partial(
         merged,

@@ -13,9 +13,20 @@ from typing import Final, NamedTuple
 
 from smoa.outbox import Record
 from smoa.reader import read_topic
+from smoa.topics import Topic
 
 _SEPARATOR: Final = b"@"
 _STARTED_MS: Final = time.time_ns() // 1_000_000
+
+_SMALL: Final = (
+    ("segment.bytes", str(32 * 2**20)),
+    ("segment.ms", "600000"),
+    ("min.cleanable.dirty.ratio", "0.2"),
+    ("delete.retention.ms", "600000"),
+)
+"""By default a broker compacts nothing until there is a gigabyte, and a worker that starts would read all of it."""
+JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True, settings=_SMALL)
+COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True, settings=_SMALL)
 
 
 class Stamp(NamedTuple):

@@ -13,11 +13,10 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from services.optimizer.app import APP_ID
-from services.optimizer.changelog import Changelog
+from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.dlq import dead_letters
 from services.optimizer.propose import propose_command
-from services.optimizer.stream import COUNTS
+from services.optimizer.settings import APP_ID
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
 from smoa.cli.top import words_of
 from smoa.client import SmoaClient

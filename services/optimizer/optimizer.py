@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import grpc
 import numpy as np
@@ -36,11 +36,16 @@ class PassReport:
 
     pruned: list[Prune] = field(default_factory=list)
     merged: list[Merge] = field(default_factory=list)
+    purged: list[str] = field(default_factory=list)
+    """Ids."""
     refused: list[str] = field(default_factory=list)
     put_off: int = 0
     """Changes that the hour had no room for."""
 
 
+_PRUNED: Final = "pruned: "
+_TAKEN_AWAY: Final = (_PRUNED, "merged into ", "rolled back: ")
+"""How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
 MAX_PAIRS = 200_000
 """Near pairs of one family that a pass compares."""
 
@@ -55,6 +60,8 @@ class Caution:
     changes_per_hour: int = 1000
     gate_max_loss: float = 0.1
     """Nats a token that a child may lose on its parents' right answers."""
+    purge_after_s: float = 0.0
+    """How long the weights of what was pruned or merged away are kept; 0: for ever. What people retired is theirs to purge."""
 
 
 class Known(NamedTuple):
@@ -106,13 +113,16 @@ class Optimizer:
             await self._change(library, report)
         finally:
             self._files = {}
+        if self._caution.purge_after_s > 0:
+            await self._purge(report)
         verb = "would have applied" if self._dry_run else "applied"
         _log.info(
-            "pass over %d adapters %s %d prunes and %d merges, %d refused, %d put off",
+            "pass over %d adapters %s %d prunes, %d merges and %d purges, %d refused, %d put off",
             len(library),
             verb,
             len(report.pruned),
             len(report.merged),
+            len(report.purged),
             len(report.refused),
             report.put_off,
         )
@@ -175,12 +185,28 @@ class Optimizer:
             if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id) and self._has_room(report):
                 await self._apply_prune(prune, report)
 
+    async def _purge(self, report: PassReport) -> None:
+        """Delete the weights of what this optimizer took away long ago."""
+        listed = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
+        before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
+        gone = [one async for one in listed if one.state_reason.startswith(_TAKEN_AWAY) and one.updated_at_us < before_us]
+        for adapter in gone:
+            if self._owns(adapter.adapter_id) and not adapter.pinned and self._has_room(report):
+                _log.info("%spurge %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, adapter.state_reason)
+                if not self._dry_run:
+                    try:
+                        await self._client.purge(adapter.tenant, adapter.adapter_id)
+                    except grpc.aio.AioRpcError as error:
+                        self._refuse(report, f"purge {adapter.adapter_id}: {error.details()}")
+                        continue
+                report.purged.append(adapter.adapter_id)
+
     async def _apply_prune(self, prune: Prune, report: PassReport) -> None:
         adapter = prune.adapter
         _log.info("%sprune %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, prune.reason)
         if not self._dry_run:
             try:
-                await self._client.retire(adapter.tenant, adapter.adapter_id, prune.reason, prune.evidence)
+                await self._client.retire(adapter.tenant, adapter.adapter_id, f"{_PRUNED}{prune.reason}", prune.evidence)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"prune {adapter.adapter_id}: {error.details()}")
                 return

@@ -17,13 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from services.optimizer.changelog import Changelog
+from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import CountPartition
 from services.optimizer.gaps import Region, regions
 from services.optimizer.gate import MIN_EXAMPLES, Finding, losses
 from services.optimizer.joining import FAILURES
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream import COUNTS
 from smoa.adapter import decode
 from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, tenant_option
 from smoa.client import SmoaClient

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+APP_ID = "smoa-optimizer"
+"""The Kafka group of the workers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -33,6 +36,8 @@ class OptimizerSettings:
     trial_max_outcomes: int = 100
     trial_max_age_s: float = 7 * 86400.0
     """After so many outcomes of the child, or so long, a trial ends by what was seen."""
+    purge_after_s: float = 30 * 86400.0
+    """How long the weights of what was pruned or merged away are kept; 0: for ever. The router has a grace period of its own."""
     changes_per_hour: int = 1000
     """Most prunes and merges of one worker."""
     merge_method: str = "average"

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import faust
 from faust.types import TP
 
-from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
+from services.optimizer.changelog import COUNTS, JOINS, Changelog, Kept, Stamp, stamp_of
 from services.optimizer.counting import CountPartition
 from services.optimizer.joining import JoinPartition, JoinPlan, letter, segment_of
 from services.optimizer.settings import OptimizerSettings
@@ -44,15 +44,6 @@ RETRY_S: Final = (0.1, 5.0)
 ELSEWHERE_S: Final = 60.0
 QUIET_S: Final = 3.0
 """After so long without a message a stage looks whether there are any."""
-_SMALL: Final = (
-    ("segment.bytes", str(32 * 2**20)),
-    ("segment.ms", "600000"),
-    ("min.cleanable.dirty.ratio", "0.2"),
-    ("delete.retention.ms", "600000"),
-)
-"""By default a broker compacts nothing until there is a gigabyte, and a worker that starts would read all of it."""
-JOINS = Topic("smoa-optimizer-joins-changelog", compacted=True, settings=_SMALL)
-COUNTS = Topic("smoa-optimizer-counts-changelog", compacted=True, settings=_SMALL)
 
 P = TypeVar("P", bound=Sized)
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,14 +33,14 @@ Kubectl = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
-def gpu_overlay(folder: Path) -> Path:
-    """The dev overlay with the GPU component, in `folder`."""
+def overlay_with(component: str, folder: Path) -> Path:
+    """The dev overlay with a component, in `folder`."""
     folder = folder.resolve()
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(K8S / "overlays/dev", folder)],
-        "components": [os.path.relpath(K8S / "components/gpu", folder)],
+        "components": [os.path.relpath(K8S / "components" / component, folder)],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     return folder
@@ -55,7 +56,7 @@ def render(folder: Path) -> list[Object]:
 def variant(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, list[Object]]:
     """A name and what it renders to."""
     name = str(request.param)
-    folder = {"base": K8S / "base", "dev": K8S / "overlays/dev"}.get(name) or gpu_overlay(tmp_path)
+    folder = {"base": K8S / "base", "dev": K8S / "overlays/dev"}.get(name) or overlay_with("gpu", tmp_path)
     return name, render(folder)
 
 
@@ -301,6 +302,32 @@ def test_dev_rolls_out(deployed: Kubectl) -> None:
         assert [pod["status"]["phase"] for pod in pods(deployed, name)] == ["Running"]
 
 
+def test_the_jobs_that_learn_are_restricted_and_run_commands_that_exist(tmp_path: Path) -> None:
+    jobs = {found["metadata"]["name"]: found["spec"] for found in render(overlay_with("learning", tmp_path)) if found["kind"] == "CronJob"}
+    assert set(jobs) == {"learn-ranker", "propose"}
+    for spec in jobs.values():
+        pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert (spec["concurrencyPolicy"], pod["restartPolicy"], pod["automountServiceAccountToken"]) == ("Forbid", "Never", False)
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["command"] == ["tini", "--", "smoa"]
+        shown = subprocess.run([str(Path(sys.executable).parent / "smoa"), *container["args"], "--help"], capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        known = {"SMOA_ROUTER", "SMOA_EXECUTOR", "SMOA_CACHE"}
+        assert set(environment(container)) <= known
+        assert {"memory"} <= set(container["resources"]["limits"])
+
+
+def test_a_job_that_learns_is_started(deployed: Kubectl, tmp_path: Path) -> None:
+    ok(deployed("apply", "-k", str(overlay_with("learning", tmp_path))))
+    for name in ("learn-ranker", "propose"):
+        ok(deployed("-n", NAMESPACE, "create", "job", f"{name}-now", f"--from=cronjob/{name}"))
+        ok(deployed("-n", NAMESPACE, "wait", "--for=jsonpath={.status.active}=1", f"job/{name}-now", "--timeout=60s"))
+        ok(deployed("-n", NAMESPACE, "delete", "job", f"{name}-now", "--wait=false"))
+        ok(deployed("-n", NAMESPACE, "delete", "cronjob", name))
+
+
 def test_the_api_server_accepts_every_object_of_the_base(control_plane: Kubectl) -> None:
     # Not rolled out: its router would wait for ever for a claim that nothing here provides. A dry run still needs the namespace.
     ok(control_plane("create", "namespace", "smoa"))
@@ -328,7 +355,7 @@ def test_a_pod_that_is_not_restricted_is_refused(deployed: Kubectl) -> None:
 
 
 def test_with_the_component_the_executor_takes_the_gpu_of_its_node(deployed: Kubectl, tmp_path: Path) -> None:
-    ok(deployed("apply", "-k", str(gpu_overlay(tmp_path))))
+    ok(deployed("apply", "-k", str(overlay_with("gpu", tmp_path))))
     await_rollout(deployed, "executor")
     (executor,) = pods(deployed, "executor")
     assert executor["spec"]["containers"][0]["resources"]["limits"][GPU] == "1"

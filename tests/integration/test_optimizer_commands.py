@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner
 
+from services.local import free_port
 from services.optimizer.commands import optimizer_group
 from smoa.errors import FailedPrecondition
-from smoa.events import LIFECYCLE
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, running_router
@@ -78,8 +80,9 @@ async def test_undo_restores_what_was_pruned_and_ends_a_trial(world: _World) -> 
     assert (await world.router.client.get(child.adapter_id)).state == common.ADAPTER_STATE_RETIRED
 
 
-async def test_status_and_explain_show_counts_views_and_trials(world: _World, tmp_path: Path) -> None:
-    worker = Worker(world.kafka, tmp_path, "worker")
+async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _World, tmp_path: Path) -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    worker = Worker(world.kafka, tmp_path, "worker", SMOA_OPTIMIZER_METRICS_ADDRESS=metrics)
     try:
         parents, child = await _merged(world, 0.2)
         assert "no merge of public is on trial" not in await world.said("status")
@@ -98,6 +101,12 @@ async def test_status_and_explain_show_counts_views_and_trials(world: _World, tm
         assert status["dead_letters"] == 0
         assert child.adapter_id in await world.said("status")
         used = max(parents, key=lambda parent: sum(parent.adapter_id in {o.adapter_id for o in d.adapters} for d in decisions))
+        text = await asyncio.to_thread(lambda: urlopen(f"http://{metrics}/metrics", timeout=5).read().decode())
+        measured = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        assert float(measured['smoa_optimizer_events_total{stage="join"}']) == 2 * len(decisions)
+        assert [float(measured[f'smoa_optimizer_lag_messages{{topic="{topic}"}}']) for topic in (DECISIONS, OUTCOMES)] == [0, 0]
+        assert float(measured["smoa_optimizer_open_decisions"]) == len(decisions)
+        assert float(measured["smoa_optimizer_adapters"]) >= 2
         explained = json.loads(await world.said("explain", used.adapter_id, "--json"))
         tally = explained["counts"]["tenants"]["public"]
         assert int(tally["uses"]) == int(tally["successes"]) == int(explained["counts"]["tasks"]["a"]["uses"]) > 0

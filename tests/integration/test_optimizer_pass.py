@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.optimizer.optimizer import Optimizer, PassReport
+from services.optimizer.optimizer import Caution, Optimizer, PassReport
 from services.optimizer.policy import Rules
 from smoa.adapter import decode
 from smoa.v1 import common_pb2 as common
@@ -74,7 +74,7 @@ async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_fi
         assert report.refused == []
         retired = {name: reason for name, state, reason in await _states(world) if state == "RETIRED"}
         assert set(retired) == {"twin-a", "twin-b", "failing", "unused"}
-        assert retired["failing"] == "success 0.05 of 40, upper bound 0.17 under 0.30"
+        assert retired["failing"] == "pruned: success 0.05 of 40, upper bound 0.17 under 0.30"
         assert [a.name async for a in world.client.list_all("acme")] == ["useful"]
         (child,) = [a async for a in world.client.list_all()]
         merged = decode(await world.store.get(child.digest))
@@ -120,3 +120,21 @@ async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(t
         assert set(active) == {"a", "other"}
         assert len(active["a"].parents) == 3
         assert np.allclose(decode(await get(active["a"].digest)).tensors["q_proj"], 0.51, atol=1e-3)
+
+
+async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is_not(tmp_path: Path) -> None:
+    async with running_router(tmp_path, allow_all_tenants=True, purge_grace_s=0.0) as world:
+        await _library(world)
+        by_hand = await world.register(MONEY, name="by-hand", value=0.1, modules=("o_proj",))
+        await world.client.retire("public", by_hand.adapter_id, "its customer left")
+        assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
+        [pinned] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
+        await world.client.pin("public", pinned.adapter_id)
+        later = Optimizer(world.client, world.store, RULES, lambda _: True, False, 100, caution=Caution(purge_after_s=1e-6))
+        assert len((await later.run_pass()).purged) == 3
+        assert (await later.run_pass()).purged == []
+        states = {name: state for name, state, _ in await _states(world)}
+        assert (states["by-hand"], states["failing"]) == ("RETIRED", "RETIRED")
+        purged = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_PURGED])]
+        assert {a.name for a in purged} == {"unused", "twin-a", "twin-b"}
+        assert not any(digest in str(path) for path in Path(world.store.location).rglob("*") for digest in [a.digest for a in purged])

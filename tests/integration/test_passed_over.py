@@ -12,8 +12,9 @@ from aiokafka import TopicPartition
 from faust.types import TP
 
 from services.optimizer import stream
+from services.optimizer.changelog import COUNTS, JOINS
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream import COUNTS, Join
+from services.optimizer.stream import Join
 from services.optimizer.transport import Consumer
 from smoa.events import ADAPTER_OUTCOMES
 from smoa.reader import consumer_of
@@ -45,7 +46,7 @@ class NothingHandedOn(Consumer):
 
 async def test_a_tail_that_was_not_handed_on_is_read_from_the_log(tmp_path: Path) -> None:
     async with embedded_broker(tmp_path) as bootstrap:
-        await ensure_topics(bootstrap, (*TOPICS, stream.JOINS, COUNTS), PARTITIONS)
+        await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
         traffic = Traffic(3, adapters=20)
         sent = traffic.make(60)
         await send(bootstrap, [*sent, *traffic.rest()])

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from services.optimizer.changelog import Changelog, Stamp
+from services.optimizer.changelog import COUNTS, Changelog, Stamp
 from services.optimizer.commands import optimizer_group
 from services.optimizer.counting import EXAMPLES_OF
-from services.optimizer.stream import COUNTS
 from smoa.outbox import Outbox
 from smoa.topics import ensure_topics, partition_of
 from smoa.v1 import common_pb2 as common
