@@ -31,6 +31,7 @@ from examples.library.jobs import JOBS
 from services.demo import MAX_EXAMPLES, SEED, Demo, Query, near_duplicate, random_copy
 from services.local import LocalStack, StackSettings, free_port
 from services.optimizer.gate import Gate
+from services.optimizer.joining import key_of
 from smoa.adapter import decode, encode
 from smoa.client import SmoaClient
 from smoa.events import LIFECYCLE
@@ -97,14 +98,14 @@ class Library(Demo):
     def _gate(self, parents: Sequence[registry_pb2.Adapter]) -> Gate:
         """The optimizer's, on the jobs' own training examples."""
         given = {
-            one.adapter_id: [
+            key_of(one.adapter_id, "public"): [
                 Example(input=pair.input, output=pair.output) for pair in JOBS[one.name.removesuffix("-copy")].generate("train", 8, SEED)
             ]
             for one in parents
         }
 
-        async def examples(adapter_id: str) -> list[Example]:
-            return given[adapter_id]
+        async def examples(key: str) -> list[Example]:
+            return given[key]
 
         return Gate(self._client, examples)
 

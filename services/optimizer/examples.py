@@ -22,7 +22,7 @@ MOST_FAILURES: Final = 256
 
 
 class ExamplePartition:
-    """The examples of one partition's adapters and tenants, each set by its key."""
+    """The examples of one partition, in sets: a tenant's of an adapter, or of its failures."""
 
     def __init__(self, most_bytes: int, retention_s: float, values: Mapping[str, bytes]) -> None:
         self._most_bytes, self._retention_us = most_bytes, int(retention_s * 1e6)
@@ -31,7 +31,7 @@ class ExamplePartition:
         self.held_bytes = sum(map(len, self._values.values()))
 
     def get(self, key: str, now_us: int) -> list[Example]:
-        """Examples of an adapter, or of a tenant's failures, the oldest first; none that is older than the retention."""
+        """The examples of a key, the oldest first; none that is older than the retention."""
         return sorted(self._kept(self._values.get(key, b""), now_us).values(), key=lambda one: (one.occurred_at_us, one.decision_id))
 
     def plan(self, examples: Iterable[Example], now_us: int) -> dict[str, bytes | None]:

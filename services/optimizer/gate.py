@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from services.optimizer.joining import key_of
 from smoa.client import SmoaClient
 from smoa.v1.common_pb2 import WeightedAdapter
 from smoa.v1.events_pb2 import Example
@@ -46,19 +47,21 @@ class Finding:
 
 
 class Gate:
-    """Owns nothing; `examples` gives those of an adapter, by its id."""
+    """Owns nothing; `examples` gives those that are kept by a key."""
 
     def __init__(self, client: SmoaClient, examples: Callable[[str], Awaitable[Sequence[Example]]]) -> None:
         self._client, self._examples = client, examples
 
     async def compare(self, tenant: str, parents: Sequence[WeightedAdapter], child: WeightedAdapter) -> Finding:
-        """Score the newest examples of each parent under it and under the child.
+        """Score the owner's newest examples of each parent under it and under the child.
 
         Raises:
             grpc.aio.AioRpcError: the executor cannot.
             Unavailable: examples that another worker has cannot be read.
         """
-        wanted = [(one, parent) for parent in parents for one in (await self._examples(parent.adapter_id))[-MOST_OF_A_PARENT:]]
+        wanted = [
+            (one, parent) for parent in parents for one in (await self._examples(key_of(parent.adapter_id, tenant)))[-MOST_OF_A_PARENT:]
+        ]
         return await losses(self._client, tenant, wanted, child)
 
 

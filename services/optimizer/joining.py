@@ -89,13 +89,18 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
 
 
+def key_of(adapter_id: str, tenant: str) -> str:
+    """What a tenant's examples of an adapter are known by."""
+    return f"{adapter_id}/{tenant}"
+
+
 def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Example | None:
     """What can be learned from the outcome that counts for a decision, if it gave its texts."""
     if not outcome.input:
         return None
     if outcome.success and outcome.output and entry.adapter_ids:
-        _, key = max(zip(entry.weights, entry.adapter_ids, strict=True))
-        output = outcome.output
+        _, adapter_id = max(zip(entry.weights, entry.adapter_ids, strict=True))
+        key, output = key_of(adapter_id, entry.tenant), outcome.output
     elif not outcome.success and outcome.corrected_output:
         key, output = f"{FAILURES}{entry.tenant}", outcome.corrected_output
     else:

@@ -427,7 +427,7 @@ class Count(Stage[CountPartition]):
         return part.get(adapter_id) if part else None
 
     async def examples_of(self, key: str) -> list[Example]:
-        """Examples of an adapter or of a tenant's failures; another worker's are as old as `ELSEWHERE_S` at most.
+        """The examples of a key, as another worker had them `ELSEWHERE_S` ago at most.
 
         Raises:
             Unavailable: another worker's cannot be read.

@@ -43,8 +43,8 @@ async def test_a_good_child_loses_nothing_and_a_bad_one_is_refused(world: World)
     given = [Example(key=parent.adapter_id, input=prompt, output=answer) for prompt, answer in answers.items() if answer.strip()]
     assert len(given) >= MOST_OF_A_PARENT
 
-    async def examples(adapter_id: str) -> list[Example]:
-        return given if adapter_id == parent.adapter_id else []
+    async def examples(key: str) -> list[Example]:
+        return given if key == f"{parent.adapter_id}/public" else []
 
     gate = Gate(world.client, examples)
 

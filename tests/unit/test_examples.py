@@ -132,7 +132,7 @@ def _outcome(success: bool, **texts: str) -> Outcome:
 @pytest.mark.parametrize("early", [False, True])
 def test_a_success_is_an_example_of_the_adapter_with_most_weight(early: bool) -> None:
     [example] = _joined(_outcome(True, input="in", output="out", corrected_output="other"), early=early)
-    assert example == Example(key="b", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=NOW_US)
+    assert example == Example(key="b/t", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=NOW_US)
 
 
 @pytest.mark.parametrize("early", [False, True])
