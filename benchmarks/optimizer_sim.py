@@ -30,24 +30,27 @@ SUMMED: Final = (
 
 
 def plot(scores: list[Score], path: Path) -> None:
-    """Library size and regret by day, a column a scenario."""
+    """Library size, regret, wrong prunes and wrong merges by day, a column a scenario."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(one.scenario for one in scores))
-    figure, rows = plt.subplots(2, len(names), figsize=(3 * len(names), 5), sharex=True, squeeze=False)
+    shown = ("adapters (grey: distinct, useful)", "regret a query", "wrong prunes", "wrong merges")
+    figure, rows = plt.subplots(len(shown), len(names), figsize=(3 * len(names), 9), sharex=True, squeeze=False)
     for one in scores:
         column = names.index(one.scenario)
-        days, sizes, regrets = zip(*one.curve, strict=True)
-        rows[0][column].plot(days, sizes, label=one.policy)
-        rows[1][column].plot(days, regrets, label=one.policy)
+        days, *curves = zip(*one.curve, strict=True)
+        for row, curve in zip(rows, curves, strict=True):
+            row[column].plot(days, curve, label=one.policy)
         rows[0][column].axhline(one.distinct_useful, color="grey", linewidth=0.7)
-        rows[0][column].set(title=one.scenario, ylim=0)
-        rows[1][column].set(xlabel="day", ylim=0)
-    rows[0][0].set(ylabel="adapters (grey: distinct, useful)")
-    rows[1][0].set(ylabel="regret a query")
+        rows[0][column].set(title=one.scenario)
+        rows[-1][column].set(xlabel="day")
+    for row, label in zip(rows, shown, strict=True):
+        row[0].set(ylabel=label)
+        for axes in row:  # last: a limit that is set stays as it is
+            axes.set_ylim(bottom=0)
     rows[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -55,7 +58,7 @@ def plot(scores: list[Score], path: Path) -> None:
 
 @click.command(help=__doc__)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
-@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw library size and regret here.")
+@click.option("--plot", "plot_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw the curves here.")
 @click.option("--jobs", default=400, show_default=True, help="Jobs of a world; it has about three adapters for each.")
 @click.option("--days", default=28, show_default=True)
 @click.option("--queries-per-hour", default=1500, show_default=True)

@@ -85,8 +85,8 @@ class Score:
     rolled_back: int = 0
     library: int = 0
     distinct_useful: int = 0
-    curve: list[tuple[float, int, float]] = field(default_factory=list)
-    """(day, library size, regret a query that day)"""
+    curve: list[tuple[float, int, float, int, int]] = field(default_factory=list)
+    """(day, library size, regret a query that day, wrong prunes and wrong merges so far)"""
 
 
 class World:
@@ -162,7 +162,8 @@ class World:
             self._decide(hour + 1)
             if (hour + 1) % 24 == 0:
                 active = sum(one.state == "active" for one in self._members.values())
-                self.score.curve.append(((hour + 1) / 24, active, day_regret / (24 * self._per_hour)))
+                regret = day_regret / (24 * self._per_hour)
+                self.score.curve.append(((hour + 1) / 24, active, regret, self.score.wrong_prunes, self.score.wrong_merges))
                 day_regret = 0.0
             yield 1.0
         self.score.library = sum(one.state == "active" for one in self._members.values())
