@@ -92,7 +92,7 @@ class Library(Demo):
         manifest = bad.manifest.__class__(**{**vars(bad.manifest), "parents": tuple(parent.adapter_id for parent in parents)})
         digest = await self._store.put(encode(type(bad)(manifest, bad.tensors)))
         child = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
-        self.gate_loss = (await self._gate(parents).compare("public", [_ref(one) for one in parents], child)).mean
+        self.gate_loss = (await self._gate(parents).compare("public", [_ref(one) for one in parents], child)).worst[1]
         return await self._client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
 
     def _gate(self, parents: Sequence[registry_pb2.Adapter]) -> Gate:

@@ -147,8 +147,9 @@ def build(settings: OptimizerSettings) -> faust.App:
     async def tidy() -> None:
         try:
             await join.tidy()
+            await count.tidy()
         except Unavailable as error:
-            _log.warning("open decisions are tidied later: %s", error)
+            _log.warning("what is old is forgotten later: %s", error)
 
     @app.task()
     async def on_request() -> None:
@@ -205,7 +206,8 @@ def build(settings: OptimizerSettings) -> faust.App:
             for stage in (join, count):
                 if not app.rebalancing:
                     await stage.loaded()
-                    await stage.catch_up()
+                    if not app.in_recovery:
+                        await stage.catch_up()
         except Unavailable as error:
             _log.warning("not ready: %s", error)
 

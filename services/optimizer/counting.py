@@ -6,7 +6,7 @@ Beside lifetime counts there are recent ones, in which an event weighs half as m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -125,16 +125,28 @@ class CountPlan:
     """Both, as the changelog is to say it by name; None where it is to say nothing any more."""
     refused: list[tuple[Received, InvalidArgument]] = field(default_factory=list)
 
+    @classmethod
+    def of_examples(cls, examples: Mapping[str, bytes | None]) -> CountPlan:
+        """A plan that changes only these sets."""
+        return cls(examples=dict(examples), values={f"{EXAMPLES_OF}{key}": value for key, value in examples.items()})
+
 
 class CountPartition:
     """The counts and the examples of one partition's adapters."""
 
-    def __init__(self, half_life_s: float, values: Mapping[str, bytes], example_bytes: int = 0, retention_s: float = 0.0) -> None:
-        """`values` by name, as a plan's values are; room for examples, and how long they are kept."""
+    def __init__(
+        self,
+        half_life_s: float,
+        values: Mapping[str, bytes],
+        example_bytes: int = 0,
+        retention_s: float = 0.0,
+        silent: Container[str] = frozenset(),
+    ) -> None:
+        """`values` by name, as a plan's values are; room for examples, how long they are kept, and tenants that have none."""
         self._half_life_us = half_life_s * 1e6
         self._values = {name: value for name, value in values.items() if not name.startswith(EXAMPLES_OF)}
         kept = {name.removeprefix(EXAMPLES_OF): value for name, value in values.items() if name.startswith(EXAMPLES_OF)}
-        self.examples = ExamplePartition(example_bytes, retention_s, kept)
+        self.examples = ExamplePartition(example_bytes, retention_s, kept, silent)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -174,8 +186,9 @@ class CountPartition:
                 plan.refused.append((one, error))
         plan.values.update((adapter_id, counts.SerializeToString()) for adapter_id, counts in plan.counts.items())
         if examples:
-            plan.examples = self.examples.plan(examples, now_us)
-            plan.values.update((f"{EXAMPLES_OF}{key}", value) for key, value in plan.examples.items())
+            of_examples = CountPlan.of_examples(self.examples.plan(examples, now_us))
+            plan.examples = of_examples.examples
+            plan.values.update(of_examples.values)
         return plan
 
     def apply(self, plan: CountPlan) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from services.optimizer.joining import FAILURES
+from services.optimizer.joining import FAILURES, is_silent
 from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import ExampleSet
 
@@ -19,13 +19,16 @@ MOST: Final = 16
 """Of an adapter."""
 MOST_FAILURES: Final = 256
 """Of a tenant."""
+SET_BYTES: Final = 384 * 1024
+"""Of a set, which is one record of the changelog: a broker takes a megabyte."""
 
 
 class ExamplePartition:
     """The examples of one partition, in sets: a tenant's of an adapter, or of its failures."""
 
-    def __init__(self, most_bytes: int, retention_s: float, values: Mapping[str, bytes]) -> None:
-        self._most_bytes, self._retention_us = most_bytes, int(retention_s * 1e6)
+    def __init__(self, most_bytes: int, retention_s: float, values: Mapping[str, bytes], silent: Container[str] = frozenset()) -> None:
+        """`silent`: tenants of whose texts nothing is kept or given; `*` is all of them."""
+        self._most_bytes, self._retention_us, self._silent = most_bytes, int(retention_s * 1e6), silent
         self._values: OrderedDict[str, bytes] = OrderedDict(values)
         """The one that changed last comes last."""
         self.held_bytes = sum(map(len, self._values.values()))
@@ -38,15 +41,13 @@ class ExamplePartition:
         """What changes, by key; None where a set goes, for the oldest must where there is no room."""
         sets: dict[str, dict[bytes, Example]] = {}
         for one in examples:
+            if is_silent(one.tenant, self._silent):
+                continue
             kept = sets.setdefault(one.key, self._kept(self._values.get(one.key, b""), now_us))
-            kept.setdefault(_place(one), one)  # the first to come stands, as its verdict does
-            while len(kept) > (MOST_FAILURES if one.key.startswith(FAILURES) else MOST):
-                del kept[max(kept)]
-        changed: dict[str, bytes | None] = {}
-        for key, kept in sets.items():
-            value = ExampleSet(examples=[kept[place].SerializeToString() for place in sorted(kept)]).SerializeToString()
-            if value != self._values.get(key):
-                changed[key] = value
+            one.occurred_at_us = min(one.occurred_at_us, now_us)  # a clock that is ahead must not keep it for ever
+            kept.setdefault(place_of(one), one)  # the first to come stands, as its verdict does
+            _cut(kept, MOST_FAILURES if one.key.startswith(FAILURES) else MOST)
+        changed = {key: value for key, kept in sets.items() if (value := _packed(kept)) != self._values.get(key)}
         held = self.held_bytes + sum(len(value or b"") - len(self._values.get(key, b"")) for key, value in changed.items())
         for key, value in self._values.items():
             if held <= self._most_bytes:
@@ -55,6 +56,15 @@ class ExamplePartition:
                 changed[key] = None
                 held -= len(value)
         return changed
+
+    def faded(self, now_us: int) -> dict[str, bytes | None]:
+        """What changes because it is too old, or because its tenant has become silent."""
+        found: dict[str, bytes | None] = {}
+        for key, value in list(self._values.items()):
+            left = _packed(self._kept(value, now_us))
+            if left != value:
+                found[key] = left
+        return found
 
     def apply(self, values: Mapping[str, bytes | None]) -> None:
         """Take what is durable."""
@@ -66,8 +76,21 @@ class ExamplePartition:
 
     def _kept(self, value: bytes, now_us: int) -> dict[bytes, Example]:
         found = map(Example.FromString, ExampleSet.FromString(value).examples)
-        return {_place(one): one for one in found if one.occurred_at_us >= now_us - self._retention_us}
+        oldest_us = now_us - self._retention_us
+        return {place_of(one): one for one in found if one.occurred_at_us >= oldest_us and not is_silent(one.tenant, self._silent)}
 
 
-def _place(one: Example) -> bytes:
+def place_of(one: Example) -> bytes:
+    """What decides whether an example is kept: the least are."""
     return hashlib.blake2b(one.decision_id.encode(), digest_size=8).digest()
+
+
+def _cut(kept: dict[bytes, Example], most: int) -> None:
+    held = sum(one.ByteSize() for one in kept.values())
+    while len(kept) > most or held > SET_BYTES:
+        held -= kept.pop(max(kept)).ByteSize()
+
+
+def _packed(kept: Mapping[bytes, Example]) -> bytes | None:
+    """None for no examples."""
+    return ExampleSet(examples=[kept[place].SerializeToString() for place in sorted(kept)]).SerializeToString() if kept else None

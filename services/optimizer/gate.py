@@ -7,12 +7,15 @@ For each example that a parent answered rightly, the log-probability of that ans
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import grpc
+
 from services.optimizer.joining import key_of
 from smoa.client import SmoaClient
+from smoa.errors import Unavailable
 from smoa.v1.common_pb2 import WeightedAdapter
 from smoa.v1.events_pb2 import Example
 
@@ -21,29 +24,33 @@ MIN_EXAMPLES: Final = 4
 MOST_OF_A_PARENT: Final = 8
 AT_ONCE: Final = 4
 """Requests that the executor is given together: people wait for it, too."""
+WITHIN_S: Final = 120.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a child lost on examples, in nats a token; more is worse."""
+    """What a child lost on the examples of each of its parents, by the parent's id, in nats a token; more is worse."""
 
-    losses: tuple[float, ...]
+    losses: Mapping[str, Sequence[float]]
 
     @property
-    def mean(self) -> float:
-        """0 without examples."""
-        return sum(self.losses) / len(self.losses) if self.losses else 0.0
+    def worst(self) -> tuple[str, float, int]:
+        """The parent whose answers lost most, how much on average, and on how many; no parent if none has enough examples."""
+        means = [(sum(ones) / len(ones), parent) for parent, ones in self.losses.items() if len(ones) >= MIN_EXAMPLES]
+        loss, parent = max(means, default=(0.0, ""))
+        return parent, loss, len(self.losses.get(parent, ()))
 
     def refusal(self, max_loss: float) -> str:
         """Why the child is not put on trial, or nothing."""
-        if len(self.losses) < MIN_EXAMPLES or self.mean <= max_loss:
+        parent, loss, examples = self.worst
+        if loss <= max_loss:
             return ""
-        return f"on {len(self.losses)} right answers of its parents the child is {self.mean:.3f} nats a token less sure, over {max_loss:g}"
+        return f"on {examples} right answers of {parent} the child is {loss:.3f} nats a token less sure, over {max_loss:g}"
 
     @property
     def evidence(self) -> dict[str, float]:
         """The numbers, for the lifecycle event."""
-        return {"gate_examples": float(len(self.losses)), "gate_loss": self.mean}
+        return {"gate_examples": float(sum(map(len, self.losses.values()))), "gate_loss": self.worst[1]}
 
 
 class Gate:
@@ -57,31 +64,48 @@ class Gate:
 
         Raises:
             grpc.aio.AioRpcError: the executor cannot.
-            Unavailable: examples that another worker has cannot be read.
+            Unavailable: it does not within two minutes, or examples that another worker has cannot be read.
         """
-        wanted = [
-            (one, parent) for parent in parents for one in (await self._examples(key_of(parent.adapter_id, tenant)))[-MOST_OF_A_PARENT:]
-        ]
-        return await losses(self._client, tenant, wanted, child)
+        found = {}
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                for parent in parents:
+                    examples = await self._examples(key_of(parent.adapter_id, tenant))
+                    found[parent.adapter_id] = await losses(self._client, tenant, examples[-MOST_OF_A_PARENT:], parent, child)
+        except TimeoutError as error:
+            raise Unavailable(f"executor: has not scored a merge's child within {WITHIN_S:.0f} s") from error
+        return Finding(found)
 
 
 async def losses(
-    client: SmoaClient, tenant: str, tried: Sequence[tuple[Example, WeightedAdapter | None]], child: WeightedAdapter
-) -> Finding:
+    client: SmoaClient, tenant: str, examples: Sequence[Example], rival: WeightedAdapter | None, child: WeightedAdapter
+) -> list[float]:
     """How much less sure of each example's answer the child is than its rival, an adapter or, for None, the base model.
 
+    An example that the executor cannot score, as one that is longer than its context, says nothing.
+
     Raises:
-        grpc.aio.AioRpcError: the executor cannot.
+        grpc.aio.AioRpcError: the executor cannot score any.
     """
-    room = asyncio.Semaphore(AT_ONCE)
+    room, found = asyncio.Semaphore(AT_ONCE), dict[int, float]()
 
     async def sureness(example: Example, adapter: WeightedAdapter | None) -> float:
-        async with room:
-            logprobs = await client.score(example.input, example.output, [adapter] if adapter else [], tenant)
+        logprobs = await client.score(example.input, example.output, [adapter] if adapter else [], tenant)
         return sum(logprobs) / max(len(logprobs), 1)
 
-    async def loss(example: Example, rival: WeightedAdapter | None) -> float:
-        before, after = await asyncio.gather(sureness(example, rival), sureness(example, child))
-        return before - after
+    async def compare(place: int, example: Example) -> None:
+        async with room:
+            try:
+                found[place] = await sureness(example, rival) - await sureness(example, child)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise
 
-    return Finding(tuple(await asyncio.gather(*(loss(*pair) for pair in tried))))
+    tasks = [asyncio.create_task(compare(place, example)) for place, example in enumerate(examples)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [found[place] for place in sorted(found)]

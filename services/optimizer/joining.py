@@ -63,9 +63,8 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     """An outcome came, perhaps before its decision: changes the entry and returns the effects. The first verdict stands.
 
     Raises:
-        InvalidArgument: the decision is another tenant's, too many tenants claim one that has not come, or a text is too long.
+        InvalidArgument: the decision is another tenant's, or too many tenants claim one that has not come.
     """
-    check_example(outcome)
     tenant = outcome.tenant or "public"
     if entry.decided and entry.tenant != tenant:
         raise InvalidArgument(
@@ -87,6 +86,11 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
     if not entry.decided or entry.early:
         return []
     return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+
+
+def is_silent(tenant: str, silent: Container[str]) -> bool:
+    """Whether nothing of a tenant's texts may be kept; `*` is everybody."""
+    return tenant in silent or "*" in silent
 
 
 def key_of(adapter_id: str, tenant: str) -> str:
@@ -172,12 +176,19 @@ class JoinPartition(Generic[N]):
     """The open decisions of one partition, as long as time and bytes allow."""
 
     def __init__(
-        self, partition: int, partitions: int, records: Iterable[tuple[N, bytes]], no_examples: Container[str] = frozenset()
+        self,
+        partition: int,
+        partitions: int,
+        records: Iterable[tuple[N, bytes]],
+        silent: Container[str] = frozenset(),
+        text_room: int = 2**40,
     ) -> None:
-        """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands. Of the texts of tenants
-        in `no_examples` nothing is kept; `*` is all of them.
+        """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands.
+
+        Texts are not kept of tenants in `silent`, nor with outcomes that wait for their decision once so many bytes are held: what can be
+        learned from must not push out what is to be counted.
         """
-        self._no_examples = no_examples
+        self._silent, self._text_room = silent, text_room
         self._lanes = {topic: Lane(topic, partition) for topic in (DECISIONS, OUTCOMES)}
         self._partition, self._partitions = partition, partitions
         self._known: dict[str, tuple[Segment[N], bytes]] = {}
@@ -220,10 +231,14 @@ class JoinPartition(Generic[N]):
             if entry.early and entry.decided_position == one.position:
                 example = example_of(entry, entry.verdicts[0])
         else:
+            check_example(message)
+            if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
+                for text in ("input", "output", "corrected_output"):
+                    message.ClearField(text)
             made = join_outcome(entry, message, one.position, self._lanes[OUTCOMES])
             if entry.decided and not entry.early and entry.verdicts[0].position == one.position:
                 example = example_of(entry, message)
-        if example is not None and "*" not in self._no_examples and example.tenant not in self._no_examples:
+        if example is not None and not is_silent(example.tenant, self._silent):
             plan.effects.append(event(EXAMPLES, example.key, example))
         plan.entries[decision_id] = entry
         plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.optimizer.candidates import near_pairs
-from services.optimizer.gate import Gate
+from services.optimizer.gate import Finding, Gate
 from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge, reason_of
@@ -178,12 +178,13 @@ class Optimizer:
         likeness = await self._cosines(library, report)
         proposed = await asyncio.to_thread(merges, library, likeness, self._rules)
         for merge in proposed:
-            if self._owns(merge.adapters[0].adapter_id) and self._has_room(report):
-                await self._apply_merge(merge, report)
+            if self._owns(merge.adapters[0].adapter_id) and self._has_room(report) and not await self._apply_merge(merge, report):
+                self._room.give_back()
         merging = {view.adapter_id for merge in proposed for view in merge.adapters}
         for prune in prunes(library, self._rules):
-            if prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id) and self._has_room(report):
-                await self._apply_prune(prune, report)
+            mine = prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id)
+            if mine and self._has_room(report) and not await self._apply_prune(prune, report):
+                self._room.give_back()
 
     async def _purge(self, report: PassReport) -> None:
         """Delete the weights of what this optimizer took away long ago."""
@@ -198,10 +199,11 @@ class Optimizer:
                         await self._client.purge(adapter.tenant, adapter.adapter_id)
                     except grpc.aio.AioRpcError as error:
                         self._refuse(report, f"purge {adapter.adapter_id}: {error.details()}")
+                        self._room.give_back()
                         continue
                 report.purged.append(adapter.adapter_id)
 
-    async def _apply_prune(self, prune: Prune, report: PassReport) -> None:
+    async def _apply_prune(self, prune: Prune, report: PassReport) -> bool:
         adapter = prune.adapter
         _log.info("%sprune %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, prune.reason)
         if not self._dry_run:
@@ -209,36 +211,35 @@ class Optimizer:
                 await self._client.retire(adapter.tenant, adapter.adapter_id, f"{_PRUNED}{prune.reason}", prune.evidence)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"prune {adapter.adapter_id}: {error.details()}")
-                return
+                return False
         report.pruned.append(prune)
+        return True
 
-    async def _apply_merge(self, merge: Merge, report: PassReport) -> None:
+    async def _apply_merge(self, merge: Merge, report: PassReport) -> bool:
         parents = [adapter.adapter_id for adapter in merge.adapters]
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
             if await self._was_rolled_back(merge):
                 self._reject(parents)
-                return
+                return False
             weights = [adapter.successes + 1.0 for adapter in merge.adapters]
             parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
             if len(parts) < len(merge.adapters):
-                return
+                return False
             try:
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
                 digest = await self._store.put(encode(child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
-                if self._gate is not None:
-                    finding = await self._gate.compare(
-                        merge.adapters[0].tenant,
-                        [_ref(one, view.digest) for one, view in zip(parts, merge.adapters, strict=True)],
-                        _ref(child.adapter, digest),
-                    )
-                    if refusal := finding.refusal(self._caution.gate_max_loss):
-                        self._reject(parents)
-                        self._refuse(report, f"merge {merge.merge_id}: {refusal}", again=False)
-                        return
-                    evidence |= finding.evidence
+                refs = [_ref(one, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]
+                finding = await self._tried(merge.adapters[0].tenant, refs, _ref(child.adapter, digest))
+                if refusal := finding.refusal(self._caution.gate_max_loss):
+                    worst = finding.worst[0]
+                    self._rejected.update((min(worst, one), max(worst, one)) for one in parents if one != worst)
+                    await self._store.delete(digest)
+                    self._refuse(report, f"merge {merge.merge_id}: {refusal}", again=False)
+                    return False
+                evidence |= finding.evidence
                 made = await self._client.apply_merge(
                     merge.adapters[0].tenant, merge.merge_id, digest, parents, reason, self._caution.canary_share, evidence
                 )
@@ -246,11 +247,15 @@ class Optimizer:
                     self._open[made.adapter_id] = made.tenant
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error.details()}")
-                return
+                return False
             except SmoaError as error:
                 self._refuse(report, f"merge {merge.merge_id}: {error}")
-                return
+                return False
         report.merged.append(merge)
+        return True
+
+    async def _tried(self, tenant: str, parents: Sequence[common.WeightedAdapter], child: common.WeightedAdapter) -> Finding:
+        return Finding({}) if self._gate is None else await self._gate.compare(tenant, parents, child)
 
     async def _was_rolled_back(self, merge: Merge) -> bool:
         """True when these were merged before, and it was undone; another worker, or this one before a restart, may have seen to it."""
@@ -347,6 +352,11 @@ class HourlyRoom:
             return False
         self._taken.append(now_s)
         return True
+
+    def give_back(self) -> None:
+        """Give back the place taken last: nothing came of it."""
+        if self._taken:
+            self._taken.pop()
 
 
 def _ref(adapter: Adapter, digest: str) -> common.WeightedAdapter:

@@ -19,22 +19,27 @@ from rich.table import Table
 
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import CountPartition
+from services.optimizer.examples import place_of
 from services.optimizer.gaps import Region, regions
-from services.optimizer.gate import MIN_EXAMPLES, Finding, losses
+from services.optimizer.gate import MIN_EXAMPLES, losses
 from services.optimizer.joining import FAILURES
 from services.optimizer.settings import OptimizerSettings
 from smoa.adapter import decode
 from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, tenant_option
 from smoa.client import SmoaClient
-from smoa.errors import FailedPrecondition
+from smoa.errors import FailedPrecondition, SmoaError
 from smoa.reader import consumer_of, partitions_of
 from smoa.settings import from_environment
 from smoa.store import AdapterStore
 from smoa.topics import partition_of
 from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import Example
 
 TAG = "from-failures"
+TAGGED = 16
+EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
+"""What was learned, pruned and purged is not learned again from the same failures."""
 MAX_EXAMPLES = 50
 
 
@@ -78,14 +83,17 @@ def propose_command(
 
     async def work() -> list[dict[str, object]]:
         async with SmoaClient(router=router, executor=executor) as client:
-            learned = [one.created_at_us async for one in client.list_all(tenant, tags=[TAG])]
-            failures = [one for one in await failures_of(kafka, tenant) if one.occurred_at_us > max(learned, default=0)]
+            learned = [one async for one in client.list_all(tenant, tags=[TAG], states=EVERY_STATE)]
+            failures = await failures_of(kafka, tenant)
             from smoa.embedding import StaticEmbedder  # the optimizer's own image has no tokenizer
 
             embed = StaticEmbedder().embed
             vectors = np.stack([embed(one.input) for one in failures]) if failures else np.zeros((0, 1), np.float32)
             lines: list[dict[str, object]] = []
-            for region in regions(vectors, failures, min_examples, min_uncovered):
+            for found in regions(vectors, failures, min_examples, min_uncovered):
+                region = new_in(found, learned)
+                if len(region.examples) < min_examples or region.uncovered < min_uncovered:
+                    continue
                 line: dict[str, object] = {
                     "region": region.name,
                     "examples": len(region.examples),
@@ -97,7 +105,10 @@ def propose_command(
                     line["file"] = str(output / f"{region.name}.jsonl")
                     (output / f"{region.name}.jsonl").write_text(pairs_of(region.examples))
                 if train:
-                    line |= await learn(client, AdapterStore(store), region, tenant, training, min_gain)
+                    try:
+                        line |= await learn(client, AdapterStore(store), region, tenant, training, min_gain)
+                    except SmoaError as error:  # the other regions are not the worse for it
+                        line |= {"adapter": "", "verdict": f"not registered: {error}"}
                 lines.append(line)
             return lines
 
@@ -117,6 +128,13 @@ def propose_command(
         click.echo("`--output FOLDER` writes their pairs for `smoa adapter train`; `--train` trains, tries and registers them")
 
 
+def new_in(region: Region, learned: Sequence[registry_pb2.Adapter]) -> Region:
+    """What of a region came after the last adapter that was learned from it; such an adapter names some of its decisions in its tags."""
+    own = {f"{TAG}:{one.decision_id}" for one in region.examples}
+    since_us = max((one.created_at_us for one in learned if own & set(one.tags)), default=0)
+    return Region(tuple(one for one in region.examples if one.occurred_at_us > since_us))
+
+
 async def failures_of(kafka: str, tenant: str) -> list[Example]:
     """A tenant's corrected failures, from the optimizer's changelog, the oldest first.
 
@@ -129,7 +147,7 @@ async def failures_of(kafka: str, tenant: str) -> list[Example]:
         partitions = len(await partitions_of(consumer, COUNTS.name))
     kept = await Changelog(kafka, COUNTS.name).read(partition_of(key.encode(), partitions)) if partitions else []
     values = {one.name.decode(): one.value for one in kept}
-    part = CountPartition(settings.half_life_s, values, settings.examples_max_bytes, settings.examples_retention_s)
+    part = CountPartition(settings.half_life_s, values, settings.examples_max_bytes, settings.examples_retention_s, settings.silent_tenants)
     return part.examples.get(key, time.time_ns() // 1000)
 
 
@@ -148,23 +166,32 @@ async def learn(
         grpc.aio.AioRpcError: the executor or the registry cannot.
     """
     lessons, held_out = region.split()
-    if len(held_out) < MIN_EXAMPLES:
-        return {"adapter": "", "verdict": f"{len(held_out)} different inputs to try it on, under {MIN_EXAMPLES}"}
+    different = len({one.input for one in held_out})
+    if different < MIN_EXAMPLES or not lessons:
+        return {"adapter": "", "verdict": f"not registered: {different} different inputs to try it on, under {MIN_EXAMPLES}"}
     with TemporaryDirectory() as folder:
         data, file = Path(folder) / "pairs.jsonl", Path(folder) / "adapter.safetensors"
         data.write_text(pairs_of(lessons))
-        await _train(data, file, ["--name", region.name, "--tenant", tenant, "--tag", TAG, *training])
+        await _train(data, file, ["--name", region.name, "--tenant", tenant, *tags_of(region), *training])
         encoded = file.read_bytes()
     digest = await store.put(encoded)
     manifest = decode(encoded, digest).manifest
     ref = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
-    finding: Finding = await losses(client, tenant, [(one, None) for one in held_out], ref)
-    gain = f"{-finding.mean:.2f} nats a token surer than the base model on {len(held_out)} held out"
-    if -finding.mean < min_gain:
+    lost = await losses(client, tenant, held_out, None, ref)
+    gained = -sum(lost) / max(len(lost), 1)
+    gain = f"{gained:.2f} nats a token surer than the base model on {len(lost)} held out"
+    if len(lost) < MIN_EXAMPLES or gained < min_gain:
+        await store.delete(digest)
         return {"adapter": "", "verdict": f"not registered: {gain}, under {min_gain:g}"}
     inputs = list(dict.fromkeys(one.input for one in lessons))[-MAX_EXAMPLES:]
     made = await client.register(digest, inputs, tenant)
     return {"adapter": made.adapter_id, "verdict": f"registered: {gain}"}
+
+
+def tags_of(region: Region) -> list[str]:
+    """Options that tag an adapter with what it was learned from: the decisions whose hash is least, which the sample keeps longest."""
+    kept = sorted(region.examples, key=place_of)[:TAGGED]
+    return [option for tag in (TAG, *(f"{TAG}:{one.decision_id}" for one in kept)) for option in ("--tag", tag)]
 
 
 async def _train(data: Path, file: Path, options: Sequence[str]) -> None:

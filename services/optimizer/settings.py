@@ -69,3 +69,8 @@ class OptimizerSettings:
     """After this long an event weighs half as much in the recent counts."""
     max_family: int = 20_000
     """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""
+
+    @property
+    def silent_tenants(self) -> frozenset[str]:
+        """Those in `no_examples`."""
+        return frozenset(one.strip() for one in self.no_examples.split(",") if one.strip())

@@ -20,7 +20,8 @@ import faust
 from faust.types import TP
 
 from services.optimizer.changelog import COUNTS, JOINS, Changelog, Kept, Stamp, stamp_of
-from services.optimizer.counting import CountPartition
+from services.optimizer.counting import CountPartition, CountPlan
+from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, letter, segment_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.transport import Consumer
@@ -42,6 +43,7 @@ GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
 ELSEWHERE_S: Final = 60.0
+FADE_EVERY_S: Final = 3600.0
 QUIET_S: Final = 3.0
 """After so long without a message a stage looks whether there are any."""
 
@@ -65,7 +67,7 @@ class Stage(ABC, Generic[P]):
         self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
-        self._moved_s = time.monotonic()
+        self._moved_s = self._heard_s = time.monotonic()
         self._failures = self._refused = 0
         self.done_events = self.dead_letters = self.begun_again = 0
         self.generation = -1
@@ -128,7 +130,7 @@ class Stage(ABC, Generic[P]):
         return time.monotonic() - self._moved_s if self._lock.locked() else 0.0
 
     async def _attempt(self, messages: Sequence[Any]) -> bool:
-        self._moved_s = time.monotonic()
+        self._moved_s = self._heard_s = time.monotonic()
         mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
@@ -166,20 +168,31 @@ class Stage(ABC, Generic[P]):
         Raises:
             Unavailable: Kafka does not answer.
         """
-        if self._lock.locked() or time.monotonic() < self._moved_s + QUIET_S:
+        if self._lock.locked() or time.monotonic() < self._heard_s + QUIET_S:
             return
         async with self._lock:
-            self._moved_s = time.monotonic()
+            self._moved_s = self._heard_s = time.monotonic()
             mine = await self.load(self.owned())
             if not mine:
                 return
-            taken = {}
-            for tp, end in (await self._consumer.ends([TP(topic, one) for topic in self.topics for one in sorted(mine)])).items():
-                if (begin := self._next[tp]) < end:
-                    taken[tp] = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, GAP_AT_ONCE)
-                    _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(taken[tp]))
-            if taken:
-                await self._carry_out({tp: several for tp, several in taken.items() if several})
+            try:
+                ends = await self._consumer.ends([TP(topic, one) for topic in self.topics for one in sorted(mine)])
+                for tp, end in ends.items():
+                    if (begin := self._next[tp]) < end and not await self._read_on(tp, begin, end):
+                        return
+            except Unavailable:
+                self._failures += 1  # what is sent again must not be taken for what was sent first
+                raise
+
+    async def _read_on(self, tp: TP, begin: int, end: int) -> bool:
+        """A batch of what stands at [begin, end); False when this worker must not go on."""
+        self._moved_s = time.monotonic()
+        found = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, MESSAGES_AT_ONCE)
+        _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(found))
+        if not found:
+            self._next[tp] = end  # a hole, which nothing will come from
+            return True
+        return await self._carry_out({tp: found})
 
     async def _in_order(self, messages: Sequence[Any]) -> tuple[dict[TP, list[Any]], bool]:
         """The messages by where they stand, none twice and none left out, and whether that is all of them.
@@ -287,11 +300,11 @@ class Join(Stage[JoinPartition[_Segment]]):
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, JOINS)
         self._last_name = 0
-        self._no_examples = frozenset(one.strip() for one in settings.no_examples.split(","))
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
         segments = [(_Segment(one.name, one.stamp), one.value) for one in kept]
-        return JoinPartition(partition, self._settings.partitions, segments, self._no_examples)
+        text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
+        return JoinPartition(partition, self._settings.partitions, segments, self._settings.silent_tenants, text_room)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
@@ -374,8 +387,9 @@ class Count(Stage[CountPartition]):
         super().__init__(app, settings, COUNTS)
         self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
         """Of the values that are in the changelog."""
-        self._elsewhere: dict[int, tuple[float, CountPartition]] = {}
-        """What was read last of another worker's."""
+        self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
+        """Other workers' examples by partition, and when they were read."""
+        self._faded_s = 0.0
         self.changed: set[str] = set()
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
@@ -391,6 +405,10 @@ class Count(Stage[CountPartition]):
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us = time.time_ns() // 1000
         plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
+        return await self._write(plans, done, letters)
+
+    async def _write(self, plans: Mapping[int, CountPlan], done: Mapping[TP, int], letters: Sequence[Event] = ()) -> bool:
+        """Make the plans so; False when this worker must not go on."""
         written = [(partition, name.encode(), value) for partition, plan in plans.items() for name, value in plan.values.items()]
         records = [self._changelog.record(partition, name, self.stamp, value) for partition, name, value in written if value is not None]
         replaced = [
@@ -437,14 +455,35 @@ class Count(Stage[CountPartition]):
             return part.examples.get(key, now_us)
         read_at_s, elsewhere = self._elsewhere.get(partition, (-ELSEWHERE_S, None))
         if elsewhere is None or time.monotonic() > read_at_s + ELSEWHERE_S:
-            elsewhere = self._part(await self._changelog.read(partition))
-            self._elsewhere = {partition: (time.monotonic(), elsewhere)}  # one is enough: a merge is of few adapters
-        return elsewhere.examples.get(key, now_us)
+            elsewhere = self._part(await self._changelog.read(partition)).examples
+            self._elsewhere[partition] = (time.monotonic(), elsewhere)
+        return elsewhere.get(key, now_us)
+
+    async def tidy(self) -> None:
+        """Forget what is older than examples are kept for, once an hour.
+
+        Raises:
+            Unavailable: Kafka is away; the next call does the same.
+        """
+        if time.monotonic() < self._faded_s + FADE_EVERY_S:
+            return
+        async with self._lock:
+            if await self.load(self.owned()) is None:
+                return
+            now_us = time.time_ns() // 1000
+            for partition, part in self.parts.items():
+                self._moved_s = time.monotonic()
+                places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
+                faded = await asyncio.to_thread(part.examples.faded, now_us)
+                if faded and not await self._write({partition: CountPlan.of_examples(faded)}, places):
+                    return
+            self._faded_s = time.monotonic()
 
     def _part(self, kept: Sequence[Kept]) -> CountPartition:
         values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands
         room = self._settings.examples_max_bytes // self._settings.partitions
-        return CountPartition(self._settings.half_life_s, values, room, self._settings.examples_retention_s)
+        settings = self._settings
+        return CountPartition(settings.half_life_s, values, room, settings.examples_retention_s, settings.silent_tenants)
 
     def all_counted(self) -> Iterator[str]:
         """Ids of the adapters with counts that this worker owns."""

@@ -78,9 +78,10 @@ class Consumer(driver.Consumer):
         return {TP(*tp): offset for tp, offset in found.items()}
 
     async def _places(self, where: Sequence[TP]) -> dict[TP, int]:
-        consumer = self._thread._ensure_consumer()
-        first = await consumer.beginning_offsets([TopicPartition(*tp) for tp in where])
-        return {tp: max(await consumer.committed(TopicPartition(*tp)) or 0, first[TopicPartition(*tp)]) for tp in where}
+        consumer, asked = self._thread._ensure_consumer(), [TopicPartition(*tp) for tp in where]
+        first = await consumer.beginning_offsets(asked)
+        committed = await consumer._coordinator.fetch_committed_offsets(asked)  # `committed` asks for one at a time
+        return {TP(*tp): max(committed[tp].offset if tp in committed else 0, first[tp]) for tp in asked}
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
         """Nothing: the stages commit what they have done. What Faust noted for its own commits is let go, or it would grow for ever."""

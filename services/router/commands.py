@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -118,8 +118,9 @@ def publish_command(path: Path, kafka: str, anyway: bool) -> None:
         raise FailedPrecondition("ranker: did not beat hybrid on held-out outcomes; collect more, or say --anyway")
 
     async def work() -> None:
-        current, _ = await announced(kafka)
-        await _announce(kafka, ranker, current, "smoa router publish", ranker.report)
+        current, previous, _ = await announced(kafka)
+        before = previous if current.version == ranker.version else current
+        await _announce(kafka, ranker, before, "smoa router publish", ranker.report)
 
     asyncio.run(work())
     click.echo(f"ranker {ranker.version} is announced")
@@ -139,15 +140,14 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
     """
 
     async def once() -> dict[str, object]:
-        current, previous = await announced(kafka)
+        current, previous, at_us = await announced(kafka)
         since_us = int((time.time() - days * 86400) * 1e6)
         logged = []
-        async for decision, outcome in _joined(kafka):
-            if decision.decided_at_us >= since_us and decision.tenant not in without:
-                with suppress(InvalidArgument):  # of another version's features
-                    logged.append(logged_of(decision, outcome, decision.decision_id))
+        async for decision, outcome in _joined(kafka, lambda one: one.decided_at_us >= since_us and one.tenant not in without):
+            with suppress(InvalidArgument):  # of another version's features
+                logged.append(logged_of(decision, outcome, decision.decision_id))
         try:
-            step = await asyncio.to_thread(next_step, logged, current, previous)
+            step = await asyncio.to_thread(next_step, logged, current, previous, at_us)
         except FailedPrecondition as error:
             step = Step(None, None, str(error))
         if step.ranker is not None and not dry_run:
@@ -262,8 +262,8 @@ async def _announce(kafka: str, ranker: Ranker, previous: Ranker | None, reason:
     await send_once(kafka, [event(LIFECYCLE, RANKER_KEY, message)])
 
 
-async def announced(kafka: str) -> tuple[Ranker, Ranker | None]:
-    """The ranker that was announced last, and the one before it.
+async def announced(kafka: str) -> tuple[Ranker, Ranker | None, int]:
+    """The ranker that was announced last, the one before it, and when that was (0: never).
 
     One that this version cannot read is none: its routers cannot, either.
 
@@ -274,7 +274,9 @@ async def announced(kafka: str) -> tuple[Ranker, Ranker | None]:
     async for message in _events(kafka, LIFECYCLE):
         if isinstance(message, events_pb2.LifecycleEvent) and message.ranker:
             last = message
-    return (_read(last.ranker) if last else None) or builtin(), _read(last.previous_ranker) if last else None
+    if last is None:
+        return builtin(), None, 0
+    return _read(last.ranker) or builtin(), _read(last.previous_ranker), last.occurred_at_us
 
 
 def _read(artefact: bytes) -> Ranker | None:
@@ -284,11 +286,13 @@ def _read(artefact: bytes) -> Ranker | None:
         return None
 
 
-async def _joined(kafka: str) -> AsyncIterator[tuple[router_pb2.Decision, feedback_pb2.Outcome]]:
-    """Learned decisions and their outcomes."""
+async def _joined(
+    kafka: str, wanted: Callable[[router_pb2.Decision], bool] = lambda _: True
+) -> AsyncIterator[tuple[router_pb2.Decision, feedback_pb2.Outcome]]:
+    """Learned decisions that are wanted, and their outcomes."""
     decisions: dict[str, router_pb2.Decision] = {}
     async for message in _events(kafka, DECISIONS):
-        if isinstance(message, router_pb2.Decision) and message.ranked:
+        if isinstance(message, router_pb2.Decision) and message.ranked and wanted(message):
             decisions[message.decision_id] = message
     async for message in _events(kafka, OUTCOMES):
         if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.get(message.decision_id)) is not None:

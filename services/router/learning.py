@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 
 from services.router.ranker import Ranker, builtin
-from services.router.ranker_training import Logged, beats_hybrid, beats_rival, estimate, fit, train, values
+from services.router.ranker_training import Logged, estimate, fit, train, values
 
 MIN_LIVE: Final = 200
-"""Outcomes of a ranker's own decisions, without which it is not judged live."""
-TAKEN_BACK_AT: Final = 3.0
-"""Standard errors of the live regret. It is looked at again and again: in a week of hours 1.6 would take back a third of the rankers
-that are as good as hybrid, 3.0 takes 1.6% (4,000 random walks)."""
+"""Outcomes since the last announcement, without which there is no other; and of a ranker's own, without which it is not judged."""
+SURE: Final = 3.0
+"""Standard errors by which a ranker must lead to be announced, and be behind to be taken back. It is looked at again and again: in a week
+of hours 1.6 would take back a third of the rankers that are as good as hybrid, 3.0 takes 1.6% (4,000 random walks)."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,31 @@ class Step:
     evidence: Mapping[str, float] = field(default_factory=dict)
 
 
-def next_step(logged: Sequence[Logged], current: Ranker, previous: Ranker | None) -> Step:
+def next_step(logged: Sequence[Logged], current: Ranker, previous: Ranker | None = None, announced_at_us: int = 0) -> Step:
     """Take the current ranker back if it does worse than hybrid would have; else learn another, and announce it if it is better.
+
+    Neither before there are outcomes of what was announced last: the same log would have the same said of it.
 
     Raises:
         FailedPrecondition: too few outcomes to learn from, or all of them the same.
     """
+    since = sum(one.decided_at_us > announced_at_us for one in logged)
+    if announced_at_us and since < MIN_LIVE:
+        return Step(None, None, f"{since} outcomes since {current.version} was announced; {MIN_LIVE} are waited for")
     live = [one for one in logged if one.ranker == current.version]
     if current.version != builtin().version and len(live) >= MIN_LIVE:
         regret = _regret(live, [one for one in logged if one.ranker != current.version])
-        if regret["live_regret"] > TAKEN_BACK_AT * regret["live_regret_error"]:
+        if regret["live_regret"] > SURE * regret["live_regret_error"]:
             reason = f"hybrid would have done better by {regret['live_regret']:.3f} on {len(live)} decisions of {current.version}"
-            return Step(previous or builtin(), None, reason, regret)
+            back = previous if previous is not None and previous.version != current.version else builtin()
+            return Step(back, None, reason, regret)
     learned = train(logged, rival=current)
     report = learned.report
     found = (
         f"{report['lead']:+.3f} to hybrid (one standard error {report['lead_error']:.3f}) and {report['rival_lead']:+.3f} "
         f"({report['rival_lead_error']:.3f}) to {current.version}, on {report['held_out']:.0f} held out"
     )
-    if beats_hybrid(learned) and beats_rival(learned):
+    if all(report[lead] > SURE * report[f"{lead}_error"] for lead in ("lead", "rival_lead")):
         return Step(learned, current, found, report)
     return Step(None, None, f"{learned.version} is not sure to be better: {found}", report)
 

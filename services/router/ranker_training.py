@@ -85,11 +85,6 @@ def beats_hybrid(ranker: Ranker) -> bool:
     return ranker.report.get("lead", 0.0) > _SURE * ranker.report.get("lead_error", 0.0)
 
 
-def beats_rival(ranker: Ranker) -> bool:
-    """The same of its lead over the ranker that it was compared with."""
-    return ranker.report.get("rival_lead", 0.0) > _SURE * ranker.report.get("rival_lead_error", 0.0)
-
-
 def fit(logged: Sequence[Logged]) -> Ranker:
     """Weighted ridge logistic regression by Newton steps. A rising feature whose weight turns out negative is left out."""
     features = np.array([one.features[0] for one in logged])

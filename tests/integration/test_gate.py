@@ -46,14 +46,16 @@ async def test_a_good_child_loses_nothing_and_a_bad_one_is_refused(world: World)
     async def examples(key: str) -> list[Example]:
         return given if key == f"{parent.adapter_id}/public" else []
 
+    too_long = Example(key=given[0].key, input="w1 " * 199, output="w2")  # of the context; it says nothing
+    given[-1:-1] = [too_long]
     gate = Gate(world.client, examples)
 
     async def found(noise: float) -> Finding:
         return await gate.compare("public", [parent], await _copy(world, parent, noise))
 
     same, near, other = await found(0.0), await found(0.01), await found(3.0)
-    assert same.losses == (0.0,) * MOST_OF_A_PARENT
-    assert abs(near.mean) < 0.05
-    assert other.mean > 0.1
+    assert list(same.losses[parent.adapter_id]) == [0.0] * MOST_OF_A_PARENT
+    assert abs(near.worst[1]) < 0.05
+    assert other.worst[1] > 0.1
     assert other.refusal(0.1)
     assert not near.refusal(0.1)

@@ -39,6 +39,7 @@ def overlay_with(component: str, folder: Path) -> Path:
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
+        "namespace": NAMESPACE,
         "resources": [os.path.relpath(K8S / "overlays/dev", folder)],
         "components": [os.path.relpath(K8S / "components" / component, folder)],
     }
@@ -303,8 +304,11 @@ def test_dev_rolls_out(deployed: Kubectl) -> None:
 
 
 def test_the_jobs_that_learn_are_restricted_and_run_commands_that_exist(tmp_path: Path) -> None:
-    jobs = {found["metadata"]["name"]: found["spec"] for found in render(overlay_with("learning", tmp_path)) if found["kind"] == "CronJob"}
+    objects = render(overlay_with("learning", tmp_path))
+    jobs = {found["metadata"]["name"]: found["spec"] for found in objects if found["kind"] == "CronJob"}
     assert set(jobs) == {"learn-ranker", "propose"}
+    assert {found["metadata"]["namespace"] for found in objects if found["kind"] == "CronJob"} == {NAMESPACE}
+    (config,) = [found["metadata"]["name"] for found in objects if found["kind"] == "ConfigMap"]
     for spec in jobs.values():
         pod = spec["jobTemplate"]["spec"]["template"]["spec"]
         (container,) = pod["containers"]
@@ -312,6 +316,7 @@ def test_the_jobs_that_learn_are_restricted_and_run_commands_that_exist(tmp_path
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["command"] == ["tini", "--", "smoa"]
+        assert {"configMapRef": {"name": config}} in container["envFrom"]
         shown = subprocess.run([str(Path(sys.executable).parent / "smoa"), *container["args"], "--help"], capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr
         known = {"SMOA_ROUTER", "SMOA_EXECUTOR", "SMOA_CACHE"}

@@ -16,6 +16,7 @@ from services.optimizer.changelog import COUNTS, Changelog, Stamp
 from services.optimizer.commands import optimizer_group
 from services.optimizer.counting import EXAMPLES_OF
 from smoa.outbox import Outbox
+from smoa.store import AdapterStore
 from smoa.topics import ensure_topics, partition_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1.events_pb2 import Example
@@ -35,7 +36,7 @@ class _World:
     kafka: str
     folder: Path
 
-    async def failed(self, count: int, adapters: tuple[str, ...] = ()) -> None:
+    async def failed(self, count: int, adapters: tuple[str, ...] = (), text: str = "") -> None:
         """So many corrected failures are known."""
         now_us = time.time_ns() // 1000
         examples = [
@@ -43,7 +44,7 @@ class _World:
                 key=KEY,
                 decision_id=f"d{number}",
                 tenant="public",
-                input=f"w{number} w{number + 1} w{number + 2}",
+                input=text or f"w{number} w{number + 1} w{number + 2}",
                 output=f"w{100 + number % 2}",
                 occurred_at_us=now_us - 1000 + number,
                 adapter_ids=adapters,
@@ -100,8 +101,19 @@ async def test_an_adapter_is_trained_tried_and_registered(world: _World) -> None
     [learned] = await world.proposed("--train", "--steps", "60", "--learning-rate", "3")
     assert str(learned["verdict"]).startswith("registered: ")
     adapter = await world.router.client.get(str(learned["adapter"]))
-    assert (list(adapter.tags), adapter.kind, adapter.name) == (["from-failures"], common.ADAPTER_KIND_LORA_XS, found["region"])
+    assert (adapter.tags[0], adapter.kind, adapter.name) == ("from-failures", common.ADAPTER_KIND_LORA_XS, found["region"])
+    assert {tag.removeprefix("from-failures:") for tag in adapter.tags[1:]} <= {f"d{number}" for number in range(40)}
     assert await world.proposed() == [], "what was learned from is not proposed again"
+    await world.router.client.retire("public", adapter.adapter_id, "pruned: by the test")
+    assert await world.proposed() == [], "nor when the adapter did not do"
+    store = AdapterStore(str(world.folder / "store"))
+    assert len(list(Path(store.location).rglob("*.safetensors"))) == 1, "what was not registered is not kept"
+
+
+async def test_the_same_question_again_and_again_teaches_nothing_and_ends_nothing(world: _World) -> None:
+    await world.failed(30, text="w1 w2 w3")
+    [line] = await world.proposed("--train", "--steps", "1")
+    assert line["verdict"] == "not registered: 1 different inputs to try it on, under 4"
 
 
 async def test_where_adapters_answered_none_is_missing(world: _World) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.counting import EXAMPLES_OF, CountPartition
-from services.optimizer.examples import MOST, MOST_FAILURES, ExamplePartition
+from services.optimizer.examples import MOST, MOST_FAILURES, SET_BYTES, ExamplePartition
 from services.optimizer.gate import MIN_EXAMPLES, Finding
 from services.optimizer.joining import JoinPartition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, Received, event
@@ -24,9 +24,8 @@ ROOM = 1_000_000
 
 
 def _example(number: int, key: str = "a", age_s: float = 0.0, text: str = "in") -> Example:
-    return Example(
-        key=key, decision_id=f"d{number}", tenant="t", input=text, output=str(number), occurred_at_us=NOW_US - int(age_s * 1e6) + number
-    )
+    at_us = NOW_US - int(age_s * 1e6) + number - 1000
+    return Example(key=key, decision_id=f"d{number}", tenant="t", input=text, output=str(number), occurred_at_us=at_us)
 
 
 def _ids(examples: Sequence[Example]) -> set[str]:
@@ -153,6 +152,23 @@ def test_without_both_texts_there_is_no_example(outcome: Outcome) -> None:
 @pytest.mark.parametrize("forbidding", ["t", "other,t", "*"])
 def test_a_tenant_that_forbids_it_has_no_examples(forbidding: str) -> None:
     assert _joined(_outcome(True, input="in", output="out"), no_examples=forbidding) == []
+    assert _joined(_outcome(True, input="in", output="out"), early=True, no_examples=forbidding) == []
+    part = JoinPartition[int](0, 1, (), frozenset(forbidding.split(",")))
+    one = event(OUTCOMES, "d", _outcome(True, input="in", output="out"))
+    [entry] = part.plan([Received(OUTCOMES, 0, 0, 0, one.key, one.value, "", 0)], NOW_US).entries.values()
+    assert (entry.verdicts[0].input, entry.verdicts[0].output) == ("", "")
+
+
+def test_texts_that_wait_do_not_push_out_what_is_to_be_counted() -> None:
+    part = JoinPartition[int](0, 1, (), text_room=1000)
+    for number in range(3):
+        said = Outcome(decision_id=f"d{number}", tenant="t", success=True, input="x" * 900, output="out")
+        one = event(OUTCOMES, said.decision_id, said)
+        plan = part.plan([Received(OUTCOMES, 0, number, 0, one.key, one.value, "", 0)], NOW_US)
+        part.apply(number, list(plan.entries.values()))
+    assert len(part) == 3
+    assert part.held_bytes < 3000
+    assert [len(Outcome.FromString(late.value).input) for late in part.unmatched(NOW_US + 1)] == [900, 0, 0]
 
 
 def test_an_outcome_without_a_time_has_its_decisions() -> None:
@@ -176,8 +192,37 @@ def test_a_text_that_is_too_long_is_put_aside_with_the_reason() -> None:
 
 
 def test_the_gate_refuses_a_child_that_is_less_sure_and_only_on_enough_examples() -> None:
-    assert Finding((1.0,) * (MIN_EXAMPLES - 1)).refusal(0.1) == ""
-    assert Finding((0.2, -0.2) * 4).refusal(0.1) == ""
-    assert Finding((0.5, 0.1) * 4).refusal(0.1) == "on 8 right answers of its parents the child is 0.300 nats a token less sure, over 0.1"
-    assert Finding((0.5, 0.1) * 4).evidence == {"gate_examples": 8.0, "gate_loss": pytest.approx(0.3)}
-    assert Finding(()).mean == 0.0
+    assert Finding({"a": (1.0,) * (MIN_EXAMPLES - 1)}).refusal(0.1) == ""
+    assert Finding({"a": (0.2, -0.2) * 4}).refusal(0.1) == ""
+    assert Finding({"a": (0.5, 0.1) * 4}).refusal(0.1) == "on 8 right answers of a the child is 0.300 nats a token less sure, over 0.1"
+    assert Finding({"a": (0.5, 0.1) * 4}).evidence == {"gate_examples": 8.0, "gate_loss": pytest.approx(0.3)}
+    assert Finding({}).worst == ("", 0.0, 0)
+
+
+def test_what_a_child_gained_for_one_parent_does_not_make_up_for_another() -> None:
+    assert Finding({"a": (-1.0,) * 8, "b": (1.0,) * 8, "c": (9.0,)}).worst == ("b", 1.0, 8)
+
+
+def test_a_set_is_no_larger_than_a_broker_takes() -> None:
+    part = ExamplePartition(2**30, WEEK_S, {})
+    wide = "\U0001f600" * 8192
+    for number in range(20):
+        _taken(part, [_example(number, "failures/t", text=wide)])
+    assert 0 < part.held_bytes <= SET_BYTES + 4096
+
+
+def test_a_clock_that_is_ahead_does_not_keep_an_example_for_ever() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    _taken(part, [_example(1, age_s=-10 * WEEK_S)])
+    assert part.get("a", NOW_US + int(1.1 * WEEK_S * 1e6)) == []
+
+
+def test_what_has_faded_goes_and_so_does_what_a_tenant_no_longer_allows() -> None:
+    part = ExamplePartition(ROOM, WEEK_S, {})
+    value = _taken(part, [_example(1), _example(2, "b", age_s=WEEK_S - 60)])
+    assert part.faded(NOW_US) == {}
+    assert part.faded(NOW_US + 120_000_000) == {"b": None}
+    held = {key: one for key, one in value.items() if one is not None}
+    silent = ExamplePartition(ROOM, WEEK_S, held, frozenset({"t"}))
+    assert (silent.get("a", NOW_US), silent.faded(NOW_US)) == ([], {"a": None, "b": None})
+    assert silent.plan([_example(3)], NOW_US) == {}

@@ -38,16 +38,16 @@ def _ranker(version: str) -> Ranker:
 
 def test_what_beats_hybrid_and_the_current_one_is_announced_with_the_way_back() -> None:
     current = dataclasses.replace(builtin(), version="old", weights=tuple(0.0 for _ in builtin().weights))
-    step = next_step(success_log(3000), current, None)
+    step = next_step(success_log(9000), current)
     assert step.ranker is not None
     assert (step.previous, step.evidence) == (current, step.ranker.report)
-    assert step.reason.endswith("to old, on 600 held out")
+    assert step.reason.endswith("to old, on 1800 held out")
 
 
 def test_what_is_no_better_than_the_current_one_is_not() -> None:
-    first = next_step(success_log(3000), _ranker("old"), None).ranker
+    first = next_step(success_log(9000), _ranker("old")).ranker
     assert first is not None
-    again = next_step(success_log(3000, seed=1), first, None)
+    again = next_step(success_log(9000, seed=1), first)
     assert again.ranker is None
     assert "is not sure to be better" in again.reason
 
@@ -60,6 +60,27 @@ def test_a_ranker_that_does_worse_than_hybrid_would_have_is_taken_back(previous:
     assert step.reason.startswith("hybrid would have done better by 0.3")
     assert step.evidence["live_outcomes"] == MIN_LIVE
     assert step.evidence["live_regret"] > 3 * step.evidence["live_regret_error"] > 0
+
+
+def test_going_back_to_itself_is_going_back_to_hybrid() -> None:
+    logged = _log(400, "builtin", "hybrid") + _log(MIN_LIVE, "bad", "other", seed=1)
+    assert next_step(logged, _ranker("bad"), _ranker("bad")).ranker == builtin()
+
+
+def test_nothing_is_announced_before_there_are_outcomes_of_what_was_announced_last() -> None:
+    logged = success_log(3000)
+    waiting = next_step(logged, builtin(), None, announced_at_us=2900)
+    assert (waiting.ranker, waiting.reason) == (None, f"99 outcomes since builtin was announced; {MIN_LIVE} are waited for")
+    assert next_step(logged, builtin(), None, announced_at_us=2700).reason != waiting.reason
+
+
+def test_of_logs_in_which_nothing_matters_none_is_announced() -> None:
+    announced = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        logged = [dataclasses.replace(one, success=float(rng.random() < 0.5)) for one in success_log(400, seed)]
+        announced += next_step(logged, builtin()).ranker is not None
+    assert announced <= 1
 
 
 def test_few_outcomes_of_its_own_do_not_judge_it() -> None:
