@@ -21,7 +21,8 @@ from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.reporting import Reporter
 from services.optimizer.settings import APP_ID, OptimizerSettings
-from services.optimizer.stream import MESSAGES_AT_ONCE, Count, Join
+from services.optimizer.stage import MESSAGES_AT_ONCE
+from services.optimizer.stream import Count, Join
 from services.optimizer.transport import mend
 from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient

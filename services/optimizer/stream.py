@@ -1,53 +1,30 @@
-"""The Faust side: two agents whose state is theirs by partition and generation (docs/decisions/0002 says why it is written this way).
-
-A batch goes in steps, each durable before the next: the new state to the changelog; the coordinator confirms that this worker is still
-the owner; then what the batch emits; then the commit of its end. Any failure begins the batch again, and whoever repeats it, this worker
-or its successor, comes to the same. Faust's own commits are off: they go by what its streams acknowledge, also what they passed over.
-"""
+"""The two Faust agents: decisions and outcomes are joined, and what they mean to each adapter is counted."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import time
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import faust
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS, Changelog, Kept, Stamp, stamp_of
+from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
 from services.optimizer.counting import CountPartition, CountPlan
 from services.optimizer.examples import ExamplePartition
-from services.optimizer.joining import JoinPartition, JoinPlan, letter, segment_of
+from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.transport import Consumer
-from smoa.errors import InvalidArgument, Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received, event, unpack
-from smoa.outbox import BATCH_BYTES, Outbox, Record, records_of
-from smoa.reader import read_range
-from smoa.topics import Topic, partition_of
+from services.optimizer.stage import Stage, buried
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
+from smoa.outbox import BATCH_BYTES
+from smoa.topics import partition_of
 from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import AdapterCounts
 
-_log = logging.getLogger(__name__)
-MESSAGES_AT_ONCE: Final = 256
-"""Most messages of a batch; each may hold many events."""
-WITHIN_S: Final = 0.05
-MAX_REFUSED: Final = 12
-"""Refusals of one batch in a row: about 45 s, by which any sharing out is over."""
-GAP_AT_ONCE: Final = 1000
-"""Messages that are read at a time of those that did not come by themselves."""
-RETRY_S: Final = (0.1, 5.0)
 ELSEWHERE_S: Final = 60.0
 FADE_EVERY_S: Final = 3600.0
-QUIET_S: Final = 3.0
-"""After so long without a message a stage looks whether there are any."""
-
-P = TypeVar("P", bound=Sized)
 
 
 class _Segment(NamedTuple):
@@ -55,241 +32,6 @@ class _Segment(NamedTuple):
 
     name: bytes
     stamp: Stamp
-
-
-class Stage(ABC, Generic[P]):
-    """What the join and the counter have in common: whose a partition is, where its state comes from, and when a batch is done."""
-
-    topics: tuple[str, ...]
-
-    def __init__(self, app: faust.App, settings: OptimizerSettings, changelog: Topic) -> None:
-        self._app, self._settings = app, settings
-        self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
-        self._outbox = Outbox(settings.kafka_bootstrap)
-        self._lock = asyncio.Lock()
-        self._moved_s = self._heard_s = time.monotonic()
-        self._failures = self._refused = 0
-        self.done_events = self.dead_letters = self.begun_again = 0
-        self.generation = -1
-        self.parts: dict[int, P] = {}
-        self._next: dict[TP, int] = {}
-        """Where each partition's reading goes on."""
-        self._to_commit: dict[TP, int] = {}
-        # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
-        topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
-        app.agent(topic, name=type(self).__name__.lower())(self.run)
-
-    def owned(self) -> set[int]:
-        """The partitions that are this worker's."""
-        return {tp.partition for tp in self._app.consumer.assignment() if tp.topic == self.topics[0]}
-
-    async def run(self, stream: Any) -> None:
-        """The agent."""
-        try:
-            async for events in stream.take_events(MESSAGES_AT_ONCE, within=WITHIN_S):
-                await self._finish([one.message for one in events])
-        except Exception:  # noqa: BLE001 - not to go on
-            # Faust acknowledges a batch whose agent fails, and goes on without it. Ending at once leaves it to be read again.
-            _log.exception("the %s cannot go on; this worker ends, and its successor begins with this batch", type(self).__name__)
-            logging.shutdown()
-            os._exit(70)
-
-    def lag(self) -> dict[str, int]:
-        """Messages of each topic that were there at the last fetch and are not done, in this worker's partitions. From any thread."""
-        found = dict.fromkeys(self.topics, 0)
-        for tp, place in list(self._next.items()):
-            found[tp.topic] += max(0, self._consumer.newest(tp) - place)
-        return found
-
-    async def _finish(self, messages: Sequence[Any]) -> None:
-        delay_s = RETRY_S[0]
-        self._refused = 0
-        while True:
-            try:
-                async with self._lock:
-                    if await self._attempt(messages):
-                        self._refused = 0
-                        return
-                self._refused += 1
-                self.begun_again += 1
-            except Unavailable as error:
-                self._failures += 1
-                self.begun_again += 1
-                _log.warning("a batch of %d messages begins again: %s", len(messages), error)
-            await asyncio.sleep(delay_s)  # Kafka is away, or the group is being shared out anew: neither tells when it is over
-            delay_s = min(2 * delay_s, RETRY_S[1])
-
-    @property
-    def is_refused(self) -> bool:
-        """True when the coordinator has not confirmed a batch again and again, although Faust sees no change of the group."""
-        return self._refused >= MAX_REFUSED
-
-    @property
-    def still_s(self) -> float:
-        """For how long a batch has been at one step. Every step has a deadline of its own, so this tells of a fault."""
-        return time.monotonic() - self._moved_s if self._lock.locked() else 0.0
-
-    async def _attempt(self, messages: Sequence[Any]) -> bool:
-        self._moved_s = self._heard_s = time.monotonic()
-        mine = await self.load({message.partition for message in messages})
-        if mine is None:
-            return False
-        taken, whole = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
-        return await self._carry_out(taken) and whole
-
-    async def _carry_out(self, taken: Mapping[TP, Sequence[Any]]) -> bool:
-        """Do what follows from each partition's next messages, and commit that; False when this worker must not go on."""
-        begins = {tp: self._next[tp] for tp in taken}
-        ends = {tp: several[-1].offset + 1 for tp, several in taken.items()}
-        work: defaultdict[int, list[Received]] = defaultdict(list)
-        letters: list[Event] = []
-        for tp, several in taken.items():
-            for one in several:
-                place = (tp.topic, tp.partition, one.offset)
-                try:
-                    work[tp.partition] += unpack(*place, one.key, one.value, _headers(one))
-                except InvalidArgument as error:
-                    letters.append(buried(Received(*place, 0, one.key or b"", one.value or b"", "", 0), str(error)))
-        if taken and not await self._process(work, begins, letters):
-            return False
-        self.done_events += sum(map(len, work.values()))
-        self._next |= ends
-        self._to_commit |= ends
-        if self._to_commit:
-            if not await self._confirmed(self._to_commit):
-                return False
-            self._to_commit = {}
-        return True
-
-    async def catch_up(self) -> None:
-        """Read from the log what is there and was not handed on: Faust passes over messages, and if they are the last, nothing follows
-        that would show it.
-
-        Raises:
-            Unavailable: Kafka does not answer.
-        """
-        if self._lock.locked() or time.monotonic() < self._heard_s + QUIET_S:
-            return
-        async with self._lock:
-            self._moved_s = self._heard_s = time.monotonic()
-            mine = await self.load(self.owned())
-            if not mine:
-                return
-            try:
-                ends = await self._consumer.ends([TP(topic, one) for topic in self.topics for one in sorted(mine)])
-                for tp, end in ends.items():
-                    if (begin := self._next[tp]) < end and not await self._read_on(tp, begin, end):
-                        return
-            except Unavailable:
-                self._failures += 1  # what is sent again must not be taken for what was sent first
-                raise
-
-    async def _read_on(self, tp: TP, begin: int, end: int) -> bool:
-        """A batch of what stands at [begin, end); False when this worker must not go on."""
-        self._moved_s = time.monotonic()
-        found = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, MESSAGES_AT_ONCE)
-        _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(found))
-        if not found:
-            self._next[tp] = end  # a hole, which nothing will come from
-            return True
-        return await self._carry_out({tp: found})
-
-    async def _in_order(self, messages: Sequence[Any]) -> tuple[dict[TP, list[Any]], bool]:
-        """The messages by where they stand, none twice and none left out, and whether that is all of them.
-
-        Faust passes over messages while the group is being shared out anew, and relies on seeking back afterwards; messages that it has
-        fetched by then keep it from reading them again. Effects must not overtake each other, so what it left out is read from the log.
-        """
-        taken: defaultdict[TP, list[Any]] = defaultdict(list)
-        for one in messages:
-            tp = TP(one.topic, one.partition)
-            wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
-            if one.offset > wanted:
-                left_out = await read_range(self._settings.kafka_bootstrap, *tp, wanted, one.offset, GAP_AT_ONCE)
-                _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, wanted, one.offset, len(left_out))
-                taken[tp] += left_out
-                if len(left_out) == GAP_AT_ONCE:
-                    return dict(taken), False
-            if one.offset >= wanted:
-                taken[tp].append(one)
-        return dict(taken), True
-
-    @property
-    def _consumer(self) -> Consumer:
-        consumer = self._app.consumer
-        assert isinstance(consumer, Consumer)
-        return consumer
-
-    async def load(self, wanted: set[int]) -> set[int] | None:
-        """Read what is not in memory of this generation's state; returns which of the wanted are this worker's, or None when it changes.
-
-        Raises:
-            Unavailable: a changelog cannot be read.
-        """
-        generation = int(self._app.consumer_generation_id)
-        if generation != self.generation:
-            self.generation = generation
-            self.parts, self._next, self._to_commit = {}, {}, {}
-        mine = wanted & self.owned()
-        lacking = sorted(mine - self.parts.keys())
-        if not lacking:
-            return mine
-        self._moved_s = time.monotonic()
-        # All at once: the request waits its turn behind a fetch, which takes 1.5 s where nothing comes.
-        everywhere = await self._consumer.places([TP(topic, partition) for topic in self.topics for partition in lacking])
-        for partition in lacking:
-            self._moved_s = began = time.monotonic()
-            kept = await self._changelog.read(partition)
-            places = {tp: offset for tp, offset in everywhere.items() if tp.partition == partition}
-            if kept and kept[-1].stamp.generation > generation:
-                if not await self._confirmed(places):  # this worker has been replaced
-                    return None
-                await self._adopt(partition, kept)  # the broker had forgotten the group, and counts its generations anew
-                return None
-            part = await asyncio.to_thread(self._made, partition, kept)
-            self.parts[partition] = part
-            self._next |= places
-            _log.info("%s %d: %d values in %.1f s", self._changelog.topic, partition, len(part), time.monotonic() - began)
-        return mine if generation == int(self._app.consumer_generation_id) else None
-
-    async def _adopt(self, partition: int, kept: Sequence[Kept]) -> None:
-        """Write values under this worker's stamp."""
-        _log.warning("%s %d is of a later generation than the group's: taken over", self._changelog.topic, partition)
-        await self._outbox.send(self._changelog.record(partition, *one) for one in self._renamed(kept))
-        await self._outbox.send(self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp)
-
-    @property
-    def stamp(self) -> Stamp:
-        """What this worker writes under."""
-        return stamp_of(self.generation, self._failures)
-
-    async def loaded(self) -> bool:
-        """Load all that is this worker's; False while it changes."""
-        async with self._lock:
-            self._moved_s = time.monotonic()
-            return await self.load(self.owned()) is not None
-
-    async def close(self) -> None:
-        """Let the producer go."""
-        await self._outbox.close()
-
-    async def _confirmed(self, done: Mapping[TP, int]) -> bool:
-        return await self._consumer.confirm(self.generation, done)
-
-    @abstractmethod
-    def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
-
-    @abstractmethod
-    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]: ...
-
-    @abstractmethod
-    async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool: ...
-
-    async def _emit(self, events: Sequence[Event], tombstones: Sequence[Record] = ()) -> None:
-        self.dead_letters += sum(one.topic == DEAD_LETTER for one in events)
-        records = records_of([(one, 0) for one in events], dict.fromkeys((one.topic for one in events), self._settings.partitions))
-        if records or tombstones:
-            await self._outbox.send([*records, *tombstones])
 
 
 class Join(Stage[JoinPartition[_Segment]]):
@@ -489,14 +231,3 @@ class Count(Stage[CountPartition]):
         """Ids of the adapters with counts that this worker owns."""
         for part in self.parts.values():
             yield from part
-
-
-def buried(one: Received, reason: str) -> Event:
-    """An event that cannot be used, kept with the reason; the stream goes on."""
-    _log.warning("to %s: %s %d:%d.%d: %s", DEAD_LETTER, one.topic, one.partition, one.offset, one.place, reason)
-    return event(DEAD_LETTER, f"{one.topic}:{one.partition}:{one.offset}:{one.place}", letter(one, reason, time.time_ns() // 1000))
-
-
-def _headers(message: Any) -> list[tuple[str, bytes | None]]:
-    found: Any = message.headers or {}
-    return list(found.items() if isinstance(found, dict) else found)

@@ -11,9 +11,9 @@ import faust
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from services.optimizer import stream
 from services.optimizer.changelog import COUNTS, JOINS
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.stage import QUIET_S
 from services.optimizer.stream import Join
 from services.optimizer.transport import Consumer
 from smoa.events import ADAPTER_OUTCOMES
@@ -60,13 +60,13 @@ async def test_a_tail_that_was_not_handed_on_is_read_from_the_log(tmp_path: Path
                 assert await join.loaded()
                 await join.catch_up()
                 assert not consumer.committed_to
-            join._heard_s -= stream.QUIET_S
+            join._heard_s -= QUIET_S
             assert await join.loaded(), "which the worker does every second, and is no message"
             await join.catch_up()
             effects = await read_events(bootstrap, ADAPTER_OUTCOMES)
             assert len(effects) >= sum(uses for uses, _, _ in traffic.truth.values()) > 0
             assert consumer.committed_to == await consumer.ends(list(consumer.mine))
-            join._heard_s -= stream.QUIET_S
+            join._heard_s -= QUIET_S
             await join.catch_up()
             assert len(await read_events(bootstrap, ADAPTER_OUTCOMES)) == len(effects)
         finally:
