@@ -37,7 +37,7 @@ from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome
 from tests.kafka_support import HOME, ApacheKafka, broker_port, embedded_broker, until
-from tests.stream_support import PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
+from tests.stream_support import EMBEDDED, PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
 
 _SAY = Console(stderr=True)
 _BATCH_BYTES = 32 * 1024  # what a router's publisher makes of 500 events a batch, four partitions
@@ -198,7 +198,7 @@ async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
         workers: list[Worker] = []
         try:
             for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
-                workers.append(worker := Worker(bootstrap, folder, name, **({} if nodes else {"SMOA_OPTIMIZER_INSTANCE_ID": ""})))
+                workers.append(worker := Worker(bootstrap, folder, name, **({} if nodes else EMBEDDED)))
                 await until(f"the {name} worker", 60, worker.is_ready)
             trouble = Faults(workers, restart, random.Random(nodes))
             return await chaos(bootstrap, Traffic(nodes), trouble, events, faults, events / 400)

@@ -23,6 +23,8 @@ from services.supervisor import Spec, Supervisor
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.rpc import stop_event
 
+EMBEDDED_WINDOW_BYTES = 2 * 2**20
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
@@ -151,6 +153,8 @@ class LocalStack:
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
             # On the embedded broker, an instance id that its dead owner still holds makes the group wait.
             "SMOA_OPTIMIZER_INSTANCE_ID": "local" if settings.kafka_bootstrap else "",
+            # It keeps five megabytes of a partition.
+            "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": "0" if settings.kafka_bootstrap else str(EMBEDDED_WINDOW_BYTES),
             "PYTHONUNBUFFERED": "1",
             **settings.environment,
         }

@@ -18,6 +18,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
+from services.local import EMBEDDED_WINDOW_BYTES
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import totals
 from services.optimizer.settings import APP_ID
@@ -31,6 +32,11 @@ PARTITIONS = 4
 SESSION_TIMEOUT_S = 8.0
 SLOW_S = 20.0
 TOPICS = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES)
+EMBEDDED = {
+    "SMOA_OPTIMIZER_INSTANCE_ID": "",  # one that its dead owner still holds makes the group wait there
+    "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": str(EMBEDDED_WINDOW_BYTES),
+}
+"""What `smoa up` tells a worker of its own broker."""
 Counted = dict[str, tuple[int, int, int]]
 
 

@@ -159,6 +159,10 @@ class CountPartition:
         value = self._values.get(adapter_id)
         return None if value is None else AdapterCounts.FromString(value)
 
+    def value(self, name: str) -> bytes | None:
+        """What the changelog says by this name."""
+        return self.examples.value(name.removeprefix(EXAMPLES_OF)) if name.startswith(EXAMPLES_OF) else self._values.get(name)
+
     def plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
         """What the events come to; nothing is changed."""
         plan = CountPlan()

@@ -37,6 +37,10 @@ class ExamplePartition:
         """The examples of a key, the oldest first; none that is older than the retention."""
         return sorted(self._kept(self._values.get(key, b""), now_us).values(), key=lambda one: (one.occurred_at_us, one.decision_id))
 
+    def value(self, key: str) -> bytes | None:
+        """A set as it is kept."""
+        return self._values.get(key)
+
     def plan(self, examples: Iterable[Example], now_us: int) -> dict[str, bytes | None]:
         """What changes, by key; None where a set goes, for the oldest must where there is no room."""
         sets: dict[str, dict[bytes, Example]] = {}

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import faust
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
+from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp, Window
 from services.optimizer.counting import CountPartition, CountPlan
 from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
@@ -25,6 +25,7 @@ from smoa.v1.state_pb2 import AdapterCounts
 
 ELSEWHERE_S: Final = 60.0
 FADE_EVERY_S: Final = 3600.0
+AT_ONCE: Final = 1000
 
 
 class _Segment(NamedTuple):
@@ -129,6 +130,7 @@ class Count(Stage[CountPartition]):
         super().__init__(app, settings, COUNTS)
         self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
         """Of the values that are in the changelog."""
+        self._windows: dict[int, Window] = {}
         self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
         """Other workers' examples by partition, and when they were read."""
         self._faded_s = 0.0
@@ -139,6 +141,7 @@ class Count(Stage[CountPartition]):
         for one in kept:
             stamps[one.name].append(one.stamp)
         self._stamps[partition] = dict(stamps)
+        self._windows[partition] = Window(stamps)
         return self._part(kept)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
@@ -167,6 +170,7 @@ class Count(Stage[CountPartition]):
             self.parts[partition].apply(plan)
             self.changed |= plan.counts.keys()
         for partition, name, value in written:
+            self._windows[partition].wrote(name, value)
             if value is not None:
                 self._stamps[partition].setdefault(name, []).append(self.stamp)
         outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
@@ -202,24 +206,32 @@ class Count(Stage[CountPartition]):
         return elsewhere.get(key, now_us)
 
     async def tidy(self) -> None:
-        """Forget what is older than examples are kept for, once an hour.
+        """Write again what would fall out of the changelog, and, once an hour, forget what is older than examples are kept for.
 
         Raises:
             Unavailable: Kafka is away; the next call does the same.
         """
-        if time.monotonic() < self._faded_s + FADE_EVERY_S:
+        window, fading = self._settings.changelog_window_bytes, time.monotonic() >= self._faded_s + FADE_EVERY_S
+        if not window and not fading:
             return
         async with self._lock:
             if await self.load(self.owned()) is None:
                 return
-            now_us = time.time_ns() // 1000
             for partition, part in self.parts.items():
                 self._moved_s = time.monotonic()
                 places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
-                faded = await asyncio.to_thread(part.examples.faded, now_us)
+                for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
+                    names = self._windows[partition].stale(window, AT_ONCE)
+                    if not names:
+                        break
+                    again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
+                    if not await self._write({partition: again}, places):
+                        return
+                faded = await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000) if fading else None
                 if faded and not await self._write({partition: CountPlan.of_examples(faded)}, places):
                     return
-            self._faded_s = time.monotonic()
+            if fading:
+                self._faded_s = time.monotonic()
 
     def _part(self, kept: Sequence[Kept]) -> CountPartition:
         values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands

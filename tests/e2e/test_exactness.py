@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, embedded_broker, until
-from tests.stream_support import ChaosReport, Faults, Traffic, Worker, chaos
+from tests.stream_support import EMBEDDED, ChaosReport, Faults, Traffic, Worker, chaos
 
 EVENTS, PER_S = 15_000, 600.0
 
@@ -18,9 +18,7 @@ async def _run(bootstrap: str, folder: Path, break_broker: object, faults: int) 
     workers = []
     try:
         for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
-            # There, an instance id that its dead owner still holds makes the group wait.
-            more = {} if break_broker else {"SMOA_OPTIMIZER_INSTANCE_ID": ""}
-            workers.append(worker := Worker(bootstrap, folder, name, **more))
+            workers.append(worker := Worker(bootstrap, folder, name, **({} if break_broker else EMBEDDED)))
             await until(f"the {name} worker", 60, worker.is_ready)
         breaking = break_broker if callable(break_broker) else None
         return await chaos(bootstrap, Traffic(7), Faults(workers, breaking, random.Random(7)), EVENTS, faults, PER_S)
