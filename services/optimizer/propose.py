@@ -54,7 +54,7 @@ MAX_EXAMPLES = 50
 @click.option("--steps", default=300, show_default=True, help="Of training.")
 @click.option("--learning-rate", type=float, default=None, help="Of training; default: as in `smoa adapter train`.")
 @click.option("--base-model", envvar="SMOA_BASE_MODEL", default="", help="To train on; as in `smoa adapter train`.")
-@click.option("--min-examples", default=20, show_default=True, help="Of a region; fewer teach nothing.")
+@click.option("--min-examples", type=click.IntRange(2), default=20, show_default=True, help="Of a region; fewer teach nothing.")
 @click.option("--min-uncovered", default=0.5, show_default=True, help="Share of a region's queries for which no adapter was found.")
 @click.option("--min-gain", default=0.1, show_default=True, help="Nats a token by which an adapter must be surer than the base model.")
 @json_lines_option

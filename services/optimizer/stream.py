@@ -17,6 +17,7 @@ from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import Stage, buried
+from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
 from smoa.outbox import BATCH_BYTES
 from smoa.topics import partition_of
@@ -217,21 +218,24 @@ class Count(Stage[CountPartition]):
         async with self._lock:
             if await self.load(self.owned()) is None:
                 return
-            for partition, part in self.parts.items():
-                self._moved_s = time.monotonic()
-                places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
-                for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
-                    names = self._windows[partition].stale(window, AT_ONCE)
-                    if not names:
-                        break
-                    again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
-                    if not await self._write({partition: again}, places):
-                        return
-                faded = await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000) if fading else None
-                if faded and not await self._write({partition: CountPlan.of_examples(faded)}, places):
-                    return
-            if fading:
-                self._faded_s = time.monotonic()
+            try:
+                if all([await self._tidy_one(partition, window, fading) for partition in self.parts]) and fading:
+                    self._faded_s = time.monotonic()
+            except Unavailable:
+                self._failures += 1  # what is sent again must not be taken for what was sent first
+                raise
+
+    async def _tidy_one(self, partition: int, window: int, fading: bool) -> bool:
+        part = self.parts[partition]
+        self._moved_s = time.monotonic()
+        places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
+        for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
+            names = self._windows[partition].stale(window, AT_ONCE)
+            again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
+            if names and not await self._write({partition: again}, places):
+                return False
+        faded = await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000) if fading else None
+        return not faded or await self._write({partition: CountPlan.of_examples(faded)}, places)
 
     def _part(self, kept: Sequence[Kept]) -> CountPartition:
         values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands
