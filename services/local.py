@@ -23,7 +23,11 @@ from services.supervisor import Spec, Supervisor
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.rpc import stop_event
 
-EMBEDDED_WINDOW_BYTES = 2 * 2**20
+EMBEDDED_LIMITS = {
+    "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": str(2 * 2**20),
+    "SMOA_OPTIMIZER_EXAMPLES_MAX_BYTES": str(2 * 2**20),
+}
+"""The embedded broker keeps five megabytes of a partition: counts are written again in time, and examples must not push them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +157,7 @@ class LocalStack:
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
             # On the embedded broker, an instance id that its dead owner still holds makes the group wait.
             "SMOA_OPTIMIZER_INSTANCE_ID": "local" if settings.kafka_bootstrap else "",
-            # It keeps five megabytes of a partition.
-            "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": "0" if settings.kafka_bootstrap else str(EMBEDDED_WINDOW_BYTES),
+            **({} if settings.kafka_bootstrap else EMBEDDED_LIMITS),
             "PYTHONUNBUFFERED": "1",
             **settings.environment,
         }

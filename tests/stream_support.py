@@ -18,12 +18,12 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
-from services.local import EMBEDDED_WINDOW_BYTES
+from services.local import EMBEDDED_LIMITS
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import totals
 from services.optimizer.settings import APP_ID
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, event
 from smoa.outbox import KAFKA_ERRORS, Outbox, records_of
 from smoa.v1 import common_pb2, feedback_pb2, router_pb2
 from smoa.v1.state_pb2 import AdapterCounts
@@ -34,7 +34,7 @@ SLOW_S = 20.0
 TOPICS = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES)
 EMBEDDED = {
     "SMOA_OPTIMIZER_INSTANCE_ID": "",  # one that its dead owner still holds makes the group wait there
-    "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": str(EMBEDDED_WINDOW_BYTES),
+    **EMBEDDED_LIMITS,
 }
 """What `smoa up` tells a worker of its own broker."""
 Counted = dict[str, tuple[int, int, int]]
@@ -94,7 +94,7 @@ class Traffic:
 
 async def send(bootstrap: str, events: Sequence[Event], outbox: Outbox | None = None) -> None:
     """Send until Kafka has them, again after a failure: so some may come twice, as from any producer."""
-    partitions = dict.fromkeys(TOPICS, PARTITIONS)
+    partitions = dict.fromkeys((*TOPICS, EXAMPLES), PARTITIONS)
     mine = outbox or Outbox(bootstrap)
     try:
         while True:

@@ -19,8 +19,8 @@ MOST: Final = 16
 """Of an adapter."""
 MOST_FAILURES: Final = 256
 """Of a tenant."""
-SET_BYTES: Final = 384 * 1024
-"""Of a set, which is one record of the changelog: a broker takes a megabyte."""
+SET_BYTES: Final = 128 * 1024
+"""Of a set, which is one record of the changelog, written whole when it changes; a broker takes a megabyte."""
 
 
 class ExamplePartition:

@@ -82,10 +82,10 @@ async def losses(
 ) -> list[float]:
     """How much less sure of each example's answer the child is than its rival, an adapter or, for None, the base model.
 
-    An example that the executor cannot score, as one that is longer than its context, says nothing.
+    An example that the executor cannot score under the rival, as one that is longer than its context, says nothing.
 
     Raises:
-        grpc.aio.AioRpcError: the executor cannot score any.
+        grpc.aio.AioRpcError: the executor does not answer, or cannot take the child.
     """
     room, found = asyncio.Semaphore(AT_ONCE), dict[int, float]()
 
@@ -96,10 +96,12 @@ async def losses(
     async def compare(place: int, example: Example) -> None:
         async with room:
             try:
-                found[place] = await sureness(example, rival) - await sureness(example, child)
+                before = await sureness(example, rival)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                     raise
+                return
+            found[place] = before - await sureness(example, child)  # the text fits: what is refused now is the child
 
     tasks = [asyncio.create_task(compare(place, example)) for place, example in enumerate(examples)]
     try:

@@ -40,7 +40,9 @@ class PassReport:
     """Ids."""
     refused: list[str] = field(default_factory=list)
     put_off: int = 0
-    """Changes that the hour had no room for."""
+    """Changes that the hour had no room for, or merges that nobody could try."""
+    executor_away: bool = False
+    """It did not try a merge's child: the others wait for the next pass."""
 
 
 _PRUNED: Final = "pruned: "
@@ -178,7 +180,11 @@ class Optimizer:
         likeness = await self._cosines(library, report)
         proposed = await asyncio.to_thread(merges, library, likeness, self._rules)
         for merge in proposed:
-            if self._owns(merge.adapters[0].adapter_id) and self._has_room(report) and not await self._apply_merge(merge, report):
+            if not self._owns(merge.adapters[0].adapter_id):
+                continue
+            if report.executor_away:
+                report.put_off += 1
+            elif self._has_room(report) and not await self._apply_merge(merge, report):
                 self._room.give_back()
         merging = {view.adapter_id for merge in proposed for view in merge.adapters}
         for prune in prunes(library, self._rules):
@@ -219,7 +225,7 @@ class Optimizer:
         parents = [adapter.adapter_id for adapter in merge.adapters]
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
-            if await self._was_rolled_back(merge):
+            if await self._was_merged(merge):
                 self._reject(parents)
                 return False
             weights = [adapter.successes + 1.0 for adapter in merge.adapters]
@@ -232,7 +238,15 @@ class Optimizer:
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
                 refs = [_ref(one, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]
-                finding = await self._tried(merge.adapters[0].tenant, refs, _ref(child.adapter, digest))
+                try:
+                    finding = await self._tried(merge.adapters[0].tenant, refs, _ref(child.adapter, digest))
+                except (SmoaError, grpc.aio.AioRpcError) as error:
+                    await self._store.delete(digest)
+                    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                        self._reject(parents)  # the executor cannot take such a child
+                    else:
+                        report.executor_away = True
+                    raise
                 if refusal := finding.refusal(self._caution.gate_max_loss):
                     worst = finding.worst[0]
                     self._rejected.update((min(worst, one), max(worst, one)) for one in parents if one != worst)
@@ -257,15 +271,15 @@ class Optimizer:
     async def _tried(self, tenant: str, parents: Sequence[common.WeightedAdapter], child: common.WeightedAdapter) -> Finding:
         return Finding({}) if self._gate is None else await self._gate.compare(tenant, parents, child)
 
-    async def _was_rolled_back(self, merge: Merge) -> bool:
-        """True when these were merged before, and it was undone; another worker, or this one before a restart, may have seen to it."""
+    async def _was_merged(self, merge: Merge) -> bool:
+        """True when these were merged before, and it was undone, or somebody brought the parents back beside their child."""
         try:
-            child = await self._client.get(child_of(merge.merge_id), merge.adapters[0].tenant)
+            await self._client.get(child_of(merge.merge_id), merge.adapters[0].tenant)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return False
             raise
-        return child.state in (common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
+        return True
 
     def _reject(self, parents: Iterable[str]) -> None:
         self._rejected.update(combinations(sorted(parents), 2))

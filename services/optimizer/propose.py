@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
+import grpc
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -107,8 +108,9 @@ def propose_command(
                 if train:
                     try:
                         line |= await learn(client, AdapterStore(store), region, tenant, training, min_gain)
-                    except SmoaError as error:  # the other regions are not the worse for it
-                        line |= {"adapter": "", "verdict": f"not registered: {error}"}
+                    except (SmoaError, grpc.aio.AioRpcError) as error:  # the other regions are not the worse for it
+                        said = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+                        line |= {"adapter": "", "verdict": f"not registered: {said}"}
                 lines.append(line)
             return lines
 
@@ -131,7 +133,8 @@ def propose_command(
 def new_in(region: Region, learned: Sequence[registry_pb2.Adapter]) -> Region:
     """What of a region came after the last adapter that was learned from it; such an adapter names some of its decisions in its tags."""
     own = {f"{TAG}:{one.decision_id}" for one in region.examples}
-    since_us = max((one.created_at_us for one in learned if own & set(one.tags)), default=0)
+    # The child of a merge has its parents' tags, and was not learned when it was made.
+    since_us = max((one.created_at_us for one in learned if own & set(one.tags) and not one.parents), default=0)
     return Region(tuple(one for one in region.examples if one.occurred_at_us > since_us))
 
 
@@ -177,7 +180,11 @@ async def learn(
     digest = await store.put(encoded)
     manifest = decode(encoded, digest).manifest
     ref = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
-    lost = await losses(client, tenant, held_out, None, ref)
+    try:
+        lost = await losses(client, tenant, held_out, None, ref)
+    except grpc.aio.AioRpcError:
+        await store.delete(digest)
+        raise
     gained = -sum(lost) / max(len(lost), 1)
     gain = f"{gained:.2f} nats a token surer than the base model on {len(lost)} held out"
     if len(lost) < MIN_EXAMPLES or gained < min_gain:

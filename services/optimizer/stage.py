@@ -39,7 +39,7 @@ GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
 QUIET_S: Final = 3.0
-"""After so long without a message a stage looks whether there are any."""
+"""After so long without a message from a partition a stage looks whether there are any."""
 
 P = TypeVar("P", bound=Sized)
 
@@ -54,7 +54,8 @@ class Stage(ABC, Generic[P]):
         self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
-        self._moved_s = self._heard_s = time.monotonic()
+        self._moved_s = time.monotonic()
+        self._heard_s: dict[TP, float] = {}
         self._failures = self._refused = 0
         self.done_events = self.dead_letters = self.begun_again = 0
         self.generation = -1
@@ -117,7 +118,8 @@ class Stage(ABC, Generic[P]):
         return time.monotonic() - self._moved_s if self._lock.locked() else 0.0
 
     async def _attempt(self, messages: Sequence[Any]) -> bool:
-        self._moved_s = self._heard_s = time.monotonic()
+        self._moved_s = time.monotonic()
+        self._heard_s |= {TP(one.topic, one.partition): self._moved_s for one in messages}
         mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
@@ -149,21 +151,23 @@ class Stage(ABC, Generic[P]):
         return True
 
     async def catch_up(self) -> None:
-        """Read from the log what is there and was not handed on: Faust passes over messages, and if they are the last, nothing follows
-        that would show it.
+        """Read from the log what is there and was not handed on: Faust passes over messages, and if they are the last of a partition,
+        nothing follows that would show it.
 
         Raises:
             Unavailable: Kafka does not answer.
         """
-        if self._lock.locked() or time.monotonic() < self._heard_s + QUIET_S:
+        generation, now_s = self.generation, time.monotonic()
+        quiet = [tp for tp in self._next if now_s >= self._heard_s[tp] + QUIET_S]
+        if not quiet:
             return
+        ends = await self._consumer.ends(quiet)
         async with self._lock:
-            self._moved_s = self._heard_s = time.monotonic()
-            mine = await self.load(self.owned())
-            if not mine:
+            self._moved_s = time.monotonic()
+            if generation != self.generation or await self.load(self.owned()) is None:
                 return
+            self._heard_s |= dict.fromkeys(quiet, self._moved_s)
             try:
-                ends = await self._consumer.ends([TP(topic, one) for topic in self.topics for one in sorted(mine)])
                 for tp, end in ends.items():
                     if (begin := self._next[tp]) < end and not await self._read_on(tp, begin, end):
                         return
@@ -216,7 +220,7 @@ class Stage(ABC, Generic[P]):
         generation = int(self._app.consumer_generation_id)
         if generation != self.generation:
             self.generation = generation
-            self.parts, self._next, self._to_commit = {}, {}, {}
+            self.parts, self._next, self._to_commit, self._heard_s = {}, {}, {}, {}
         mine = wanted & self.owned()
         lacking = sorted(mine - self.parts.keys())
         if not lacking:
@@ -236,6 +240,7 @@ class Stage(ABC, Generic[P]):
             part = await asyncio.to_thread(self._made, partition, kept)
             self.parts[partition] = part
             self._next |= places
+            self._heard_s |= dict.fromkeys(places, time.monotonic())
             _log.info("%s %d: %d values in %.1f s", self._changelog.topic, partition, len(part), time.monotonic() - began)
         return mine if generation == int(self._app.consumer_generation_id) else None
 

@@ -230,12 +230,17 @@ class Count(Stage[CountPartition]):
         self._moved_s = time.monotonic()
         places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
         for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
+            self._moved_s = time.monotonic()
             names = self._windows[partition].stale(window, AT_ONCE)
             again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
             if names and not await self._write({partition: again}, places):
                 return False
-        faded = await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000) if fading else None
-        return not faded or await self._write({partition: CountPlan.of_examples(faded)}, places)
+        if not fading:
+            return True
+        plan = CountPlan.of_examples(await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000))
+        # What is gone from memory and not from the changelog: its deletion failed.
+        plan.values.update((name.decode(), None) for name in self._stamps[partition] if part.value(name.decode()) is None)
+        return not plan.values or await self._write({partition: plan}, places)
 
     def _part(self, kept: Sequence[Kept]) -> CountPartition:
         values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands

@@ -13,8 +13,8 @@ from services.router.ranker_training import Logged, estimate, fit, train, values
 
 MIN_LIVE: Final = 200
 """Outcomes since the last announcement, without which there is no other; and of a ranker's own, without which it is not judged."""
-SURE: Final = 3.0
-"""Standard errors by which a ranker must lead to be announced, and be behind to be taken back. It is looked at again and again: in a week
+ANNOUNCED_AT, TAKEN_BACK_AT = 2.0, 3.0
+"""Standard errors by which a ranker must lead to be announced, and be behind to be taken back. That is looked at again and again: in a week
 of hours 1.6 would take back a third of the rankers that are as good as hybrid, 3.0 takes 1.6% (4,000 random walks)."""
 
 
@@ -42,7 +42,7 @@ def next_step(logged: Sequence[Logged], current: Ranker, previous: Ranker | None
     live = [one for one in logged if one.ranker == current.version]
     if current.version != builtin().version and len(live) >= MIN_LIVE:
         regret = _regret(live, [one for one in logged if one.ranker != current.version])
-        if regret["live_regret"] > SURE * regret["live_regret_error"]:
+        if regret["live_regret"] > TAKEN_BACK_AT * regret["live_regret_error"]:
             reason = f"hybrid would have done better by {regret['live_regret']:.3f} on {len(live)} decisions of {current.version}"
             back = previous if previous is not None and previous.version != current.version else builtin()
             return Step(back, None, reason, regret)
@@ -52,7 +52,7 @@ def next_step(logged: Sequence[Logged], current: Ranker, previous: Ranker | None
         f"{report['lead']:+.3f} to hybrid (one standard error {report['lead_error']:.3f}) and {report['rival_lead']:+.3f} "
         f"({report['rival_lead_error']:.3f}) to {current.version}, on {report['held_out']:.0f} held out"
     )
-    if all(report[lead] > SURE * report[f"{lead}_error"] for lead in ("lead", "rival_lead")):
+    if all(report[lead] > ANNOUNCED_AT * report[f"{lead}_error"] for lead in ("lead", "rival_lead")):
         return Step(learned, current, found, report)
     return Step(None, None, f"{learned.version} is not sure to be better: {found}", report)
 

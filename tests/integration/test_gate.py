@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -52,6 +53,13 @@ async def test_a_good_child_loses_nothing_and_a_bad_one_is_refused(world: World)
 
     async def found(noise: float) -> Finding:
         return await gate.compare("public", [parent], await _copy(world, parent, noise))
+
+    unloadable = decode(await world.store.get(parent.digest))
+    manifest = dataclasses.replace(unloadable.manifest, adapter_id=new_adapter_id(), base_model="another")
+    digest = await world.store.put(encode(Adapter(manifest, unloadable.tensors)))
+    other_base = WeightedAdapter(adapter_id=manifest.adapter_id, version=1, digest=digest, weight=1.0)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await gate.compare("public", [parent], other_base)
 
     same, near, other = await found(0.0), await found(0.01), await found(3.0)
     assert list(same.losses[parent.adapter_id]) == [0.0] * MOST_OF_A_PARENT

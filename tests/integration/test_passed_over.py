@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +13,16 @@ import faust
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS
+from services.optimizer.changelog import COUNTS, JOINS, Changelog
+from services.optimizer.counting import EXAMPLES_OF
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import QUIET_S
-from services.optimizer.stream import Join
+from services.optimizer.stream import Count, Join
 from services.optimizer.transport import Consumer
-from smoa.events import ADAPTER_OUTCOMES
-from smoa.reader import consumer_of
-from smoa.topics import TOPICS, ensure_topics
+from smoa.events import ADAPTER_OUTCOMES, EXAMPLES, event
+from smoa.reader import consumer_of, read_topic
+from smoa.topics import TOPICS, ensure_topics, partition_of
+from smoa.v1.events_pb2 import AdapterOutcome, Example
 from tests.kafka_support import embedded_broker, read_events
 from tests.stream_support import PARTITIONS, Traffic, send
 
@@ -60,14 +64,56 @@ async def test_a_tail_that_was_not_handed_on_is_read_from_the_log(tmp_path: Path
                 assert await join.loaded()
                 await join.catch_up()
                 assert not consumer.committed_to
-            join._heard_s -= QUIET_S
+            join._heard_s = {tp: at_s - QUIET_S for tp, at_s in join._heard_s.items()}
             assert await join.loaded(), "which the worker does every second, and is no message"
             await join.catch_up()
             effects = await read_events(bootstrap, ADAPTER_OUTCOMES)
             assert len(effects) >= sum(uses for uses, _, _ in traffic.truth.values()) > 0
             assert consumer.committed_to == await consumer.ends(list(consumer.mine))
-            join._heard_s -= QUIET_S
+            join._heard_s = {tp: at_s - QUIET_S for tp, at_s in join._heard_s.items()}
             await join.catch_up()
             assert len(await read_events(bootstrap, ADAPTER_OUTCOMES)) == len(effects)
         finally:
             await join.close()
+
+
+async def test_what_has_faded_goes_from_the_changelog_and_what_would_fall_out_is_written_again(tmp_path: Path) -> None:
+    now_us = time.time_ns() // 1000
+    together = [name for name in map(str, range(50)) if partition_of(name.encode(), PARTITIONS) == 0][:3]
+    async with embedded_broker(tmp_path) as bootstrap:
+        await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
+        settings = OptimizerSettings(
+            kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path, examples_retention_s=3600.0, changelog_window_bytes=10
+        )
+        consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in Count.topics for one in range(PARTITIONS)})
+        app = SimpleNamespace(
+            consumer=consumer, consumer_generation_id=1, topic=lambda *_, **__: None, agent=lambda *_, **__: lambda run: run
+        )
+        count, changelog = Count(cast(faust.App, app), settings), Changelog(bootstrap, COUNTS.name)
+        example = Example(key="a/t", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=now_us - int(3599 * 1e6))
+        uses = [AdapterOutcome(adapter_id=name, tenant="t", source_topic="s", source_position=1, used=True) for name in together]
+        try:
+            await send(bootstrap, [event(EXAMPLES, "a/t", example), *(event(ADAPTER_OUTCOMES, one.adapter_id, one) for one in uses)])
+            assert await count.loaded()
+            count._heard_s = {tp: at_s - QUIET_S for tp, at_s in count._heard_s.items()}
+            await count.catch_up()
+
+            async def names() -> dict[str, list[int]]:
+                found: defaultdict[str, list[int]] = defaultdict(list)
+                async for record in read_topic(bootstrap, COUNTS.name):
+                    found[record.key.rpartition(b"@")[0].decode()].append(len(record.value or b""))
+                return dict(found)
+
+            before = await names()
+            assert {name: len(sizes) for name, sizes in before.items()} == {**dict.fromkeys(together, 1), f"{EXAMPLES_OF}a/t": 1}
+            for part in count.parts.values():
+                part.examples._retention_us = 0
+            await count.tidy()
+            after = await names()
+            assert after[f"{EXAMPLES_OF}a/t"][-1] == 0, "deleted"
+            kept = {one.name.decode() for number in range(PARTITIONS) for one in await changelog.read(number)}
+            assert kept == set(together)
+            assert sorted(len(after[name]) for name in together) == [1, 2, 2], "all but the last were written more than ten bytes ago"
+            assert await count.examples_of("a/t") == []
+        finally:
+            await count.close()

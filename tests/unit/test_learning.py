@@ -38,10 +38,10 @@ def _ranker(version: str) -> Ranker:
 
 def test_what_beats_hybrid_and_the_current_one_is_announced_with_the_way_back() -> None:
     current = dataclasses.replace(builtin(), version="old", weights=tuple(0.0 for _ in builtin().weights))
-    step = next_step(success_log(9000), current)
+    step = next_step(success_log(3000), current)
     assert step.ranker is not None
     assert (step.previous, step.evidence) == (current, step.ranker.report)
-    assert step.reason.endswith("to old, on 1800 held out")
+    assert step.reason.endswith("to old, on 600 held out")
 
 
 def test_what_is_no_better_than_the_current_one_is_not() -> None:
@@ -71,7 +71,7 @@ def test_nothing_is_announced_before_there_are_outcomes_of_what_was_announced_la
     logged = success_log(3000)
     waiting = next_step(logged, builtin(), None, announced_at_us=2900)
     assert (waiting.ranker, waiting.reason) == (None, f"99 outcomes since builtin was announced; {MIN_LIVE} are waited for")
-    assert next_step(logged, builtin(), None, announced_at_us=2700).reason != waiting.reason
+    assert "waited for" not in next_step(logged, builtin(), None, announced_at_us=2700).reason
 
 
 def test_of_logs_in_which_nothing_matters_none_is_announced() -> None:
