@@ -140,7 +140,8 @@ class Worker:
             os.killpg(self.process.pid, number)
 
     async def is_ready(self) -> bool:
-        """True once it had partitions and their state."""
+        """True once it had partitions and their state; it is started again if it ended before, as it is when the client has given up."""
+        self.keep()
         return self.heartbeat.exists()
 
     def keep(self) -> None:

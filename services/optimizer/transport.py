@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import faust
 from aiokafka.errors import CommitFailedError, IllegalStateError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ack_lock
@@ -56,6 +57,22 @@ class Consumer(driver.Consumer):
             Unavailable: no answer.
         """
         return await self._ask(self._ends(where), f"no end of {where[0].topic}")
+
+    async def has_given_up(self) -> bool:
+        """True when the client no longer takes part in its group: it stops at some answers, and tells nobody who does not ask.
+
+        Raises:
+            Unavailable: no answer.
+        """
+        return await self._ask(self._has_given_up(), "the client does not answer")
+
+    async def _has_given_up(self) -> bool:
+        try:
+            coordinator = self._thread._ensure_consumer()._coordinator
+        except ConsumerNotStarted:
+            return False
+        task = getattr(coordinator, "_coordination_task", None)  # there once it has started
+        return task is not None and task.done()
 
     def newest(self, tp: TP) -> int:
         """The end of a partition's log at the last fetch; 0 before the first."""
