@@ -1,16 +1,22 @@
 """`python -m services.optimizer [--dry-run]`: run one optimizer worker until a signal."""
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from services.optimizer.settings import OptimizerSettings
 from smoa.errors import SmoaError
 from smoa.rpc import stop_event
 from smoa.service import settings_or_exit
 from smoa.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    import faust
 
 STOP_S = 20.0
 
@@ -20,11 +26,12 @@ async def run(settings: OptimizerSettings) -> int:
     from services.optimizer.app import build, ensure
 
     app = build(dataclasses.replace(settings, partitions=await ensure(settings)))
+    watching = asyncio.create_task(end_with_its_client(app))  # the start itself waits for the client, for ever if that has given up
     await app.start()
     stopped = asyncio.create_task(stop_event().wait())
     ended = asyncio.create_task(app.wait_until_stopped())
     await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopped, ended):
+    for task in (stopped, ended, watching):
         task.cancel()
     crashed = app.crashed
     try:
@@ -35,6 +42,19 @@ async def run(settings: OptimizerSettings) -> int:
         logging.shutdown()
         os._exit(1)
     return 1 if crashed else 0
+
+
+async def end_with_its_client(app: faust.App) -> None:
+    """Look after the Kafka client, and end this process when it has left the group for good."""
+    from services.optimizer.transport import Consumer
+
+    while True:
+        await asyncio.sleep(1.0)
+        consumer = vars(app).get("consumer")  # made when it is first asked for, which is for Faust to do
+        if isinstance(consumer, Consumer) and not consumer.look():
+            logging.getLogger(__name__).error("the Kafka client takes no part in its group any more; this worker ends, to be started again")
+            logging.shutdown()
+            os._exit(70)
 
 
 def main() -> None:

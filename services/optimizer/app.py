@@ -23,7 +23,7 @@ from services.optimizer.reporting import Reporter
 from services.optimizer.settings import APP_ID, OptimizerSettings
 from services.optimizer.stage import MESSAGES_AT_ONCE
 from services.optimizer.stream import Count, Join
-from services.optimizer.transport import Consumer, mend
+from services.optimizer.transport import mend
 from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
@@ -171,10 +171,9 @@ def build(settings: OptimizerSettings) -> faust.App:
             there = (count.generation, len(join.parts), len(count.parts))
             if settled() or there != loaded:
                 settled_at, loaded = time.monotonic(), there
-            elif time.monotonic() > settled_at + STUCK_S or await given_up():
+            elif time.monotonic() > settled_at + STUCK_S:
                 raise Unavailable(
-                    f"kafka: no partitions or not their state for {STUCK_S:.0f} s, or the client has given up; whoever supervises this "
-                    "worker starts it again"
+                    f"kafka: no partitions or not their state for {STUCK_S:.0f} s; whoever supervises this worker starts it again"
                 )
             if settled():
                 if not was_settled:
@@ -202,12 +201,6 @@ def build(settings: OptimizerSettings) -> faust.App:
                     _log.error("%s %s; this worker ends\n%s", type(stage).__name__, what, stacks)
                     logging.shutdown()
                     os._exit(70)
-
-    async def given_up() -> bool:
-        try:
-            return isinstance(app.consumer, Consumer) and await app.consumer.has_given_up()
-        except Unavailable:
-            return False  # it may yet answer
 
     async def load() -> None:
         try:

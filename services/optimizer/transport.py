@@ -9,13 +9,14 @@ Seen as 230 to 850 lost events of 10,000 when a worker was killed in traffic.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final, TypeVar
 
 import faust
-from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
-from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ack_lock
@@ -24,8 +25,16 @@ import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import Unavailable
 from smoa.outbox import KAFKA_ERRORS
 
+_log = logging.getLogger(__name__)
 ANSWER_S: Final = 10.0
 T = TypeVar("T")
+
+
+def _take_error(coordinator: GroupCoordinator) -> None:
+    try:
+        coordinator.check_errors()
+    except KafkaError as error:
+        _log.warning("the group's client goes on after %r", error)
 
 
 class Consumer(driver.Consumer):
@@ -58,21 +67,18 @@ class Consumer(driver.Consumer):
         """
         return await self._ask(self._ends(where), f"no end of {where[0].topic}")
 
-    async def has_given_up(self) -> bool:
-        """True when the client no longer takes part in its group: it stops at some answers, and tells nobody who does not ask.
+    def look(self) -> bool:
+        """False when the client has left its group for good.
 
-        Raises:
-            Unavailable: no answer.
+        It hands some errors to whoever looks, and until then neither beats nor joins again; Faust never does.
         """
-        return await self._ask(self._has_given_up(), "the client does not answer")
-
-    async def _has_given_up(self) -> bool:
-        try:
-            coordinator = self._thread._ensure_consumer()._coordinator
-        except ConsumerNotStarted:
-            return False
+        coordinator = getattr(self._thread._consumer, "_coordinator", None)
         task = getattr(coordinator, "_coordination_task", None)  # there once it has started
-        return task is not None and task.done()
+        if coordinator is None or task is None:
+            return True
+        if not task.done() and coordinator._pending_exception is not None:
+            self._thread.thread_loop.call_soon_threadsafe(_take_error, coordinator)
+        return not task.done()
 
     def newest(self, tp: TP) -> int:
         """The end of a partition's log at the last fetch; 0 before the first."""
