@@ -101,8 +101,15 @@ async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _W
         assert status["dead_letters"] == 0
         assert child.adapter_id in await world.said("status")
         used = max(parents, key=lambda parent: sum(parent.adapter_id in {o.adapter_id for o in d.adapters} for d in decisions))
-        text = await asyncio.to_thread(lambda: urlopen(f"http://{metrics}/metrics", timeout=5).read().decode())
-        measured = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        measured: dict[str, str] = {}
+
+        async def all_joined() -> bool:  # what an event brings is in Kafka a moment before the event is done
+            text = await asyncio.to_thread(lambda: urlopen(f"http://{metrics}/metrics", timeout=5).read().decode())
+            measured.update(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+            joined = float(measured['smoa_optimizer_events_total{stage="join"}']) >= 2 * len(decisions)
+            return joined and float(measured["smoa_optimizer_adapters"]) >= 2
+
+        await until("every event joined", 20, all_joined)
         assert float(measured['smoa_optimizer_events_total{stage="join"}']) == 2 * len(decisions)
         assert [float(measured[f'smoa_optimizer_lag_messages{{topic="{topic}"}}']) for topic in (DECISIONS, OUTCOMES)] == [0, 0]
         assert float(measured["smoa_optimizer_open_decisions"]) == len(decisions)
