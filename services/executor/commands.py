@@ -8,6 +8,7 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
+from smoa.cli.options import tenant_option
 
 
 @click.command("train")
@@ -23,7 +24,7 @@ from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--learning-rate", type=float, default=None, help="Default: 0.03 for lora_xs, 0.002 for lora.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--tenant", default="public", show_default=True)
+@tenant_option
 @click.option("--tag", "tags", multiple=True)
 @click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
 @click.option(

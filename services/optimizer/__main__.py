@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from services.optimizer.settings import OptimizerSettings
 from smoa.errors import SmoaError
 from smoa.rpc import stop_event
-from smoa.service import settings_or_exit
+from smoa.service import end_now, settings_or_exit
 from smoa.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ async def run(settings: OptimizerSettings) -> int:
             await app.stop()
     except TimeoutError:
         logging.getLogger(__name__).warning("not stopped within %.0f s; ended", STOP_S)
-        logging.shutdown()
-        os._exit(1)
+        end_now(1)
     return 1 if crashed else 0
 
 
@@ -53,8 +51,7 @@ async def end_with_its_client(app: faust.App) -> None:
         consumer = vars(app).get("consumer")  # made when it is first asked for, which is for Faust to do
         if isinstance(consumer, Consumer) and not consumer.look():
             logging.getLogger(__name__).error("the Kafka client takes no part in its group any more; this worker ends, to be started again")
-            logging.shutdown()
-            os._exit(70)
+            end_now(70)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.metrics import serve_metrics
+from smoa.service import end_now
 from smoa.store import AdapterStore
 from smoa.topics import TOPICS, ensure_topics
 
@@ -199,8 +200,7 @@ def build(settings: OptimizerSettings) -> faust.App:
                     stacks = "\n".join(str(task) for task in asyncio.all_tasks())
                     what = "is not confirmed" if stage.is_refused else f"stood still for {stage.still_s:.0f} s"
                     _log.error("%s %s; this worker ends\n%s", type(stage).__name__, what, stacks)
-                    logging.shutdown()
-                    os._exit(70)
+                    end_now(70)
 
     async def load() -> None:
         try:

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from smoa.outbox import Record
-from smoa.reader import read_topic
-from smoa.topics import Topic
+from smoa.reader import consumer_of, partitions_of, read_topic
+from smoa.topics import Topic, partition_of
 
 _SEPARATOR: Final = b"@"
 _STARTED_MS: Final = time.time_ns() // 1_000_000
@@ -91,6 +91,16 @@ class Changelog:
     def record(self, partition: int, name: bytes, stamp: Stamp, value: bytes | None) -> Record:
         """What to send so that `name` has this value, or none, under this stamp."""
         return Record(self.topic, partition, b"%b%b%d.%d.%d" % (name, _SEPARATOR, *stamp), value)
+
+    async def read_around(self, key: str) -> list[Kept]:
+        """Every value of the partition that a key's stands in; none while there is no such topic.
+
+        Raises:
+            Unavailable: as `read`.
+        """
+        async with consumer_of(self._bootstrap) as consumer:
+            partitions = len(await partitions_of(consumer, self.topic))
+        return await self.read(partition_of(key.encode(), partitions)) if partitions else []
 
     async def read(self, partition: int) -> list[Kept]:
         """Every value of the partition, in the order of their stamps.

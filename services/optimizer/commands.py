@@ -23,7 +23,6 @@ from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
 from smoa.reader import lag_of, read_topic
-from smoa.topics import partition_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleEvent
@@ -123,8 +122,7 @@ def explain_command(adapter_id: str, kafka: str, router: str, tenant: str, as_js
             adapter = await client.get(adapter_id, tenant)
             states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED]
             names = {one.adapter_id: one.name async for one in client.list_all(tenant, states=states)}
-        partitions = len(await lag_of(kafka, APP_ID, [COUNTS.name], by_partition=True))
-        kept = await Changelog(kafka, COUNTS.name).read(partition_of(adapter_id.encode(), partitions)) if partitions else []
+        kept = await Changelog(kafka, COUNTS.name).read_around(adapter_id)
         counts = [AdapterCounts.FromString(one.value) for one in kept if one.name == adapter_id.encode()]
         return adapter, counts[-1] if counts else None, _about(adapter_id, await _history(kafka)), names
 

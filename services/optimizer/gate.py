@@ -14,6 +14,7 @@ from typing import Final
 import grpc
 
 from services.optimizer.joining import key_of
+from smoa.adapter import Manifest
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.v1.common_pb2 import WeightedAdapter
@@ -51,6 +52,11 @@ class Finding:
     def evidence(self) -> dict[str, float]:
         """The numbers, for the lifecycle event."""
         return {"gate_examples": float(sum(map(len, self.losses.values()))), "gate_loss": self.worst[1]}
+
+
+def alone(manifest: Manifest, digest: str) -> WeightedAdapter:
+    """One adapter by itself, in full."""
+    return WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
 
 
 class Gate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.optimizer.candidates import near_pairs
-from services.optimizer.gate import Finding, Gate
+from services.optimizer.gate import Finding, Gate, alone
 from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
-from services.optimizer.policy import AdapterView, Merge, Prune, Rules, merges, prunes
+from services.optimizer.policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge, reason_of
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
@@ -237,9 +237,9 @@ class Optimizer:
                 digest = await self._store.put(encode(child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
-                refs = [_ref(one, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]
+                refs = [alone(one.manifest, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]
                 try:
-                    finding = await self._tried(merge.adapters[0].tenant, refs, _ref(child.adapter, digest))
+                    finding = await self._tried(merge.adapters[0].tenant, refs, alone(child.adapter.manifest, digest))
                 except (SmoaError, grpc.aio.AioRpcError) as error:
                     await self._store.delete(digest)
                     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
@@ -249,7 +249,9 @@ class Optimizer:
                     raise
                 if refusal := finding.refusal(self._caution.gate_max_loss):
                     worst = finding.worst[0]
-                    self._rejected.update((min(worst, one), max(worst, one)) for one in parents if one != worst)
+                    for parent in parents:
+                        if parent != worst:
+                            self._reject((worst, parent))
                     await self._store.delete(digest)
                     self._refuse(report, f"merge {merge.merge_id}: {refusal}", again=False)
                     return False
@@ -350,31 +352,6 @@ class Optimizer:
                 self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
                 return None
         return self._files[view.digest]
-
-
-class HourlyRoom:
-    """How many changes the last hour still has room for: a rule that has gone wrong must not empty a library in one pass."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._taken = most, deque[float]()
-
-    def take(self, now_s: float) -> bool:
-        """Take a place, if there is one."""
-        while self._taken and self._taken[0] <= now_s - 3600:
-            self._taken.popleft()
-        if len(self._taken) >= self._most:
-            return False
-        self._taken.append(now_s)
-        return True
-
-    def give_back(self) -> None:
-        """Give back the place taken last: nothing came of it."""
-        if self._taken:
-            self._taken.pop()
-
-
-def _ref(adapter: Adapter, digest: str) -> common.WeightedAdapter:
-    return common.WeightedAdapter(adapter_id=adapter.manifest.adapter_id, version=adapter.manifest.version, digest=digest, weight=1.0)
 
 
 def _protection(adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
@@ -101,6 +101,27 @@ class Merge:
         named = [_numbers(adapter) for adapter in self.adapters[:NAMED]]
         more = f" and {len(self.adapters) - NAMED} more" if len(self.adapters) > NAMED else ""
         return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {', '.join(named)}{more}"
+
+
+class HourlyRoom:
+    """How many changes the last hour still has room for: a rule that has gone wrong must not empty a library in one pass."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken = most, deque[float]()
+
+    def take(self, now_s: float) -> bool:
+        """Take a place, if there is one."""
+        while self._taken and self._taken[0] <= now_s - 3600:
+            self._taken.popleft()
+        if len(self._taken) >= self._most:
+            return False
+        self._taken.append(now_s)
+        return True
+
+    def give_back(self) -> None:
+        """Give back the place taken last: nothing came of it."""
+        if self._taken:
+            self._taken.pop()
 
 
 def wilson_upper(successes: float, trials: float, z: float) -> float:

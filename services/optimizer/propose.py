@@ -22,17 +22,15 @@ from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import CountPartition
 from services.optimizer.examples import place_of
 from services.optimizer.gaps import Region, regions
-from services.optimizer.gate import MIN_EXAMPLES, losses
+from services.optimizer.gate import MIN_EXAMPLES, alone, losses
 from services.optimizer.joining import FAILURES
 from services.optimizer.settings import OptimizerSettings
 from smoa.adapter import decode
-from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, tenant_option
+from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, SmoaError
-from smoa.reader import consumer_of, partitions_of
 from smoa.settings import from_environment
 from smoa.store import AdapterStore
-from smoa.topics import partition_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import Example
@@ -49,7 +47,7 @@ MAX_EXAMPLES = 50
 @kafka_option
 @router_option
 @executor_option
-@click.option("--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL [SMOA_STORE].")
+@store_option
 @click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Write each region's pairs here, as JSONL.")
 @click.option("--train", is_flag=True, help="Train an adapter for each region, try it on a fifth held out, and register what is better.")
 @click.option("--steps", default=300, show_default=True, help="Of training.")
@@ -146,10 +144,7 @@ async def failures_of(kafka: str, tenant: str) -> list[Example]:
     """
     settings = from_environment(OptimizerSettings, os.environ, "SMOA_OPTIMIZER_")
     key = f"{FAILURES}{tenant}"
-    async with consumer_of(kafka) as consumer:
-        partitions = len(await partitions_of(consumer, COUNTS.name))
-    kept = await Changelog(kafka, COUNTS.name).read(partition_of(key.encode(), partitions)) if partitions else []
-    values = {one.name.decode(): one.value for one in kept}
+    values = {one.name.decode(): one.value for one in await Changelog(kafka, COUNTS.name).read_around(key)}
     part = CountPartition(settings.half_life_s, values, settings.examples_max_bytes, settings.examples_retention_s, settings.silent_tenants)
     return part.examples.get(key, time.time_ns() // 1000)
 
@@ -179,7 +174,7 @@ async def learn(
         encoded = file.read_bytes()
     digest = await store.put(encoded)
     manifest = decode(encoded, digest).manifest
-    ref = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
+    ref = alone(manifest, digest)
     try:
         lost = await losses(client, tenant, held_out, None, ref)
     except grpc.aio.AioRpcError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -27,6 +26,7 @@ from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import DEAD_LETTER, Event, Received, event, unpack
 from smoa.outbox import Outbox, Record, records_of
 from smoa.reader import read_range
+from smoa.service import end_now
 from smoa.topics import Topic
 
 _log = logging.getLogger(__name__)
@@ -79,8 +79,7 @@ class Stage(ABC, Generic[P]):
         except Exception:  # noqa: BLE001 - not to go on
             # Faust acknowledges a batch whose agent fails, and goes on without it. Ending at once leaves it to be read again.
             _log.exception("the %s cannot go on; this worker ends, and its successor begins with this batch", type(self).__name__)
-            logging.shutdown()
-            os._exit(70)
+            end_now(70)
 
     def lag(self) -> dict[str, int]:
         """Messages of each topic that were there at the last fetch and are not done, in this worker's partitions. From any thread."""

@@ -14,17 +14,13 @@ from rich.table import Table
 
 from smoa.adapter import SPECIALIZATIONS, decode, encode
 from smoa.cli.bulk import import_jsonl
-from smoa.cli.options import executor_option, json_lines_option, router_option, tenant_option, with_client
+from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option, with_client
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.peft import export_folder, import_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
-
-_store = click.option(
-    "--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL of the adapter store [SMOA_STORE]."
-)
 
 
 @click.group("adapter")
@@ -57,7 +53,7 @@ def read_examples(path: Path) -> list[str]:
     help="5 to 50 example inputs.",
 )
 @router_option
-@_store
+@store_option
 def push(file: Path, examples_path: Path, router: str, store: str) -> None:
     """Put FILE into the store and register it with its example inputs; the router finds it by them."""
     data = file.read_bytes()
@@ -192,7 +188,7 @@ def import_command(
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @tenant_option
 @router_option
-@_store
+@store_option
 def export(adapter_id: str, folder: Path, tenant: str, router: str, store: str) -> None:
     """Write a `lora` adapter of the library as a PEFT FOLDER."""
 

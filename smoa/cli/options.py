@@ -23,6 +23,9 @@ executor_option = click.option(
 kafka_option = click.option(
     "--kafka", envvar="SMOA_KAFKA_BOOTSTRAP", default="127.0.0.1:9092", show_default=True, help="Kafka's address [SMOA_KAFKA_BOOTSTRAP]."
 )
+store_option = click.option(
+    "--store", envvar="SMOA_STORE", default="smoa-data/store", show_default=True, help="Folder or URL of the adapter store [SMOA_STORE]."
+)
 tenant_option = click.option("--tenant", default="public", show_default=True)
 json_lines_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 

@@ -328,7 +328,8 @@ def test_a_job_that_learns_is_started(deployed: Kubectl, tmp_path: Path) -> None
     ok(deployed("apply", "-k", str(overlay_with("learning", tmp_path))))
     for name in ("learn-ranker", "propose"):
         ok(deployed("-n", NAMESPACE, "create", "job", f"{name}-now", f"--from=cronjob/{name}"))
-        ok(deployed("-n", NAMESPACE, "wait", "--for=jsonpath={.status.active}=1", f"job/{name}-now", "--timeout=60s"))
+        waited = deployed("-n", NAMESPACE, "wait", "--for=jsonpath={.status.active}=1", f"job/{name}-now", "--timeout=60s")
+        assert ok(waited) == f"job.batch/{name}-now condition met\n"
         ok(deployed("-n", NAMESPACE, "delete", "job", f"{name}-now", "--wait=false"))
         ok(deployed("-n", NAMESPACE, "delete", "cronjob", name))
 
