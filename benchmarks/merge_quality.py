@@ -1,8 +1,9 @@
 """Merging on the real model: a library of near-duplicates before and after, and a planted bad merge that is rolled back.
 
 The example library's adapters, each with a near-duplicate (a tenth of noise in its weights), behind a running stack. The optimizer merges
-the pairs, each as a canary that real answers promote; exact match of routed queries is taken before and after. Then two adapters get a
-child of random weights, as a merge that went wrong would, and traffic goes on until the optimizer has rolled it back.
+the pairs, each as a canary that real answers promote; exact match of routed queries is taken before and after, on the same queries, so
+that those whose answer changed can be counted. Then two adapters get a child of random weights, as a merge that went wrong would, and
+traffic goes on until the optimizer has rolled it back.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import Example, LifecycleEvent
 
 TRIAL_OUTCOMES = 20
+A_ROUND = 15
+"""Queries of each job whose trial is open, again and again until it is closed."""
 
 
 def _ref(adapter: registry_pb2.Adapter) -> common.WeightedAdapter:
@@ -68,21 +71,22 @@ class Library(Demo):
         """Those in these states; by default, active ones."""
         return [one async for one in self._client.list_all(states=states or (common.ADAPTER_STATE_ACTIVE,))]
 
-    async def ask(self, label: str, queries: Sequence[Query]) -> tuple[float, Counter[str]]:
-        """Route, answer and report; exact match, and how often each adapter was chosen."""
-        right: list[bool] = []
+    async def ask(self, label: str, queries: Sequence[Query]) -> tuple[set[Query], Counter[str]]:
+        """Route, answer and report; which were answered rightly, and how often each adapter was chosen."""
+        right: set[Query] = set()
         seen: Counter[str] = Counter()
 
         async def one(query: Query) -> None:
             decision = await self._client.route(query.text, base_model=self.base_model)
             answer = await self._answer(query, decision.adapters, decision.decision_id)
             await self._client.report(decision, success=answer == query.answer, input_text=query.text, output=answer)
-            right.append(answer == query.answer)
+            if answer == query.answer:
+                right.add(query)
             seen.update({adapter.adapter_id for adapter in decision.adapters})
 
         jobs: list[Callable[[], Awaitable[None]]] = [lambda query=query: one(query) for query in queries]  # type: ignore[misc]
         await self._all(label, jobs)
-        return sum(right) / len(right), seen
+        return right, seen
 
     async def plant_bad_merge(self) -> registry_pb2.Adapter:
         """A child of random weights, on trial for two adapters that do well."""
@@ -136,9 +140,9 @@ async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folde
 
 async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs: Sequence[str], queries_per_job: int) -> dict[str, Any]:
     await library.register_twins(jobs)
-    queries = [Query(name, one.input, one.output) for name in jobs for one in JOBS[name].generate("test", queries_per_job, SEED)]
-    rng = random.Random(SEED)
-    rng.shuffle(queries)
+    asked_of = {name: [Query(name, one.input, one.output) for one in JOBS[name].generate("test", queries_per_job, SEED)] for name in jobs}
+    queries = [query for ones in asked_of.values() for query in ones]
+    random.Random(SEED).shuffle(queries)
     adapters_before = len(await library.active())
     before, _ = await library.ask("before", queries)
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)
@@ -146,8 +150,8 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     rounds = 0
     while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < 40:
         rounds += 1
-        wanted = {one.name.removesuffix("-copy") for one in open_now}
-        await library.ask(f"trials, {len(open_now)} open", [query for query in queries if query.job in wanted])
+        wanted = sorted({one.name.removesuffix("-copy") for one in open_now})
+        await library.ask(f"trials, {len(open_now)} open", [query for name in wanted for query in asked_of[name][:A_ROUND]])
     adapters_after = len(await library.active())
     after, _ = await library.ask("after", queries)
 
@@ -156,7 +160,7 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     child = await library.plant_bad_merge()
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)  # it was not the optimizer that opened this trial: a pass shows it
     spoilt = {(await client.get(parent)).name.removesuffix("-copy") for parent in child.parents}
-    theirs = [query for query in queries if query.job in spoilt]
+    theirs = [query for name in sorted(spoilt) for query in asked_of[name][:A_ROUND]]
     seen = asked = 0
     while (await client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY and asked < 1000:
         _, chosen = await library.ask("bad merge", theirs)
@@ -166,8 +170,11 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
         "adapters_before": adapters_before,
         "adapters_after": adapters_after,
         "fewer": 1 - adapters_after / adapters_before,
-        "exact_match_before": before,
-        "exact_match_after": after,
+        "exact_match_before": len(before) / len(queries),
+        "exact_match_after": len(after) / len(queries),
+        "points_lost": 100 * (len(before) - len(after)) / len(queries),
+        "right_before_only": len(before - after),
+        "right_after_only": len(after - before),
         "queries": len(queries),
         "trials": len(opened),
         "trial_rounds": rounds,
@@ -198,7 +205,7 @@ async def _until(look: Callable[[], Awaitable[list[Any]]], good: Callable[[list[
 @click.command(help=__doc__)
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here.")
 @click.option("--jobs", default=len(JOBS), show_default=True, help="Jobs of the example library.")
-@click.option("--queries-per-job", default=15, show_default=True)
+@click.option("--queries-per-job", default=40, show_default=True, help="Asked before merging and after it.")
 def main(json_path: Path | None, jobs: int, queries_per_job: int) -> None:
     """See the module."""
     with TemporaryDirectory() as folder:

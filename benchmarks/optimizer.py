@@ -30,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.plain_faust import GROUP, TOPIC
+from services.local import EMBEDDED
 from services.optimizer.counting import CountPartition
 from services.optimizer.joining import JoinPartition, segment_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, headers, unpack
@@ -37,7 +38,7 @@ from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome
 from tests.kafka_support import HOME, ApacheKafka, broker_port, embedded_broker, until
-from tests.stream_support import EMBEDDED, PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
+from tests.stream_support import PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
 
 _SAY = Console(stderr=True)
 _BATCH_BYTES = 32 * 1024  # what a router's publisher makes of 500 events a batch, four partitions

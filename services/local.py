@@ -23,11 +23,16 @@ from services.supervisor import Spec, Supervisor
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.rpc import stop_event
 
-EMBEDDED_LIMITS = {
+EMBEDDED = {
+    # An instance id that its dead owner still holds makes the group wait.
+    "SMOA_OPTIMIZER_INSTANCE_ID": "",
+    # So long, less a second, its group waits for all to join each time that it shares anew.
+    "SMOA_OPTIMIZER_SESSION_TIMEOUT_S": "4",
+    # It keeps five megabytes of a partition: counts are written again in time, and examples must not push them out.
     "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": str(2 * 2**20),
     "SMOA_OPTIMIZER_EXAMPLES_MAX_BYTES": str(2 * 2**20),
 }
-"""The embedded broker keeps five megabytes of a partition: counts are written again in time, and examples must not push them out."""
+"""What the optimizer is told of the embedded broker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +160,7 @@ class LocalStack:
             "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
-            # On the embedded broker, an instance id that its dead owner still holds makes the group wait.
-            "SMOA_OPTIMIZER_INSTANCE_ID": "local" if settings.kafka_bootstrap else "",
-            **({} if settings.kafka_bootstrap else EMBEDDED_LIMITS),
+            **({"SMOA_OPTIMIZER_INSTANCE_ID": "local"} if settings.kafka_bootstrap else EMBEDDED),
             "PYTHONUNBUFFERED": "1",
             **settings.environment,
         }

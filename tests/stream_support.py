@@ -18,7 +18,6 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
-from services.local import EMBEDDED_LIMITS
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import totals
 from services.optimizer.settings import APP_ID
@@ -32,11 +31,6 @@ PARTITIONS = 4
 SESSION_TIMEOUT_S = 8.0
 SLOW_S = 20.0
 TOPICS = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES)
-EMBEDDED = {
-    "SMOA_OPTIMIZER_INSTANCE_ID": "",  # one that its dead owner still holds makes the group wait there
-    **EMBEDDED_LIMITS,
-}
-"""What `smoa up` tells a worker of its own broker."""
 Counted = dict[str, tuple[int, int, int]]
 
 
@@ -158,6 +152,11 @@ class Worker:
         self.process.wait(10)
 
     @property
+    def session_timeout_s(self) -> float:
+        """After so long without a word from it, its partitions are given away."""
+        return float(self._environment["SMOA_OPTIMIZER_SESSION_TIMEOUT_S"])
+
+    @property
     def log(self) -> str:
         """What it said."""
         return self._log.read_text()
@@ -265,7 +264,7 @@ class Faults:
             worker.keep()
         elif kind == "pause":
             worker.signal(signal.SIGSTOP)
-            await asyncio.sleep(SESSION_TIMEOUT_S * 1.3)  # what it does meanwhile is its successor's
+            await asyncio.sleep(worker.session_timeout_s * 1.3)  # what it does meanwhile is its successor's
             worker.signal(signal.SIGCONT)
         else:
             assert self.break_broker is not None
@@ -285,10 +284,11 @@ class ChaosReport:
 
 
 async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, count: int, per_s: float) -> ChaosReport:
-    """Send `events` at a steady pace while `count` faults come one after another, each once everything sent before the last is counted."""
+    """Send `events` steadily, and on until all `count` faults are over; each comes once all that was sent before the last is counted."""
     watch, outbox = Watch(bootstrap), Outbox(bootstrap)
     recovery: list[tuple[str, float]] = []
-    sending = asyncio.create_task(_send_steadily(bootstrap, traffic, outbox, events, per_s))
+    over = asyncio.Event()
+    sending = asyncio.create_task(_send_steadily(bootstrap, traffic, outbox, events, per_s, over))
 
     def keep() -> None:
         for worker in faults.workers:
@@ -325,7 +325,8 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
             if took > SLOW_S:
                 for number, worker in enumerate(faults.workers):
                     print(f"--- worker {number} after {kind}, {took:.0f} s\n{worker.log[-6000:]}", file=sys.stderr)
-        await sending
+        over.set()
+        sent = await sending
         await send(bootstrap, traffic.rest(), outbox)
         await watch.caught_up(120, keep)
         lost, doubled = difference(traffic.truth, await counted(bootstrap))
@@ -334,15 +335,16 @@ async def chaos(bootstrap: str, traffic: Traffic, faults: Faults, events: int, c
         await asyncio.gather(sending, return_exceptions=True)
         await watch.close()
         await outbox.close()
-    return ChaosReport(events, dict(faults.done), lost, doubled, recovery, max(one.resident_mb for one in faults.workers))
+    return ChaosReport(sent, dict(faults.done), lost, doubled, recovery, max(one.resident_mb for one in faults.workers))
 
 
-async def _send_steadily(bootstrap: str, traffic: Traffic, outbox: Outbox, events: int, per_s: float) -> None:
+async def _send_steadily(bootstrap: str, traffic: Traffic, outbox: Outbox, events: int, per_s: float, over: asyncio.Event) -> int:
     began, sent = time.monotonic(), 0
-    while sent < events:
-        due = min(events, int((time.monotonic() - began) * per_s) + 20)
+    while sent < events or not over.is_set():
+        due = int((time.monotonic() - began) * per_s) + 20
         if due > sent:
             made = traffic.make(due - sent)
             await send(bootstrap, made, outbox)
             sent += len(made)
         await asyncio.sleep(0.05)  # the pace
+    return sent

@@ -48,7 +48,7 @@ async def end_with_its_client(app: faust.App) -> None:
 
     while True:
         await asyncio.sleep(1.0)
-        consumer = vars(app).get("consumer")  # made when it is first asked for, which is for Faust to do
+        consumer = app._consumer  # `consumer` makes it when it is first asked for, which is for Faust to do
         if isinstance(consumer, Consumer) and not consumer.look():
             logging.getLogger(__name__).error("the Kafka client takes no part in its group any more; this worker ends, to be started again")
             end_now(70)

@@ -119,15 +119,18 @@ class Consumer(driver.Consumer):
 
     async def _confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         consumer = self._thread._ensure_consumer()
-        consumer._coordinator.check_errors()  # Faust never looks, and until somebody does the client neither beats nor joins again
-        if consumer._coordinator.generation != generation:
+        coordinator = consumer._coordinator
+        coordinator.check_errors()  # Faust never looks, and until somebody does the client neither beats nor joins again
+        # A broker answers a connection's requests in turn. A commit behind the request to join comes when the generation has changed; the
+        # client takes that refusal for the loss of its membership and joins as somebody new, and the group begins to share out anew.
+        if coordinator.generation != generation or coordinator.need_rejoin(consumer._subscription.subscription):
             return False
         try:
             if done:
                 await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in done.items()})
         except (CommitFailedError, IllegalStateError):
             return False
-        return bool(consumer._coordinator.generation == generation)
+        return bool(coordinator.generation == generation)
 
     async def perform_seek(self) -> None:
         """Seek with the stream partitions shut, and open them when there is somebody to take what comes."""

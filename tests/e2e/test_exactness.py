@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from services.local import EMBEDDED
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, embedded_broker, until
-from tests.stream_support import EMBEDDED, ChaosReport, Faults, Traffic, Worker, chaos
+from tests.stream_support import ChaosReport, Faults, Traffic, Worker, chaos
 
 EVENTS, PER_S = 15_000, 600.0
 
