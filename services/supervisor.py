@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -100,8 +100,10 @@ class Managed:
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
             )
             assert self.process.stdout is not None
-            async for line in self.process.stdout:
-                self._say(line.decode(errors="replace").rstrip())
+            if self._stopping:  # asked to while this was starting
+                self.process.terminate()
+            async for line in _lines(self.process.stdout):
+                self._say(line)
             code = await self.process.wait()
             if self._stopping:
                 return
@@ -116,6 +118,19 @@ class Managed:
 
     def _say(self, line: str) -> None:
         print(f"{self.spec.name:<{self._width}} | {line}", file=self._log, flush=True)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines as they come; of one that is too long, a word in its place: whoever writes must not wait for a reader that has gone."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            yield "(a line too long to show)"
+            continue
+        if not line:
+            return
+        yield line.decode(errors="replace").rstrip()
 
 
 class Supervisor:

@@ -88,7 +88,9 @@ def messages_of(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
     return found
 
 
-async def read_range(bootstrap: str, topic: str, partition: int, first: int, end: int, most: int) -> list[ConsumerRecord[bytes, bytes]]:
+async def read_range(
+    bootstrap: str, topic: str, partition: int, first: int, end: int, most: int, silence_s: float = SILENCE_S
+) -> list[ConsumerRecord[bytes, bytes]]:
     """The records at [first, end) of a partition, at most `most` of them. Fewer are there only where the log has holes.
 
     Raises:
@@ -101,8 +103,10 @@ async def read_range(bootstrap: str, topic: str, partition: int, first: int, end
             consumer.assign([place])
             consumer.seek(place, max(first, (await consumer.beginning_offsets([place]))[place]))
         while len(found) < most and await consumer.position(place) < end:
-            async with asyncio.timeout(SILENCE_S):
-                records = (await consumer.getmany(place, timeout_ms=500, max_records=most)).get(place, [])
+            records: list[ConsumerRecord[bytes, bytes]] = []
+            async with asyncio.timeout(silence_s):
+                while not records and await consumer.position(place) < end:
+                    records = (await consumer.getmany(place, timeout_ms=500, max_records=most)).get(place, [])
             found += [one for one in records if one.offset < end]
     return found[:most]
 

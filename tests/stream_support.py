@@ -136,7 +136,7 @@ class Worker:
     async def is_ready(self) -> bool:
         """True once it had partitions and their state; it is started again if it ended before, as it is when the client has given up."""
         self.keep()
-        return self.heartbeat.exists()
+        return self.heartbeat.exists() and self.heartbeat.read_text() == str(self.process.pid)
 
     def keep(self) -> None:
         """Start it again if it ended, as a supervisor would, and note its memory."""

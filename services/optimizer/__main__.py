@@ -17,6 +17,7 @@ from smoa.telemetry import configure_logging
 if TYPE_CHECKING:
     import faust
 
+LOOK_S = 1.0
 STOP_S = 20.0
 
 
@@ -29,9 +30,11 @@ async def run(settings: OptimizerSettings) -> int:
     await app.start()
     stopped = asyncio.create_task(stop_event().wait())
     ended = asyncio.create_task(app.wait_until_stopped())
-    await asyncio.wait({stopped, ended}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({stopped, ended, watching}, return_when=asyncio.FIRST_COMPLETED)
     for task in (stopped, ended, watching):
         task.cancel()
+    if watching.done() and not watching.cancelled():
+        watching.result()
     crashed = app.crashed
     try:
         async with asyncio.timeout(STOP_S):
@@ -47,7 +50,7 @@ async def end_with_its_client(app: faust.App) -> None:
     from services.optimizer.transport import Consumer
 
     while True:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(LOOK_S)
         consumer = app._consumer  # `consumer` makes it when it is first asked for, which is for Faust to do
         if isinstance(consumer, Consumer) and not consumer.look():
             logging.getLogger(__name__).error("the Kafka client takes no part in its group any more; this worker ends, to be started again")
@@ -64,9 +67,13 @@ def main() -> None:
     try:
         code = asyncio.run(run(settings))
     except SmoaError as error:
-        raise SystemExit(f"optimizer: {error}") from error
+        print(f"optimizer: {error}", file=sys.stderr)
+        end_now(1)  # Python would wait for the Kafka client's thread, which may go on
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        end_now(130)
+    except Exception:
+        logging.getLogger(__name__).exception("this worker ends")
+        end_now(70)
     logging.shutdown()
     raise SystemExit(code)
 

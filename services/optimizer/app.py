@@ -34,6 +34,8 @@ from smoa.topics import TOPICS, ensure_topics
 
 _log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
+REBALANCE_S = 20.0
+"""So long the group waits for a member that beats and does not join; one that waits with it must not take itself for stuck."""
 STUCK_S = 30.0
 STILL_S = 60.0
 
@@ -58,6 +60,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         producer_acks=-1,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
+        broker_rebalance_timeout=max(REBALANCE_S, settings.session_timeout_s),
         broker_max_poll_interval=300.0,
         stream_wait_empty=False,
         stream_buffer_maxsize=2 * MESSAGES_AT_ONCE,
@@ -92,16 +95,13 @@ def build(settings: OptimizerSettings) -> faust.App:
         density=settings.merge_density,
     )
     heartbeat = settings.data_folder / "heartbeat"
+    heartbeat.unlink(missing_ok=True)  # the last worker's
     pass_lock, wanted = asyncio.Lock(), asyncio.Event()
 
     def settled() -> bool:
         """True once this worker has its partitions and their state."""
         stages_loaded = all(stage.owned() and stage.owned() == stage.parts.keys() for stage in (join, count))
-        return stages_loaded and not app.rebalancing and not app.in_recovery and count.generation == app.consumer_generation_id
-
-    @app.on_worker_init.connect(weak=False)
-    def starting(*_: object, **__: object) -> None:
-        heartbeat.unlink(missing_ok=True)
+        return stages_loaded and not app.rebalancing and not app.in_recovery and count.is_member
 
     @cache  # made on the app's loop, which channels belong to
     def client() -> SmoaClient:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from smoa.outbox import Record
@@ -102,14 +102,15 @@ class Changelog:
             partitions = len(await partitions_of(consumer, self.topic))
         return await self.read(partition_of(key.encode(), partitions)) if partitions else []
 
-    async def read(self, partition: int) -> list[Kept]:
-        """Every value of the partition, in the order of their stamps.
+    async def read(self, partition: int, goes_on: Callable[[], None] = lambda: None) -> list[Kept]:
+        """Every value of the partition, in the order of their stamps; `goes_on` is called as they come.
 
         Raises:
             Unavailable: the broker does not answer, or sends nothing for long.
         """
         found: dict[bytes, bytes] = {}
         async for one in read_topic(self._bootstrap, self.topic, partition):
+            goes_on()
             if one.key is not None and one.value is not None:
                 found[one.key] = one.value
             elif one.key is not None:

@@ -19,6 +19,7 @@ from services.optimizer.candidates import near_pairs
 from services.optimizer.gate import Finding, Gate, alone
 from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
+from services.optimizer.reporting import AWAY
 from services.optimizer.trial import Arm, TrialRules, judge, reason_of
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
@@ -137,10 +138,10 @@ class Optimizer:
             try:
                 said = await self._judge_one(tenant, child_id)
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                if error.code() in AWAY:
                     raise
                 _log.warning("canary %s: %s", child_id, error.details())
-                said = "gone"
+                said = "gone" if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION) else ""
             if said:
                 del self._open[child_id]
                 done.append(said)
@@ -225,14 +226,14 @@ class Optimizer:
         parents = [adapter.adapter_id for adapter in merge.adapters]
         _log.info("%smerge %s: %s", "dry run: " if self._dry_run else "", " + ".join(parents), merge.reason)
         if not self._dry_run:
-            if await self._was_merged(merge):
-                self._reject(parents)
-                return False
-            weights = [adapter.successes + 1.0 for adapter in merge.adapters]
-            parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
-            if len(parts) < len(merge.adapters):
-                return False
             try:
+                if await self._was_merged(merge):
+                    self._reject(parents)
+                    return False
+                weights = [adapter.successes + 1.0 for adapter in merge.adapters]
+                parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
+                if len(parts) < len(merge.adapters):
+                    return False
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
                 digest = await self._store.put(encode(child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason

@@ -16,7 +16,8 @@ from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
 _NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
-_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""The registry does not answer: try later."""
 _MAX_OWNERS: Final = 100_000
 
 
@@ -63,7 +64,7 @@ class Reporter:
                 owner = await self._owner(adapter_id, counts)
                 await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s))
             except grpc.aio.AioRpcError as error:
-                if error.code() in _AWAY:
+                if error.code() in AWAY:
                     self._count.changed |= changed
                     raise
                 if error.code() not in _NOT_THERE:

@@ -35,6 +35,7 @@ MESSAGES_AT_ONCE: Final = 256
 WITHIN_S: Final = 0.05
 MAX_REFUSED: Final = 12
 """Refusals of one batch in a row: about 45 s, by which any sharing out is over."""
+ADOPTED_AT_ONCE: Final = 1000
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
 RETRY_S: Final = (0.1, 5.0)
@@ -54,7 +55,7 @@ class Stage(ABC, Generic[P]):
         self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
         self._outbox = Outbox(settings.kafka_bootstrap)
         self._lock = asyncio.Lock()
-        self._moved_s = time.monotonic()
+        self._moved()
         self._heard_s: dict[TP, float] = {}
         self._failures = self._refused = 0
         self.done_events = self.dead_letters = self.begun_again = 0
@@ -112,12 +113,20 @@ class Stage(ABC, Generic[P]):
         return self._refused >= MAX_REFUSED
 
     @property
+    def is_member(self) -> bool:
+        """True while this worker's state is of the generation that its client is in."""
+        return self.generation == self._app.consumer_generation_id and self._consumer.is_member(self.generation)
+
+    def _moved(self) -> None:
+        self._moved_s = time.monotonic()
+
+    @property
     def still_s(self) -> float:
         """For how long a batch has been at one step. Every step has a deadline of its own, so this tells of a fault."""
         return time.monotonic() - self._moved_s if self._lock.locked() else 0.0
 
     async def _attempt(self, messages: Sequence[Any]) -> bool:
-        self._moved_s = time.monotonic()
+        self._moved()
         self._heard_s |= {TP(one.topic, one.partition): self._moved_s for one in messages}
         mine = await self.load({message.partition for message in messages})
         if mine is None:
@@ -162,7 +171,7 @@ class Stage(ABC, Generic[P]):
             return
         ends = await self._consumer.ends(quiet)
         async with self._lock:
-            self._moved_s = time.monotonic()
+            self._moved()
             if generation != self.generation or await self.load(self.owned()) is None:
                 return
             self._heard_s |= dict.fromkeys(quiet, self._moved_s)
@@ -176,7 +185,7 @@ class Stage(ABC, Generic[P]):
 
     async def _read_on(self, tp: TP, begin: int, end: int) -> bool:
         """A batch of what stands at [begin, end); False when this worker must not go on."""
-        self._moved_s = time.monotonic()
+        self._moved()
         found = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, MESSAGES_AT_ONCE)
         _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(found))
         if not found:
@@ -224,12 +233,12 @@ class Stage(ABC, Generic[P]):
         lacking = sorted(mine - self.parts.keys())
         if not lacking:
             return mine
-        self._moved_s = time.monotonic()
+        self._moved()
         # All at once: the request waits its turn behind a fetch, which takes 1.5 s where nothing comes.
         everywhere = await self._consumer.places([TP(topic, partition) for topic in self.topics for partition in lacking])
         for partition in lacking:
-            self._moved_s = began = time.monotonic()
-            kept = await self._changelog.read(partition)
+            began = time.monotonic()
+            kept = await self._changelog.read(partition, self._moved)
             places = {tp: offset for tp, offset in everywhere.items() if tp.partition == partition}
             if kept and kept[-1].stamp.generation > generation:
                 if not await self._confirmed(places):  # this worker has been replaced
@@ -244,10 +253,14 @@ class Stage(ABC, Generic[P]):
         return mine if generation == int(self._app.consumer_generation_id) else None
 
     async def _adopt(self, partition: int, kept: Sequence[Kept]) -> None:
-        """Write values under this worker's stamp."""
+        """Write values under this worker's stamp. What fails in the middle is done again, over what is there."""
         _log.warning("%s %d is of a later generation than the group's: taken over", self._changelog.topic, partition)
-        await self._outbox.send(self._changelog.record(partition, *one) for one in self._renamed(kept))
-        await self._outbox.send(self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp)
+        latest = {one.name: one.value for one in kept}
+        records = [self._changelog.record(partition, name, self.stamp, value) for name, value in latest.items()]
+        records += [self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp]
+        for start in range(0, len(records), ADOPTED_AT_ONCE):
+            self._moved()
+            await self._outbox.send(records[start : start + ADOPTED_AT_ONCE])
 
     @property
     def stamp(self) -> Stamp:
@@ -257,7 +270,7 @@ class Stage(ABC, Generic[P]):
     async def loaded(self) -> bool:
         """Load all that is this worker's; False while it changes."""
         async with self._lock:
-            self._moved_s = time.monotonic()
+            self._moved()
             return await self.load(self.owned()) is not None
 
     async def close(self) -> None:
@@ -269,9 +282,6 @@ class Stage(ABC, Generic[P]):
 
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
-
-    @abstractmethod
-    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]: ...
 
     @abstractmethod
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool: ...

@@ -47,11 +47,10 @@ class Join(Stage[JoinPartition[_Segment]]):
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
         segments = [(_Segment(one.name, one.stamp), one.value) for one in kept]
+        # Of one stamp the later name wins, and a clock elsewhere may be ahead.
+        self._last_name = max([self._last_name, *(int(one.name) for one in kept)])
         text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
         return JoinPartition(partition, self._settings.partitions, segments, self._settings.silent_tenants, text_room)
-
-    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
-        return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""
@@ -107,7 +106,7 @@ class Join(Stage[JoinPartition[_Segment]]):
             grace_s = self._settings.join_grace_s
             share = self._settings.join_max_bytes // max(len(self.parts), 1)
             for partition, part in self.parts.items():
-                self._moved_s = time.monotonic()
+                self._moved()
                 # A worker that was replaced must not delete what its successor needs.
                 places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
                 if not await self._confirmed(places):
@@ -144,9 +143,6 @@ class Count(Stage[CountPartition]):
         self._stamps[partition] = dict(stamps)
         self._windows[partition] = Window(stamps)
         return self._part(kept)
-
-    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
-        return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
 
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us = time.time_ns() // 1000
@@ -227,10 +223,10 @@ class Count(Stage[CountPartition]):
 
     async def _tidy_one(self, partition: int, window: int, fading: bool) -> bool:
         part = self.parts[partition]
-        self._moved_s = time.monotonic()
+        self._moved()
         places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
         for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
-            self._moved_s = time.monotonic()
+            self._moved()
             names = self._windows[partition].stale(window, AT_ONCE)
             again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
             if names and not await self._write({partition: again}, places):

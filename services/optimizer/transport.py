@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final, TypeVar
 
 import faust
+from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -35,6 +36,11 @@ def _take_error(coordinator: GroupCoordinator) -> None:
         coordinator.check_errors()
     except KafkaError as error:
         _log.warning("the group's client goes on after %r", error)
+        coordinator.request_rejoin()  # a beat that failed for good is begun again by joining only
+
+
+def _joins_again(client: AIOKafkaConsumer) -> bool:
+    return bool(client._coordinator.need_rejoin(client._subscription.subscription))
 
 
 class Consumer(driver.Consumer):
@@ -70,7 +76,7 @@ class Consumer(driver.Consumer):
     def look(self) -> bool:
         """False when the client has left its group for good.
 
-        It hands some errors to whoever looks, and until then neither beats nor joins again; Faust never does.
+        It hands some errors to whoever looks, and until then neither beats nor joins again; Faust never looks.
         """
         coordinator = getattr(self._thread._consumer, "_coordinator", None)
         task = getattr(coordinator, "_coordination_task", None)  # there once it has started
@@ -79,6 +85,11 @@ class Consumer(driver.Consumer):
         if not task.done() and coordinator._pending_exception is not None:
             self._thread.thread_loop.call_soon_threadsafe(_take_error, coordinator)
         return not task.done()
+
+    def is_member(self, generation: int) -> bool:
+        """True while the client is in this generation of its group and is not about to join another."""
+        client = self._thread._consumer
+        return client is not None and client._coordinator.generation == generation and not _joins_again(client)
 
     def newest(self, tp: TP) -> int:
         """The end of a partition's log at the last fetch; 0 before the first."""
@@ -118,19 +129,17 @@ class Consumer(driver.Consumer):
         return False
 
     async def _confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
-        consumer = self._thread._ensure_consumer()
-        coordinator = consumer._coordinator
-        coordinator.check_errors()  # Faust never looks, and until somebody does the client neither beats nor joins again
         # A broker answers a connection's requests in turn. A commit behind the request to join comes when the generation has changed; the
         # client takes that refusal for the loss of its membership and joins as somebody new, and the group begins to share out anew.
-        if coordinator.generation != generation or coordinator.need_rejoin(consumer._subscription.subscription):
+        if not self.is_member(generation):
             return False
+        consumer = self._thread._ensure_consumer()
         try:
             if done:
                 await consumer.commit({TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in done.items()})
         except (CommitFailedError, IllegalStateError):
             return False
-        return bool(coordinator.generation == generation)
+        return bool(consumer._coordinator.generation == generation)
 
     async def perform_seek(self) -> None:
         """Seek with the stream partitions shut, and open them when there is somebody to take what comes."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import AsyncMock
 
+import grpc
 import numpy as np
 import pytest
 
@@ -245,3 +247,14 @@ async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWo
     assert [one async for one in world.client.list_all(states=[common.ADAPTER_STATE_CANARY])] == []
     assert {(await world.client.get(parent.adapter_id)).state for parent in parents} == {common.ADAPTER_STATE_ACTIVE}
     assert (await optimizer.run_pass()).refused == [], "what was refused is not scored again in every pass"
+
+
+@pytest.mark.parametrize(("code", "left"), [("NOT_FOUND", 0), ("INTERNAL", 1), ("DEADLINE_EXCEEDED", 1), ("UNAVAILABLE", 1)])
+async def test_only_a_canary_that_is_gone_is_given_up(world: RouterWorld, code: str, left: int) -> None:
+    nothing = grpc.aio.Metadata()
+    client = AsyncMock(get=AsyncMock(side_effect=grpc.aio.AioRpcError(grpc.StatusCode[code], nothing, nothing, "no")))
+    optimizer = Optimizer(client, world.store, Rules(), lambda _: True, False, 100)
+    optimizer._open["child"] = "public"
+    with suppress(grpc.aio.AioRpcError):
+        assert await optimizer.judge() == ["gone"] * (1 - left)
+    assert len(optimizer._open) == left

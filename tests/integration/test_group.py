@@ -62,7 +62,7 @@ async def test_no_commit_goes_behind_a_request_to_join(tmp_path: Path) -> None:
         settings = {"group_id": "g", "session_timeout_ms": 4000, "heartbeat_interval_ms": 300, "enable_auto_commit": False}
         first, second = (AIOKafkaConsumer("t", bootstrap_servers=bootstrap, **settings) for _ in range(2))
         worker = Consumer.__new__(Consumer)
-        worker._thread = SimpleNamespace(_ensure_consumer=lambda: first)  # type: ignore[assignment]
+        worker._thread = SimpleNamespace(_consumer=first, _ensure_consumer=lambda: first)  # type: ignore[assignment]
         try:
             await first.start()
             coordinator, joining = first._coordinator, asyncio.Event()

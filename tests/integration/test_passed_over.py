@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import faust
+import pytest
 from aiokafka import TopicPartition
 from faust.types import TP
 
@@ -19,12 +20,13 @@ from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import QUIET_S
 from services.optimizer.stream import Count, Join
 from services.optimizer.transport import Consumer
-from smoa.events import ADAPTER_OUTCOMES, EXAMPLES, event
-from smoa.reader import consumer_of, read_topic
+from smoa.errors import Unavailable
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, event
+from smoa.reader import consumer_of, read_range, read_topic
 from smoa.topics import TOPICS, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome, Example
 from tests.kafka_support import embedded_broker, read_events
-from tests.stream_support import PARTITIONS, Traffic, send
+from tests.stream_support import PARTITIONS, Traffic, counted, difference, send
 
 
 class NothingHandedOn(Consumer):
@@ -48,6 +50,12 @@ class NothingHandedOn(Consumer):
         return True
 
 
+def _app(consumer: Consumer, generation: int = 1) -> faust.App:
+    """As much of Faust as a stage looks at."""
+    nothing = {"topic": lambda *_, **__: None, "agent": lambda *_, **__: lambda run: run}
+    return cast(faust.App, SimpleNamespace(consumer=consumer, consumer_generation_id=generation, **nothing))
+
+
 async def test_a_tail_that_was_not_handed_on_is_read_from_the_log(tmp_path: Path) -> None:
     async with embedded_broker(tmp_path) as bootstrap:
         await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
@@ -55,10 +63,7 @@ async def test_a_tail_that_was_not_handed_on_is_read_from_the_log(tmp_path: Path
         sent = traffic.make(60)
         await send(bootstrap, [*sent, *traffic.rest()])
         consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in Join.topics for one in range(PARTITIONS)})
-        app = SimpleNamespace(
-            consumer=consumer, consumer_generation_id=1, topic=lambda *_, **__: None, agent=lambda *_, **__: lambda run: run
-        )
-        join = Join(cast(faust.App, app), OptimizerSettings(kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path))
+        join = Join(_app(consumer), OptimizerSettings(kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path))
         try:
             for _ in range(2):  # it has only just begun: what comes may still be on its way
                 assert await join.loaded()
@@ -86,10 +91,7 @@ async def test_what_has_faded_goes_from_the_changelog_and_what_would_fall_out_is
             kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path, examples_retention_s=3600.0, changelog_window_bytes=10
         )
         consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in Count.topics for one in range(PARTITIONS)})
-        app = SimpleNamespace(
-            consumer=consumer, consumer_generation_id=1, topic=lambda *_, **__: None, agent=lambda *_, **__: lambda run: run
-        )
-        count, changelog = Count(cast(faust.App, app), settings), Changelog(bootstrap, COUNTS.name)
+        count, changelog = Count(_app(consumer), settings), Changelog(bootstrap, COUNTS.name)
         example = Example(key="a/t", decision_id="d", tenant="t", input="in", output="out", occurred_at_us=now_us - int(3599 * 1e6))
         uses = [AdapterOutcome(adapter_id=name, tenant="t", source_topic="s", source_position=1, used=True) for name in together]
         try:
@@ -117,3 +119,42 @@ async def test_what_has_faded_goes_from_the_changelog_and_what_would_fall_out_is
             assert await count.examples_of("a/t") == []
         finally:
             await count.close()
+
+
+async def test_a_group_that_was_forgotten_begins_again_from_what_its_last_generation_left(tmp_path: Path) -> None:
+    """A broker that has lost its group counts generations from one again, so what is in the changelog looks newer than what comes."""
+    async with embedded_broker(tmp_path) as bootstrap:
+        await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
+        settings = OptimizerSettings(kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path)
+        traffic = Traffic(5, adapters=20)
+        sent, committed = traffic.make(60), dict[TP, int]()
+
+        async def work(generation: int, tries: int) -> None:
+            """One worker of each stage, which reads what there is; `tries`: loads until it may go on."""
+            for stage_of in (Join, Count):
+                consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in stage_of.topics for one in range(PARTITIONS)})
+                consumer.committed_to = committed
+                stage = stage_of(_app(consumer, generation), settings)
+                try:
+                    assert [await stage.loaded() for _ in range(tries)] == [False] * (tries - 1) + [True], stage_of
+                    stage._heard_s = {tp: at_s - QUIET_S for tp, at_s in stage._heard_s.items()}
+                    await stage.catch_up()
+                finally:
+                    await stage.close()
+
+        await send(bootstrap, sent)
+        await work(9, 1)
+        await send(bootstrap, traffic.rest())
+        await work(2, PARTITIONS + 1)  # a partition is taken over at a time
+        assert difference(traffic.truth, await counted(bootstrap)) == (0, 0)
+        for topic in (JOINS, COUNTS):
+            kept = [one for number in range(PARTITIONS) for one in await Changelog(bootstrap, topic.name).read(number)]
+            assert {one.stamp.generation for one in kept} == {2}
+            assert len({one.name for one in kept}) == len(kept)
+
+
+async def test_a_range_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    async with embedded_broker(tmp_path) as bootstrap:
+        await ensure_topics(bootstrap, TOPICS, PARTITIONS)
+        with pytest.raises(Unavailable, match="does not answer"):
+            await read_range(bootstrap, DECISIONS, 0, 0, 5, 10, silence_s=0.7)

@@ -46,6 +46,19 @@ async def test_stages_drain_in_reverse_and_lines_carry_their_process(tmp_path: P
     assert "second | hello from second\n" in log.getvalue()
 
 
+async def test_a_line_of_any_length_does_not_stop_its_process() -> None:
+    log = io.StringIO()
+    program = "import time; print('x' * 300_000, flush=True); print('and on', flush=True); time.sleep(60)"
+
+    async def ready() -> bool:
+        return "talker | and on\n" in log.getvalue()
+
+    supervisor = Supervisor([[Spec(name="talker", command=[sys.executable, "-c", program], ready=ready, ready_within_s=20)]], log)
+    await supervisor.start()
+    await supervisor.stop()
+    assert "talker | (a line too long to show)\n" in log.getvalue()
+
+
 async def test_a_killed_process_comes_back_later_each_time(tmp_path: Path) -> None:
     log = io.StringIO()
     supervisor = Supervisor([[_spec(tmp_path, "worker")]], log)
