@@ -214,7 +214,7 @@ async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
 @click.option("--events", default=400_000, show_default=True, help="Events of one round; a plain one has a sixth.")
 @click.option("--chaos-events", default=200_000, show_default=True, help="Events sent while faults happen; 0 leaves them out.")
 @click.option("--faults", default=21, show_default=True, help="How many, one after another.")
-@click.option("--nodes", default="1,3", show_default=True, help="Sizes of the Kafka clusters that faults happen on; 0: embedded broker.")
+@click.option("--nodes", default="0,1,3", show_default=True, help="Sizes of the Kafka clusters that faults happen on; 0: embedded broker.")
 def main(json_path: Path | None, rounds: int, events: int, chaos_events: int, faults: int, nodes: str) -> None:
     """See the module."""
     if not HOME:
