@@ -34,7 +34,7 @@ MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
 MAX_REFUSED: Final = 12
-"""Refusals of one batch in a row: about 45 s, by which any sharing out is over."""
+"""Refusals of one batch in a row: over 30 s, by which any sharing out is over."""
 ADOPTED_AT_ONCE: Final = 1000
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
@@ -256,11 +256,12 @@ class Stage(ABC, Generic[P]):
         """Write values under this worker's stamp. What fails in the middle is done again, over what is there."""
         _log.warning("%s %d is of a later generation than the group's: taken over", self._changelog.topic, partition)
         latest = {one.name: one.value for one in kept}
-        records = [self._changelog.record(partition, name, self.stamp, value) for name, value in latest.items()]
-        records += [self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp]
-        for start in range(0, len(records), ADOPTED_AT_ONCE):
-            self._moved()
-            await self._outbox.send(records[start : start + ADOPTED_AT_ONCE])
+        mine = [self._changelog.record(partition, name, self.stamp, value) for name, value in latest.items()]
+        theirs = [self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp]
+        for records in (mine, theirs):
+            for start in range(0, len(records), ADOPTED_AT_ONCE):
+                self._moved()
+                await self._outbox.send(records[start : start + ADOPTED_AT_ONCE])
 
     @property
     def stamp(self) -> Stamp:
