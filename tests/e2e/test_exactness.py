@@ -12,7 +12,7 @@ from services.local import EMBEDDED
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, embedded_broker, until
 from tests.stream_support import ChaosReport, Faults, Traffic, Worker, chaos
 
-EVENTS, PER_S = 15_000, 600.0
+EVENTS, PER_S = 9_000, 600.0
 
 
 async def _run(bootstrap: str, folder: Path, break_broker: object, faults: int) -> ChaosReport:
