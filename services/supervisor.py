@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from smoa.errors import Unavailable
 from smoa.service import SUPERVISOR_PID
 
 BACKOFF_S, MAX_BACKOFF_S, HEALTHY_AFTER_S = 0.5, 10.0, 30.0
+KILLED_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Managed:
         self.process: asyncio.subprocess.Process | None = None
         self.restarts = 0
         self.failed = asyncio.Event()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -73,24 +75,26 @@ class Managed:
 
     async def stop(self) -> None:
         """Ask it to drain, wait, and end it if it will not."""
-        self._stopping = True
-        process = self.process
-        if process is not None and process.returncode is None:
+        self._stopping.set()
+        if self._task is None:
+            return
+        self._send(signal.SIGTERM)
+        if not (await asyncio.wait({self._task}, timeout=self.spec.drain_s))[0]:
+            self._say(f"did not drain within {self.spec.drain_s:.0f} s: killed")
+            self._send(signal.SIGKILL)
+            if not (await asyncio.wait({self._task}, timeout=KILLED_S))[0]:
+                self._task.cancel()  # whoever it started holds its output
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    def _send(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.returncode is None:
             with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), self.spec.drain_s)
-            except TimeoutError:
-                self._say(f"did not drain within {self.spec.drain_s:.0f} s: killed")
-                with suppress(ProcessLookupError):
-                    process.kill()
-        if self._task is not None:
-            with suppress(asyncio.CancelledError):
-                await self._task
+                self.process.send_signal(number)
 
     async def _supervise(self) -> None:
         delay_s = BACKOFF_S
-        while not self._stopping:
+        while not self._stopping.is_set():
             started = time.monotonic()
             self.process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
@@ -100,12 +104,12 @@ class Managed:
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
             )
             assert self.process.stdout is not None
-            if self._stopping:  # asked to while this was starting
-                self.process.terminate()
+            if self._stopping.is_set():  # asked to while this was starting
+                self._send(signal.SIGTERM)
             async for line in _lines(self.process.stdout):
                 self._say(line)
             code = await self.process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if not self.spec.restart:
                 self._say(f"ended with {code}")
@@ -114,7 +118,8 @@ class Managed:
             delay_s = BACKOFF_S if time.monotonic() - started > HEALTHY_AFTER_S else min(delay_s * 2, MAX_BACKOFF_S)
             self.restarts += 1
             self._say(f"ended with {code}; restarting in {delay_s:.1f} s")
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
 
     def _say(self, line: str) -> None:
         print(f"{self.spec.name:<{self._width}} | {line}", file=self._log, flush=True)

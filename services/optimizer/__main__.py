@@ -27,7 +27,9 @@ async def run(settings: OptimizerSettings) -> int:
 
     app = build(dataclasses.replace(settings, partitions=await ensure(settings)))
     watching = asyncio.create_task(end_with_its_client(app))  # the start itself waits for the client, for ever if that has given up
-    await app.start()
+    starting = asyncio.create_task(app.start())
+    for first in (await asyncio.wait({starting, watching}, return_when=asyncio.FIRST_COMPLETED))[0]:
+        first.result()
     stopped = asyncio.create_task(stop_event().wait())
     ended = asyncio.create_task(app.wait_until_stopped())
     await asyncio.wait({stopped, ended, watching}, return_when=asyncio.FIRST_COMPLETED)

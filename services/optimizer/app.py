@@ -36,13 +36,16 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 REBALANCE_S = 20.0
 """So long the group waits for a member that beats and does not join; one that waits with it must not take itself for stuck."""
-STUCK_S = 30.0
+STUCK_S = 10.0
+"""So long after that a worker without its partitions, or whose batch is not confirmed, ends."""
 STILL_S = 60.0
 
 
 def build(settings: OptimizerSettings) -> faust.App:
     """Make the app; `ensure` has made its topics before it starts."""
     settings.data_folder.mkdir(parents=True, exist_ok=True)
+    rebalance_s = max(REBALANCE_S, settings.session_timeout_s)
+    stuck_s = rebalance_s + STUCK_S
     app = faust.App(
         APP_ID,
         broker=[f"kafka://{one.strip()}" for one in settings.kafka_bootstrap.split(",")],
@@ -60,7 +63,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         producer_acks=-1,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
-        broker_rebalance_timeout=max(REBALANCE_S, settings.session_timeout_s),
+        broker_rebalance_timeout=rebalance_s,
         broker_max_poll_interval=300.0,
         stream_wait_empty=False,
         stream_buffer_maxsize=2 * MESSAGES_AT_ONCE,
@@ -172,9 +175,9 @@ def build(settings: OptimizerSettings) -> faust.App:
             there = (count.generation, len(join.parts), len(count.parts))
             if settled() or there != loaded:
                 settled_at, loaded = time.monotonic(), there
-            elif time.monotonic() > settled_at + STUCK_S:
+            elif time.monotonic() > settled_at + stuck_s:
                 raise Unavailable(
-                    f"kafka: no partitions or not their state for {STUCK_S:.0f} s; whoever supervises this worker starts it again"
+                    f"kafka: no partitions or not their state for {stuck_s:.0f} s; whoever supervises this worker starts it again"
                 )
             if settled():
                 if not was_settled:
@@ -196,9 +199,9 @@ def build(settings: OptimizerSettings) -> faust.App:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             for stage in (join, count):
-                if stage.still_s > STILL_S or stage.is_refused:
+                if stage.still_s > STILL_S or stage.refused_s > stuck_s:
                     stacks = "\n".join(str(task) for task in asyncio.all_tasks())
-                    what = "is not confirmed" if stage.is_refused else f"stood still for {stage.still_s:.0f} s"
+                    what = f"stands still for {stage.still_s:.0f} s, is refused for {stage.refused_s:.0f} s"
                     _log.error("%s %s; this worker ends\n%s", type(stage).__name__, what, stacks)
                     end_now(70)
 

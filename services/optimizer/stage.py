@@ -33,8 +33,6 @@ _log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE: Final = 256
 """Most messages of a batch; each may hold many events."""
 WITHIN_S: Final = 0.05
-MAX_REFUSED: Final = 12
-"""Refusals of one batch in a row: over 30 s, by which any sharing out is over."""
 ADOPTED_AT_ONCE: Final = 1000
 GAP_AT_ONCE: Final = 1000
 """Messages that are read at a time of those that did not come by themselves."""
@@ -57,7 +55,9 @@ class Stage(ABC, Generic[P]):
         self._lock = asyncio.Lock()
         self._moved()
         self._heard_s: dict[TP, float] = {}
-        self._failures = self._refused = 0
+        self._failures = 0
+        self._refused_s: float | None = None
+        """When the batch that is not confirmed was refused first."""
         self.done_events = self.dead_letters = self.begun_again = 0
         self.generation = -1
         self.parts: dict[int, P] = {}
@@ -91,14 +91,14 @@ class Stage(ABC, Generic[P]):
 
     async def _finish(self, messages: Sequence[Any]) -> None:
         delay_s = RETRY_S[0]
-        self._refused = 0
+        self._refused_s = None
         while True:
             try:
                 async with self._lock:
                     if await self._attempt(messages):
-                        self._refused = 0
+                        self._refused_s = None
                         return
-                self._refused += 1
+                self._refused_s = self._refused_s or time.monotonic()
                 self.begun_again += 1
             except Unavailable as error:
                 self._failures += 1
@@ -108,9 +108,9 @@ class Stage(ABC, Generic[P]):
             delay_s = min(2 * delay_s, RETRY_S[1])
 
     @property
-    def is_refused(self) -> bool:
-        """True when the coordinator has not confirmed a batch again and again, although Faust sees no change of the group."""
-        return self._refused >= MAX_REFUSED
+    def refused_s(self) -> float:
+        """For how long the coordinator has not confirmed a batch."""
+        return 0.0 if self._refused_s is None else time.monotonic() - self._refused_s
 
     @property
     def is_member(self) -> bool:
@@ -226,6 +226,8 @@ class Stage(ABC, Generic[P]):
             Unavailable: a changelog cannot be read.
         """
         generation = int(self._app.consumer_generation_id)
+        if not self._consumer.is_member(generation):
+            return None  # before anything is written: what is refused is written again at every try
         if generation != self.generation:
             self.generation = generation
             self.parts, self._next, self._to_commit, self._heard_s = {}, {}, {}, {}
@@ -253,10 +255,9 @@ class Stage(ABC, Generic[P]):
         return mine if generation == int(self._app.consumer_generation_id) else None
 
     async def _adopt(self, partition: int, kept: Sequence[Kept]) -> None:
-        """Write values under this worker's stamp. What fails in the middle is done again, over what is there."""
+        """Write values under this worker's stamp. What fails in the middle is done again."""
         _log.warning("%s %d is of a later generation than the group's: taken over", self._changelog.topic, partition)
-        latest = {one.name: one.value for one in kept}
-        mine = [self._changelog.record(partition, name, self.stamp, value) for name, value in latest.items()]
+        mine = [self._changelog.record(partition, *one) for one in self._renamed(kept)]
         theirs = [self._changelog.record(partition, one.name, one.stamp, None) for one in kept if one.stamp != self.stamp]
         for records in (mine, theirs):
             for start in range(0, len(records), ADOPTED_AT_ONCE):
@@ -283,6 +284,10 @@ class Stage(ABC, Generic[P]):
 
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
+
+    @abstractmethod
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
+        """The same values under this worker's stamp, whose order among each other their names keep."""
 
     @abstractmethod
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool: ...

@@ -47,10 +47,11 @@ class Join(Stage[JoinPartition[_Segment]]):
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
         segments = [(_Segment(one.name, one.stamp), one.value) for one in kept]
-        # Of one stamp the later name wins, and a clock elsewhere may be ahead.
-        self._last_name = max([self._last_name, *(int(one.name) for one in kept)])
         text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
         return JoinPartition(partition, self._settings.partitions, segments, self._settings.silent_tenants, text_room)
+
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
+        return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""
@@ -143,6 +144,9 @@ class Count(Stage[CountPartition]):
         self._stamps[partition] = dict(stamps)
         self._windows[partition] = Window(stamps)
         return self._part(kept)
+
+    def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
+        return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
 
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us = time.time_ns() // 1000

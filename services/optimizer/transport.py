@@ -14,7 +14,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Final, TypeVar
 
 import faust
-from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -37,10 +36,6 @@ def _take_error(coordinator: GroupCoordinator) -> None:
     except KafkaError as error:
         _log.warning("the group's client goes on after %r", error)
         coordinator.request_rejoin()  # a beat that failed for good is begun again by joining only
-
-
-def _joins_again(client: AIOKafkaConsumer) -> bool:
-    return bool(client._coordinator.need_rejoin(client._subscription.subscription))
 
 
 class Consumer(driver.Consumer):
@@ -74,7 +69,7 @@ class Consumer(driver.Consumer):
         return await self._ask(self._ends(where), f"no end of {where[0].topic}")
 
     def look(self) -> bool:
-        """False when the client has left its group for good.
+        """False when the client has left its group for good, or failed in a way of which nothing is known.
 
         It hands some errors to whoever looks, and until then neither beats nor joins again; Faust never looks.
         """
@@ -82,14 +77,17 @@ class Consumer(driver.Consumer):
         task = getattr(coordinator, "_coordination_task", None)  # there once it has started
         if coordinator is None or task is None:
             return True
-        if not task.done() and coordinator._pending_exception is not None:
+        pending = coordinator._pending_exception
+        if isinstance(pending, KafkaError) and not task.done():
             self._thread.thread_loop.call_soon_threadsafe(_take_error, coordinator)
-        return not task.done()
+        return not task.done() and isinstance(pending, KafkaError | None)
 
     def is_member(self, generation: int) -> bool:
         """True while the client is in this generation of its group and is not about to join another."""
-        client = self._thread._consumer
-        return client is not None and client._coordinator.generation == generation and not _joins_again(client)
+        coordinator = getattr(self._thread._consumer, "_coordinator", None)
+        if coordinator is None or (subscription := coordinator._subscription.subscription) is None:  # there once it has started
+            return False
+        return bool(coordinator.generation == generation and not coordinator.need_rejoin(subscription))
 
     def newest(self, tp: TP) -> int:
         """The end of a partition's log at the last fetch; 0 before the first."""

@@ -21,7 +21,8 @@ from services.optimizer.stage import QUIET_S
 from services.optimizer.stream import Count, Join
 from services.optimizer.transport import Consumer
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, event
+from smoa.outbox import Outbox
 from smoa.reader import consumer_of, read_range, read_topic
 from smoa.topics import TOPICS, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome, Example
@@ -34,6 +35,9 @@ class NothingHandedOn(Consumer):
 
     def __init__(self, bootstrap: str, places: set[TP]) -> None:
         self.bootstrap, self.mine, self.committed_to = bootstrap, places, dict[TP, int]()
+
+    def is_member(self, generation: int) -> bool:
+        return True
 
     def assignment(self) -> set[TP]:
         return self.mine
@@ -121,36 +125,61 @@ async def test_what_has_faded_goes_from_the_changelog_and_what_would_fall_out_is
             await count.close()
 
 
+async def _work(bootstrap: str, folder: Path, generation: int, committed: dict[TP, int], tries: int = 1) -> None:
+    """One worker of each stage, which reads what there is; `tries`: loads until it may go on."""
+    settings = OptimizerSettings(kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=folder)
+    for stage_of in (Join, Count):
+        consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in stage_of.topics for one in range(PARTITIONS)})
+        consumer.committed_to = committed
+        stage = stage_of(_app(consumer, generation), settings)
+        try:
+            assert [await stage.loaded() for _ in range(tries)] == [False] * (tries - 1) + [True], stage_of
+            stage._heard_s = {tp: at_s - QUIET_S for tp, at_s in stage._heard_s.items()}
+            await stage.catch_up()
+        finally:
+            await stage.close()
+
+
 async def test_a_group_that_was_forgotten_begins_again_from_what_its_last_generation_left(tmp_path: Path) -> None:
     """A broker that has lost its group counts generations from one again, so what is in the changelog looks newer than what comes."""
     async with embedded_broker(tmp_path) as bootstrap:
         await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
-        settings = OptimizerSettings(kafka_bootstrap=bootstrap, partitions=PARTITIONS, data_folder=tmp_path)
         traffic = Traffic(5, adapters=20)
         sent, committed = traffic.make(60), dict[TP, int]()
 
-        async def work(generation: int, tries: int) -> None:
-            """One worker of each stage, which reads what there is; `tries`: loads until it may go on."""
-            for stage_of in (Join, Count):
-                consumer = NothingHandedOn(bootstrap, {TP(topic, one) for topic in stage_of.topics for one in range(PARTITIONS)})
-                consumer.committed_to = committed
-                stage = stage_of(_app(consumer, generation), settings)
-                try:
-                    assert [await stage.loaded() for _ in range(tries)] == [False] * (tries - 1) + [True], stage_of
-                    stage._heard_s = {tp: at_s - QUIET_S for tp, at_s in stage._heard_s.items()}
-                    await stage.catch_up()
-                finally:
-                    await stage.close()
-
         await send(bootstrap, sent)
-        await work(9, 1)
+        await _work(bootstrap, tmp_path, 9, committed)
         await send(bootstrap, traffic.rest())
-        await work(2, PARTITIONS + 1)  # a partition is taken over at a time
+        await _work(bootstrap, tmp_path, 2, committed, PARTITIONS + 1)  # a partition is taken over at a time
         assert difference(traffic.truth, await counted(bootstrap)) == (0, 0)
         for topic in (JOINS, COUNTS):
             kept = [one for number in range(PARTITIONS) for one in await Changelog(bootstrap, topic.name).read(number)]
             assert {one.stamp.generation for one in kept} == {2}
             assert len({one.name for one in kept}) == len(kept)
+
+
+async def test_what_a_replaced_worker_left_stays_the_older_when_its_group_is_forgotten(tmp_path: Path) -> None:
+    """It woke up late, and gave its segment, without the outcomes, a later name than its successor's has."""
+    async with embedded_broker(tmp_path) as bootstrap:
+        await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
+        traffic, joins, committed = Traffic(6, adapters=20), Changelog(bootstrap, JOINS.name), dict[TP, int]()
+        sent = [*traffic.make(60), *traffic.rest()]
+        decisions, outcomes = ([one for one in sent if one.topic == topic] for topic in (DECISIONS, OUTCOMES))
+        await send(bootstrap, decisions)
+        await _work(bootstrap, tmp_path, 8, committed)
+        left = {number: await joins.read(number) for number in range(PARTITIONS)}
+        await send(bootstrap, outcomes)
+        await _work(bootstrap, tmp_path, 9, committed)
+        outbox = Outbox(bootstrap)
+        try:
+            for number, several in left.items():
+                await outbox.send(joins.record(number, b"%020d" % (2 * int(one.name)), one.stamp, one.value) for one in several)
+        finally:
+            await outbox.close()
+        await _work(bootstrap, tmp_path, 2, committed, PARTITIONS + 1)
+        await send(bootstrap, outcomes)  # again, elsewhere: only the join's state says that they were counted
+        await _work(bootstrap, tmp_path, 2, committed)
+        assert difference(traffic.truth, await counted(bootstrap)) == (0, 0)
 
 
 async def test_a_range_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:

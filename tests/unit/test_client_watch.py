@@ -18,10 +18,11 @@ from services.optimizer.transport import Consumer
 def _consumer(*, pending: Exception | None = None, ended: bool = False, rejoins: bool = False) -> tuple[Consumer, MagicMock]:
     coordinator = MagicMock(_pending_exception=pending, generation=3)
     coordinator._coordination_task.done.return_value = ended
+    coordinator._subscription.subscription = object()
     coordinator.need_rejoin.return_value = rejoins
     coordinator.check_errors.side_effect = pending
     made = Consumer.__new__(Consumer)
-    client = SimpleNamespace(_coordinator=coordinator, _subscription=SimpleNamespace(subscription=None))
+    client = SimpleNamespace(_coordinator=coordinator)
     loop = SimpleNamespace(call_soon_threadsafe=lambda call, *args: call(*args))
     made._thread = SimpleNamespace(_consumer=client, thread_loop=loop)  # type: ignore[assignment]
     return made, coordinator
@@ -41,11 +42,19 @@ def test_without_an_error_nothing_is_done() -> None:
     coordinator.request_rejoin.assert_not_called()
 
 
+def test_a_failure_that_is_none_of_the_clients_ends_it() -> None:
+    assert not _consumer(pending=ZeroDivisionError())[0].look()
+
+
 def test_membership_is_of_a_generation_and_ends_when_the_client_is_about_to_join() -> None:
     consumer, _ = _consumer()
     assert consumer.is_member(3)
     assert not consumer.is_member(2)
     assert not _consumer(rejoins=True)[0].is_member(3)
+    without_topics = SimpleNamespace(_coordinator=SimpleNamespace(_subscription=SimpleNamespace(subscription=None)))
+    for started in (None, SimpleNamespace(_coordinator=None), without_topics):
+        consumer._thread = SimpleNamespace(_consumer=started)  # type: ignore[assignment]
+        assert not consumer.is_member(-1), "not there yet"
 
 
 class _EndedError(BaseException):
