@@ -61,7 +61,8 @@ class Tally:
     adapter_misses: int = 0
     top1: int = 0
     top3: int = 0
-    routed: list[bool] = field(default_factory=list)
+    routed: dict[Query, bool] = field(default_factory=dict)
+    """Of the first time that a query came, whether its answer was right."""
     route_ms: list[float] = field(default_factory=list)
     ttft_ms: list[float] = field(default_factory=list)
 
@@ -184,7 +185,7 @@ class Demo:
             jobs = [job_of(self._names.get(item.adapter_id, "")) for item in decision.adapters]
             tally.top1 += jobs[:1] == [query.job]
             tally.top3 += query.job in jobs[:3]
-            tally.routed.append(answer == query.answer)
+            tally.routed[query] = answer == query.answer
 
     async def _answer(self, query: Query, adapters: Sequence[common.WeightedAdapter], decision_id: str) -> str:
         text = ""
@@ -297,11 +298,12 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
         "route_top3": round(tally.top3 / len(queries), 4),
         "exact_match": {
             "base": round(controls["base"], 4),
-            "routed": round(sum(tally.routed) / len(tally.routed), 4),
+            "routed": round(sum(tally.routed.values()) / len(tally.routed), 4),
             "oracle": round(controls["oracle"], 4),
             "random": round(controls["random"], 4),
             "uniform": round(controls["uniform"], 4),
         },
+        "exact_match_before_merge": round(sum(tally.routed[query] for query in touched) / len(touched), 4),
         "exact_match_after_merge": round(after, 4),
         "route_ms": _percentiles(tally.route_ms),
         "ttft_ms": _percentiles(tally.ttft_ms),
@@ -344,7 +346,10 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             (f"exact match, {name}" + ("" if name in ("routed", "oracle") else f" (of {result['control_queries']})"), f"{value:.1%}")
             for name, value in result["exact_match"].items()
         ),
-        ("exact match of merged jobs, after", f"{result['exact_match_after_merge']:.1%}"),
+        (
+            "exact match of merged jobs, before / after",
+            f"{result['exact_match_before_merge']:.1%} / {result['exact_match_after_merge']:.1%}",
+        ),
         ("route p50 / p99", f"{result['route_ms']['p50']} / {result['route_ms']['p99']} ms"),
         ("first token p50 / p99", f"{result['ttft_ms']['p50']} / {result['ttft_ms']['p99']} ms"),
         ("routing cache / adapter cache hits", f"{result['router_cache_hit_rate']:.1%} / {result['adapter_cache_hit_rate']:.1%}"),
