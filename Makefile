@@ -56,7 +56,7 @@ demo: setup ## Run the whole loop on this machine, with tables; writes build/dem
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
 
-bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 80 minutes)
+bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 100 minutes)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks.routing_quality --json build/routing_quality.json
 	$(BIN)/python -m benchmarks.merging --json build/merging.json
