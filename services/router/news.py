@@ -132,6 +132,8 @@ class News:
                 await self._take_last_ranker(consumer, partition)
             async with asyncio.timeout(self._timeout_s):
                 placed[partition] = await consumer.position(partition)
+        if not self._following:
+            self._router.adapters_changed([], arrived=True)  # what changed before this moment, and after a cached answer, is not heard of
         self._following |= placed  # all or none: what was placed half would pass for a topic that grew
 
     async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:

@@ -1,0 +1,22 @@
+"""Where a router begins to listen, and what it had answered by then."""
+
+from __future__ import annotations
+
+from unittest.mock import AsyncMock, MagicMock
+
+from aiokafka import TopicPartition
+
+from services.router.news import News
+from smoa.events import EXECUTORS
+
+
+async def test_what_was_answered_before_it_listened_is_forgotten_once() -> None:
+    """A change that came before its place in the topic, and after an answer, is never heard of."""
+    router, places = MagicMock(), frozenset([TopicPartition(EXECUTORS, 0)])
+    consumer = MagicMock(position=AsyncMock(return_value=5))
+    news = News("127.0.0.1:1", router, MagicMock(), "me")
+    await news._place(consumer, places)
+    router.adapters_changed.assert_called_once_with([], arrived=True)
+    await news._place(consumer, places)
+    router.adapters_changed.assert_called_once_with([], arrived=True)
+    consumer.seek.assert_called_once_with(TopicPartition(EXECUTORS, 0), 5)
