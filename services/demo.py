@@ -141,11 +141,10 @@ class Demo:
         await self._all(f"control: {label}", [lambda q=q: one(q) for q in queries])  # type: ignore[misc]
         return sum(right) / len(right)
 
-    async def controls(self, queries: Sequence[Query]) -> dict[str, float]:
-        """base, oracle, random and uniform; all but the oracle, which are near 0, on some of each job's queries."""
+    async def controls(self, queries: Sequence[Query], some: Sequence[Query]) -> dict[str, float]:
+        """base, oracle, random and uniform; all but the oracle, which are near 0, on `some` of the queries."""
         share = 1.0 / len(self._refs)
         uniform = [_weighted(ref, share) for ref in self._refs.values()]
-        some = queries[::CONTROL_EVERY]
         return {
             "base": await self.control("base model alone", some, lambda q: ()),
             "oracle": await self.control("right adapter forced", queries, lambda q: (self._refs[q.job],)),
@@ -274,7 +273,8 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
 
                 with console.status("waiting until the optimizer has counted every event"):
                     await _until("the count of every event", 60, all_counted)
-                controls = await demo.controls(queries)
+                some = queries[::CONTROL_EVERY]
+                controls = await demo.controls(queries, some)
                 counted = await demo.counted()
                 before = await demo.library()
                 with console.status("the optimizer merges and prunes"):
@@ -292,7 +292,7 @@ async def run(data: Path, log: Path, queries_per_job: int, kafka: str, console: 
     answered = tally.adapter_hits + tally.adapter_misses
     return {
         "queries": len(queries),
-        "control_queries": len(queries[::CONTROL_EVERY]),
+        "control_queries": len(some),
         "decisions": tally.decisions,
         "route_top1": round(tally.top1 / len(queries), 4),
         "route_top3": round(tally.top3 / len(queries), 4),

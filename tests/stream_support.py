@@ -106,6 +106,8 @@ async def send(bootstrap: str, events: Sequence[Event], outbox: Outbox | None = 
 class Worker:
     """`python -m services.optimizer`, which sees no registry."""
 
+    command = (sys.executable, "-m", "services.optimizer")
+
     def __init__(self, bootstrap: str, folder: Path, name: str, **more: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"{name}.log"
@@ -125,8 +127,7 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "services.optimizer"]
-            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(self.command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it runs."""

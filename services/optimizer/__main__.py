@@ -33,10 +33,10 @@ async def run(settings: OptimizerSettings) -> int:
     stopped = asyncio.create_task(stop_event().wait())
     ended = asyncio.create_task(app.wait_until_stopped())
     await asyncio.wait({stopped, ended, watching}, return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        watching.result()
     for task in (stopped, ended, watching):
         task.cancel()
-    if watching.done() and not watching.cancelled():
-        watching.result()
     crashed = app.crashed
     try:
         async with asyncio.timeout(STOP_S):
@@ -73,7 +73,7 @@ def main() -> None:
         end_now(1)  # Python would wait for the Kafka client's thread, which may go on
     except KeyboardInterrupt:
         end_now(130)
-    except Exception:
+    except Exception:  # of any kind, told and not survived: left to Python, the end would wait for the Kafka client's thread
         logging.getLogger(__name__).exception("this worker ends")
         end_now(70)
     logging.shutdown()
