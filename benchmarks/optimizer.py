@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,14 +30,13 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.plain_faust import GROUP, TOPIC
-from services.local import EMBEDDED
 from services.optimizer.counting import CountPartition
 from services.optimizer.joining import JoinPartition, segment_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, headers, unpack
 from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome
-from tests.kafka_support import HOME, ApacheKafka, broker_port, embedded_broker, until
+from tests.kafka_support import HOME, ApacheKafka, EmbeddedBroker, broker_of, until
 from tests.stream_support import PARTITIONS, ChaosReport, Faults, Progress, Traffic, Watch, Worker, chaos, counted, difference
 
 _SAY = Console(stderr=True)
@@ -45,10 +44,10 @@ _BATCH_BYTES = 32 * 1024  # what a router's publisher makes of 500 events a batc
 
 
 @asynccontextmanager
-async def kafka(nodes: int = 1) -> AsyncIterator[tuple[ApacheKafka, Path]]:
-    """A broker, or several, and a folder for what uses them."""
+async def kafka(nodes: int = 1) -> AsyncIterator[tuple[ApacheKafka | EmbeddedBroker, Path]]:
+    """A broker, or several, or, for 0, the embedded one, and a folder for what uses them."""
     with TemporaryDirectory() as name:
-        broker = ApacheKafka(Path(name) / "kafka", broker_port(nodes), nodes)
+        broker = broker_of(nodes, Path(name) / "kafka")
         try:
             await broker.start()
             yield broker, Path(name)
@@ -181,25 +180,19 @@ def steps(events: Sequence[Event]) -> dict[str, float]:
 
 
 async def faulty(nodes: int, events: int, faults: int) -> ChaosReport:
-    """Two workers, and faults of workers and brokers; on the embedded broker, of workers only."""
+    """Two workers, and faults of workers and brokers; 0 nodes: the embedded broker."""
     async with AsyncExitStack() as stack:
-        restart: Callable[[], Awaitable[None]] | None = None
-        if nodes:
-            broker, folder = await stack.enter_async_context(kafka(nodes))
-            bootstrap, chosen = broker.bootstrap, random.Random(nodes)
+        broker, folder = await stack.enter_async_context(kafka(nodes))
+        bootstrap, chosen = broker.bootstrap, random.Random(nodes)
 
-            async def restart_one() -> None:
-                broker.kill(chosen.randint(1, nodes))
-                await broker.start()
+        async def restart() -> None:
+            broker.kill(chosen.randint(1, max(nodes, 1)))
+            await broker.start()
 
-            restart = restart_one
-        else:
-            folder = Path(stack.enter_context(TemporaryDirectory()))
-            bootstrap = await stack.enter_async_context(embedded_broker(folder))
         workers: list[Worker] = []
         try:
-            for name in ("first", "second"):  # one by one: the embedded broker may refuse two that join at the same moment
-                workers.append(worker := Worker(bootstrap, folder, name, **({} if nodes else EMBEDDED)))
+            for name in ("first", "second"):
+                workers.append(worker := Worker(bootstrap, folder, name))
                 await until(f"the {name} worker", 60, worker.is_ready)
             trouble = Faults(workers, restart, random.Random(nodes))
             return await chaos(bootstrap, Traffic(nodes), trouble, events, faults, events / 400)

@@ -75,7 +75,8 @@ class RouterProcess:
     def __init__(self, folder: Path) -> None:
         self.folder, self.address, self._metrics = folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         broker = folder / "broker.address"
-        self._broker = subprocess.Popen([sys.executable, "-m", "services.broker", str(broker)], stderr=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "services.broker", str(broker), "--data", str(folder / "broker")]
+        self._broker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not broker.exists():
             time.sleep(0.05)
         self._environment = {

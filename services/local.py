@@ -23,17 +23,6 @@ from services.supervisor import Spec, Supervisor
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.rpc import stop_event
 
-EMBEDDED = {
-    # An instance id that its dead owner still holds makes the group wait.
-    "SMOA_OPTIMIZER_INSTANCE_ID": "",
-    # So long, less a second, its group waits for all to join each time that it shares anew.
-    "SMOA_OPTIMIZER_SESSION_TIMEOUT_S": "4",
-    # It keeps five megabytes of a partition: counts are written again in time, and examples must not push them out.
-    "SMOA_OPTIMIZER_CHANGELOG_WINDOW_BYTES": str(2 * 2**20),
-    "SMOA_OPTIMIZER_EXAMPLES_MAX_BYTES": str(2 * 2**20),
-}
-"""What the optimizer is told of the embedded broker."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
@@ -88,9 +77,8 @@ class LocalStack:
             address.unlink(missing_ok=True)
             spec = Spec(
                 name="broker",
-                command=[sys.executable, "-m", "services.broker", str(address)],
+                command=[sys.executable, "-m", "services.broker", str(address), "--data", str(settings.data / "broker")],
                 ready=lambda: _exists(address),
-                restart=False,
             )
             self._broker = Supervisor([[spec]], self._log)
             await self._broker.start()
@@ -160,7 +148,7 @@ class LocalStack:
             "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
-            **({"SMOA_OPTIMIZER_INSTANCE_ID": "local"} if settings.kafka_bootstrap else EMBEDDED),
+            "SMOA_OPTIMIZER_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",
             **settings.environment,
         }

@@ -1,4 +1,4 @@
-"""Make the topics that are not there yet, on brokers that let one and on those that make them on first use."""
+"""Make the topics that are not there yet."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict
     client = AIOKafkaClient(bootstrap_servers=bootstrap)
     try:  # a broker that is just starting may fail it after it connected
         await client.bootstrap()
-        if client.cluster.controller is not None:  # librdkafka's mock has none: it makes a topic when its metadata is asked for
-            await _create(bootstrap, topics, partitions)
+        await _create(bootstrap, topics, partitions)
         for topic in topics:
             client.add_topic(topic.name)
         await client.force_metadata_update()

@@ -108,18 +108,56 @@ async def until(what: str, within_s: float, done: object) -> None:
         await asyncio.sleep(0.2)
 
 
+class EmbeddedBroker:
+    """The broker of `smoa up`; `kill` is kill -9, and `start` starts it again, on the same folder and port."""
+
+    def __init__(self, folder: Path, partition_mb: int = 64) -> None:
+        self._folder, self._partition_mb = folder, partition_mb
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """Its address."""
+        return (self._folder / "address").read_text()
+
+    async def start(self) -> None:
+        """Start it if it does not run, and wait until it listens."""
+        address = self._folder / "address"
+        address.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "services.broker", str(address), "--data", str(self._folder / "broker")]
+        self._process = subprocess.Popen([*command, "--partition-mb", str(self._partition_mb)])
+
+        async def written() -> bool:
+            return address.exists()
+
+        await until("the broker", 20, written)
+
+    def kill(self, node: int = 1) -> None:
+        """kill -9; there is one node."""
+        self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Stop in order."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(10)
+
+
+def broker_of(nodes: int, folder: Path) -> ApacheKafka | EmbeddedBroker:
+    """A Kafka of so many nodes; 0: the embedded broker."""
+    return ApacheKafka(folder, broker_port(nodes), nodes) if nodes else EmbeddedBroker(folder)
+
+
 @asynccontextmanager
 async def embedded_broker(folder: Path) -> AsyncIterator[str]:
     """The broker of `smoa up`; yields its address."""
-    address = folder / "address"
-    process = subprocess.Popen([sys.executable, "-m", "services.broker", str(address)])
-
-    async def written() -> bool:
-        return address.exists()
-
+    broker = EmbeddedBroker(folder)
+    await broker.start()
     try:
-        await until("the broker", 20, written)
-        yield address.read_text()
+        yield broker.bootstrap
     finally:
-        process.terminate()
-        process.wait(10)
+        await broker.stop()

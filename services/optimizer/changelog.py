@@ -8,10 +8,8 @@ compaction, which keeps the last record of a key, cannot get this wrong.
 
 from __future__ import annotations
 
-import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from smoa.outbox import Record
@@ -52,34 +50,6 @@ class Kept(NamedTuple):
     name: bytes
     stamp: Stamp
     value: bytes
-
-
-class Window:
-    """Which values of a partition were written longest ago, told by the bytes that were written since. Pure.
-
-    For a broker that keeps the last few megabytes of a partition and compacts nothing: what is not written again falls out.
-    """
-
-    def __init__(self, names: Iterable[bytes]) -> None:
-        """`names`: what is there already; nobody knows how old it is."""
-        self._written: OrderedDict[bytes, float] = OrderedDict.fromkeys(names, -math.inf)
-        self._bytes = 0
-
-    def wrote(self, name: bytes, value: bytes | None) -> None:
-        """A value was written, or, for None, deleted."""
-        self._written.pop(name, None)
-        if value is not None:
-            self._bytes += len(name) + len(value)
-            self._written[name] = self._bytes
-
-    def stale(self, window_bytes: int, most: int) -> list[bytes]:
-        """Of what was written more than so many bytes ago the oldest, at most `most`."""
-        found: list[bytes] = []
-        for name, at in self._written.items():
-            if at >= self._bytes - window_bytes or len(found) == most:
-                break
-            found.append(name)
-        return found
 
 
 class Changelog:

@@ -63,9 +63,6 @@ class OptimizerSettings:
     """Where a merge's child is tried on its parents' examples before it is put on trial; empty: nowhere."""
     gate_max_loss: float = 0.1
     """Nats a token by which a child may be less sure of its parents' right answers than they are."""
-    changelog_window_bytes: int = 0
-    """For a broker that keeps only the end of a partition: counts that were written more than so many bytes ago are written again. 0: it
-    compacts, and keeps them."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""
     half_life_s: float = 7 * 86400.0

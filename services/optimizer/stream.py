@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import faust
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp, Window
+from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
 from services.optimizer.counting import CountPartition, CountPlan
 from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
@@ -26,7 +26,6 @@ from smoa.v1.state_pb2 import AdapterCounts
 
 ELSEWHERE_S: Final = 60.0
 FADE_EVERY_S: Final = 3600.0
-AT_ONCE: Final = 1000
 
 
 class _Segment(NamedTuple):
@@ -131,10 +130,9 @@ class Count(Stage[CountPartition]):
         super().__init__(app, settings, COUNTS)
         self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
         """Of the values that are in the changelog."""
-        self._windows: dict[int, Window] = {}
         self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
         """Other workers' examples by partition, and when they were read."""
-        self._faded_s = 0.0
+        self._faded_s = -FADE_EVERY_S  # at once: the clock may have begun with this machine
         self.changed: set[str] = set()
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
@@ -142,7 +140,6 @@ class Count(Stage[CountPartition]):
         for one in kept:
             stamps[one.name].append(one.stamp)
         self._stamps[partition] = dict(stamps)
-        self._windows[partition] = Window(stamps)
         return self._part(kept)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
@@ -171,7 +168,6 @@ class Count(Stage[CountPartition]):
             self.parts[partition].apply(plan)
             self.changed |= plan.counts.keys()
         for partition, name, value in written:
-            self._windows[partition].wrote(name, value)
             if value is not None:
                 self._stamps[partition].setdefault(name, []).append(self.stamp)
         outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
@@ -207,36 +203,27 @@ class Count(Stage[CountPartition]):
         return elsewhere.get(key, now_us)
 
     async def tidy(self) -> None:
-        """Write again what would fall out of the changelog, and, once an hour, forget what is older than examples are kept for.
+        """Once an hour, forget what is older than examples are kept for.
 
         Raises:
             Unavailable: Kafka is away; the next call does the same.
         """
-        window, fading = self._settings.changelog_window_bytes, time.monotonic() >= self._faded_s + FADE_EVERY_S
-        if not window and not fading:
+        if time.monotonic() < self._faded_s + FADE_EVERY_S:
             return
         async with self._lock:
             if await self.load(self.owned()) is None:
                 return
             try:
-                if all([await self._tidy_one(partition, window, fading) for partition in self.parts]) and fading:
+                if all([await self._tidy_one(partition) for partition in self.parts]):
                     self._faded_s = time.monotonic()
             except Unavailable:
                 self._failures += 1  # what is sent again must not be taken for what was sent first
                 raise
 
-    async def _tidy_one(self, partition: int, window: int, fading: bool) -> bool:
+    async def _tidy_one(self, partition: int) -> bool:
         part = self.parts[partition]
         self._moved()
         places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
-        for _ in range(len(part) // AT_ONCE + 1 if window else 0):  # once each: what does not fit would go round for ever
-            self._moved()
-            names = self._windows[partition].stale(window, AT_ONCE)
-            again = CountPlan(values={name.decode(): part.value(name.decode()) for name in names})
-            if names and not await self._write({partition: again}, places):
-                return False
-        if not fading:
-            return True
         plan = CountPlan.of_examples(await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000))
         # What is gone from memory and not from the changelog: its deletion failed.
         plan.values.update((name.decode(), None) for name in self._stamps[partition] if part.value(name.decode()) is None)

@@ -1,56 +1,19 @@
-"""A worker in its group, on the broker of `smoa up`, which shares out anew in its own way."""
+"""A worker in its group while that is shared out anew."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
-from services.local import EMBEDDED
 from services.optimizer.transport import Consumer
 from smoa.topics import Topic, ensure_topics
 from tests.kafka_support import embedded_broker, until
-from tests.stream_support import Worker
 
 PLACE = TP("t", 0)
-LATE = """
-import asyncio
-from aiokafka.consumer.group_coordinator import GroupCoordinator
-from services.optimizer.__main__ import main
-send, late = GroupCoordinator._send_req, [2.0]
-async def send_late(self, request):
-    if type(request).__name__.startswith("SyncGroup") and late:
-        await asyncio.sleep(late.pop())
-    return await send(self, request)
-GroupCoordinator._send_req = send_late
-main()
-"""
-
-
-class LateWorker(Worker):
-    """Its first SyncGroup comes after the leader's, which this broker refuses, and the client takes for the end."""
-
-    command = (sys.executable, "-c", LATE)
-
-
-@pytest.mark.timeout(120)
-async def test_a_worker_that_its_group_refused_joins_again(tmp_path: Path) -> None:
-    async with embedded_broker(tmp_path) as bootstrap:
-        workers = [Worker(bootstrap, tmp_path, "first", **EMBEDDED)]
-        try:
-            await until("the first worker", 60, workers[0].is_ready)
-            workers.append(second := LateWorker(bootstrap, tmp_path, "second", **EMBEDDED))
-            await until("the second worker", 60, second.is_ready)
-            assert "InvalidRequestError" in second.log
-            assert "goes on after" in second.log
-        finally:
-            for worker in workers:
-                worker.stop()
 
 
 async def test_no_commit_goes_behind_a_request_to_join(tmp_path: Path) -> None:
@@ -69,8 +32,6 @@ async def test_no_commit_goes_behind_a_request_to_join(tmp_path: Path) -> None:
             async def observed(request: object) -> object:
                 if type(request).__name__.startswith("JoinGroup"):
                     joining.set()
-                if type(request).__name__.startswith("SyncGroup"):
-                    await asyncio.sleep(0.5)  # this broker refuses those who come after the leader, which this client is
                 return await send(request)
 
             coordinator._send_req = observed

@@ -1,0 +1,66 @@
+"""`python -m services.broker ADDRESS_FILE --data FOLDER`: serve until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from services.broker.server import Broker
+from services.broker.store import Store
+from smoa.errors import FailedPrecondition, SmoaError
+from smoa.rpc import stop_event
+from smoa.service import end_with_supervisor
+from smoa.telemetry import configure_logging
+
+_log = logging.getLogger("services.broker")
+
+
+@click.command()
+@click.argument("address_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--data", required=True, type=click.Path(file_okay=False, path_type=Path), help="Where its log is kept.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="0: that of last time, or, the first time, any that is free.")
+@click.option("--partition-mb", type=click.IntRange(1), default=64, show_default=True, help="What a partition keeps, if not compacted.")
+def main(address_file: Path, data: Path, port: int, partition_mb: int) -> None:
+    """Serve Kafka's protocol on loopback, and write the address to ADDRESS_FILE once it listens."""
+    end_with_supervisor()
+    configure_logging()
+    try:
+        asyncio.run(_run(address_file, data, port, partition_mb * 2**20))
+    except SmoaError as error:
+        raise SystemExit(f"broker: {error}") from error
+
+
+async def _run(address_file: Path, data: Path, port: int, partition_bytes: int) -> None:
+    stopped = stop_event()
+    store = Store(data, partition_bytes)
+    broker, last = Broker(store), data / "port"
+    try:
+        # The same port as before a restart: whoever is connected finds it again.
+        chosen = port or (int(last.read_text()) if last.exists() else 0)
+        try:
+            await broker.start(chosen)
+        except OSError as error:
+            if port:
+                raise FailedPrecondition(f"port: {port} is taken ({error.strerror}); stop its owner or give another") from error
+            await broker.start(0)
+        _write(last, str(broker.port))
+        _write(address_file, f"127.0.0.1:{broker.port}")
+        _log.info("broker on 127.0.0.1:%d, log in %s", broker.port, data)
+        await stopped.wait()
+    finally:
+        await broker.stop()
+        store.close()
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+if __name__ == "__main__":
+    main()
