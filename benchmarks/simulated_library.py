@@ -13,8 +13,9 @@ from services.optimizer.counting import decay
 from services.optimizer.policy import AdapterView, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge
 from services.router.canaries import Canaries
-from services.router.library import AdapterRecord, AdapterRef, State, Statistics
+from services.router.library import AdapterRecord, AdapterRef, State
 from services.router.scoring import Chosen
+from services.router.statistics import Statistics
 from smoa.v1.state_pb2 import Tally
 
 HOUR_S: Final = 3600.0

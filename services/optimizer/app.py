@@ -114,7 +114,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     def optimizer() -> Optimizer:
         gate = Gate(client(), count.examples_of) if settings.executor else None
         return Optimizer(
-            client(), AdapterStore(settings.store), rules, count.owns, settings.dry_run, settings.max_family, merge, caution, gate
+            client(), AdapterStore(settings.store), rules, count.counted_since, settings.dry_run, settings.max_family, merge, caution, gate
         )
 
     @cache

@@ -15,12 +15,14 @@ from services.optimizer.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent
-from smoa.v1.state_pb2 import AdapterCounts, Tally
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Tally
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
 EXAMPLES_OF: Final = "examples/"
 """Before a key: the changelog's name of its examples."""
+EPOCH: Final = "epoch/"
+"""The changelog's name of what a partition's counts are called. No adapter's name has a slash."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -144,7 +146,9 @@ class CountPartition:
     ) -> None:
         """`values` by name, as a plan's values are; room for examples, how long they are kept, and tenants that have none."""
         self._half_life_us = half_life_s * 1e6
-        self._values = {name: value for name, value in values.items() if not name.startswith(EXAMPLES_OF)}
+        self._values = {name: value for name, value in values.items() if "/" not in name}
+        self.epoch = CountsEpoch.FromString(values[EPOCH]) if EPOCH in values else None
+        """What the counts are called, and since when they hold everything; None in a changelog that has just begun."""
         kept = {name.removeprefix(EXAMPLES_OF): value for name, value in values.items() if name.startswith(EXAMPLES_OF)}
         self.examples = ExamplePartition(example_bytes, retention_s, kept, silent)
 
@@ -161,6 +165,8 @@ class CountPartition:
 
     def value(self, name: str) -> bytes | None:
         """What the changelog says by this name."""
+        if name == EPOCH:
+            return self.epoch.SerializeToString() if self.epoch else None
         return self.examples.value(name.removeprefix(EXAMPLES_OF)) if name.startswith(EXAMPLES_OF) else self._values.get(name)
 
     def plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
@@ -178,6 +184,8 @@ class CountPartition:
                 assert isinstance(message, AdapterOutcome | UsageEvent)
                 adapter_id = message.adapter_id
                 check_key(one, adapter_id)
+                if "/" in adapter_id:
+                    raise InvalidArgument("adapter_id", f"{adapter_id[:80]!r} has a slash", "name the id that the registry gave")
                 if (counts := fresh.get(adapter_id)) is None:
                     counts = fresh[adapter_id] = self.get(adapter_id) or AdapterCounts()
                 if isinstance(message, AdapterOutcome):

@@ -35,7 +35,11 @@ class OptimizerMetrics(Collector):
             done.add_metric([name], stage.done_events)
             letters.add_metric([name], stage.dead_letters)
             again.add_metric([name], stage.begun_again)
-        yield from (lag, done, letters, again)
+        refused = CounterMetricFamily(
+            "smoa_optimizer_refused_reports", "Counts that the registry did not take, for it had more of the same epoch."
+        )
+        refused.add_metric([], self._count.refused_reports)
+        yield from (lag, done, letters, again, refused)
         joins, counts = list(self._join.parts.values()), list(self._count.parts.values())
         gauges: list[tuple[str, str, float]] = [
             ("open_decisions", "Decisions that an outcome may still come for.", sum(map(len, joins))),

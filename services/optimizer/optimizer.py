@@ -20,7 +20,8 @@ from services.optimizer.gate import Finding, Gate, alone
 from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
 from services.optimizer.policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
 from services.optimizer.reporting import AWAY
-from services.optimizer.trial import Arm, TrialRules, judge, reason_of
+from services.optimizer.trial import TrialRules, judge, reason_of
+from services.optimizer.views import arm_of, protection_of, view_of
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
 from smoa.errors import SmoaError
@@ -75,21 +76,23 @@ class Known(NamedTuple):
 
 
 class Optimizer:
-    """Applies the policy. `owns` says which adapters this worker decides about, so that workers share the library without talking."""
+    """Applies the policy. `counted_since` says since when (microseconds) this worker counts all of an adapter's uses and outcomes; None if
+    another worker does, which decides about it then: so workers share the library without talking.
+    """
 
     def __init__(
         self,
         client: SmoaClient,
         store: AdapterStore,
         rules: Rules,
-        owns: Callable[[str], bool],
+        counted_since: Callable[[str], int | None],
         dry_run: bool,
         max_family: int,
         merge: Callable[[Sequence[Adapter], Sequence[float], str], Child] = merged,
         caution: Caution | None = None,
         gate: Gate | None = None,
     ) -> None:
-        self._client, self._store, self._rules, self._owns = client, store, rules, owns
+        self._client, self._store, self._rules, self._counted_since = client, store, rules, counted_since
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
         self._caution, self._gate = caution or Caution(), gate
         self._open: dict[str, str] = {}
@@ -111,7 +114,7 @@ class Optimizer:
         on_trial = {parent for canary in canaries for parent in canary.parents}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
         composed = await self._composed({adapter.tenant for adapter in active})
-        library = [view_of(adapter, _protection(adapter, on_trial, composed), self._rules.half_life_s) for adapter in active]
+        library = [self._view(adapter, on_trial, composed) for adapter in active]
         try:
             await self._change(library, report)
         finally:
@@ -130,6 +133,16 @@ class Optimizer:
             report.put_off,
         )
         return report
+
+    def _view(self, adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> AdapterView:
+        since_us, now_us = self._counted_since(adapter.adapter_id), time.time_ns() // 1000
+        if since_us is None and adapter.statistics.epoch:
+            since_us = adapter.statistics.counted_since_us  # as the worker says whose it is
+        window_s = self._rules.half_life_s
+        return view_of(adapter, protection_of(adapter, on_trial, composed, since_us, window_s, now_us), window_s, now_us)
+
+    def _owns(self, adapter_id: str) -> bool:
+        return self._counted_since(adapter_id) is not None
 
     async def judge(self) -> list[str]:
         """Look at the canaries on trial, and end the trials that can be; returns what was done, for the log."""
@@ -153,13 +166,11 @@ class Optimizer:
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
         # Parents are alike, so one decision has several, and its verdict counts for each: the one with most stands for all.
-        arms = []
-        for parent in child.parents:
-            counts, began = (await self._client.get(parent, tenant)).statistics, child.canary_baseline[parent]
-            arms.append(Arm(max(0, counts.outcomes - began.outcomes), max(0, counts.successes - began.successes)))
-        parents = max(arms)
-        age_s = time.time() - child.created_at_us / 1e6
-        judgement, evidence = judge(Arm(child.statistics.outcomes, child.statistics.successes), parents, age_s, self._caution.trial)
+        counts = {parent: (await self._client.get(parent, tenant)).statistics for parent in child.parents}
+        parents = max(arm_of(counts[parent], child.canary_baseline[parent]) for parent in child.parents)
+        # If counts were lost, the trial is as old as what is known of it.
+        began_us = max(child.created_at_us, child.statistics.counted_since_us, *(one.counted_since_us for one in counts.values()))
+        judgement, evidence = judge(arm_of(child.statistics), parents, time.time() - began_us / 1e6, self._caution.trial)
         if judgement == "wait":
             return ""
         reason = reason_of(evidence)
@@ -353,37 +364,3 @@ class Optimizer:
                 self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
                 return None
         return self._files[view.digest]
-
-
-def _protection(adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> str:
-    if adapter.pinned:
-        return "pinned"
-    if adapter.adapter_id in on_trial:
-        return "its merge is on trial"
-    return "in a composition" if adapter.adapter_id in composed else ""
-
-
-def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float) -> AdapterView:
-    """The policy's form of a registry entry."""
-    counts = adapter.statistics
-    fade = 0.5 ** (max(0.0, time.time() - counts.recent_at_us / 1e6) / half_life_s) if counts.recent_at_us else 0.0
-    return AdapterView(
-        adapter_id=adapter.adapter_id,
-        digest=adapter.digest,
-        tenant=adapter.tenant,
-        name=adapter.name,
-        kind=common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower(),
-        base_model=adapter.base_model,
-        rank=adapter.rank,
-        modules=tuple(adapter.modules),
-        age_s=time.time() - adapter.created_at_us / 1e6,
-        uses=counts.uses,
-        outcomes=counts.outcomes,
-        successes=counts.successes,
-        recent_uses=counts.recent_uses * fade,
-        recent_outcomes=counts.recent_outcomes * fade,
-        recent_successes=counts.recent_successes * fade,
-        file_bytes=adapter.file_bytes,
-        shared=adapter.shared,
-        protected=protected,
-    )

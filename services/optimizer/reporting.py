@@ -12,7 +12,7 @@ from services.optimizer.counting import decay, totals
 from services.optimizer.stream import Count
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2
-from smoa.v1.state_pb2 import AdapterCounts
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch
 
 _log = logging.getLogger(__name__)
 _NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
@@ -21,7 +21,7 @@ AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _MAX_OWNERS: Final = 100_000
 
 
-def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float) -> registry_pb2.AdapterStatistics:
+def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: CountsEpoch) -> registry_pb2.AdapterStatistics:
     """What the registry shows: everybody's uses, and the owner's verdicts.
 
     Whoever may use a shared adapter may report any outcome of it, so another tenant's verdicts say nothing that its owner can rely on.
@@ -39,6 +39,8 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float) -> regi
         recent_outcomes=judged.recent_outcomes,
         recent_successes=judged.recent_successes,
         recent_at_us=all_of_it.recent_at_us,
+        epoch=epoch.epoch,
+        counted_since_us=epoch.began_at_us,
     )
 
 
@@ -57,17 +59,19 @@ class Reporter:
         """
         changed, self._count.changed = self._count.changed, set()
         for adapter_id in sorted(changed):
-            counts = self._count.counts(adapter_id)
-            if counts is None or not self._count.owns(adapter_id):
+            counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
+            if counts is None or epoch is None or not self._count.owns(adapter_id):
                 continue
             try:
                 owner = await self._owner(adapter_id, counts)
-                await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s))
+                await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s, epoch))
             except grpc.aio.AioRpcError as error:
                 if error.code() in AWAY:
                     self._count.changed |= changed
                     raise
-                if error.code() not in _NOT_THERE:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    self._count.refused_reports += 1  # another worker counts it, or this changelog went back: told again when it changes
+                elif error.code() not in _NOT_THERE:
                     self._count.changed.add(adapter_id)
                 _log.warning("counts of %s stay here: %s %s", adapter_id, error.code().name, error.details())
 

@@ -248,6 +248,7 @@ class Stage(ABC, Generic[P]):
                 await self._adopt(partition, kept)  # the broker had forgotten the group, and counts its generations anew
                 return None
             part = await asyncio.to_thread(self._made, partition, kept)
+            await self._open(partition, part)
             self.parts[partition] = part
             self._next |= places
             self._heard_s |= dict.fromkeys(places, time.monotonic())
@@ -284,6 +285,9 @@ class Stage(ABC, Generic[P]):
 
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
+
+    async def _open(self, partition: int, part: P) -> None:
+        """What is to be done before a partition's state is used."""
 
     @abstractmethod
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:

@@ -12,17 +12,18 @@ import faust
 from faust.types import TP
 
 from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
-from services.optimizer.counting import CountPartition, CountPlan
+from services.optimizer.counting import EPOCH, CountPartition, CountPlan
 from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import Stage, buried
+from smoa.adapter import new_adapter_id
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
 from smoa.outbox import BATCH_BYTES
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import Example
-from smoa.v1.state_pb2 import AdapterCounts
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch
 
 ELSEWHERE_S: Final = 60.0
 FADE_EVERY_S: Final = 3600.0
@@ -134,6 +135,8 @@ class Count(Stage[CountPartition]):
         """Other workers' examples by partition, and when they were read."""
         self._faded_s = -FADE_EVERY_S  # at once: the clock may have begun with this machine
         self.changed: set[str] = set()
+        self.refused_reports = 0
+        """Counts that the registry did not take: they were less than it had of the same epoch."""
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
         stamps: defaultdict[bytes, list[Stamp]] = defaultdict(list)
@@ -141,6 +144,14 @@ class Count(Stage[CountPartition]):
             stamps[one.name].append(one.stamp)
         self._stamps[partition] = dict(stamps)
         return self._part(kept)
+
+    async def _open(self, partition: int, part: CountPartition) -> None:
+        """Name the counts of a changelog that has just begun, before any of them is told: what came before it is not in them."""
+        if part.epoch is None:
+            epoch = CountsEpoch(epoch=new_adapter_id(), began_at_us=time.time_ns() // 1000)
+            await self._outbox.send([self._changelog.record(partition, EPOCH.encode(), self.stamp, epoch.SerializeToString())])
+            self._stamps[partition][EPOCH.encode()] = [self.stamp]
+            part.epoch = epoch
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
@@ -186,6 +197,16 @@ class Count(Stage[CountPartition]):
         """An owned adapter's counts."""
         part = self.parts.get(partition_of(adapter_id.encode(), self._settings.partitions))
         return part.get(adapter_id) if part else None
+
+    def epoch_of(self, adapter_id: str) -> CountsEpoch | None:
+        """What the counts of an owned adapter are called, and since when they hold everything."""
+        part = self.parts.get(partition_of(adapter_id.encode(), self._settings.partitions))
+        return part.epoch if part else None
+
+    def counted_since(self, adapter_id: str) -> int | None:
+        """Since when (microseconds) all that happened to an adapter is in its counts here; None if another worker counts it."""
+        epoch = self.epoch_of(adapter_id) if self.owns(adapter_id) else None
+        return epoch.began_at_us if epoch else None
 
     async def examples_of(self, key: str) -> list[Example]:
         """The examples of a key, as another worker had them `ELSEWHERE_S` ago at most.

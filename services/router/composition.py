@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from services.router.library import Statistics
+from services.router.statistics import Statistics
 from smoa.errors import InvalidArgument
 from smoa.limits import MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 

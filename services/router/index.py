@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.library import AdapterRecord, Candidate, Reach, Scope, Statistics
+from services.router.library import AdapterRecord, Candidate, Reach, Scope
+from services.router.statistics import Statistics
 from smoa.identifiers import check_ulid
 
 Vector = NDArray[np.float32]

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from services.router.cache import BoundedCache
 from services.router.index import Vector
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, Statistics, labels_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
 from services.router.pool import Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
+from services.router.statistics import Statistics
 from services.router.vectors import Encoded
 from smoa.errors import FailedPrecondition
 from smoa.identifiers import check_ulid

@@ -17,7 +17,8 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from services.router.clusters import JOIN_COSINE, MAX_CLUSTERS
 from services.router.index import Vector, point_id
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, Statistics, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of, pool_of
+from services.router.statistics import Statistics
 from services.router.vectors import Encoded
 from smoa.errors import Unavailable
 
@@ -120,7 +121,7 @@ class ServerIndex:
     async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
         """See `AdapterIndex`."""
         there = models.Filter(must=[models.HasIdCondition(has_id=[point_id(adapter_id)])])  # an id alone would have to be there
-        await self._call(self._client.set_payload(self._collection, {"statistics": vars(statistics)}, there, wait=True), writes=True)
+        await self._call(self._client.set_payload(self._collection, {"statistics": statistics.to_payload()}, there, wait=True), writes=True)
 
     async def _join(self, records: Sequence[tuple[AdapterRecord, Vector]]) -> tuple[dict[str, str], list[models.PointStruct]]:
         """The cluster of each adapter that may be routed to, and the leaders of those that are new (see `clusters.py`)."""

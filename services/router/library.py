@@ -7,23 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+from services.router.statistics import Statistics
+
 State = Literal["active", "canary", "retired", "purged"]
 EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """The optimizer's counts, as last reported."""
-
-    uses: int = 0
-    outcomes: int = 0
-    successes: int = 0
-    generations: int = 0
-    tokens: int = 0
-    recent_uses: float = 0.0
-    recent_outcomes: float = 0.0
-    recent_successes: float = 0.0
-    recent_at_us: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +42,9 @@ class AdapterRecord:
     """Of a canary: how much of its parents' queries it answers."""
     canary_baseline: Mapping[str, Statistics] = field(default_factory=dict)
     """Of a canary: its parents' counts when its trial began."""
+    restored_at_us: int = 0
+    restored_baseline: Statistics = field(default_factory=Statistics)
+    """When it came back last, and its counts then."""
     created_at_us: int = 0
     updated_at_us: int = 0
     statistics: Statistics = field(default_factory=Statistics)
@@ -74,8 +64,9 @@ class AdapterRecord:
         return {
             **vars(self),
             **{key: list(getattr(self, key)) for key in _SEQUENCES},
-            "statistics": vars(self.statistics),
-            "canary_baseline": {name: vars(one) for name, one in self.canary_baseline.items()},
+            "statistics": self.statistics.to_payload(),
+            "canary_baseline": {name: one.to_payload() for name, one in self.canary_baseline.items()},
+            "restored_baseline": self.restored_baseline.to_payload(),
         }
 
     @classmethod
@@ -84,8 +75,9 @@ class AdapterRecord:
         known = {key: value for key, value in payload.items() if key in _FIELDS}
         for key in _SEQUENCES:
             known[key] = tuple(payload[key])
-        known["statistics"] = Statistics(**payload["statistics"])
-        known["canary_baseline"] = {name: Statistics(**counts) for name, counts in payload.get("canary_baseline", {}).items()}
+        known["statistics"] = Statistics.from_payload(payload["statistics"])
+        known["canary_baseline"] = {name: Statistics.from_payload(counts) for name, counts in payload.get("canary_baseline", {}).items()}
+        known["restored_baseline"] = Statistics.from_payload(payload.get("restored_baseline", {}))
         return cls(**known)
 
 

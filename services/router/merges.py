@@ -14,7 +14,7 @@ from services.router.importing import MAX_EXAMPLES, check_reason
 from services.router.index import Vector
 from services.router.journal import Entry
 from services.router.library import AdapterRecord, Scope
-from services.router.registry import Change, Registry, as_it_is, now_us, same_content
+from services.router.registry import Change, Registry, as_it_is, came_back, now_us, same_content
 from smoa.adapter import Adapter
 from smoa.embedding import normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
@@ -163,7 +163,7 @@ class Merges:
                     if parent.state == "purged":
                         raise FailedPrecondition(f"parent: {parent.adapter_id} is purged, its weights are gone; the merge cannot be undone")
                 others = [
-                    Entry(dataclasses.replace(parent, state="active", state_reason="", updated_at_us=now_us()), place)
+                    Entry(dataclasses.replace(came_back(parent), state="active", state_reason="", updated_at_us=now_us()), place)
                     for parent, place in restored
                 ]
                 child = dataclasses.replace(child, state="retired", state_reason=f"rolled back: {reason}", updated_at_us=now_us())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from services.router.cache import ENTRY_BYTES, BoundedCache
-from services.router.library import Statistics
+from services.router.statistics import Statistics
 
 DISCOUNT: Final = 0.94
 """What an outcome leaves of the weight of those before it: about the last 16 count."""

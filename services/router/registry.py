@@ -16,8 +16,9 @@ from services.router.confidence import prototypes_of
 from services.router.importing import Imported, check_imported, check_reason, checked_examples
 from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
-from services.router.library import AdapterRecord, Scope, State, Statistics
+from services.router.library import AdapterRecord, Scope, State
 from services.router.listing import page_after, page_size_of, page_token_of
+from services.router.statistics import Statistics
 from smoa.adapter import Adapter, check_labels, decode
 from smoa.embedding import StaticEmbedder, normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
@@ -201,6 +202,7 @@ class Registry:
         Raises:
             InvalidArgument: a name, tags or examples that are too long, or too few examples.
             NotFound: no adapter of the tenant's.
+            FailedPrecondition: statistics of less than was reported before.
         """
         check_labels("", "n" if name is None else name, tags or ())
         async with self.writing:
@@ -214,7 +216,7 @@ class Registry:
                 record,
                 name=record.name if name is None else name,
                 tags=record.tags if tags is None else tuple(tags),
-                statistics=record.statistics if statistics is None else statistics,
+                statistics=record.statistics if statistics is None else record.statistics.after(statistics),
                 pinned=record.pinned if pinned is None else pinned,
             )
             silent = name is None and tags is None and not examples and pinned is None
@@ -326,10 +328,17 @@ class Registry:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
             _check_move(record, tuple(moves), action)
             if moves[record.state] != record.state:
+                if action == "restored":
+                    record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record
+
+
+def came_back(record: AdapterRecord) -> AdapterRecord:
+    """The record as of an adapter that is judged by what it does from now on."""
+    return dataclasses.replace(record, restored_at_us=now_us(), restored_baseline=record.statistics)
 
 
 def _check_move(record: AdapterRecord, states: Sequence[State], action: Action) -> None:

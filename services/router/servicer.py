@@ -15,12 +15,13 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
-from services.router.library import AdapterRecord, AdapterRef, Scope, State, Statistics
+from services.router.library import AdapterRecord, AdapterRef, Scope, State
 from services.router.merges import Merges
 from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
+from services.router.statistics import MAX_EPOCH_CHARACTERS, Statistics
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
 from smoa.identifiers import check_ulid, checked_tenant
@@ -136,10 +137,6 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        counts = request.statistics
-        numbers = {field.name: getattr(counts, field.name) for field in dataclasses.fields(Statistics)}
-        if not all(number >= 0 for number in numbers.values()) or counts.successes > counts.outcomes:  # NaN is not, either
-            raise InvalidArgument("statistics", "holds a negative count, or more successes than outcomes", "send what was counted")
         return to_adapter(
             await self._registry.update(
                 request.tenant,
@@ -147,7 +144,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 name=request.name if request.HasField("name") else None,
                 tags=tuple(request.tags) if request.replace_tags else None,
                 examples=request.examples,
-                statistics=Statistics(**numbers) if request.HasField("statistics") else None,
+                statistics=_reported(request.statistics) if request.HasField("statistics") else None,
                 pinned=request.pinned if request.HasField("pinned") else None,
             )
         )
@@ -322,13 +319,30 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         state_reason=record.state_reason,
         created_at_us=record.created_at_us,
         updated_at_us=record.updated_at_us,
-        statistics=registry_pb2.AdapterStatistics(**vars(record.statistics)),
+        statistics=_statistics(record.statistics),
         merge_id=record.merge_id,
         file_bytes=record.file_bytes,
         pinned=record.pinned,
         canary_share=record.canary_share,
-        canary_baseline={name: registry_pb2.AdapterStatistics(**vars(one)) for name, one in record.canary_baseline.items()},
+        canary_baseline={name: _statistics(one) for name, one in record.canary_baseline.items()},
+        restored_at_us=record.restored_at_us,
+        restored_baseline=_statistics(record.restored_baseline) if record.restored_at_us else None,
     )
+
+
+def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:
+    epochs = {name: registry_pb2.EpochCounts(**vars(one)) for name, one in counts.epochs.items()}
+    return registry_pb2.AdapterStatistics(**{**vars(counts), "epochs": epochs})
+
+
+def _reported(report: registry_pb2.AdapterStatistics) -> Statistics:
+    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(Statistics) if field.name != "epochs"}
+    # Written so that NaN does not pass.
+    if not all(value >= 0 for name, value in values.items() if name != "epoch") or report.successes > report.outcomes:
+        raise InvalidArgument("statistics", "holds a negative count, or more successes than outcomes", "send what was counted")
+    if len(report.epoch) > MAX_EPOCH_CHARACTERS:
+        raise InvalidArgument("statistics.epoch", f"has {len(report.epoch):,} characters", f"give at most {MAX_EPOCH_CHARACTERS}")
+    return Statistics(**values)
 
 
 def _to_composition(composition: Composition) -> registry_pb2.Composition:

@@ -16,7 +16,14 @@ COMPOSITION_WEIGHTING_UNSPECIFIED: CompositionWeighting
 COMPOSITION_WEIGHTING_MEASURED_SUCCESS: CompositionWeighting
 
 class AdapterStatistics(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "epoch", "counted_since_us", "epochs")
+    class EpochsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: EpochCounts
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[EpochCounts, _Mapping]] = ...) -> None: ...
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +33,9 @@ class AdapterStatistics(_message.Message):
     RECENT_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     RECENT_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     RECENT_AT_US_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: int
@@ -35,10 +45,27 @@ class AdapterStatistics(_message.Message):
     recent_outcomes: float
     recent_successes: float
     recent_at_us: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
+    epoch: str
+    counted_since_us: int
+    epochs: _containers.MessageMap[str, EpochCounts]
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ...) -> None: ...
+
+class EpochCounts(_message.Message):
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens")
+    USES_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    uses: int
+    outcomes: int
+    successes: int
+    generations: int
+    tokens: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline")
+    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline")
     class CanaryBaselineEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +99,8 @@ class Adapter(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
     CANARY_BASELINE_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_BASELINE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
@@ -98,7 +127,9 @@ class Adapter(_message.Message):
     pinned: bool
     canary_share: float
     canary_baseline: _containers.MessageMap[str, AdapterStatistics]
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ...) -> None: ...
+    restored_at_us: int
+    restored_baseline: AdapterStatistics
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("tenant", "digest", "examples")

@@ -107,6 +107,14 @@ class AdapterCounts(_message.Message):
     producers: _containers.MessageMap[str, Producer]
     def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ...) -> None: ...
 
+class CountsEpoch(_message.Message):
+    __slots__ = ("epoch", "began_at_us")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    began_at_us: int
+    def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ...) -> None: ...
+
 class Tally(_message.Message):
     __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
     USES_FIELD_NUMBER: _ClassVar[int]

@@ -18,7 +18,8 @@ from qdrant_client import AsyncQdrantClient
 from services.router.index import AdapterIndex, Vector
 from services.router.index_local import LocalIndex
 from services.router.index_server import ServerIndex
-from services.router.library import AdapterRecord, Reach, Scope, Statistics
+from services.router.library import AdapterRecord, Reach, Scope
+from services.router.statistics import Statistics
 from smoa.adapter import new_adapter_id
 from smoa.embedding import normalised
 

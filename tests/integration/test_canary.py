@@ -138,7 +138,7 @@ async def test_shared_and_private_adapters_are_not_merged(world: RouterWorld) ->
     code, message, _ = await refused(_trial(world, [private, shared]))
     assert code == "FAILED_PRECONDITION"
     assert message.endswith("merge adapters that the same tenants may use")
-    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100)
+    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100)
     assert (await optimizer.run_pass()).merged == []
 
 
@@ -221,7 +221,7 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     states = {(await world.client.get(parent.adapter_id)).state for parent in parents}
     assert states == {common.ADAPTER_STATE_ACTIVE if ends_as == "RETIRED" else common.ADAPTER_STATE_RETIRED}
     if ends_as == "RETIRED":
-        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100)):
+        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100)):
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
 
 
@@ -235,7 +235,7 @@ class _SaysNo(Gate):
 async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWorld) -> None:
     parents = await _twins(world)
     optimizer = Optimizer(
-        *(world.client, world.store, Rules(min_age_s=3600.0), lambda _: True, False, 100),
+        *(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100),
         caution=Caution(canary_share=0.2),
         gate=_SaysNo(world.client, AsyncMock(return_value=[])),
     )
@@ -253,7 +253,7 @@ async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWo
 async def test_only_a_canary_that_is_gone_is_given_up(world: RouterWorld, code: str, left: int) -> None:
     nothing = grpc.aio.Metadata()
     client = AsyncMock(get=AsyncMock(side_effect=grpc.aio.AioRpcError(grpc.StatusCode[code], nothing, nothing, "no")))
-    optimizer = Optimizer(client, world.store, Rules(), lambda _: True, False, 100)
+    optimizer = Optimizer(client, world.store, Rules(), lambda _: 0, False, 100)
     optimizer._open["child"] = "public"
     with suppress(grpc.aio.AioRpcError):
         assert await optimizer.judge() == ["gone"] * (1 - left)

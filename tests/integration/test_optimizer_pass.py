@@ -45,7 +45,7 @@ async def _states(world: RouterWorld) -> list[tuple[str, str, str]]:
 
 
 async def _pass(world: RouterWorld, *, dry_run: bool = False, rules: Rules = RULES) -> PassReport:
-    return await Optimizer(world.client, world.store, rules, lambda _: True, dry_run, 100).run_pass()
+    return await Optimizer(world.client, world.store, rules, lambda _: 0, dry_run, 100).run_pass()
 
 
 async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +109,7 @@ async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(t
 
         with monkeypatch.context() as patched:
             patched.setattr(world.store, "get", counted)
-            dry = Optimizer(world.client, world.store, RULES, lambda _: True, True, 100)
+            dry = Optimizer(world.client, world.store, RULES, lambda _: 0, True, 100)
             for _ in range(2):
                 report = await dry.run_pass()
                 assert [{adapter.name for adapter in merge.adapters} for merge in report.merged] == [{"a", "b", "c"}]
@@ -130,7 +130,7 @@ async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is
         assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
         [pinned] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
         await world.client.pin("public", pinned.adapter_id)
-        later = Optimizer(world.client, world.store, RULES, lambda _: True, False, 100, caution=Caution(purge_after_s=1e-6))
+        later = Optimizer(world.client, world.store, RULES, lambda _: 0, False, 100, caution=Caution(purge_after_s=1e-6))
         assert len((await later.run_pass()).purged) == 3
         assert (await later.run_pass()).purged == []
         states = {name: state for name, state, _ in await _states(world)}

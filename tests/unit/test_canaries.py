@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, Canaries
-from services.router.library import AdapterRecord, AdapterRef, State, Statistics
+from services.router.library import AdapterRecord, AdapterRef, State
 from services.router.scoring import Chosen
+from services.router.statistics import Statistics
 
 
 def _record(name: str, parents: tuple[str, ...] = (), state: State = "canary", share: float = 1.0, outcomes: int = 0) -> AdapterRecord:

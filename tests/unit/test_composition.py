@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.composition import Node, PlannedStage, by_success, leaves, parse, plan
-from services.router.library import Statistics
+from services.router.statistics import Statistics
 from smoa.errors import InvalidArgument
 
 Tree = dict[str, Any]

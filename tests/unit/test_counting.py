@@ -22,7 +22,7 @@ from services.optimizer.counting import (
 from services.optimizer.reporting import statistics_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, USAGE, Received
 from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
-from smoa.v1.state_pb2 import AdapterCounts, Tally
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Tally
 
 HALF_LIFE_US = 100.0
 NOW_US = 1_000_000
@@ -140,11 +140,11 @@ def test_another_tenants_verdicts_do_not_reach_what_the_owner_sees() -> None:
     counts = AdapterCounts()
     for number in range(10):
         _count(counts, _effect(number, tenant="owner"))
-    before = statistics_of(counts, "owner", HALF_LIFE_US / 1e6)
+    before = statistics_of(counts, "owner", HALF_LIFE_US / 1e6, CountsEpoch(epoch="e"))
     for number in range(10, 1010):
         _count(counts, _effect(number, tenant="attacker", success=False))
-    after = statistics_of(counts, "owner", HALF_LIFE_US / 1e6)
+    after = statistics_of(counts, "owner", HALF_LIFE_US / 1e6, CountsEpoch(epoch="e"))
     assert (after.outcomes, after.successes) == (before.outcomes, before.successes) == (10, 10)
     assert math.isclose(after.recent_successes, before.recent_successes)
     assert after.uses == 1010
-    assert statistics_of(counts, "nobody", HALF_LIFE_US / 1e6).outcomes == 0
+    assert statistics_of(counts, "nobody", HALF_LIFE_US / 1e6, CountsEpoch(epoch="e")).outcomes == 0

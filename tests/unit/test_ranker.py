@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.library import Statistics
 from services.router.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
 from services.router.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
 from services.router.ranker_training import beats_hybrid, evaluate, fit, train
+from services.router.statistics import Statistics
 from smoa.errors import FailedPrecondition, InvalidArgument
 from tests.unit.ranker_support import success_log
 

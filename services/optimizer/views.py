@@ -1,0 +1,82 @@
+"""What the policy and the trials see of the registry's entries: counts that cover what is judged by them, and nothing else.
+
+Counts that were lost are unknown, not zero. They show in the epoch of an adapter's counts, which says since when everything is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from services.optimizer.policy import AdapterView
+from services.optimizer.trial import Arm
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+
+
+def protection_of(
+    adapter: registry_pb2.Adapter,
+    on_trial: Container[str],
+    composed: Container[str],
+    counted_since_us: int | None,
+    window_s: float,
+    now_us: int,
+) -> str:
+    """Why no automatic change may touch the adapter; empty if one may.
+
+    `counted_since_us`: since when all its uses and outcomes are counted, None if nobody knows. `window_s`: for how long they have to be, or
+    since the adapter is there, before it is judged by them.
+    """
+    window_us = int(window_s * 1e6)
+    if adapter.pinned:
+        return "pinned"
+    if adapter.adapter_id in on_trial:
+        return "its merge is on trial"
+    if adapter.adapter_id in composed:
+        return "in a composition"
+    if adapter.restored_at_us > now_us - window_us:
+        return f"restored, and judged again after {window_s / 86400:.1f} days of new evidence"
+    if counted_since_us is None or counted_since_us > max(adapter.created_at_us, adapter.restored_at_us, now_us - window_us):
+        return f"its counts do not reach back {window_s / 86400:.1f} days, nor to its registration"
+    return ""
+
+
+def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, now_us: int) -> AdapterView:
+    """The policy's form of a registry entry: of one that was restored, what came since."""
+    counts, before = adapter.statistics, adapter.restored_baseline
+
+    def faded(statistics: registry_pb2.AdapterStatistics, value: float) -> float:
+        """Decays are linear: what faded together may be faded apart."""
+        return value * 0.5 ** (max(0, now_us - statistics.recent_at_us) / 1e6 / half_life_s) if statistics.recent_at_us else 0.0
+
+    def recent(name: str) -> float:
+        earlier = faded(before, getattr(before, name)) if before.epoch == counts.epoch else 0.0
+        return max(0.0, faded(counts, getattr(counts, name)) - earlier)
+
+    return AdapterView(
+        adapter_id=adapter.adapter_id,
+        digest=adapter.digest,
+        tenant=adapter.tenant,
+        name=adapter.name,
+        kind=common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower(),
+        base_model=adapter.base_model,
+        rank=adapter.rank,
+        modules=tuple(adapter.modules),
+        age_s=(now_us - max(adapter.created_at_us, adapter.restored_at_us)) / 1e6,
+        uses=counts.uses - before.uses,
+        outcomes=counts.outcomes - before.outcomes,
+        successes=counts.successes - before.successes,
+        recent_uses=recent("recent_uses"),
+        recent_outcomes=recent("recent_outcomes"),
+        recent_successes=recent("recent_successes"),
+        file_bytes=adapter.file_bytes,
+        shared=adapter.shared,
+        protected=protected,
+    )
+
+
+def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterStatistics | None = None) -> Arm:
+    """Outcomes since a trial began, at which the counts were `began`: those of the last epoch, which holds all since it began itself."""
+    now, before = counts.epochs[counts.epoch], registry_pb2.EpochCounts()
+    if began is not None and counts.epoch in began.epochs:
+        before = began.epochs[counts.epoch]
+    return Arm(max(0, now.outcomes - before.outcomes), max(0, now.successes - before.successes))

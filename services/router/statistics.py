@@ -1,0 +1,87 @@
+"""An adapter's counts as the optimizer reports them, by epoch. Pure.
+
+An epoch is the changelog that counts come from. Within one they only rise, so a report of less is a mistake and is refused. If a changelog
+is lost the next one begins at zero: that is another epoch, and its counts are added to what was known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from smoa.errors import FailedPrecondition
+
+MAX_EPOCH_CHARACTERS: Final = 64
+MAX_EPOCHS: Final = 8
+"""Kept apart; older ones are kept as one."""
+OLDER: Final = "older"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochCounts:
+    """Counts of one epoch."""
+
+    uses: int = 0
+    outcomes: int = 0
+    successes: int = 0
+    generations: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: EpochCounts) -> EpochCounts:
+        return EpochCounts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTED})
+
+
+COUNTED: Final = tuple(item.name for item in dataclasses.fields(EpochCounts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Counts over all epochs, and the recent ones of the last epoch."""
+
+    uses: int = 0
+    outcomes: int = 0
+    successes: int = 0
+    generations: int = 0
+    tokens: int = 0
+    recent_uses: float = 0.0
+    recent_outcomes: float = 0.0
+    recent_successes: float = 0.0
+    recent_at_us: int = 0
+    epoch: str = ""
+    counted_since_us: int = 0
+    """Since when the last epoch holds everything."""
+    epochs: Mapping[str, EpochCounts] = field(default_factory=dict)
+    """The last report of each, the oldest first."""
+
+    def after(self, report: Statistics) -> Statistics:
+        """The counts once a report, whose own counts are its epoch's, has come.
+
+        Raises:
+            FailedPrecondition: it says less than an earlier report of its epoch.
+        """
+        counts = EpochCounts(**{name: getattr(report, name) for name in COUNTED})
+        before = self.epochs.get(report.epoch, EpochCounts())
+        for name in COUNTED:
+            if getattr(counts, name) < getattr(before, name):
+                raise FailedPrecondition(
+                    f"statistics: {name} is {getattr(counts, name):,}, and was {getattr(before, name):,} in the same epoch "
+                    f"{report.epoch!r}; counts only rise: report them under the epoch of the changelog that they come from"
+                )
+        epochs = {**{name: one for name, one in self.epochs.items() if name != report.epoch}, report.epoch: counts}
+        while len(epochs) > MAX_EPOCHS:
+            oldest = next(name for name in epochs if name != OLDER)
+            epochs = {OLDER: epochs.pop(OLDER, EpochCounts()) + epochs.pop(oldest), **epochs}
+        total = sum(epochs.values(), EpochCounts())
+        return dataclasses.replace(report, **vars(total), epochs=epochs)
+
+    def to_payload(self) -> dict[str, Any]:
+        """What is stored."""
+        return {**vars(self), "epochs": {name: vars(one) for name, one in self.epochs.items()}}
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> Statistics:
+        """Inverse of `to_payload`."""
+        epochs = {name: EpochCounts(**counts) for name, counts in payload.get("epochs", {}).items()}
+        return cls(**{**payload, "epochs": epochs})

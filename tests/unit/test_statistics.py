@@ -1,0 +1,55 @@
+"""Counts by epoch: they rise within one, and another's are added."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.router.statistics import COUNTED, MAX_EPOCHS, EpochCounts, Statistics
+from smoa.errors import FailedPrecondition
+
+STEPS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 5), st.integers(0, 5)), max_size=40)
+
+
+def report(epoch: str, uses: int, outcomes: int = 0) -> Statistics:
+    return Statistics(epoch=epoch, uses=uses, outcomes=outcomes, counted_since_us=7, recent_uses=float(uses))
+
+
+def test_less_in_the_same_epoch_is_refused_and_changes_nothing() -> None:
+    counts = Statistics().after(report("a", 125))
+    with pytest.raises(FailedPrecondition, match="uses is 40, and was 125 in the same epoch 'a'"):
+        counts.after(report("a", 40))
+    assert counts.after(report("a", 125)).uses == 125
+
+
+def test_another_epoch_adds_and_its_recent_counts_are_its_own() -> None:
+    counts = Statistics().after(report("a", 125, 100)).after(report("b", 40, 10))
+    assert (counts.uses, counts.outcomes, counts.recent_uses, counts.epoch) == (165, 110, 40.0, "b")
+    assert counts.after(report("a", 130, 100)).uses == 170, "the first one again: two brokers in turn"
+
+
+@given(STEPS)
+def test_the_total_is_the_sum_of_the_last_reports(steps: list[tuple[int, int, int]]) -> None:
+    counts, last = Statistics(), dict[str, tuple[int, int]]()
+    for number, (epoch, uses, outcomes) in enumerate(steps):
+        name = str(epoch % MAX_EPOCHS if number % 2 else epoch)
+        before = last.get(name, (0, 0)) if name in counts.epochs else (0, 0)
+        now = (before[0] + uses, before[1] + outcomes)
+        if name not in counts.epochs and name in last:
+            continue  # kept as one with the older ones: it is not told from a new one any more
+        last[name] = now
+        counts = counts.after(report(name, *now))
+        assert len(counts.epochs) <= MAX_EPOCHS
+    assert counts.uses == sum(uses for uses, _ in last.values())
+    assert counts.outcomes == sum(outcomes for _, outcomes in last.values())
+    assert Statistics.from_payload(counts.to_payload()) == counts
+
+
+def test_what_was_stored_before_there_were_epochs_is_read() -> None:
+    old = {"uses": 5, "outcomes": 2, "successes": 1, "generations": 0, "tokens": 0}
+    counts = Statistics.from_payload(old)
+    assert counts == Statistics(**old)
+    assert set(COUNTED) == {item.name for item in dataclasses.fields(EpochCounts)}
