@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.supervisor import Spec, Supervisor
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.rpc import stop_event
+from smoa.threads import PASSIVE, WAIT_POLICY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,7 @@ class LocalStack:
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
             "SMOA_OPTIMIZER_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",
+            WAIT_POLICY: os.environ.get(WAIT_POLICY, PASSIVE),
             **settings.environment,
         }
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import sys
 
-import torch
 from ulid import ULID
 
 from examples.library import ADAPTERS
@@ -24,7 +23,9 @@ from services.executor.mixture import Mixture, load_adapter
 from services.executor.model import Llama
 from services.executor.prompt import PromptTokenizer
 from services.executor.settings import MIB, ExecutorSettings
-from services.executor.training import Pair, Progress, TrainSettings, train
+from services.executor.training import Progress, TrainSettings, train, training_dtype
+from services.executor.training_data import Pair
+from services.executor.training_progress import progress_line
 from smoa.adapter import encode
 
 FOLDER = ADAPTERS
@@ -35,7 +36,15 @@ TRAIN_EXAMPLES, TEST_EXAMPLES, SEED = 400, 40, 0
 def settings_of(job: Job) -> TrainSettings:
     """How each adapter of the library is trained."""
     return TrainSettings(
-        name=job.name, tags=(job.domain, *job.tags), specialization=job.specialization, steps=200, patience=2, learning_rate=0.03, seed=SEED
+        name=job.name,
+        tags=(job.domain, *job.tags),
+        specialization=job.specialization,
+        steps=200,
+        evaluate_every=25,
+        patience=2,
+        min_gain=0,
+        learning_rate=0.03,
+        seed=SEED,
     )
 
 
@@ -60,23 +69,20 @@ def main(names: list[str]) -> None:
     if unknown := sorted(set(names) - set(JOBS)):
         raise SystemExit(f"unknown job {', '.join(unknown)}; the jobs are {', '.join(JOBS)}")
     folder = resolve(DEFAULT_BASE_MODEL)
-    model = Llama.load(folder, torch.bfloat16)
+    model = Llama.load(folder, training_dtype("cpu"))
     tokenizer = PromptTokenizer(folder, model.config)
     backend = load_backend(ExecutorSettings(cache_bytes=32 * MIB, context=512, step_tokens=512), folder)
     FOLDER.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for number, job in enumerate(JOBS[name] for name in (names or JOBS)):
+        settings = settings_of(job)
 
-        def report(progress: Progress, job: Job = job, number: int = number) -> None:
-            if progress.held_out_loss is not None:
-                print(
-                    f"[{number + 1}/{len(names or JOBS)}] {job.name} step {progress.step}/{progress.steps} loss {progress.train_loss:.3f} "
-                    f"held-out {progress.held_out_loss:.3f}, {progress.seconds_left:.0f} s left",
-                    flush=True,
-                )
+        def report(progress: Progress, number: int = number, settings: TrainSettings = settings) -> None:
+            if progress.step % settings.evaluate_every == 0:
+                print(f"[{number + 1}/{len(names or JOBS)}] {settings.name} {progress_line(progress, settings)}", flush=True)
 
         pairs = [Pair(example.input, example.output) for example in job.generate("train", TRAIN_EXAMPLES, SEED)]
-        adapter = train(model, folder, tokenizer, pairs, settings_of(job), report)
+        adapter = train(model, folder, tokenizer, pairs, settings, report).adapter
         fixed_id = str(ULID.from_bytes(hashlib.sha256(job.name.encode()).digest()[:16]))
         adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))
         (FOLDER / f"{job.name}.safetensors").write_bytes(encode(adapter))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
 from smoa.cli.options import tenant_option
+from smoa.threads import PASSIVE, WAIT_POLICY
 
 
 @click.command("train")
@@ -20,7 +21,9 @@ from smoa.cli.options import tenant_option
 @click.option(
     "--module", "modules", multiple=True, default=("q_proj", "v_proj"), show_default=True, help="A linear module to adapt; may repeat."
 )
-@click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(1), default=None, help="Take exactly so many. Default: until the held-out loss is flat, 300 at most."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--learning-rate", type=float, default=None, help="Default: 0.03 for lora_xs, 0.002 for lora.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -39,7 +42,7 @@ def train(
     kind: Kind,
     rank: int,
     modules: tuple[str, ...],
-    steps: int,
+    steps: int | None,
     batch_size: int,
     learning_rate: float | None,
     seed: int,
@@ -50,27 +53,43 @@ def train(
     device: str,
     threads: int,
 ) -> None:
-    """Train an adapter from DATA, a JSONL of {"input", "output"}; a tenth is held out to stop early."""
+    """Train an adapter from DATA, a JSONL; lines held out of it tell when to stop.
+
+    \b
+    A line is one of
+      {"input": "...", "output": "..."}
+      {"prompt": "...", "completion": "..."}
+      {"instruction": "...", "input": "...", "output": "..."}
+      {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+    `smoa example write` makes such a file to try it with.
+    """  # noqa: D301  the escape tells click to keep the lines
+    from services.executor.training_data import read_pairs
+
+    pairs = read_pairs(data)
+    click.echo(f"{data}: {len(pairs)} examples; loading the base model", err=True)
+    os.environ.setdefault(WAIT_POLICY, PASSIVE)  # before torch is imported
     import torch
 
     from services.executor.base_model import resolve
     from services.executor.model import Llama
     from services.executor.prompt import PromptTokenizer
-    from services.executor.training import Progress as Step
-    from services.executor.training import TrainSettings, read_pairs
+    from services.executor.training import TrainSettings, training_dtype
     from services.executor.training import train as run
+    from services.executor.training_progress import how_it_ended, reporting, what_is_done
 
-    pairs = read_pairs(data)
     if threads:
         torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve(base_model)
-    model = Llama.load(folder, torch.bfloat16, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = Llama.load(folder, training_dtype(device), device)
     settings = TrainSettings(
         name=name or data.stem,
         kind=kind,
         rank=rank,
         modules=modules,
-        steps=steps,
+        steps=steps or TrainSettings.steps,
+        patience=0 if steps else TrainSettings.patience,
         batch_size=batch_size,
         learning_rate=learning_rate if learning_rate is not None else (0.03 if kind == "lora_xs" else 0.002),
         seed=seed,
@@ -78,19 +97,13 @@ def train(
         tags=tags,
         specialization=specialization,
     )
-    columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=steps)
-
-        def report(step: Step) -> None:
-            held_out = f" held-out {step.held_out_loss:.3f}" if step.held_out_loss is not None else ""
-            bar.update(task, completed=step.step, description=f"loss {step.train_loss:.3f}{held_out}, {step.seconds_left:.0f} s left")
-            if held_out and not bar.console.is_terminal:
-                click.echo(f"step {step.step}/{step.steps} loss {step.train_loss:.3f}{held_out}, {step.seconds_left:.0f} s left")
-
-        adapter = run(model, folder, PromptTokenizer(folder, model.config), pairs, settings, report)
+    click.echo(what_is_done(model, settings), err=True)
+    with reporting(settings) as report:
+        trained = run(model, folder, PromptTokenizer(folder, model.config), pairs, settings, report)
+    adapter = trained.adapter
     output.write_bytes(encode(adapter))
     size = output.stat().st_size
+    click.echo(how_it_ended(trained, settings), err=True)
     click.echo(
         f"{output}: {adapter.granularity} {kind} {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters, {size:,} bytes"
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.executor.base_model import BASES_RANK, MODULES, lora_xs_bases
+from services.executor.early_stopping import Evaluation, best_of, is_flat
 from services.executor.mixture import Bases, Site
 from services.executor.model import Delta, Llama, module_path
+from services.executor.native.library import AVX512_BF16, processor_variants
 from services.executor.prompt import PromptTokenizer
+from services.executor.training_data import Pair, split_held_out
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
 from smoa.errors import InvalidArgument
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One training example."""
-
-    input: str
-    output: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +35,13 @@ class TrainSettings:
     rank: int = 8
     modules: tuple[str, ...] = ("q_proj", "v_proj")
     steps: int = 300
+    """At most."""
     batch_size: int = 8
     learning_rate: float = 0.03
-    held_out: float = 0.1
+    evaluate_every: int = 10
     patience: int = 3
-    evaluate_every: int = 25
+    """Training ends when so many evaluations together lowered the held-out loss by no more than `min_gain`. 0: it takes all its steps."""
+    min_gain: float = 0.01
     seed: int = 0
     tenant: str = "public"
     tags: tuple[str, ...] = ()
@@ -58,29 +55,36 @@ class Progress:
     step: int
     steps: int
     train_loss: float
-    held_out_loss: float | None
-    best_loss: float
+    evaluations: Sequence[Evaluation]
+    """All so far; the first is of step 0, the base model alone."""
     seconds_left: float
+    """Until all steps are taken, at the speed of the last ones."""
 
 
-def read_pairs(path: Path) -> list[Pair]:
-    """Read a JSONL of {"input", "output"}.
+@dataclass(frozen=True)
+class Trained:
+    """An adapter, and how its training went."""
 
-    Raises:
-        InvalidArgument: a line that is not such an object (named by its number), or fewer than 10 lines.
+    adapter: Adapter
+    steps: int
+    evaluations: Sequence[Evaluation]
+    flat: bool
+    """It ended because the held-out loss was flat."""
+    training_pairs: int
+    held_out_pairs: int
+
+    @property
+    def kept(self) -> Evaluation:
+        """The evaluation whose weights the adapter has."""
+        return best_of(self.evaluations[1:])
+
+
+def training_dtype(device: str) -> torch.dtype:
+    """What to compute in: bfloat16 where the device multiplies it, else float32.
+
+    On a CPU without such a unit torch multiplies bfloat16 number by number: a step takes minutes instead of a second.
     """
-    pairs: list[Pair] = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            raw = json.loads(line)
-            pairs.append(Pair(str(raw["input"]), str(raw["output"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgument(
-                "data", f"line {number} of {path} is not an object with input and output ({error})", "fix the line"
-            ) from error
-    if len(pairs) < 10:
-        raise InvalidArgument("data", f"{path} has {len(pairs)} examples", "give at least 10")
-    return pairs
+    return torch.bfloat16 if device != "cpu" or AVX512_BF16 in processor_variants() else torch.float32
 
 
 class TrainableDelta:
@@ -139,8 +143,8 @@ def train(
     pairs: Sequence[Pair],
     settings: TrainSettings,
     report: Callable[[Progress], None],
-) -> Adapter:
-    """Train one adapter; the weights of the best held-out loss are kept.
+) -> Trained:
+    """Train one adapter until the held-out loss is flat (see `TrainSettings.patience`); the weights of the least held-out loss are kept.
 
     Raises:
         InvalidArgument: a module the base model does not have, or a loss that is not finite (learning rate too high).
@@ -151,41 +155,38 @@ def train(
         raise InvalidArgument("rank", f"{settings.rank} is over {BASES_RANK} for lora_xs", "use a lower one, or --kind lora")
     if not 0 < settings.learning_rate <= 10:
         raise InvalidArgument("learning_rate", f"{settings.learning_rate} is outside 0..10", "use 0.03 for lora_xs, 0.002 for lora")
-    shuffled = list(pairs)
-    random.Random(settings.seed).shuffle(shuffled)
-    held_out = shuffled[: max(1, round(len(shuffled) * settings.held_out))]
-    training = shuffled[len(held_out) :]
+    training, held_out = split_held_out(pairs, settings.seed)
     bases = lora_xs_bases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
     delta = TrainableDelta(model, settings, bases, torch.Generator().manual_seed(settings.seed))
-    flat = [t for ts in delta.parameters.values() for t in ts]
-    optimizer = torch.optim.AdamW(flat, lr=settings.learning_rate, weight_decay=0.0)
+    weights = [t for ts in delta.parameters.values() for t in ts]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
-    best_loss, best, stale, started = math.inf, [t.detach().clone() for t in flat], 0, time.monotonic()
     stream = _batches(training, settings)
+    evaluations = [Evaluation(0, held_out_loss(model, tokenizer, held_out, settings.batch_size * 2, delta))]
+    best, flat = [t.detach().clone() for t in weights], False
+    durations: deque[float] = deque(maxlen=settings.evaluate_every * 2)
     for step in range(1, settings.steps + 1):
+        started = time.monotonic()
         loss = completion_loss(model, tokenizer, next(stream), delta)
         if not torch.isfinite(loss):
             raise InvalidArgument("learning_rate", f"{settings.learning_rate} made the loss infinite at step {step}", "use a lower one")
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(flat, 1.0)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        held_out_loss = None
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            with torch.no_grad():
-                size = settings.batch_size * 2
-                chunks = [held_out[i : i + size] for i in range(0, len(held_out), size)]
-                held_out_loss = sum(float(completion_loss(model, tokenizer, c, delta)) * len(c) for c in chunks) / len(held_out)
-            stale = 0 if held_out_loss < best_loss else stale + 1
-            if held_out_loss < best_loss:
-                best_loss, best = held_out_loss, [t.detach().clone() for t in flat]
-        left = (time.monotonic() - started) / step * (settings.steps - step)
-        report(Progress(step, settings.steps, float(loss.detach()), held_out_loss, best_loss, left))
-        if stale >= settings.patience:
+            evaluations.append(Evaluation(step, held_out_loss(model, tokenizer, held_out, settings.batch_size * 2, delta)))
+            if best_of(evaluations[1:]).step == step:
+                best = [t.detach().clone() for t in weights]
+            flat = is_flat(evaluations, settings.patience, settings.min_gain)
+        durations.append(time.monotonic() - started)
+        left = sum(durations) / len(durations) * (settings.steps - step)
+        report(Progress(step, settings.steps, float(loss.detach()), tuple(evaluations), left))
+        if flat:
             break
     with torch.no_grad():
-        for tensor, kept in zip(flat, best, strict=True):
+        for tensor, kept in zip(weights, best, strict=True):
             tensor.copy_(kept)
     manifest = Manifest(
         adapter_id=new_adapter_id(),
@@ -199,7 +200,8 @@ def train(
         tags=settings.tags,
         specialization=settings.specialization,
     )
-    return Adapter(manifest, delta.tensors(model, settings))
+    adapter = Adapter(manifest, delta.tensors(model, settings))
+    return Trained(adapter, step, evaluations, flat, len(training), len(held_out))
 
 
 def _rate(step: int, steps: int) -> float:
@@ -233,3 +235,10 @@ def completion_loss(model: Llama, tokenizer: PromptTokenizer, batch: Sequence[Pa
     hidden = model.hidden(tokens.to(model.device), positions, delta)
     rows, columns = zip(*where, strict=True)
     return F.cross_entropy(model.logits(hidden[list(rows), list(columns)]), torch.tensor(wanted, device=model.device))
+
+
+@torch.no_grad()
+def held_out_loss(model: Llama, tokenizer: PromptTokenizer, pairs: Sequence[Pair], batch_size: int, delta: Delta | None) -> float:
+    """Mean over batches of `completion_loss`, each weighted by its pairs."""
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+    return sum(float(completion_loss(model, tokenizer, batch, delta)) * len(batch) for batch in batches) / len(pairs)

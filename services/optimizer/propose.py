@@ -50,7 +50,7 @@ MAX_EXAMPLES = 50
 @store_option
 @click.option("--output", "-o", type=click.Path(file_okay=False, path_type=Path), help="Write each region's pairs here, as JSONL.")
 @click.option("--train", is_flag=True, help="Train an adapter for each region, try it on a fifth held out, and register what is better.")
-@click.option("--steps", default=300, show_default=True, help="Of training.")
+@click.option("--steps", type=click.IntRange(1), default=None, help="Of training; default: as in `smoa adapter train`.")
 @click.option("--learning-rate", type=float, default=None, help="Of training; default: as in `smoa adapter train`.")
 @click.option("--base-model", envvar="SMOA_BASE_MODEL", default="", help="To train on; as in `smoa adapter train`.")
 @click.option("--min-examples", type=click.IntRange(2), default=20, show_default=True, help="Of a region; fewer teach nothing.")
@@ -65,7 +65,7 @@ def propose_command(
     store: str,
     output: Path | None,
     train: bool,
-    steps: int,
+    steps: int | None,
     learning_rate: float | None,
     base_model: str,
     min_examples: int,
@@ -77,8 +77,8 @@ def propose_command(
 
     Callers give them with their outcomes (`input`, `corrected_output`). Without --train nothing is changed.
     """
-    training = ["--steps", str(steps), *(["--base-model", base_model] if base_model else [])]
-    training += [] if learning_rate is None else ["--learning-rate", str(learning_rate)]
+    options = {"--steps": steps, "--learning-rate": learning_rate, "--base-model": base_model or None}
+    training = [part for option, value in options.items() if value is not None for part in (option, str(value))]
 
     async def work() -> list[dict[str, object]]:
         async with SmoaClient(router=router, executor=executor) as client:

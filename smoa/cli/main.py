@@ -25,6 +25,7 @@ def cli() -> None:
     See it work:            smoa demo
     Run it here:            smoa up
     Check this machine:     smoa doctor
+    Data to try it with:    smoa example write support_intent -o tickets.jsonl
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
     """  # noqa: D301  the escape tells click to keep the lines
@@ -74,6 +75,7 @@ _HELP = {
     "dlq": "Look at events that could not be used, and try them again.",
     "up": "Run the whole stack on this machine, as processes.",
     "demo": "Run the whole loop on the example library and show what it did.",
+    "example": "Write the example library's training data, to train an adapter of your own with.",
     "doctor": "Check this machine and say what to do about what is missing.",
 }
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from services.executor import training
 from services.executor.base_model import lora_xs_bases
 from services.executor.model import Llama
+from services.executor.native.library import AMX, AVX2, AVX512, AVX512_BF16
 from services.executor.prompt import PromptTokenizer
 from services.executor.torch_backend import TorchBackend
-from services.executor.training import Pair, Progress, TrainSettings, completion_loss, read_pairs, train
+from services.executor.training import Progress, TrainSettings, completion_loss, train, training_dtype
+from services.executor.training_data import Pair, split_held_out
 from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
 from tests.model_support import isolated_cache, load, make_model
@@ -35,7 +41,8 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     model, folder, tokenizer = tiny
     seen: list[Progress] = []
     settings = dataclasses.replace(SETTINGS, kind=kind, learning_rate=3.0 if kind == "lora_xs" else 0.01)  # its weights are small
-    adapter = decode(encode(train(model, folder, tokenizer, PAIRS, settings, seen.append)))
+    trained = train(model, folder, tokenizer, PAIRS, settings, seen.append)
+    adapter = decode(encode(trained.adapter))
     before = float(completion_loss(model, tokenizer, PAIRS, None))
     bases = lora_xs_bases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
@@ -44,27 +51,44 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     assert after < before - 0.3
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].seconds_left >= 0
-    assert seen[-1].best_loss == min(p.held_out_loss for p in seen if p.held_out_loss is not None)
+    assert [one.step for one in seen[-1].evaluations] == list(range(0, len(seen) + 1, settings.evaluate_every))
+    assert seen[-1].evaluations == tuple(trained.evaluations)
+    assert trained.kept.loss == min(one.loss for one in trained.evaluations)
+    assert (trained.training_pairs, trained.held_out_pairs) == (52, 8)
     manifest = adapter.manifest
     assert (manifest.kind, manifest.rank, manifest.base_model) == (kind, 4, model.fingerprint)
     assert (manifest.modules, manifest.tags, manifest.layers) == (SETTINGS.modules, ("x",), (0, 1, 2))
 
 
-def test_it_stops_early_when_held_out_loss_does_not_fall(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
+def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
     model, folder, tokenizer = tiny
     noise = [Pair(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
-    seen: list[Progress] = []
     settings = dataclasses.replace(SETTINGS, steps=2000, evaluate_every=5, patience=2, learning_rate=0.2)
-    train(model, folder, tokenizer, noise, settings, seen.append)
-    assert len(seen) < 1000
-    held_out = [p.held_out_loss for p in seen if p.held_out_loss is not None]
-    assert min(held_out[:-2]) <= min(held_out[-2:])
+    trained = train(model, folder, tokenizer, noise, settings, lambda _: None)
+    assert trained.flat
+    assert trained.steps == trained.evaluations[-1].step < 1000
+    least = min(one.loss for one in trained.evaluations[:-2])
+    assert least - min(one.loss for one in trained.evaluations[-2:]) <= settings.min_gain
+    bases = lora_xs_bases(folder, model.fingerprint)
+    backend = TorchBackend(model, bases, blocks=1, context=16, rows=8, slot_bytes=2**20)
+    mixture = backend.mix([(load(trained.adapter, backend), 1.0)])
+    _, held_out = split_held_out(noise, settings.seed)
+    loss = float(completion_loss(model, tokenizer, held_out, backend.delta([mixture] * len(held_out))))
+    assert loss == pytest.approx(trained.kept.loss, abs=0.01)
+
+
+def test_steps_that_are_asked_for_are_taken(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
+    model, folder, tokenizer = tiny
+    noise = [Pair(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
+    settings = dataclasses.replace(SETTINGS, steps=93, evaluate_every=5, patience=0, learning_rate=0.2)
+    trained = train(model, folder, tokenizer, noise, settings, lambda _: None)
+    assert (trained.steps, trained.flat, trained.evaluations[-1].step) == (93, False, 93)
 
 
 def test_the_same_seed_gives_the_same_weights(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
     model, folder, tokenizer = tiny
     settings = dataclasses.replace(SETTINGS, steps=5)
-    first, second = (train(model, folder, tokenizer, PAIRS, settings, lambda _: None) for _ in range(2))
+    first, second = (train(model, folder, tokenizer, PAIRS, settings, lambda _: None).adapter for _ in range(2))
     assert all((first.tensors[name] == second.tensors[name]).all() for name in first.tensors)
 
 
@@ -83,14 +107,28 @@ def test_bad_settings(changes: dict[str, object], message: str, tiny: tuple[Llam
     assert str(caught.value).startswith(message)
 
 
-def test_bad_data(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    good = json.dumps({"input": "a", "output": "b"})
-    path.write_text(f"{good}\n" * 9)
-    with pytest.raises(InvalidArgument, match=r"^data: .*data\.jsonl has 9 examples; give at least 10$"):
-        read_pairs(path)
-    path.write_text(f"{good}\n[1, 2]\n")
-    with pytest.raises(
-        InvalidArgument, match=r"^data: line 2 of .*data\.jsonl is not an object with input and output \(.*\); fix the line$"
-    ):
-        read_pairs(path)
+def test_training_is_in_a_dtype_that_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "processor_variants", lambda: [AVX512, AVX2])
+    assert training_dtype("cpu") is torch.float32
+    monkeypatch.setattr(training, "processor_variants", lambda: [AMX, AVX512_BF16, AVX512, AVX2])
+    assert training_dtype("cpu") is torch.bfloat16
+    assert training_dtype("cuda") is torch.bfloat16
+
+
+def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    folder, data, file = make_model(tmp_path / "model"), tmp_path / "data.jsonl", tmp_path / "out.safetensors"
+    data.write_text("".join(json.dumps({"prompt": pair.input, "completion": pair.output}) + "\n" for pair in PAIRS))
+    program = "from services.executor.commands import train; train()"
+    command = [sys.executable, "-c", program, str(data), "-o", str(file), "--base-model", str(folder), "--rank", "4", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0] == f"{data}: 60 examples; loading the base model"
+    assert re.fullmatch(r"training data on \d+ CPU threads in \w+: until the held-out loss is flat, at most 300 steps; .*", lines[1])
+    assert re.fullmatch(r"step 1 of at most 300, held-out loss [\d.]+ \(best [\d.]+ at 0\), at most \d+ .* left", lines[2])
+    assert re.fullmatch(r"ended after step \d+: the held-out loss was flat .*; kept: the weights of step \d+, held-out loss .*", lines[-1])
+    assert decode(file.read_bytes()).manifest.name == "data"
+    fixed = subprocess.run([*command, "--steps", "12"], capture_output=True, text=True, check=True)
+    assert "step 12 of 12, " in fixed.stderr
+    assert fixed.stderr.splitlines()[-1].startswith("ended after step 12: all 12 steps are done; kept: ")
