@@ -16,7 +16,7 @@ from smoa.adapter import SPECIALIZATIONS, decode, encode
 from smoa.cli.bulk import import_jsonl
 from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option, with_client
 from smoa.client import SmoaClient
-from smoa.errors import InvalidArgument
+from smoa.example_inputs import read_examples
 from smoa.peft import export_folder, import_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
@@ -32,17 +32,6 @@ def _show(adapter: registry_pb2.Adapter) -> None:
     click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True), indent=2))
 
 
-def read_examples(path: Path) -> list[str]:
-    """Example inputs from a JSONL of {"input"} objects or a text file of one a line; at most 50, spread over the file."""
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    try:
-        inputs = [str(json.loads(line)["input"]) for line in lines] if path.suffix == ".jsonl" else lines
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument("examples", f"{path} has a line without an input ({error})", "give JSONL of {input} or plain text") from error
-    distinct = list(dict.fromkeys(inputs))
-    return distinct[:: max(1, len(distinct) // 50)][:50]
-
-
 @adapter_group.command("push")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
@@ -50,18 +39,17 @@ def read_examples(path: Path) -> list[str]:
     "examples_path",
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="5 to 50 example inputs.",
+    help="5 to 50 example inputs: a training JSONL (the first user input of each line), or text, one a line.",
 )
 @router_option
 @store_option
 def push(file: Path, examples_path: Path, router: str, store: str) -> None:
     """Put FILE into the store and register it with its example inputs; the router finds it by them."""
-    data = file.read_bytes()
+    data, examples = file.read_bytes(), read_examples(examples_path)
     tenant = decode(data).manifest.tenant
 
     async def work(client: SmoaClient) -> registry_pb2.Adapter:
-        digest = await AdapterStore(store).put(data)
-        return await client.register(digest, read_examples(examples_path), tenant)
+        return await client.register(await AdapterStore(store).put(data), examples, tenant)
 
     _show(with_client(router, work))
 
