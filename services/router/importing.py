@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
 MAX_REASON_CHARACTERS: Final = 2000
+
+
+class ImportCounts(NamedTuple):
+    """Of an import: adapters that were not there before, and those whose file is not in the store."""
+
+    added: int
+    missing: int
 
 
 @dataclass(frozen=True)

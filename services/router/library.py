@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-State = Literal["active", "canary", "retired", "purged"]
-EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged")
+State = Literal["active", "canary", "retired", "purged", "missing"]
+EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged", "missing")
+"""Only active adapters are found by a search. Missing ones were imported while their file was not in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,14 @@ class AdapterRef(NamedTuple):
     adapter_id: str
     version: int
     digest: str
+
+
+class Kept(NamedTuple):
+    """What an import compares itself with: whose an adapter is, which weights, and its state."""
+
+    tenant: str
+    digest: str
+    state: State
 
 
 class Candidate(NamedTuple):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from smoa.adapter import SPECIALIZATIONS, decode, encode
-from smoa.cli.bulk import import_jsonl
-from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option, with_client
+from smoa.adapter import decode
+from smoa.cli.importing import import_command
+from smoa.cli.options import json_lines_option, router_option, store_option, tenant_option, with_client
 from smoa.client import SmoaClient
 from smoa.example_inputs import read_examples
-from smoa.peft import export_folder, import_folder
+from smoa.peft import export_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -26,6 +24,9 @@ from smoa.v1 import registry_pb2
 @click.group("adapter")
 def adapter_group() -> None:
     """Train, push, list, show, retire, restore, import and export adapters."""
+
+
+adapter_group.add_command(import_command)
 
 
 def _show(adapter: registry_pb2.Adapter) -> None:
@@ -62,7 +63,7 @@ def push(file: Path, examples_path: Path, router: str, store: str) -> None:
 @router_option
 def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: bool, router: str) -> None:
     """List a tenant's adapters with their statistics."""
-    states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY]
+    states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_MISSING]
     if everything:
         states += [common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED]
 
@@ -129,46 +130,6 @@ def restore(adapter_id: str, tenant: str, router: str) -> None:
 def pin(adapter_id: str, off: bool, tenant: str, router: str) -> None:
     """Keep the optimizer from merging or pruning an adapter."""
     _show(with_client(router, lambda client: client.pin(tenant, adapter_id, pinned=not off)))
-
-
-@adapter_group.command("import")
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Adapter file to write.")
-@click.option("--jsonl", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Register every adapter of this file instead.")
-@click.option("--base-model", default="", help="Fingerprint of the base model; asked of the executor when left out.")
-@executor_option
-@click.option("--name", default="", help="Default: the folder's name.")
-@tenant_option
-@click.option("--shared", is_flag=True, help="Every tenant may use it.")
-@click.option("--tag", "tags", multiple=True)
-@click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
-@router_option
-def import_command(
-    folder: Path | None, output: Path | None, jsonl: Path | None, base_model: str, executor: str, router: str, **about: Any
-) -> None:
-    """Turn a PEFT LoRA FOLDER into an adapter file, ready to push; or register the adapters of a --jsonl file, any number of them.
-
-    \b
-    A line of the file is an object of
-      adapter_id, digest, name, kind (lora or lora_xs), base_model, rank, modules, parameter_count,
-      vector (256 numbers, the router's embedding) or examples (5 to 50 inputs),
-      and if you like: version, specialization, tags, shared, file_bytes.
-    The same command again goes on where it broke off.
-    """  # noqa: D301  the escape tells click to keep the lines
-    if jsonl is not None:
-        if folder is not None or output is not None:
-            raise click.UsageError("--jsonl goes without FOLDER and --output")
-        return import_jsonl(jsonl, router, about["tenant"])
-    if folder is None or output is None:
-        raise click.UsageError("give FOLDER and --output, or --jsonl")
-
-    async def fingerprint() -> str:
-        async with SmoaClient(executor=executor) as client:
-            return (await client.status()).base_model
-
-    adapter = import_folder(folder, base_model or asyncio.run(fingerprint()), **about)
-    output.write_bytes(encode(adapter))
-    return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
 
 @adapter_group.command("export")

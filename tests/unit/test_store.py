@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from contextvars import Context
 from pathlib import Path
-from typing import Any
+from typing import TypeVarTuple
 
 import pytest
 
@@ -61,6 +63,9 @@ async def test_listing_goes_on_past_the_first_page(tmp_path: Path) -> None:
     assert sorted([key async for key in store.list_objects("registrations")]) == [f"registrations/{number:03d}" for number in range(60)]
 
 
+Parts = TypeVarTuple("Parts")
+
+
 class Watched(asyncio.SelectorEventLoop):
     """Notes which threads hand it their results."""
 
@@ -68,10 +73,12 @@ class Watched(asyncio.SelectorEventLoop):
         self.threads: set[threading.Thread] = set()
         super().__init__()
 
-    def call_soon_threadsafe(self, *arguments: Any, **named: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Parts], object], *arguments: *Parts, context: Context | None = None
+    ) -> asyncio.Handle:
         """See `asyncio`."""
         self.threads.add(threading.current_thread())
-        return super().call_soon_threadsafe(*arguments, **named)
+        return super().call_soon_threadsafe(callback, *arguments, context=context)
 
 
 def test_no_thread_works_for_it_that_the_end_of_the_process_would_cut_off(tmp_path: Path) -> None:
