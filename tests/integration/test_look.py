@@ -119,5 +119,5 @@ async def test_report_says_how_a_decision_turned_out(world: RouterWorld) -> None
     assert (code, "say --success or --failure" in said) == (2, True)
     code, _, said = await said_by("report", name, "--success", "--corrected", "b", *router)
     assert (code, "--corrected goes with --failure and --input" in said) == (2, True)
-    code, message, _ = await refused(said_by("report", "x", "--success", *router))
-    assert (code, message) == ("INVALID_ARGUMENT", "outcome.decision_id: 'x' is not a ULID; send the id that Route returned")
+    status, message, _ = await refused(said_by("report", "x", "--success", *router))
+    assert (status, message) == ("INVALID_ARGUMENT", "outcome.decision_id: 'x' is not a ULID; send the id that Route returned")
