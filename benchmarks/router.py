@@ -210,7 +210,7 @@ async def import_all(router: RouterProcess, client: SmoaClient, library: Library
             base = done
             batches = (messages(library, ids, start) for start in range(base, len(ids), BATCH))
             try:
-                async for response in client.import_adapters(batches):
+                async for response in client.import_adapters(batches, files_unchecked=True):
                     done = base + response.durable
                     progress.update(task, completed=done)
                     if kill_at and done >= kill_at:

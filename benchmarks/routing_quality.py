@@ -100,7 +100,7 @@ async def build(folder: Path, adapters: Sequence[Described], seed: int = 0) -> W
         for place, (adapter_id, one) in enumerate(zip(ids, adapters, strict=True))
     ]  # fmt: skip
     for start in range(0, len(records), 500):
-        await registry.import_adapters("public", [Imported(record, None) for record in records[start : start + 500]])
+        await registry.import_adapters("public", [Imported(record, None) for record in records[start : start + 500]], files_unchecked=True)
     await index.trained()
     return World(router, {adapter_id: place for place, adapter_id in enumerate(ids)}, embedder)
 

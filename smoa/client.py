@@ -86,8 +86,12 @@ class SmoaClient:
         tags: Sequence[str] = (),
         task_id: str = "",
         composition: str = "",
+        look: bool = False,
     ) -> router_pb2.Decision:
-        """Which adapters answer the query, or how the composition of that name is carried out."""
+        """Which adapters answer the query, or how the composition of that name is carried out.
+
+        With `look` it is not counted, and has no id: nothing can be reported on it.
+        """
         request = router_pb2.RouteRequest(
             tenant=tenant,
             base_model=base_model,
@@ -98,6 +102,7 @@ class SmoaClient:
             tags=tags,
             task_id=task_id,
             composition=composition,
+            look=look,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
 
@@ -221,15 +226,19 @@ class SmoaClient:
         return await self.registry.RegisterAdapter(request, timeout=self._timeout_s)
 
     async def import_adapters(
-        self, batches: Iterable[Sequence[registry_pb2.ImportedAdapter]], tenant: str = "public"
+        self, batches: Iterable[Sequence[registry_pb2.ImportedAdapter]], tenant: str = "public", *, files_unchecked: bool = False
     ) -> AsyncIterator[registry_pb2.ImportAdaptersResponse]:
-        """Add batches of at most 1,000 adapters; yields an answer for each, once it is durable and searchable."""
+        """Add batches of at most 1,000 adapters; yields an answer for each, once it is durable and searchable.
+
+        Those whose file is not in the store are kept and not routed to, unless `files_unchecked` says that nobody wants their weights.
+        """
         call = self.registry.ImportAdapters()
         waiting = 0
         try:
             for batch in batches:
                 try:
-                    await call.write(registry_pb2.ImportAdaptersRequest(tenant=tenant, adapters=batch))
+                    request = registry_pb2.ImportAdaptersRequest(tenant=tenant, adapters=batch, files_unchecked=files_unchecked)
+                    await call.write(request)
                 except asyncio.InvalidStateError:  # the server has ended it; the next answer says why
                     break
                 waiting += 1

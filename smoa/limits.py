@@ -14,8 +14,10 @@ MAX_MODULES = 64
 """Kinds of linear layer that an adapter changes."""
 MAX_PARENTS = 64
 """Adapters that a merged one replaces."""
+MIN_EXAMPLES, MAX_EXAMPLES = 5, 50
+"""Example inputs of an adapter."""
 MAX_EXAMPLE_CHARACTERS = 8192
-"""Of each text that an outcome gives as an example."""
+"""Of each of them, and of each text that an outcome gives as an example."""
 MAX_VERSION = 2**31 - 1
 """Versions travel as 32 bits."""
 MAX_WEIGHT = 4.0

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
+from ulid import ULID
 
 from smoa.adapter import Adapter, Array, Manifest, new_adapter_id, to_array
 from smoa.errors import InvalidArgument
 
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _KEY = re.compile(r"(?:base_model\.model\.)?(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_(A|B)(?:\.\w+)?\.weight")
 _UNSUPPORTED = (
     "use_dora",
@@ -34,6 +39,7 @@ def import_folder(
     folder: Path,
     base_model: str,
     *,
+    adapter_id: str = "",
     name: str = "",
     tenant: str = "public",
     shared: bool = False,
@@ -42,17 +48,15 @@ def import_folder(
 ) -> Adapter:
     """Read a PEFT LoRA folder as a `lora` adapter for `base_model` (a fingerprint: PEFT itself does not record one).
 
+    Without an id it gets a new one; `content_id` makes the same one each time.
+
     Raises:
         InvalidArgument: no such files, not plain LoRA, or tensors of modules outside the decoder layers.
     """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        data = (folder / "adapter_model.safetensors").read_bytes()
+        config_text, data = _read(folder)
+        config = json.loads(config_text)
         entries = deserialize(data)  # type: ignore[no-untyped-call]
-    except FileNotFoundError as error:
-        raise InvalidArgument(
-            "folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained"
-        ) from error
     except (SafetensorError, ValueError) as error:
         raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
     if not isinstance(config, dict):
@@ -79,7 +83,7 @@ def import_folder(
         modules.add(module)
     alpha = float(config.get("lora_alpha", rank))
     manifest = Manifest(
-        adapter_id=new_adapter_id(),
+        adapter_id=adapter_id or new_adapter_id(),
         name=name or folder.name,
         kind="lora",
         base_model=base_model,
@@ -93,6 +97,28 @@ def import_folder(
         specialization=specialization,
     )
     return Adapter(manifest, tensors)
+
+
+def content_id(folder: Path, tenant: str, base_model: str) -> str:
+    """An adapter id for what a folder holds: the same for the same content, tenant and base model, whatever the folder is called.
+
+    Raises:
+        InvalidArgument: the folder lacks a file.
+    """
+    content = hashlib.blake2b(f"{tenant}\0{base_model}\0".encode(), digest_size=16)
+    for data in _read(folder):
+        content.update(hashlib.sha256(data).digest())
+    return str(ULID.from_bytes(content.digest()))
+
+
+def _read(folder: Path) -> tuple[bytes, bytes]:
+    """Its configuration and its weights."""
+    try:
+        return (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+    except FileNotFoundError as error:
+        raise InvalidArgument(
+            "folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained"
+        ) from error
 
 
 def export_folder(adapter: Adapter, folder: Path) -> None:
@@ -117,6 +143,6 @@ def export_folder(adapter: Adapter, folder: Path) -> None:
         "layers_to_transform": list(manifest.layers),
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     named = {f"base_model.model.{name}.weight": np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()}
-    save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})

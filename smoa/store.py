@@ -1,9 +1,17 @@
-"""Content-addressed adapter store over `obstore`: a directory by default; S3, GCS or Azure by URL. The key is the digest."""
+"""Content-addressed adapter store over `obstore`: a directory by default; S3, GCS or Azure by URL. The key is the digest.
+
+Its blocking calls run on threads of the store's own. Not its `*_async` ones: they finish on threads that Python does not know of, and a
+process that ends in that moment is aborted (SIGABRT).
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
@@ -12,17 +20,23 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from smoa.adapter import MAX_FILE_BYTES, digest_of
 from smoa.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_THREADS: Final = 16
+"""Requests to the store at a time."""
+
 
 class AdapterStore:
     """Immutable blobs by sha256. Any process may hold one over the same location."""
 
     def __init__(self, location: str, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.location, self.max_bytes = location, max_bytes
-        self._store: ObjectStore
-        if "://" in location:
-            self._store = from_url(location)
-        else:
-            self._store = LocalStore(Path(location).absolute(), mkdir=True)
+        self._threads = ThreadPoolExecutor(_THREADS, "store")
+        self._folder = None if "://" in location else Path(location).absolute()
+        self._store: ObjectStore = from_url(location) if self._folder is None else LocalStore(self._folder, mkdir=True)
+
+    async def _call(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*arguments, **named))
 
     @staticmethod
     def key(digest: str) -> str:
@@ -56,7 +70,7 @@ class AdapterStore:
             Unavailable: any other failure of the store.
         """
         try:
-            await obstore.put_async(self._store, key, data)
+            await self._call(obstore.put, self._store, key, data)
         except (BaseError, OSError) as error:
             if any(
                 word in str(error) for word in ("No space left", "StorageFull", "os error 28", "File too large", "os error 27", "quota")
@@ -74,7 +88,7 @@ class AdapterStore:
             Unavailable: the store failed.
         """
         try:
-            return bytes(await (await obstore.get_async(self._store, key)).bytes_async())
+            return await self._call(lambda: bytes(obstore.get(self._store, key).bytes()))
         except FileNotFoundError as error:
             raise NotFound("object", key, "look at what is in the store") from error
         except (BaseError, OSError) as error:
@@ -87,7 +101,8 @@ class AdapterStore:
             Unavailable: the store failed.
         """
         try:
-            async for batch in obstore.list(self._store, prefix):
+            batches: Any = obstore.list(self._store, prefix)
+            while batch := await self._call(next, batches, ()):
                 for item in batch:
                     yield item["path"]
         except (BaseError, OSError) as error:
@@ -102,12 +117,12 @@ class AdapterStore:
             Unavailable: the store failed.
         """
         try:
-            result = await obstore.get_async(self._store, self.key(digest))
+            result = await self._call(obstore.get, self._store, self.key(digest))
             if result.meta["size"] > self.max_bytes:
                 raise InvalidArgument(
                     "file", f"{result.meta['size']:,} bytes is over the {self.max_bytes:,} byte limit", "push a smaller adapter"
                 )
-            data = bytes(await result.bytes_async())
+            data = await self._call(lambda: bytes(result.bytes()))
         except FileNotFoundError as error:
             raise NotFound("adapter file", digest, "push it again with `smoa adapter push`") from error
         except (BaseError, OSError) as error:
@@ -118,10 +133,33 @@ class AdapterStore:
             )
         return data
 
+    async def absent(self, digests: Sequence[str]) -> set[str]:
+        """Those of the digests whose file is not there; nothing is read of the others but that they are.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        parts = [digests[start::_THREADS] for start in range(min(_THREADS, len(digests)))]
+        try:
+            found = await asyncio.gather(*(self._call(lambda part: [one for one in part if not self._has(one)], part) for part in parts))
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
+        return {digest for part in found for digest in part}
+
+    def _has(self, digest: str) -> bool:
+        key = self.key(digest)
+        if self._folder is not None:  # a small part of what obstore takes to say it, and imports ask for a million
+            return os.path.exists(f"{self._folder}/{key}")
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        return True
+
     async def delete(self, digest: str) -> None:
         """Remove a file; absent is fine."""
         try:
-            await obstore.delete_async(self._store, self.key(digest))
+            await self._call(obstore.delete, self._store, self.key(digest))
         except FileNotFoundError:
             return
         except (BaseError, OSError) as error:

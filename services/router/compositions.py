@@ -139,7 +139,7 @@ class Compositions:
 
         Raises:
             NotFound: no such composition, or an adapter that is gone.
-            FailedPrecondition: an adapter of another base model, or a purged one.
+            FailedPrecondition: an adapter of another base model, a purged one, or one whose file is missing.
         """
         found = await self.get(tenant, name=name)
         tree = trees.parse(found.root)
@@ -151,6 +151,10 @@ class Compositions:
                 raise FailedPrecondition(
                     f"base_model: adapter {record.adapter_id} of {name!r} was trained for {record.base_model[:12]}, not {base_model[:12]}; "
                     "send it to an executor with that base model"
+                )
+            if record.state == "missing":
+                raise FailedPrecondition(
+                    f"composition: the file of {record.adapter_id} of {name!r} is not in the store; import it again with it"
                 )
             if record.state == "purged":
                 raise FailedPrecondition(f"composition: adapter {record.adapter_id} of {name!r} was purged; make the composition anew")

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -15,12 +15,18 @@ from services.router.library import AdapterRecord
 from smoa.adapter import MAX_RANK, check_labels, check_texts, granularity_of
 from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
-from smoa.limits import MAX_MODULES, MAX_VERSION
+from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_VERSION, MIN_EXAMPLES
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
-MIN_EXAMPLES, MAX_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 5, 50, 8192
 MAX_REASON_CHARACTERS: Final = 2000
+
+
+class ImportCounts(NamedTuple):
+    """Of an import: adapters that were not there before, and those whose file is not in the store."""
+
+    added: int
+    missing: int
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.library import AdapterRecord, Candidate, Reach, Scope
+from services.router.library import AdapterRecord, Candidate, Kept, Reach, Scope
 from services.router.statistics import Statistics
 from smoa.identifiers import check_ulid
 
@@ -39,8 +39,8 @@ class AdapterIndex(Protocol):
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
-    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """(tenant, digest) of those of the adapters that are there."""
+    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+        """Owner, weights and state of those of the adapters that are there."""
 
     async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
         """Nearest adapters by cosine within the reach, best first; with their records where those are asked for.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from services.router.cache import BoundedCache
 from services.router.index import Vector
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Kept, Reach, Scope, labels_of
 from services.router.pool import Successor, VectorPool
 from services.router.record_file import RecordFile, Written, vectors_of
 from services.router.statistics import Statistics
@@ -123,9 +123,9 @@ class LocalIndex:
         check_ulid(adapter_id)
         return self._reader.get(adapter_id)
 
-    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
         """See `AdapterIndex`."""
-        return await self._call(lambda: self._file.owners(adapter_ids))
+        return await self._call(lambda: self._file.kept(adapter_ids))
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `AdapterIndex`."""

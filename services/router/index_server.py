@@ -17,7 +17,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from services.router.clusters import JOIN_COSINE, MAX_CLUSTERS
 from services.router.index import Vector, point_id
-from services.router.library import AdapterRecord, AdapterRef, Candidate, Reach, Scope, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Candidate, Kept, Reach, Scope, labels_of, pool_of
 from services.router.statistics import Statistics
 from services.router.vectors import Encoded
 from smoa.errors import Unavailable
@@ -167,10 +167,10 @@ class ServerIndex:
             return None
         return AdapterRecord.from_payload(found[0].payload), np.asarray(found[0].vector, np.float32)
 
-    async def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
         """See `AdapterIndex`."""
-        payloads = await self._payloads(adapter_ids, ["tenant", "digest"])
-        return {adapter_id: (payload["tenant"], payload["digest"]) for adapter_id, payload in payloads.items()}
+        payloads = await self._payloads(adapter_ids, [*Kept._fields])
+        return {adapter_id: Kept(*(payload[field] for field in Kept._fields)) for adapter_id, payload in payloads.items()}
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `AdapterIndex`."""

@@ -9,8 +9,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from services.router.statistics import Statistics
 
-State = Literal["active", "canary", "retired", "purged"]
-EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged")
+State = Literal["active", "canary", "retired", "purged", "missing"]
+EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged", "missing")
+"""Only active adapters are found by a search. Missing ones were imported while their file was not in the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,14 @@ class AdapterRef(NamedTuple):
     adapter_id: str
     version: int
     digest: str
+
+
+class Kept(NamedTuple):
+    """What an import compares itself with: whose an adapter is, which weights, and its state."""
+
+    tenant: str
+    digest: str
+    state: State
 
 
 class Candidate(NamedTuple):

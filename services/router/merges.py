@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from services.router.canaries import MAX_CANARY_SHARE
-from services.router.importing import MAX_EXAMPLES, check_reason
+from services.router.importing import check_reason
 from services.router.index import Vector
 from services.router.journal import Entry
 from services.router.library import AdapterRecord, Scope
@@ -19,6 +19,7 @@ from smoa.adapter import Adapter
 from smoa.embedding import normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
+from smoa.limits import MAX_EXAMPLES
 
 MAX_CANARIES: Final = 1000
 

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from services.router.index import Vector
-from services.router.library import AdapterRecord, AdapterRef, Scope, labels_of, pool_of
+from services.router.library import AdapterRecord, AdapterRef, Kept, Scope, labels_of, pool_of
 from services.router.vectors import Encoded
 from smoa.errors import ResourceExhausted, Unavailable
 
@@ -111,14 +111,14 @@ class RecordFile:
             found = self._database.execute(query, (adapter_id,)).fetchone()
         return (_record(found[0], found[1]), vectors_of([found[2]])[0]) if found else None
 
-    def owners(self, adapter_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """(tenant, digest) of those that are there."""
-        found: dict[str, tuple[str, str]] = {}
+    def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+        """Owner, weights and state of those that are there."""
+        found: dict[str, Kept] = {}
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
-            query = f"SELECT adapter_id, tenant, digest FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            query = f"SELECT adapter_id, tenant, digest, state FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
             with _failures():
-                found |= {adapter_id: (tenant, digest) for adapter_id, tenant, digest in self._database.execute(query, tuple(batch))}
+                found |= {adapter_id: Kept(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
         return found
 
     def records(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:

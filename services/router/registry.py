@@ -13,7 +13,7 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from services.router.confidence import prototypes_of
-from services.router.importing import Imported, check_imported, check_reason, checked_examples
+from services.router.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
 from services.router.library import AdapterRecord, Scope, State
@@ -93,7 +93,7 @@ class Registry:
 
     @_whole
     async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:
-        """Add an adapter whose file is in the store; the same again returns what is there.
+        """Add an adapter whose file is in the store; the same again returns what is there. One that was missing is active now.
 
         Raises:
             InvalidArgument: bad examples, a bad file, or a tenant other than the manifest's.
@@ -108,18 +108,22 @@ class Registry:
                 "tenant", f"{tenant!r} is not the manifest's {manifest.tenant!r}", "register it for the tenant it was trained for"
             )
         async with self.writing:
-            if found := await self.index.get(manifest.adapter_id):
-                record = same_content(found[0], digest, tenant)
+            found = await self.index.get(manifest.adapter_id)
+            kept = None if found is None else same_content(found[0], digest, tenant)
+            if kept is not None and kept.state != "missing":
+                record = kept
             else:
                 record = await self.record(adapter, digest, tuple(examples))
+                if kept is not None:
+                    record = dataclasses.replace(record, created_at_us=kept.created_at_us, statistics=kept.statistics, pinned=kept.pinned)
                 vector, prototypes = self.understood(examples)
                 await self.write([Entry(record, vector, prototypes)])
         self.changed([as_it_is(record)])
         return record
 
     @_whole
-    async def import_adapters(self, tenant: str, imported: Sequence[Imported]) -> int:
-        """Add many as one step; returns how many were not there before.
+    async def import_adapters(self, tenant: str, imported: Sequence[Imported], *, files_unchecked: bool = False) -> ImportCounts:
+        """Add many as one step. Those whose file is not in the store are kept and not routed to, until they are sent with it there.
 
         Raises:
             InvalidArgument: naming the adapter and the field.
@@ -127,16 +131,24 @@ class Registry:
         """
         tenant = checked_tenant(tenant)
         checked = await asyncio.to_thread(self._checked_import, tenant, imported)
+        absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
         async with self.writing:
-            there = await self.index.owners([entry.record.adapter_id for entry in checked])
-            for record, *_ in checked:
-                if there.get(record.adapter_id, (tenant, record.digest)) != (tenant, record.digest):
+            there = await self.index.kept([entry.record.adapter_id for entry in checked])
+            written, missing = [], 0
+            for entry in checked:
+                record, kept = entry.record, there.get(entry.record.adapter_id)
+                if kept is not None and (kept.tenant, kept.digest) != (tenant, record.digest):
                     raise _taken(record.adapter_id)
-            added = [entry for entry in checked if entry.record.adapter_id not in there]
-            if added:
-                await self.write(added)
-        self.changed([Change("registered", entry.record) for entry in added])
-        return len(added)
+                state: State = "missing" if record.digest in absent else "active"
+                if kept is None:
+                    written.append(_in_state(entry, state))
+                elif kept.state != state and kept.state in ("active", "missing"):  # its file came, or went
+                    written.append(_in_state(Entry(*await self.owned(tenant, record.adapter_id)), state))
+                missing += state == "missing"
+            if written:
+                await self.write(written)
+        self.changed([as_it_is(entry.record) for entry in written if entry.record.state == "active" or entry.record.adapter_id in there])
+        return ImportCounts(len(checked) - len(there), missing)
 
     def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = now_us()
@@ -235,16 +247,18 @@ class Registry:
             InvalidArgument: a reason that is too long for an event.
         """
         check_reason(reason)
-        moves: dict[State, State] = {"active": "retired", "canary": "retired", "retired": "retired"}
+        moves: dict[State, State] = {"active": "retired", "canary": "retired", "missing": "retired", "retired": "retired"}
         return await self._move(tenant, adapter_id, moves, "retired", reason, evidence or {})
 
     async def restore(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """Route to it again; again is fine.
 
         Raises:
-            FailedPrecondition: its weights were purged, or it is a merge's child whose parents answer in its place.
+            FailedPrecondition: its weights were purged or are not in the store, or it is a merge's child whose parents answer in its place.
         """
         record = (await self.owned(checked_tenant(tenant), adapter_id))[0]
+        if record.state == "retired" and await self._store.absent([record.digest]):
+            raise FailedPrecondition(f"adapter: the file of {adapter_id} is not in the store; put it there with `smoa adapter push` first")
         for parent_id in record.parents if record.merge_id and record.state == "retired" else ():
             if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
                 raise FailedPrecondition(f"adapter: {adapter_id} is the child of a merge that was undone: {parent_id} is active")
@@ -269,7 +283,7 @@ class Registry:
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
                 await self.index.upsert([(record, vector)])
-            same_file = Scope(tenant=None, states=("active", "canary", "retired"), digest=record.digest)
+            same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
             if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)
             # Last, for a full store takes nothing until something in it was deleted.
@@ -351,7 +365,13 @@ def _check_move(record: AdapterRecord, states: Sequence[State], action: Action) 
 def as_it_is(record: AdapterRecord, evidence: Mapping[str, float] | None = None) -> Change:
     """What there is to tell of an adapter, by its state."""
     arrived: Action = "merged" if record.merge_id else "registered"
-    actions: dict[State, Action] = {"active": arrived, "canary": "canary", "retired": "retired", "purged": "purged"}
+    actions: dict[State, Action] = {
+        "active": arrived,
+        "canary": "canary",
+        "retired": "retired",
+        "purged": "purged",
+        "missing": "updated",
+    }
     return Change(actions[record.state], record, record.state_reason, evidence or {})
 
 
@@ -360,6 +380,11 @@ def same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterReco
     if record.tenant != tenant or record.digest != digest:
         raise _taken(record.adapter_id)
     return record
+
+
+def _in_state(entry: Entry, state: State) -> Entry:
+    reason = "its file is not in the store" if state == "missing" else ""
+    return entry._replace(record=dataclasses.replace(entry.record, state=state, state_reason=reason, updated_at_us=now_us()))
 
 
 def _taken(adapter_id: str) -> AlreadyExists:

@@ -63,7 +63,7 @@ class Choice:
 
 
 class RoutedQuery(NamedTuple):
-    """The answer. The same choice from the cache has a new id."""
+    """The answer. The same choice from the cache has a new id; a look has none."""
 
     decision_id: str
     query: RouteQuery
@@ -141,8 +141,8 @@ class Router:
         """Queries that waited for the same one under way."""
         return self._flights.joined
 
-    async def route(self, query: RouteQuery) -> RoutedQuery:
-        """Decide.
+    async def route(self, query: RouteQuery, *, look: bool = False) -> RoutedQuery:
+        """Decide. A look is what would be decided without exploring: it uses up nothing, and has no id that could be reported on.
 
         Raises:
             InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
@@ -160,21 +160,21 @@ class Router:
             every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
         else:
-            choice, cached = await self._chosen(query)
+            choice, cached = await self._chosen(query, look)
         now_us = time.time_ns() // 1000
-        if len(self.canaries) and not query.composition:
+        if len(self.canaries) and not query.composition and not look:
             tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
             if tried is not choice.chosen:
                 choice = dataclasses.replace(choice, chosen=tried)
         executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
         handler_us = (time.perf_counter_ns() - started) // 1000
-        return RoutedQuery(str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)
+        return RoutedQuery("" if look else str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)
 
-    async def _chosen(self, query: RouteQuery) -> tuple[Choice, bool]:
+    async def _chosen(self, query: RouteQuery, look: bool) -> tuple[Choice, bool]:
         """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""
         check_strategy(query.strategy, query.hints)
         if query.strategy == "learned":
-            return await self._decide(query), False
+            return await self._decide(query, explore=not look), False
         if (choice := self.cache.get(query)) is not None:
             return choice, True
         return await self._flights.run(query, lambda: self._decide_and_keep(query)), False
@@ -221,14 +221,14 @@ class Router:
             self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
         return vector
 
-    async def _decide(self, query: RouteQuery) -> Choice:
+    async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
         assert query.top_k is not None
         vector = self._embed(query.query)
         ranked = rank(query.strategy, await self._candidates(query, vector), query.hints)
         least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
         ranked = [one for one in ranked[: max(query.top_k, MAX_MIXED)] if one.score >= least]
         if query.strategy == "learned":
-            return await self._decide_learned(query, vector, ranked)
+            return await self._decide_learned(query, vector, ranked, explore)
         ranked = ranked[: MAX_MIXED if query.strategy == "mixture" else query.top_k]
         fitting = await self._fitting(query, vector, ranked)
         ranked = [one.scored for one in fitting]
@@ -292,7 +292,7 @@ class Router:
                     self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
         return found
 
-    async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> Choice:
+    async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored], explore: bool) -> Choice:
         assert query.top_k is not None
         fitting = await self._fitting(query, vector, ranked[: max(query.top_k, CONSIDERED)])
         if not fitting:
@@ -300,7 +300,7 @@ class Router:
         best, now_us = fitting[0].scored.score, time.time_ns() // 1000
         near = [one for one in fitting[:CONSIDERED] if one.scored.score >= best - WITHIN]
         candidates = [self._considered(query, one, best, now_us) for one in near]
-        ranking = order(self.ranker, candidates, self._rng)
+        ranking = order(self.ranker, candidates, self._rng, explore=explore)
         places = ranking.order
         chosen = weigh(
             [near[place].scored for place in places[: query.top_k]],

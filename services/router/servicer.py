@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,6 +36,7 @@ _STATES: dict[int, State] = {
     common.ADAPTER_STATE_RETIRED: "retired",
     common.ADAPTER_STATE_PURGED: "purged",
     common.ADAPTER_STATE_CANARY: "canary",
+    common.ADAPTER_STATE_MISSING: "missing",
 }
 
 
@@ -50,7 +51,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """See the contract."""
         with self._route_seconds.time():
             decision = await self._decide(request)
-            self._publisher.publish([event(DECISIONS, decision.decision_id, decision)])
+            self._publish([decision])
             return decision
 
     async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
@@ -58,11 +59,16 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
         decisions = [await self._decide(one) for one in request.requests]
-        self._publisher.publish([event(DECISIONS, decision.decision_id, decision) for decision in decisions])
+        self._publish(decisions)
         return router_pb2.RouteBatchResponse(decisions=decisions)
 
+    def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
+        """Let them be counted, but for those without an id, which were only a look."""
+        if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
+            self._publisher.publish(events)
+
     async def _decide(self, request: router_pb2.RouteRequest) -> router_pb2.Decision:
-        routed = await self._router.route(_to_query(request))
+        routed = await self._router.route(_to_query(request), look=request.look)
         if not routed.cached:
             return to_decision(routed)
         made = self._messages.get(routed.choice)
@@ -110,12 +116,12 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request_iterator: AsyncIterator[registry_pb2.ImportAdaptersRequest], context: Context
     ) -> AsyncIterator[registry_pb2.ImportAdaptersResponse]:
         """See the contract."""
-        durable = added = 0
+        durable = added = missing = 0
         async for request in request_iterator:
             imported = await asyncio.to_thread(lambda: [_to_imported(one) for one in request.adapters])  # noqa: B023  awaited at once
-            added += await self._registry.import_adapters(request.tenant, imported)
-            durable += len(imported)
-            yield registry_pb2.ImportAdaptersResponse(durable=durable, added=added)
+            counts = await self._registry.import_adapters(request.tenant, imported, files_unchecked=request.files_unchecked)
+            durable, added, missing = durable + len(imported), added + counts.added, missing + counts.missing
+            yield registry_pb2.ImportAdaptersResponse(durable=durable, added=added, missing=missing)
 
     async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""

@@ -18,6 +18,8 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
 BATCH = 500
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+"""Of a progress display: what, how far, and the time left."""
 _ENUMS = {"kind": "ADAPTER_KIND_", "specialization": "SPECIALIZATION_"}
 
 
@@ -53,24 +55,30 @@ def batches(path: Path, skip: int) -> Iterator[list[registry_pb2.ImportedAdapter
         yield batch
 
 
-def import_jsonl(path: Path, router: str, tenant: str) -> None:
+def import_jsonl(path: Path, router: str, tenant: str, *, files_unchecked: bool, as_json: bool) -> None:
     """Import a file. What was acknowledged is noted beside it (`<file>.imported`), so that the same command goes on after it."""
     note = path.with_name(path.name + ".imported")
     with path.open("rb") as lines:
         total = sum(1 for _ in lines)
     skip = min(int(note.read_text()), total) if note.exists() else 0
 
-    async def work(progress: Progress) -> int:
-        task, added = progress.add_task("importing", total=total, completed=skip), 0
+    async def work(progress: Progress) -> registry_pb2.ImportAdaptersResponse:
+        task, answer = progress.add_task("importing", total=total, completed=skip), registry_pb2.ImportAdaptersResponse()
         async with SmoaClient(router=router) as client:
-            async for response in client.import_adapters(batches(path, skip), tenant):
-                note.write_text(str(skip + response.durable))
-                progress.update(task, completed=skip + response.durable)
-                added = response.added
-        return added
+            async for answer in client.import_adapters(batches(path, skip), tenant, files_unchecked=files_unchecked):
+                note.write_text(str(skip + answer.durable))
+                progress.update(task, completed=skip + answer.durable)
+        return answer
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        added = asyncio.run(work(progress))
+    with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
+        done = asyncio.run(work(progress))
     note.unlink(missing_ok=True)
-    click.echo(f"{total:,} lines: {added:,} adapters added" + (f", {skip:,} lines were done before" if skip else ""))
+    if as_json:
+        return click.echo(json.dumps({"lines": total, "done_before": skip, "added": done.added, "missing": done.missing}))
+    click.echo(f"{total:,} lines: {done.added:,} adapters added" + (f", {skip:,} lines were done before" if skip else ""))
+    if done.missing:
+        click.echo(
+            f"not there: the files of {done.missing:,} of them are not in the router's store. "
+            "They are kept as `missing` and never routed to; put their files there, then give this command again."
+        )
+    return None

@@ -11,7 +11,7 @@ import grpc
 from smoa import __version__
 from smoa.cli.adapter import adapter_group
 from smoa.cli.composition import composition_group
-from smoa.cli.query import generate_command, route_command, status_command
+from smoa.cli.query import generate_command, report_command, route_command, status_command
 from smoa.cli.top import top_command
 from smoa.errors import SmoaError
 
@@ -28,6 +28,7 @@ def cli() -> None:
     Data to try it with:    smoa example write support_intent -o tickets.jsonl
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
+    Say how it went:        smoa report DECISION --success
     """  # noqa: D301  the escape tells click to keep the lines
 
 
@@ -35,6 +36,7 @@ cli.add_command(adapter_group)
 cli.add_command(composition_group)
 cli.add_command(route_command)
 cli.add_command(generate_command)
+cli.add_command(report_command)
 cli.add_command(status_command)
 cli.add_command(top_command)
 

@@ -1,4 +1,4 @@
-"""`smoa route`, `smoa generate`, `smoa status`."""
+"""`smoa route`, `smoa generate`, `smoa report`, `smoa status`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from smoa.cli.options import executor_option, router_option, tenant_option
+from smoa.cli.options import executor_option, router_option, tenant_option, with_client
 from smoa.client import SmoaClient
-from smoa.v1 import registry_pb2, router_pb2
+from smoa.v1 import executor_pb2, registry_pb2, router_pb2
 
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
@@ -38,31 +38,32 @@ def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _route(
-    client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...]
+    client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...], *, look: bool = False
 ) -> router_pb2.Decision:
     base_model = (await client.status()).base_model
     value = f"ROUTING_STRATEGY_{strategy.upper()}"
-    return await client.route(query, base_model=base_model, tenant=tenant, strategy=value, top_k=top_k, tags=tags)
+    return await client.route(query, base_model=base_model, tenant=tenant, strategy=value, top_k=top_k, tags=tags, look=look)
 
 
 @click.command("route")
 @click.argument("query")
 @routing_options
 @endpoints
+@click.option("--count", is_flag=True, help="Make a decision that counts as a use, with an id to report on; else it is only a look.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
-def route_command(query: str, as_json: bool, router: str, executor: str, **options: Any) -> None:
-    """Show which adapters would answer QUERY, and why."""
+def route_command(query: str, count: bool, as_json: bool, router: str, executor: str, **options: Any) -> None:
+    """Show which adapters would answer QUERY, and why. It is only a look: nothing is counted, and nothing can be reported on it."""
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
-            decision = await _route(client, query, **options)
+            decision = await _route(client, query, **options, look=not count)
             if as_json:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
             wanted = [registry_pb2.GetAdapterRequest(tenant=options["tenant"], adapter_id=one.adapter_id) for one in decision.adapters]
             names = {one.adapter_id: (await client.registry.GetAdapter(one, timeout=10)).name for one in wanted}
             how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {decision.confidence:.2f}"
-            table = Table(title=f"decision {decision.decision_id} {how}")
+            table = Table(title=f"decision {decision.decision_id} {how}" if count else f"a look, {how}")
             for column in ("adapter", "id", "weight", "score"):
                 table.add_column(column)
             for item in decision.adapters:
@@ -117,13 +118,43 @@ def generate_command(
                     usage = response.usage
                     click.echo()
                     adapters = f"{len(decision.adapters)} adapters" + (f" in {len(usage.stages)} stages" if usage.stages else "")
-                    click.echo(
-                        f"[{adapters}, {usage.completion_tokens} tokens, in {usage.first_token_us / 1000:.0f} ms]"
-                        + (f" decision {decision.decision_id}" if decision.decision_id else ""),
-                        err=True,
-                    )
+                    decided = f" decision {decision.decision_id}" if decision.decision_id else ""
+                    click.echo(f"[{adapters}, {times_of(usage)}]{decided}", err=True)
 
     asyncio.run(work())
+
+
+def times_of(usage: executor_pb2.Usage) -> str:
+    """Of an answer: its tokens, how long they took in all, and how long the first one did."""
+    total_s = usage.total_us / 1e6
+    speed = f" ({usage.completion_tokens / total_s:.0f} tokens/s)" if total_s else ""
+    return f"{usage.completion_tokens} tokens in {total_s:.2f} s{speed}, the first after {usage.first_token_us / 1000:.0f} ms"
+
+
+@click.command("report")
+@click.argument("decision_id", metavar="DECISION")
+@click.option("--success/--failure", default=None, help="Whether the answer was right.")
+@click.option("--score", type=click.FloatRange(0, 1), help="How good it was, if you can say.")
+@click.option("--input", "input_text", default="", help="What was asked.")
+@click.option("--output", default="", help="What was answered.")
+@click.option("--corrected", default="", help="After a failure: what would have been right; goes with --input.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@tenant_option
+@router_option
+def report_command(decision_id: str, success: bool | None, corrected: str, as_json: bool, tenant: str, router: str, **texts: Any) -> None:
+    """Say how the answer under DECISION turned out; `smoa generate` and `smoa route --count` print its id.
+
+    The texts are optional. Given, they are kept as examples: a merge is tried on right answers first, and where answers fail an adapter
+    can be learned from the corrected ones.
+    """
+    if success is None:
+        raise click.UsageError("say --success or --failure")
+    if corrected and (success or not texts["input_text"]):
+        raise click.UsageError("--corrected goes with --failure and --input: it is what should have been answered to what was asked")
+    decision = router_pb2.Decision(decision_id=decision_id, tenant=tenant)
+    with_client(router, lambda client: client.report(decision, success=success, corrected_output=corrected, **texts))
+    verdict = "success" if success else "failure"
+    click.echo(json.dumps({"decision_id": decision_id, "outcome": verdict}) if as_json else f"{verdict} reported on {decision_id}")
 
 
 @click.command("status")

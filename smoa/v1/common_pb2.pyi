@@ -60,6 +60,7 @@ class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADAPTER_STATE_RETIRED: _ClassVar[AdapterState]
     ADAPTER_STATE_PURGED: _ClassVar[AdapterState]
     ADAPTER_STATE_CANARY: _ClassVar[AdapterState]
+    ADAPTER_STATE_MISSING: _ClassVar[AdapterState]
 GRANULARITY_UNSPECIFIED: Granularity
 GRANULARITY_NANO: Granularity
 GRANULARITY_MICRO: Granularity
@@ -96,6 +97,7 @@ ADAPTER_STATE_ACTIVE: AdapterState
 ADAPTER_STATE_RETIRED: AdapterState
 ADAPTER_STATE_PURGED: AdapterState
 ADAPTER_STATE_CANARY: AdapterState
+ADAPTER_STATE_MISSING: AdapterState
 
 class WeightedAdapter(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "weight", "score")

@@ -152,20 +152,24 @@ class ImportedAdapter(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., vector: _Optional[_Iterable[float]] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ImportAdaptersRequest(_message.Message):
-    __slots__ = ("tenant", "adapters")
+    __slots__ = ("tenant", "adapters", "files_unchecked")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    FILES_UNCHECKED_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     adapters: _containers.RepeatedCompositeFieldContainer[ImportedAdapter]
-    def __init__(self, tenant: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ImportedAdapter, _Mapping]]] = ...) -> None: ...
+    files_unchecked: bool
+    def __init__(self, tenant: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[ImportedAdapter, _Mapping]]] = ..., files_unchecked: _Optional[bool] = ...) -> None: ...
 
 class ImportAdaptersResponse(_message.Message):
-    __slots__ = ("durable", "added")
+    __slots__ = ("durable", "added", "missing")
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     ADDED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     durable: int
     added: int
-    def __init__(self, durable: _Optional[int] = ..., added: _Optional[int] = ...) -> None: ...
+    missing: int
+    def __init__(self, durable: _Optional[int] = ..., added: _Optional[int] = ..., missing: _Optional[int] = ...) -> None: ...
 
 class GetAdapterRequest(_message.Message):
     __slots__ = ("tenant", "adapter_id")

@@ -110,15 +110,17 @@ class RegistryServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def RegisterAdapter(self, request, context):
-        """Add an adapter whose file is in the store. The same id with the same content is accepted again.
+        """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
+        becomes active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportAdapters(self, request_iterator, context):
-        """Add many adapters, whose files are in the store or will be, without reading the files. An answer comes for each request, once its
-        adapters are durable and searchable; those that were there already are accepted again, so an import that broke off is sent again.
+        """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
+        active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
+        those that were there already are accepted again, so an import that broke off is sent again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,10 +32,13 @@ class RegistryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     RegisterAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterAdapterRequest, _registry_pb2.Adapter]
-    """Add an adapter whose file is in the store. The same id with the same content is accepted again."""
+    """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
+    becomes active.
+    """
     ImportAdapters: _grpc.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]
-    """Add many adapters, whose files are in the store or will be, without reading the files. An answer comes for each request, once its
-    adapters are durable and searchable; those that were there already are accepted again, so an import that broke off is sent again.
+    """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
+    active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
+    those that were there already are accepted again, so an import that broke off is sent again.
     """
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.Adapter]
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]
@@ -59,10 +62,13 @@ class RegistryServiceStub:
 class RegistryServiceAsyncStub(RegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
-    """Add an adapter whose file is in the store. The same id with the same content is accepted again."""
+    """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
+    becomes active.
+    """
     ImportAdapters: _aio.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]  # type: ignore[assignment]
-    """Add many adapters, whose files are in the store or will be, without reading the files. An answer comes for each request, once its
-    adapters are durable and searchable; those that were there already are accepted again, so an import that broke off is sent again.
+    """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
+    active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
+    those that were there already are accepted again, so an import that broke off is sent again.
     """
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]  # type: ignore[assignment]
@@ -89,7 +95,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RegisterAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
-        """Add an adapter whose file is in the store. The same id with the same content is accepted again."""
+        """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
+        becomes active.
+        """
 
     @_abc_1.abstractmethod
     def ImportAdapters(
@@ -97,8 +105,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_registry_pb2.ImportAdaptersRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.ImportAdaptersResponse], _abc.AsyncIterator[_registry_pb2.ImportAdaptersResponse]]:
-        """Add many adapters, whose files are in the store or will be, without reading the files. An answer comes for each request, once its
-        adapters are durable and searchable; those that were there already are accepted again, so an import that broke off is sent again.
+        """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
+        active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
+        those that were there already are accepted again, so an import that broke off is sent again.
         """
 
     @_abc_1.abstractmethod

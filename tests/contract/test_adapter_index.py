@@ -18,7 +18,7 @@ from qdrant_client import AsyncQdrantClient
 from services.router.index import AdapterIndex, Vector
 from services.router.index_local import LocalIndex
 from services.router.index_server import ServerIndex
-from services.router.library import AdapterRecord, Reach, Scope
+from services.router.library import AdapterRecord, Kept, Reach, Scope
 from services.router.statistics import Statistics
 from smoa.adapter import new_adapter_id
 from smoa.embedding import normalised
@@ -91,6 +91,18 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
     assert await index.get(new_adapter_id()) is None
 
 
+async def test_what_is_kept_of_those_that_are_there(index: AdapterIndex) -> None:
+    one, two = record(state="missing", digest="a" * 64), record(tenant="acme")
+    await index.upsert([(one, vector(1)), (two, vector(2))])
+    assert await index.kept([one.adapter_id, new_adapter_id(), two.adapter_id]) == {
+        one.adapter_id: Kept("public", "a" * 64, "missing"),
+        two.adapter_id: Kept("acme", "d" * 64, "active"),
+    }
+    assert await index.search(vector(1), PUBLIC, 5) == []
+    await index.upsert([(replace(one, state="active"), vector(1))])
+    assert [candidate.ref for candidate in await index.search(vector(1), PUBLIC, 5)] == [one.ref]
+
+
 async def test_statistics_are_written_and_nothing_else(index: AdapterIndex) -> None:
     made = record(statistics=Statistics(uses=1))
     await index.upsert([(made, vector(1))], {made.adapter_id: vector(1)[None]})
@@ -123,7 +135,7 @@ async def test_search_and_scroll_see_exactly_what_they_may(index: AdapterIndex) 
             tenant=rng.choice(("public", "acme", "zoo")),
             shared=rng.random() < 0.2,
             base_model=rng.choice(("base-a", "base-b")),
-            state=rng.choice(("active", "active", "retired", "purged")),
+            state=rng.choice(("active", "active", "retired", "purged", "missing")),
             tags=tuple(rng.sample(("x", "y", "z"), rng.randint(0, 3))),
             name=rng.choice(("m", "n")),
             specialization=rng.choice(("task", "style")),
@@ -137,7 +149,7 @@ async def test_search_and_scroll_see_exactly_what_they_may(index: AdapterIndex) 
             tenant=rng.choice(("public", "acme", "nobody", None)),
             include_shared=rng.random() < 0.5,
             base_model=rng.choice((None, "base-a", "base-b")),
-            states=rng.choice((("active",), ("active", "retired"), ("retired", "purged"))),
+            states=rng.choice((("active",), ("active", "retired"), ("retired", "purged"), ("active", "missing"))),
             all_tags=rng.choice(((), ("x",), ("x", "y"))),
             name=rng.choice((None, None, "n")),
             digest=rng.choice((None, None, "e" * 64)),

@@ -49,7 +49,5 @@ def test_the_total_is_the_sum_of_the_last_reports(steps: list[tuple[int, int, in
 
 
 def test_what_was_stored_before_there_were_epochs_is_read() -> None:
-    old = {"uses": 5, "outcomes": 2, "successes": 1, "generations": 0, "tokens": 0}
-    counts = Statistics.from_payload(old)
-    assert counts == Statistics(**old)
+    assert Statistics.from_payload({"uses": 5, "outcomes": 2, "successes": 1}) == Statistics(uses=5, outcomes=2, successes=1)
     assert set(COUNTED) == {item.name for item in dataclasses.fields(EpochCounts)}

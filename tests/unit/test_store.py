@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import Context
 from pathlib import Path
+from typing import TypeVarTuple
 
 import pytest
 
@@ -40,3 +45,52 @@ async def test_oversized_object_is_refused(tmp_path: Path) -> None:
 def test_key_refuses_what_is_no_digest(digest: str) -> None:
     with pytest.raises(InvalidArgument, match=r"^digest: .* is not a sha256 in lower-case hex; "):
         AdapterStore.key(digest)
+
+
+async def test_which_files_are_absent(tmp_path: Path) -> None:
+    store = AdapterStore(str(tmp_path))
+    there = [await store.put(bytes([number])) for number in range(20)]
+    assert await store.absent([*there, "a" * 64, "b" * 64]) == {"a" * 64, "b" * 64}
+    assert await store.absent([]) == set()
+    memory = AdapterStore("memory:///")
+    assert await memory.absent([await memory.put(b"content"), "a" * 64]) == {"a" * 64}
+
+
+async def test_listing_goes_on_past_the_first_page(tmp_path: Path) -> None:
+    store = AdapterStore(str(tmp_path))
+    for number in range(60):
+        await store.put_object(f"registrations/{number:03d}", b"x")
+    assert sorted([key async for key in store.list_objects("registrations")]) == [f"registrations/{number:03d}" for number in range(60)]
+
+
+Parts = TypeVarTuple("Parts")
+
+
+class Watched(asyncio.SelectorEventLoop):
+    """Notes which threads hand it their results."""
+
+    def __init__(self) -> None:
+        self.threads: set[threading.Thread] = set()
+        super().__init__()
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Parts], object], *arguments: *Parts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """See `asyncio`."""
+        self.threads.add(threading.current_thread())
+        return super().call_soon_threadsafe(callback, *arguments, context=context)
+
+
+def test_no_thread_works_for_it_that_the_end_of_the_process_would_cut_off(tmp_path: Path) -> None:
+    async def use() -> None:
+        store = AdapterStore(str(tmp_path))
+        digest = await store.put(b"content")
+        assert await store.get(digest) == await store.get_object(store.key(digest))
+        assert [key async for key in store.list_objects("adapters")] == [store.key(digest)]
+        await store.delete(digest)
+
+    loop = Watched()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(use())
+    assert loop.threads
+    assert not [one for one in loop.threads if one.name.startswith("Dummy")], "Python waits for no such thread: it aborts with it"

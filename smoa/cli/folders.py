@@ -1,0 +1,188 @@
+"""Many PEFT folders into the library at once: found, read, stored, registered; done again, only what is left is done."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import grpc
+
+from smoa.adapter import encode
+from smoa.client import SmoaClient
+from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
+from smoa.example_inputs import examples_file, read_examples
+from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
+from smoa.peft import CONFIG_FILE, content_id, import_folder
+from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
+
+CONCURRENT: Final = 8
+Status = Literal["imported", "there", "waiting", "failed"]
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Result(NamedTuple):
+    """What became of a folder."""
+
+    folder: str
+    status: Status
+    name: str = ""
+    adapter_id: str = ""
+    reason: str = ""
+    """Why it failed, what it waits for, or the state of one that was there already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What all of the folders have in common."""
+
+    tenant: str = "public"
+    shared: bool = False
+    tags: tuple[str, ...] = ()
+    specialization: str = "task"
+
+
+def find_folders(arguments: Sequence[str]) -> tuple[list[Path], list[Result]]:
+    """The PEFT folders that each argument is, holds or, as a pattern, matches; and a failure for each that leads to none."""
+    found: dict[Path, None] = {}
+    failed = []
+    for argument in arguments:
+        roots = [argument] if Path(argument).exists() else sorted(glob(argument, recursive=True))
+        here = [folder for root in roots for folder in _folders_in(Path(root).absolute())]
+        if not here:
+            problem = f"is no PEFT folder, and holds none ({CONFIG_FILE})" if roots else "is not there"
+            failed.append(Result(argument, "failed", reason=f"{problem}; give folders written by PEFT's save_pretrained"))
+        found |= dict.fromkeys(here)
+    return list(found), failed
+
+
+def _folders_in(root: Path) -> Iterator[Path]:
+    """PEFT folders in a tree, in order. What is below one is not looked at: checkpoints of its training, mostly."""
+    for path, folders, files in os.walk(root):
+        folders.sort()
+        if CONFIG_FILE in files:
+            folders.clear()
+            yield Path(path)
+
+
+def names_of(folders: Sequence[Path]) -> dict[Path, str]:
+    """Names for the folders' adapters: their own, and before it, where several are called alike, what tells them apart."""
+    names = {folder: folder.name for folder in folders}
+    for parts in range(2, max((len(folder.parts) for folder in folders), default=0) + 1):
+        counts = Counter(names.values())
+        names |= {folder: "/".join(folder.parts[-parts:]) for folder, name in names.items() if counts[name] > 1}
+    return names
+
+
+class FolderImport:
+    """Brings folders into the library of one router and its store.
+
+    An adapter's id is made of its tenant, base model and content, so what was done before is known, wherever it broke off: a file that is
+    in the store already is the same file, and a registration that was made is found.
+    """
+
+    def __init__(self, client: SmoaClient, store: AdapterStore, base_model: str, labels: Labels, examples: Sequence[str] = ()) -> None:
+        self._client, self._store, self._base_model, self._labels, self._examples = client, store, base_model, labels, examples
+
+    async def run(self, names: Mapping[Path, str], done: Callable[[Result], None]) -> None:
+        """Import all of the folders, several at a time; `done` hears of each. A service or store that is away ends it.
+
+        Raises:
+            grpc.aio.AioRpcError: the router is away.
+            Unavailable, ResourceExhausted: the store is away or full.
+            FailedPrecondition: the router does not see the store.
+        """
+        waiting = deque(names.items())
+        stopped: list[Exception] = []
+
+        async def work() -> None:
+            while waiting and not stopped:
+                folder, name = waiting.popleft()
+                try:
+                    done(await self._import(folder, name))
+                except (InvalidArgument, OSError) as error:
+                    done(Result(str(folder), "failed", name, reason=str(error)))
+                except SmoaError as error:
+                    stopped.append(error)  # raised once all of them have let go of the client
+                except grpc.aio.AioRpcError as error:
+                    if error.code() in _AWAY:
+                        stopped.append(error)
+                    else:
+                        done(Result(str(folder), "failed", name, reason=error.details() or error.code().name))
+
+        await asyncio.gather(*(work() for _ in range(CONCURRENT)))
+        if stopped:
+            raise stopped[0]
+
+    async def _import(self, folder: Path, name: str) -> Result:
+        labels = self._labels
+        adapter_id = await asyncio.to_thread(content_id, folder, labels.tenant, self._base_model)
+        kept = await self._state_of(adapter_id)
+        if kept is not None and kept != common.ADAPTER_STATE_MISSING:
+            state = common.AdapterState.Name(kept).removeprefix("ADAPTER_STATE_").lower()
+            return Result(str(folder), "there", name, adapter_id, state)
+        data = await asyncio.to_thread(self._file_of, folder, name, adapter_id)
+        examples = self._examples or await asyncio.to_thread(self._examples_of, folder)
+        if len(examples) < MIN_EXAMPLES:
+            wanted = f"add {folder / 'examples.txt'}, {MIN_EXAMPLES} to {MAX_EXAMPLES} inputs, one a line"
+            return Result(str(folder), "waiting", name, adapter_id, wanted)
+        digest = await self._store.put(data)
+        try:
+            await self._client.register(digest, examples, labels.tenant)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise FailedPrecondition(
+                f"store: the router does not find what was put into {self._store.location}; give the store that the router uses (--store)"
+            ) from error
+        return Result(str(folder), "imported", name, adapter_id)
+
+    async def _state_of(self, adapter_id: str) -> common.AdapterState | None:
+        """None where there is no such adapter."""
+        try:
+            return (await self._client.get(adapter_id, self._labels.tenant)).state
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+
+    def _file_of(self, folder: Path, name: str, adapter_id: str) -> bytes:
+        labels = self._labels
+        adapter = import_folder(
+            folder,
+            self._base_model,
+            adapter_id=adapter_id,
+            name=name,
+            tenant=labels.tenant,
+            shared=labels.shared,
+            tags=labels.tags,
+            specialization=labels.specialization,
+        )
+        return encode(adapter)
+
+    @staticmethod
+    def _examples_of(folder: Path) -> list[str]:
+        path = examples_file(folder)
+        return [] if path is None else read_examples(path)
+
+
+def summary(results: Sequence[Result], seconds: float) -> str:
+    """How many, and line by line what is left to do."""
+    counts = Counter(result.status for result in results)
+    states = Counter(result.reason for result in results if result.status == "there" and result.reason != "active")
+    there = f" ({', '.join(f'{count} {state}' for state, count in states.items())})" if states else ""
+    lines = [
+        f"{len(results):,} folders in {seconds:.1f} s: {counts['imported']:,} imported, {counts['there']:,} there already{there}, "
+        f"{counts['waiting']:,} waiting for examples, {counts['failed']:,} failed"
+    ]
+    for status in ("waiting", "failed"):
+        lines += [f"{status}: {one.folder}: {one.reason}" for one in results if one.status == status]
+    if counts["waiting"] or counts["failed"]:
+        lines.append("The same command again does what is left.")
+    return "\n".join(lines)

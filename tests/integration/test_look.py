@@ -1,0 +1,123 @@
+"""A look at routing: the answer of a decision, and none of what a decision leaves behind. And the commands about decisions."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.local import free_port
+from services.router.cache import RoutingCache
+from services.router.canaries import FIRST_QUERIES
+from services.router.compositions import Compositions
+from services.router.index_local import LocalIndex
+from services.router.registry import Registry
+from services.router.routing import RouteQuery, Router
+from smoa.embedding import StaticEmbedder
+from smoa.store import AdapterStore
+from smoa.v1 import registry_pb2, router_pb2
+from tests.command_support import said_by
+from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
+
+METRICS = f"127.0.0.1:{free_port()}"
+QUERY = "my knee hurts when I climb stairs"
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
+    async with running_router(tmp_path, metrics_address=METRICS) as made:
+        yield made
+
+
+def spooled() -> int:
+    """Events on their way to Kafka, which is away."""
+    with urllib.request.urlopen(f"http://{METRICS}/metrics") as answer:
+        (line,) = [line for line in answer.read().decode().splitlines() if line.startswith("smoa_router_spooled_events ")]
+    return int(float(line.split()[1]))
+
+
+async def test_a_look_decides_alike_but_has_no_id_and_is_not_sent_to_kafka(world: RouterWorld) -> None:
+    await world.register(KNEES)
+    before = spooled()
+    looked = [await world.client.route(QUERY, base_model="base-a", look=True) for _ in range(2)]
+    assert ([one.decision_id for one in looked], [one.cached for one in looked]) == (["", ""], [False, True])
+    assert spooled() == before
+    decision = await world.client.route(QUERY, base_model="base-a")
+    assert (list(decision.adapters), len(decision.decision_id)) == (list(looked[0].adapters), 26)
+    assert spooled() == before + 1
+    code, message, _ = await refused(world.client.report(looked[0], success=True))
+    assert (code, message) == ("INVALID_ARGUMENT", "outcome.decision_id: '' is not a ULID; send the id that Route returned")
+    requests = [router_pb2.RouteRequest(query=QUERY, base_model="base-a", look=look) for look in (True, False)]
+    batch = await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=requests), timeout=10)
+    assert [bool(one.decision_id) for one in batch.decisions] == [False, True]
+    assert spooled() == before + 2
+
+
+async def test_a_look_uses_up_no_query_of_a_canary(world: RouterWorld) -> None:
+    parents = [await world.register(KNEES, name=name) for name in ("a", "b")]
+    ids = [parent.adapter_id for parent in parents]
+    digest = await world.store.put(adapter_file(name="child", parents=tuple(ids)))
+    child = await world.client.apply_merge("public", "m1", digest, ids, "because", 0.5)
+
+    async def answered_by_child(times: int, *, look: bool) -> int:
+        decisions = [await world.client.route(QUERY, base_model="base-a", look=look) for _ in range(times)]
+        return sum(child.adapter_id in [one.adapter_id for one in decision.adapters] for decision in decisions)
+
+    assert await answered_by_child(100, look=True) == 0
+    assert await answered_by_child(100, look=False) >= FIRST_QUERIES
+
+
+async def test_a_look_does_not_explore(tmp_path: Path) -> None:
+    embedder, store = StaticEmbedder(), AdapterStore(str(tmp_path / "store"))
+    index = await LocalIndex.open(tmp_path / "index", embedder.dimension)
+    registry = Registry(index, store, embedder, lambda _: None)
+    made = [await registry.register("public", await store.put(adapter_file(name=name)), KNEES) for name in ("a", "b")]
+    looking, other = (Router(index, embedder, RoutingCache(2**20), Compositions(index), seed=7) for _ in range(2))
+    for router in (looking, other):
+        for number in range(40):
+            router.posteriors.observe("public", made[number % 2].adapter_id, number % 3 > 0, 1.0)
+    query = RouteQuery(QUERY, "base-a", strategy="learned")
+    for _ in range(20):
+        looks = [(await looking.route(query, look=True)).choice for _ in range(3)]
+        assert {look.propensities for look in looks} == {(1.0, 0.0)}
+        assert (await looking.route(query)).choice.chosen == (await other.route(query)).choice.chosen
+    await registry.close()
+    await index.close()
+
+
+async def test_route_is_a_look_unless_it_counts(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.register(KNEES)
+    before = spooled()
+
+    async def base_model(_: object) -> Any:
+        return registry_pb2.Adapter(base_model="base-a")
+
+    monkeypatch.setattr("smoa.client.SmoaClient.status", base_model)  # there is no executor here
+    _, said, _ = await said_by("route", QUERY, "--json", "--router", world.address)
+    assert "decision_id" not in json.loads(said)
+    _, said, _ = await said_by("route", QUERY, "--router", world.address)
+    assert "a look, in " in said
+    assert spooled() == before
+    _, said, _ = await said_by("route", QUERY, "--count", "--json", "--router", world.address)
+    assert len(json.loads(said)["decision_id"]) == 26
+    assert spooled() == before + 1
+
+
+async def test_report_says_how_a_decision_turned_out(world: RouterWorld) -> None:
+    before = spooled()
+    decision = await world.client.route("what is it?", base_model="base-a")
+    name, router = decision.decision_id, ("--router", world.address)
+    assert await said_by("report", name, "--success", *router) == (0, f"success reported on {name}\n", "")
+    _, said, _ = await said_by("report", name, "--failure", "--input", "a", "--corrected", "b", "--score", "0.2", "--json", *router)
+    assert json.loads(said) == {"decision_id": name, "outcome": "failure"}
+    assert spooled() == before + 3
+    code, _, said = await said_by("report", name, *router)
+    assert (code, "say --success or --failure" in said) == (2, True)
+    code, _, said = await said_by("report", name, "--success", "--corrected", "b", *router)
+    assert (code, "--corrected goes with --failure and --input" in said) == (2, True)
+    status, message, _ = await refused(said_by("report", "x", "--success", *router))
+    assert (status, message) == ("INVALID_ARGUMENT", "outcome.decision_id: 'x' is not a ULID; send the id that Route returned")
