@@ -19,7 +19,7 @@ def main() -> None:
     """`python -m services.broker FILE`: write the address to FILE and serve until a signal."""
     import signal
 
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 4):
         raise SystemExit("usage: python -m services.broker FILE   (the broker's address is written to FILE)")
     end_with_supervisor()
     stopped = threading.Event()

@@ -20,17 +20,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from services.executor.settings import DEFAULT_BASE_MODEL as DEFAULT_BASE_MODEL  # named there, where torch is not imported
+from services.executor.settings import cache_home as cache_home
 from smoa.errors import FailedPrecondition, InvalidArgument
 
-DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def cache_home() -> Path:
-    """Folder for converted models and bases: `SMOA_CACHE` or `~/.cache/smoa`."""
-    return Path(os.environ.get("SMOA_CACHE") or Path.home() / ".cache" / "smoa")
 
 
 def resolve(name: str) -> Path:

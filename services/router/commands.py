@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
@@ -24,12 +25,13 @@ from services.router.news import RANKER_KEY
 from services.router.ranker import FEATURES, Ranker, builtin
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
-from smoa.cli.options import kafka_option
+from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
+from smoa.stack import DEFAULT_FOLDER
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -174,36 +176,65 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
 
 
 @router_group.command("rebuild")
-@click.option("--store", envvar="SMOA_STORE", default="build/data/store", show_default=True, help="The adapter store [SMOA_STORE].")
-@click.option("--qdrant", envvar="SMOA_QDRANT_URL", default="", help="Into this Qdrant server [SMOA_QDRANT_URL].")
-@click.option(
+@store_option
+@address_option("--qdrant", "SMOA_QDRANT_URL", "catalogue", lambda stack: stack.qdrant, "", "Into this Qdrant server")
+@address_option(
     "--data",
-    envvar="SMOA_ROUTER_DATA_FOLDER",
-    default=Path("build/data/router"),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Else into a router's data folder, while it does not run [SMOA_ROUTER_DATA_FOLDER].",
+    "SMOA_ROUTER_DATA_FOLDER",
+    "data",
+    lambda stack: str(stack.router_data),
+    f"{DEFAULT_FOLDER}/router",
+    "Else into a router's data folder, while it does not run",
 )
-def rebuild_command(store: str, qdrant: str, data: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print how many writes were made again as JSON.")
+def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
     """Make a lost index again from the store, where every registration is written down.
 
     The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
     """
-    asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=data)))
+    if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
+        qdrant = ""  # who names a folder means it
+    _check_folders("" if qdrant else data, store)
+    done = asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=Path(data))))
+    where = qdrant or data
+    click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
 
 
-async def _rebuild(settings: RouterSettings) -> None:
+def _check_folders(data: str, store: str) -> None:
+    """Refuse folders that do not exist: making them would answer with an empty index.
+
+    Raises:
+        FailedPrecondition: naming the folder, and where a stack was looked for.
+    """
+    stack = find_stack_of_command()
+    there = "runs" if stack.stack and stack.stack.running else "is stopped" if stack.stack else "is not there"
+    remedy = f"the local stack that was looked for in {stack.folder} {there}; name its folder with --stack, or give --data and --store"
+    if data and stack.stack and stack.stack.running and Path(data).absolute() == stack.stack.router_data:
+        raise FailedPrecondition(f"data: the router of the stack in {stack.folder} uses {data} ({stack.stack}); stop it first")
+    # The router's own folder may be what was lost, as long as its stack's is there.
+    if data and not Path(data).is_dir() and not (stack.stack and Path(data).absolute() == stack.stack.router_data):
+        raise FailedPrecondition(f"data: {Path(data).absolute()} ({address_of('data').came_from()}) does not exist; {remedy}")
+    if "://" not in store and not Path(store).is_dir():
+        raise FailedPrecondition(f"store: {Path(store).absolute()} ({address_of('store').came_from()}) does not exist; {remedy}")
+
+
+async def _rebuild(settings: RouterSettings) -> int:
     dimension = StaticEmbedder().dimension
+    journal = Journal(AdapterStore(settings.store))
+    if not await journal.names():
+        raise FailedPrecondition(
+            f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
+        )
     index = await open_index(settings, dimension)
     done = 0
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(Journal(AdapterStore(settings.store)), index, dimension):
+            async for done, total in rebuild(journal, index, dimension):
                 progress.update(task, completed=done, total=total)
     finally:
         await index.close()
-    click.echo(f"{done:,} writes are in the index again")
+    return done
 
 
 def read_logs(paths: Iterable[Path]) -> list[Logged]:

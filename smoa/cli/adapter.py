@@ -14,7 +14,7 @@ from rich.table import Table
 
 from smoa.adapter import SPECIALIZATIONS, decode, encode
 from smoa.cli.bulk import import_jsonl
-from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option, with_client
+from smoa.cli.options import check_store, executor_option, json_lines_option, router_option, store_option, tenant_option, with_client
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.peft import export_folder, import_folder
@@ -56,6 +56,7 @@ def read_examples(path: Path) -> list[str]:
 @store_option
 def push(file: Path, examples_path: Path, router: str, store: str) -> None:
     """Put FILE into the store and register it with its example inputs; the router finds it by them."""
+    check_store()
     data = file.read_bytes()
     tenant = decode(data).manifest.tenant
 
@@ -191,6 +192,7 @@ def import_command(
 @store_option
 def export(adapter_id: str, folder: Path, tenant: str, router: str, store: str) -> None:
     """Write a `lora` adapter of the library as a PEFT FOLDER."""
+    check_store()
 
     async def work(client: SmoaClient) -> bytes:
         request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
