@@ -16,7 +16,6 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 
 from services.router.app import open_index
 from services.router.journal import Journal, rebuild
@@ -26,6 +25,7 @@ from services.router.ranker import FEATURES, Ranker, builtin
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
+from smoa.cli.tables import show_table
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
@@ -58,7 +58,8 @@ def router_group() -> None:
 @router_group.command("log")
 @click.option("-o", "output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
 @kafka_option
-def log_command(output: Path, kafka: str) -> None:
+@json_option
+def log_command(output: Path, kafka: str, as_json: bool) -> None:
     """Write the learned decisions in Kafka that have an outcome: {"decision", "outcome"} a line."""
 
     async def work() -> None:
@@ -67,7 +68,9 @@ def log_command(output: Path, kafka: str) -> None:
             async for decision, outcome in _joined(kafka):
                 file.write(json.dumps({"decision": MessageToDict(decision), "outcome": MessageToDict(outcome)}) + "\n")
                 written += 1
-        click.echo(f"{written:,} decisions with outcomes in {output}")
+        click.echo(
+            json.dumps({"decisions": written, "file": str(output)}) if as_json else f"{written:,} decisions with outcomes in {output}"
+        )
 
     asyncio.run(work())
 
@@ -82,10 +85,8 @@ def train_command(logs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     output.write_bytes(ranker.to_bytes())
     if as_json:
         return click.echo(json.dumps({"version": ranker.version, **ranker.report}))
-    table = Table("feature", "weight", title=f"ranker {ranker.version}")
-    for name, weight in zip(FEATURES, ranker.weights, strict=True):
-        table.add_row(name, f"{weight:+.3f}")
-    Console().print(table)
+    rows = [(name, f"{weight:+.3f}") for name, weight in zip(FEATURES, ranker.weights, strict=True)]
+    show_table(("feature", "weight"), rows, title=f"ranker {ranker.version}")
     _show({name: Estimate(ranker.report[f"{name}_success"], ranker.report[f"{name}_error"]) for name in ("learned", "hybrid")})
     click.echo(f"ahead of hybrid by {ranker.report['lead']:.3f}, give or take {ranker.report['lead_error']:.3f} (one standard error)")
     click.echo(f"written to {output}; " + ("publish it" if beats_hybrid(ranker) else "it does not beat hybrid, and will not be published"))
@@ -112,7 +113,8 @@ def eval_command(logs: tuple[Path, ...], path: Path, as_json: bool) -> None:
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @kafka_option
 @click.option("--anyway", is_flag=True, help="Also if it did not beat hybrid when it was trained.")
-def publish_command(path: Path, kafka: str, anyway: bool) -> None:
+@json_option
+def publish_command(path: Path, kafka: str, anyway: bool, as_json: bool) -> None:
     """Announce a ranker to every router; they decide with it at once, and after a restart."""
     data = path.read_bytes()
     ranker = Ranker.from_bytes(data)
@@ -125,7 +127,7 @@ def publish_command(path: Path, kafka: str, anyway: bool) -> None:
         await _announce(kafka, ranker, before, "smoa router publish", ranker.report)
 
     asyncio.run(work())
-    click.echo(f"ranker {ranker.version} is announced")
+    click.echo(json.dumps({"announced": ranker.version}) if as_json else f"ranker {ranker.version} is announced")
 
 
 @router_group.command("learn")
@@ -186,7 +188,7 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
     f"{DEFAULT_FOLDER}/router",
     "Else into a router's data folder, while it does not run",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print how many writes were made again as JSON.")
+@json_option
 def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
     """Make a lost index again from the store, where every registration is written down.
 
@@ -274,10 +276,8 @@ def logged_of(decision: router_pb2.Decision, outcome: feedback_pb2.Outcome, wher
 
 
 def _show(estimates: dict[str, Estimate]) -> None:
-    table = Table("first choices of", "estimated success", "standard error")
-    for name, one in estimates.items():
-        table.add_row(name, f"{one.success:.1%}", f"{one.error:.1%}")
-    Console().print(table)
+    rows = [(name, f"{one.success:.1%}", f"{one.error:.1%}") for name, one in estimates.items()]
+    show_table(("first choices of", "estimated success", "standard error"), rows)
 
 
 async def _announce(kafka: str, ranker: Ranker, previous: Ranker | None, reason: str, evidence: Mapping[str, float]) -> None:

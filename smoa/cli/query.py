@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
+from smoa.cli.names import find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option
+from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
-from smoa.v1 import registry_pb2, router_pb2
+from smoa.v1 import router_pb2
 
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
@@ -59,15 +59,14 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
             if as_json:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
-            wanted = [registry_pb2.GetAdapterRequest(tenant=options["tenant"], adapter_id=one.adapter_id) for one in decision.adapters]
-            names = {one.adapter_id: (await client.registry.GetAdapter(one, timeout=10)).name for one in wanted}
+            names = await names_of(client, [(options["tenant"], one.adapter_id) for one in decision.adapters])
             how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {decision.confidence:.2f}"
-            table = Table(title=f"decision {decision.decision_id} {how}")
-            for column in ("adapter", "id", "weight", "score"):
-                table.add_column(column)
-            for item in decision.adapters:
-                table.add_row(names[item.adapter_id], item.adapter_id, f"{item.weight:.2f}", f"{item.score:.3f}")
-            Console().print(table if decision.adapters else "no adapter fits: the base model answers")
+            title = f"decision {decision.decision_id} {how}"
+            if not decision.adapters:
+                click.echo(f"{title}\nno adapter fits: the base model answers")
+                return
+            rows = [(names.get(one.adapter_id, ""), one.adapter_id, f"{one.weight:.2f}", f"{one.score:.3f}") for one in decision.adapters]
+            show_table(("adapter", "id", "weight", "score"), rows, title=title)
 
     asyncio.run(work())
 
@@ -77,7 +76,7 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
 @routing_options
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
-@click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name.")
+@click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name (or id, or beginning).")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
@@ -100,7 +99,8 @@ def generate_command(
                 decision = router_pb2.Decision(tenant=options["tenant"])
             elif composition:
                 base_model = (await client.status()).base_model
-                decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=composition)
+                found = await find_composition(client, composition, options["tenant"])
+                decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=found.name)
             else:
                 decision = await _route(client, query, **options)
             stream = client.carry_out(

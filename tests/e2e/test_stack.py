@@ -309,5 +309,8 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     assert code == 2
     assert "'best' is not one of" in err
     code, _, err = await smoa(world, "route", "x", "--executor", "127.0.0.1:1")
-    expected = "error: UNAVAILABLE: no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR\n"
+    expected = (
+        "error: nothing answers for the executor at 127.0.0.1:1 (from --executor); correct --executor, or leave it out to take the address "
+        "from a local stack's folder (--stack, SMOA_STACK)\n"
+    )
     assert (code, err) == (1, expected)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from services.doctor import doctor
+from services.optimizer.commands import optimizer_group
+from services.optimizer.dlq import dlq_group
+from services.router.commands import router_group
 from smoa.cli.main import cli
 
 
@@ -19,3 +24,30 @@ def test_examples_keep_their_lines(arguments: list[str], line: str) -> None:
     shown = CliRunner().invoke(cli, arguments, terminal_width=110).output
     assert line in shown.splitlines()
     assert "\\b" not in shown
+
+
+OTHERWISE = {"adapter import", "adapter train", "generate"}
+"""They print progress or an answer as it comes."""
+
+
+def _commands(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    return [found for name, one in command.commands.items() for found in _commands(one, f"{path} {name}".strip())]
+
+
+def test_every_command_that_prints_something_can_print_json() -> None:
+    everything: list[tuple[str, click.Command]] = [*_commands(cli, ""), ("doctor", doctor)]
+    for name, group in (("optimizer", optimizer_group), ("dlq", dlq_group), ("router", router_group)):
+        everything += _commands(group, name)
+    assert len(everything) > 25
+    without = {path for path, command in everything if not any("--json" in one.opts for one in command.params)}
+    assert without <= OTHERWISE
+
+
+def test_every_command_with_an_address_can_be_told_the_stack() -> None:
+    everything = [one for group in (cli, optimizer_group, dlq_group, router_group) for one in _commands(group, group.name or "")]
+    for path, command in everything:
+        options = {option for one in command.params for option in one.opts}
+        if options & {"--router", "--executor", "--kafka", "--store"}:
+            assert [one.name for one in command.params].count("stack") == 1, path
