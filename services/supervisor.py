@@ -21,7 +21,7 @@ KILLED_S = 5.0
 MOST_STARTS = 3
 """A process that was never ready and has ended so often is given up."""
 LOOK_S, TELL_S = 1.0, 10.0
-BUSY = 0.2
+BUSY = 0.05
 """Share of a processor that a process uses that computes and does not only look whether something is there."""
 
 

@@ -249,11 +249,10 @@ async def test_kill_9_of_every_process_in_traffic_loses_nothing_acknowledged(wor
 
 
 async def smoa(world: World, *arguments: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command line, pointed at the stack."""
-    environment = {"SMOA_ROUTER": world.stack.settings.router, "SMOA_EXECUTOR": world.stack.settings.executor, "COLUMNS": "200"}
+    """(exit code, stdout, stderr) of the command line, pointed at the stack's folder."""
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).parent / "smoa"), *arguments),
-        env={**os.environ, **environment, "SMOA_STORE": world.stack.settings.store},
+        env={**os.environ, "SMOA_STACK": str(world.stack.settings.data), "COLUMNS": "80"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -301,6 +300,11 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     again = str(tmp_path / "again.safetensors")
     await good("adapter", "import", str(tmp_path / "peft"), "-o", again)
     assert json.loads(await good("status", "--json"))["base_model"] == world.base_model
+    assert "no merge of public is on trial" in await good("optimizer", "status")
+    assert "restored" in await good("optimizer", "history", "tickets")
+    assert "nothing is put aside" in await good("dlq", "list")
+    assert "decisions with outcomes" in await good("router", "log", "-o", str(tmp_path / "log.jsonl"))
+    assert "traffic, last 10 s" in await good("top", "--seconds", "1")
 
     Path(again).write_bytes(Path(again).read_bytes()[:-5])
     code, _, err = await smoa(world, "adapter", "push", again, "--examples", data)
