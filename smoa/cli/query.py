@@ -80,6 +80,7 @@ def route_command(query: str, as_json: bool, router: str, executor: str, **optio
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer, its decision and its usage as JSON.")
 def generate_command(
     query: str,
     router: str,
@@ -89,6 +90,7 @@ def generate_command(
     max_tokens: int,
     temperature: float,
     stop: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Route QUERY and print the answer as it comes."""
@@ -111,7 +113,15 @@ def generate_command(
                 stop=stop,
                 seed=int.from_bytes(os.urandom(4), "little"),
             )
+            text = ""
             async for response in stream:
+                if as_json:
+                    text += response.text
+                    if response.HasField("usage"):
+                        told = {"decision": decision, "usage": response.usage}
+                        messages = {name: MessageToDict(one, preserving_proto_field_name=True) for name, one in told.items()}
+                        click.echo(json.dumps({"text": text, **messages}))
+                    continue
                 click.echo(response.text, nl=False)
                 if response.HasField("usage"):
                     usage = response.usage

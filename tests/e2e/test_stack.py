@@ -283,6 +283,9 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     code, text, usage = await smoa(world, "generate", pairs[0].input, "--max-tokens", "4")
     assert (code, usage[:11]) == (0, "[1 adapters")
     assert text.strip()
+    whole = json.loads(await good("generate", pairs[0].input, "--max-tokens", "4", "--json"))
+    assert (whole["text"].strip(), whole["usage"]["completion_tokens"]) == (text.strip(), 4)
+    assert whole["decision"]["adapters"][0]["adapter_id"] == name
     tree = tmp_path / "tree.json"
     tree.write_text(
         json.dumps({"sequential": [{"adapter_id": name, "max_tokens": 4}, {"parallel": [{"adapter_id": name, "weight": 0.5}]}]})
