@@ -92,7 +92,7 @@ def _room(data: Path) -> Iterator[Row]:
     needed = sum(disk_needed(data, os.environ).values())
     there = next(parent for parent in (data, *data.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
-    what = f"{free / 2**30:.1f} GiB of disk free, a start takes {needed / MIB:,.0f} MiB, and a day of traffic as much again"
+    what = f"{free / 2**30:.1f} GiB of disk free, of which a start takes {needed / MIB:,.0f} MiB"
     yield Row(free > 2 * needed, what, f"free at least {2 * needed / MIB:,.0f} MiB")
     memory_gib = _available_memory_gib()
     yield Row(memory_gib > MEMORY_GIB, f"{memory_gib:.1f} GiB of memory free, the stack takes about {MEMORY_GIB:.0f}", "end something else")
@@ -155,6 +155,4 @@ def doctor(router_port: int, executor_port: int, as_json: bool) -> None:
             continue
         mark = "ok  " if row.good else "note" if row.advice else "FIX "
         click.echo(f"{mark} {row.what}" + ("" if row.good else f": {row.remedy}"))
-    if not as_json:
-        click.echo("a first start takes about two minutes on two cores, a later one about 15 s")
     raise SystemExit(1 if problems else 0)
