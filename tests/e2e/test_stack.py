@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -268,6 +269,10 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
         code, out, err = await smoa(world, *arguments)
         assert code == 0, err
         return out
+
+    # Third parties' noise is out of the log.
+    ours = re.compile(r"\w+ +\| (broker on |starting for |\S+Z [A-Z]+ (smoa|services)\.)")
+    assert [line for line in (tmp_path / "stack.log").read_text().splitlines() if not ours.match(line)] == []
 
     data, file = str(tmp_path / "tickets.jsonl"), str(tmp_path / "tickets.safetensors")
     pairs = JOBS["support_intent"].generate("train", 40, 0)
