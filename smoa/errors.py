@@ -55,13 +55,13 @@ class ResourceExhausted(SmoaError):
 
 
 class Unavailable(SmoaError):
-    """A dependency is away for now; the caller may retry after `retry_delay_s` seconds."""
+    """A dependency is away for now; the caller may retry after `retry_delay_s` seconds. `address`: where it was looked for, if known."""
 
     code = "UNAVAILABLE"
 
-    def __init__(self, message: str, retry_delay_s: float = 1.0) -> None:
+    def __init__(self, message: str, retry_delay_s: float = 1.0, address: str = "") -> None:
         super().__init__(message)
-        self.retry_delay_s = retry_delay_s
+        self.retry_delay_s, self.address = retry_delay_s, address
 
 
 class DeadlineExceeded(SmoaError):

@@ -23,11 +23,16 @@ def checked_tenant(tenant: str) -> str:
     return name
 
 
+def is_ulid(text: str) -> bool:
+    """True for the form of an adapter's id."""
+    return _ULID.fullmatch(text) is not None
+
+
 def check_ulid(text: str, field: str = "adapter_id", remedy: str = "use the id `smoa adapter list` shows") -> None:
     """Raise unless it is one.
 
     Raises:
         InvalidArgument: not a ULID.
     """
-    if not _ULID.fullmatch(text):
+    if not is_ulid(text):
         raise InvalidArgument(field, f"{text[:80]!r} is not a ULID", remedy)

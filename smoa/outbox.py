@@ -53,7 +53,10 @@ class Outbox:
                 return len(await (await self._started()).partitions_for(topic))
         except KAFKA_ERRORS as error:
             await self.close()
-            raise Unavailable(f"kafka: no answer from {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+            raise Unavailable(
+                f"kafka: no answer from {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP",
+                address=self._bootstrap,
+            ) from error
 
     async def send(self, records: Iterable[Record]) -> None:
         """Send, and wait until Kafka has them all; those of one partition arrive in their order.
@@ -71,7 +74,10 @@ class Outbox:
                 await asyncio.gather(*sends)
         except KAFKA_ERRORS as error:
             await self.close()
-            raise Unavailable(f"kafka: records do not reach {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+            raise Unavailable(
+                f"kafka: records do not reach {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP",
+                address=self._bootstrap,
+            ) from error
 
     async def close(self) -> None:
         """Let the producer go; the next call makes another.

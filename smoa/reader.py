@@ -43,7 +43,7 @@ async def consumer_of(
             await consumer.start()
         yield consumer
     except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=bootstrap) from error
     finally:
         with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
             async with asyncio.timeout(5):

@@ -35,6 +35,11 @@ _SPARE_BYTES = 8 * 2**20
 """Room for the tree's own pages, and for those a removal writes before it frees others."""
 
 
+def reserved_bytes(max_bytes: int) -> int:
+    """What a spool for so many bytes of events takes of the disk, from its start on."""
+    return 2 * max_bytes + _SPARE_BYTES
+
+
 @dataclass(frozen=True)
 class Spooled:
     """An event waiting to be sent."""
@@ -58,7 +63,7 @@ class Spool:
         self._next, self._count, self._bytes = 1, 0, 0
         with ExitStack() as opened:
             self._own(opened)
-            size = max(2 * max_bytes + _SPARE_BYTES, self._size())  # a smaller bound must not take the room that removing needs
+            size = max(reserved_bytes(max_bytes), self._size())  # a smaller bound must not take the room that removing needs
             try:
                 self._environment = self._reserve(opened, size)
             except _UNREADABLE as error:

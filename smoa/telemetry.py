@@ -37,5 +37,5 @@ def configure_logging(level: str | None = None) -> None:
     handler.setFormatter(formatter)
     handler.addFilter(_AtMostEvery(5.0))
     logging.basicConfig(level=level or os.environ.get("SMOA_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
-    for name in ("aiokafka", "faust", "mode", "httpx", "rdkafka"):
+    for name in ("aiokafka", "faiss", "faust", "httpx", "mode", "rdkafka"):
         logging.getLogger(name).setLevel(logging.WARNING)

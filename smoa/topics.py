@@ -48,7 +48,9 @@ async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int
             counts = await _try(bootstrap, topics, partitions)
         except (KafkaError, OSError) as error:
             if asyncio.get_running_loop().time() > deadline:
-                raise Unavailable(f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP") from error
+                raise Unavailable(
+                    f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=bootstrap
+                ) from error
             counts = {}
         if counts and all(counts.values()):
             if len(set(counts.values())) > 1:

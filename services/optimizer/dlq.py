@@ -6,20 +6,21 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from smoa.cli.options import json_lines_option, kafka_option
+from smoa.cli.tables import show_table
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, TYPES, decode, headers
 from smoa.outbox import Outbox, Record
 from smoa.reader import read_topic
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import DeadLetter
+
+SHOWN = 50
 
 
 @click.group("dlq")
@@ -51,10 +52,10 @@ def list_command(kafka: str, topic: str, reason: str, as_json: bool) -> None:
     if not chosen:
         click.echo("nothing is put aside" if not letters else f"none of the {len(letters):,} that are put aside")
         return
-    table = Table("id", "age", "key", "reason")
-    for name, one in list(chosen.items())[-50:]:
-        table.add_row(name, _age(one.dead_at_us), one.key[:40].decode("utf-8", "replace"), one.reason)
-    Console().print(table)
+    rows = [(name, _age(one.dead_at_us), one.key.decode("utf-8", "replace"), one.reason) for name, one in list(chosen.items())[-SHOWN:]]
+    show_table(("id", "age", "key", "reason"), rows, prose={"key", "reason"})
+    if len(chosen) > SHOWN:
+        click.echo(f"the newest {SHOWN} of {len(chosen):,}; --json shows all")
     for (where, why), many in Counter((one.topic, one.reason.partition(":")[0]) for one in chosen.values()).most_common():
         click.echo(f"{many:,} of {where}: {why}")
 
@@ -66,17 +67,16 @@ def list_command(kafka: str, topic: str, reason: str, as_json: bool) -> None:
 @click.option("--reason", default="", help="All whose reason contains this.")
 @click.option("--all", "everything", is_flag=True, help="All there are.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent again.")
-def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, everything: bool, dry_run: bool) -> None:
+@json_lines_option
+def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, everything: bool, dry_run: bool, as_json: bool) -> None:
     """Send what was put aside to its topic again, and take it off the list once it is there.
 
-    IDS are as `smoa dlq list` shows them. What was counted in the meantime is not counted again.
+    IDS are as `smoa dlq list` shows them, or beginnings that only one has. What was counted in the meantime is not counted again.
     """
     if not ids and not topic and not reason and not everything:
         raise click.UsageError("name ids, or choose with --topic, --reason or --all")
     letters = asyncio.run(dead_letters(kafka))
-    if unknown := [name for name in ids if name not in letters]:
-        raise NotFound("dead letter", unknown[0])
-    chosen = {name: letters[name] for name in ids}
+    chosen = {name: letters[name] for name in (_letter_of(given, letters) for given in ids)}
     if not ids:
         chosen = {name: one for name, one in letters.items() if topic in ("", one.topic) and reason in one.reason}
     derived = [name for name, one in chosen.items() if one.topic == ADAPTER_OUTCOMES]
@@ -90,7 +90,22 @@ def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, ever
     chosen = {name: one for name, one in chosen.items() if name not in hopeless}
     if not dry_run:
         asyncio.run(_replay(kafka, chosen))
-    click.echo(f"{'would send' if dry_run else 'sent'} {len(chosen):,} again, left {len(derived) + len(hopeless):,}")
+    left = len(derived) + len(hopeless)
+    if as_json:
+        return click.echo(json.dumps({"sent": 0 if dry_run else len(chosen), "chosen": list(chosen), "left": left}))
+    return click.echo(f"{'would send' if dry_run else 'sent'} {len(chosen):,} again, left {left:,}")
+
+
+def _letter_of(given: str, letters: Collection[str]) -> str:
+    """The id that was given, or the only one that begins so."""
+    if given in letters:
+        return given
+    found = [name for name in letters if name.startswith(given)]
+    if len(found) > 1:
+        raise InvalidArgument("id", f"{given!r} may be any of {len(found):,}", f"give more of it: {', '.join(found[:10])}")
+    if not found:
+        raise NotFound("dead letter", given, "see `smoa dlq list`")
+    return found[0]
 
 
 def _unreadable(one: DeadLetter) -> str:

@@ -15,8 +15,6 @@ from tempfile import TemporaryDirectory
 import click
 import grpc
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.counting import CountPartition
@@ -27,6 +25,7 @@ from services.optimizer.joining import FAILURES
 from services.optimizer.settings import OptimizerSettings
 from smoa.adapter import decode
 from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
+from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, SmoaError
 from smoa.settings import from_environment
@@ -120,10 +119,8 @@ def propose_command(
     if not lines:
         click.echo(f"no region of {tenant} has {min_examples} corrected failures that no adapter fits")
         return
-    table = Table(*lines[0], title=f"missing adapters of {tenant}")
-    for line in lines:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in line.values()))
-    Console().print(table)
+    rows = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in line.values()] for line in lines]
+    show_table(list(lines[0]), rows, title=f"missing adapters of {tenant}", prose={"newest", "verdict"})
     if not train:
         click.echo("`--output FOLDER` writes their pairs for `smoa adapter train`; `--train` trains, tries and registers them")
 

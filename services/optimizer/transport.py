@@ -41,6 +41,8 @@ def _take_error(coordinator: GroupCoordinator) -> None:
 class Consumer(driver.Consumer):
     """See the module."""
 
+    logger = logging.getLogger("mode.consumer")  # else what every Faust service says of its start and end is said in this module's name
+
     async def confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         """Ask the group's coordinator, by committing what is `done` (the next offsets), whether this worker still owns what it did.
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 
 from services.router.app import open_index
 from services.router.journal import Journal, rebuild
@@ -24,12 +24,14 @@ from services.router.news import RANKER_KEY
 from services.router.ranker import FEATURES, Ranker, builtin
 from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
 from services.router.settings import RouterSettings
-from smoa.cli.options import kafka_option
+from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
+from smoa.cli.tables import show_table
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
+from smoa.stack import DEFAULT_FOLDER
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -56,7 +58,8 @@ def router_group() -> None:
 @router_group.command("log")
 @click.option("-o", "output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
 @kafka_option
-def log_command(output: Path, kafka: str) -> None:
+@json_option
+def log_command(output: Path, kafka: str, as_json: bool) -> None:
     """Write the learned decisions in Kafka that have an outcome: {"decision", "outcome"} a line."""
 
     async def work() -> None:
@@ -65,7 +68,9 @@ def log_command(output: Path, kafka: str) -> None:
             async for decision, outcome in _joined(kafka):
                 file.write(json.dumps({"decision": MessageToDict(decision), "outcome": MessageToDict(outcome)}) + "\n")
                 written += 1
-        click.echo(f"{written:,} decisions with outcomes in {output}")
+        click.echo(
+            json.dumps({"decisions": written, "file": str(output)}) if as_json else f"{written:,} decisions with outcomes in {output}"
+        )
 
     asyncio.run(work())
 
@@ -80,10 +85,8 @@ def train_command(logs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     output.write_bytes(ranker.to_bytes())
     if as_json:
         return click.echo(json.dumps({"version": ranker.version, **ranker.report}))
-    table = Table("feature", "weight", title=f"ranker {ranker.version}")
-    for name, weight in zip(FEATURES, ranker.weights, strict=True):
-        table.add_row(name, f"{weight:+.3f}")
-    Console().print(table)
+    rows = [(name, f"{weight:+.3f}") for name, weight in zip(FEATURES, ranker.weights, strict=True)]
+    show_table(("feature", "weight"), rows, title=f"ranker {ranker.version}")
     _show({name: Estimate(ranker.report[f"{name}_success"], ranker.report[f"{name}_error"]) for name in ("learned", "hybrid")})
     click.echo(f"ahead of hybrid by {ranker.report['lead']:.3f}, give or take {ranker.report['lead_error']:.3f} (one standard error)")
     click.echo(f"written to {output}; " + ("publish it" if beats_hybrid(ranker) else "it does not beat hybrid, and will not be published"))
@@ -110,7 +113,8 @@ def eval_command(logs: tuple[Path, ...], path: Path, as_json: bool) -> None:
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @kafka_option
 @click.option("--anyway", is_flag=True, help="Also if it did not beat hybrid when it was trained.")
-def publish_command(path: Path, kafka: str, anyway: bool) -> None:
+@json_option
+def publish_command(path: Path, kafka: str, anyway: bool, as_json: bool) -> None:
     """Announce a ranker to every router; they decide with it at once, and after a restart."""
     data = path.read_bytes()
     ranker = Ranker.from_bytes(data)
@@ -123,7 +127,7 @@ def publish_command(path: Path, kafka: str, anyway: bool) -> None:
         await _announce(kafka, ranker, before, "smoa router publish", ranker.report)
 
     asyncio.run(work())
-    click.echo(f"ranker {ranker.version} is announced")
+    click.echo(json.dumps({"announced": ranker.version}) if as_json else f"ranker {ranker.version} is announced")
 
 
 @router_group.command("learn")
@@ -174,36 +178,65 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
 
 
 @router_group.command("rebuild")
-@click.option("--store", envvar="SMOA_STORE", default="build/data/store", show_default=True, help="The adapter store [SMOA_STORE].")
-@click.option("--qdrant", envvar="SMOA_QDRANT_URL", default="", help="Into this Qdrant server [SMOA_QDRANT_URL].")
-@click.option(
+@store_option
+@address_option("--qdrant", "SMOA_QDRANT_URL", "catalogue", lambda stack: stack.qdrant, "", "Into this Qdrant server")
+@address_option(
     "--data",
-    envvar="SMOA_ROUTER_DATA_FOLDER",
-    default=Path("build/data/router"),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Else into a router's data folder, while it does not run [SMOA_ROUTER_DATA_FOLDER].",
+    "SMOA_ROUTER_DATA_FOLDER",
+    "data",
+    lambda stack: str(stack.router_data),
+    f"{DEFAULT_FOLDER}/router",
+    "Else into a router's data folder, while it does not run",
 )
-def rebuild_command(store: str, qdrant: str, data: Path) -> None:
+@json_option
+def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
     """Make a lost index again from the store, where every registration is written down.
 
     The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
     """
-    asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=data)))
+    if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
+        qdrant = ""  # who names a folder means it
+    _check_folders("" if qdrant else data, store)
+    done = asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=Path(data))))
+    where = qdrant or data
+    click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
 
 
-async def _rebuild(settings: RouterSettings) -> None:
+def _check_folders(data: str, store: str) -> None:
+    """Refuse folders that do not exist: making them would answer with an empty index.
+
+    Raises:
+        FailedPrecondition: naming the folder, and where a stack was looked for.
+    """
+    stack = find_stack_of_command()
+    there = "runs" if stack.stack and stack.stack.running else "is stopped" if stack.stack else "is not there"
+    remedy = f"the local stack that was looked for in {stack.folder} {there}; name its folder with --stack, or give --data and --store"
+    if data and stack.stack and stack.stack.running and Path(data).absolute() == stack.stack.router_data:
+        raise FailedPrecondition(f"data: the router of the stack in {stack.folder} uses {data} ({stack.stack}); stop it first")
+    # The router's own folder may be what was lost, as long as its stack's is there.
+    if data and not Path(data).is_dir() and not (stack.stack and Path(data).absolute() == stack.stack.router_data):
+        raise FailedPrecondition(f"data: {Path(data).absolute()} ({address_of('data').came_from()}) does not exist; {remedy}")
+    if "://" not in store and not Path(store).is_dir():
+        raise FailedPrecondition(f"store: {Path(store).absolute()} ({address_of('store').came_from()}) does not exist; {remedy}")
+
+
+async def _rebuild(settings: RouterSettings) -> int:
     dimension = StaticEmbedder().dimension
+    journal = Journal(AdapterStore(settings.store))
+    if not await journal.names():
+        raise FailedPrecondition(
+            f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
+        )
     index = await open_index(settings, dimension)
     done = 0
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(Journal(AdapterStore(settings.store)), index, dimension):
+            async for done, total in rebuild(journal, index, dimension):
                 progress.update(task, completed=done, total=total)
     finally:
         await index.close()
-    click.echo(f"{done:,} writes are in the index again")
+    return done
 
 
 def read_logs(paths: Iterable[Path]) -> list[Logged]:
@@ -243,10 +276,8 @@ def logged_of(decision: router_pb2.Decision, outcome: feedback_pb2.Outcome, wher
 
 
 def _show(estimates: dict[str, Estimate]) -> None:
-    table = Table("first choices of", "estimated success", "standard error")
-    for name, one in estimates.items():
-        table.add_row(name, f"{one.success:.1%}", f"{one.error:.1%}")
-    Console().print(table)
+    rows = [(name, f"{one.success:.1%}", f"{one.error:.1%}") for name, one in estimates.items()]
+    show_table(("first choices of", "estimated success", "standard error"), rows)
 
 
 async def _announce(kafka: str, ranker: Ranker, previous: Ranker | None, reason: str, evidence: Mapping[str, float]) -> None:

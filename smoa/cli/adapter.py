@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import click
+import grpc
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
 from smoa.adapter import decode
 from smoa.cli.importing import import_command
-from smoa.cli.options import json_lines_option, router_option, store_option, tenant_option, with_client
+from smoa.cli.names import LIVE, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
+from smoa.cli.options import address_of, check_store, json_lines_option, router_option, store_option, tenant_option, with_client
+from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
+from smoa.errors import FailedPrecondition
 from smoa.example_inputs import read_examples
 from smoa.peft import export_folder
 from smoa.store import AdapterStore
@@ -23,14 +25,18 @@ from smoa.v1 import registry_pb2
 
 @click.group("adapter")
 def adapter_group() -> None:
-    """Train, push, list, show, retire, restore, import and export adapters."""
+    """Train, push, list, show, retire, restore, import and export adapters.
+
+    ADAPTER is a name, an id, or a beginning of either that only one has.
+    """
 
 
 adapter_group.add_command(import_command)
 
 
-def _show(adapter: registry_pb2.Adapter) -> None:
-    click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True), indent=2))
+def _show(adapter: registry_pb2.Adapter, as_json: bool) -> None:
+    """As JSON, also without `--json`, but then on many lines."""
+    click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True), indent=None if as_json else 2))
 
 
 @adapter_group.command("push")
@@ -42,17 +48,38 @@ def _show(adapter: registry_pb2.Adapter) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="5 to 50 example inputs: a training JSONL (the first user input of each line), or text, one a line.",
 )
+@json_lines_option
 @router_option
 @store_option
-def push(file: Path, examples_path: Path, router: str, store: str) -> None:
+def push(file: Path, examples_path: Path, as_json: bool, router: str, store: str) -> None:
     """Put FILE into the store and register it with its example inputs; the router finds it by them."""
+    check_store()
     data, examples = file.read_bytes(), read_examples(examples_path)
     tenant = decode(data).manifest.tenant
 
-    async def work(client: SmoaClient) -> registry_pb2.Adapter:
-        return await client.register(await AdapterStore(store).put(data), examples, tenant)
+    async def work(client: SmoaClient) -> tuple[registry_pb2.Adapter, list[registry_pb2.Adapter]]:
+        digest = await AdapterStore(store).put(data)
+        try:
+            made = await client.register(digest, examples, tenant)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            asked = address_of("router")
+            raise FailedPrecondition(
+                f"store: the file is in {store} ({address_of('store').came_from()}), where the router at {asked.value} "
+                f"({asked.came_from()}) does not look; give the store of that router's stack by --stack or --store"
+            ) from error
+        namesakes = client.list_all(tenant, states=LIVE, name=made.name)
+        return made, [one async for one in namesakes if one.adapter_id != made.adapter_id and one.tenant == tenant]
 
-    _show(with_client(router, work))
+    made, namesakes = with_client(router, work)
+    for one in namesakes[:SHOWN]:
+        click.echo(
+            f"note: {made.name!r} is the name of {one.adapter_id}, too: commands that are given the name ask which is meant; "
+            f"`smoa adapter retire {one.adapter_id}` if this one takes its place",
+            err=True,
+        )
+    _show(made, as_json)
 
 
 @adapter_group.command("list")
@@ -75,76 +102,91 @@ def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: 
         for adapter in adapters:
             click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True)))
         return
-    table = Table(title=f"{len(adapters)} adapters of {tenant}")
-    for column in ("id", "name", "kind", "size", "tags", "state", "uses", "success"):
-        table.add_column(column)
-    for adapter in adapters:
-        counts = adapter.statistics
-        table.add_row(
-            adapter.adapter_id,
+    rows = [
+        (
             adapter.name,
+            adapter.adapter_id,
             common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower(),
             common.Granularity.Name(adapter.granularity).removeprefix("GRANULARITY_"),
             ", ".join(adapter.tags),
-            common.AdapterState.Name(adapter.state).removeprefix("ADAPTER_STATE_").lower(),
-            str(counts.uses),
-            f"{counts.successes / counts.outcomes:.0%} of {counts.outcomes}" if counts.outcomes else "-",
+            state_of(adapter),
+            str(adapter.statistics.uses),
+            success_of(adapter.statistics),
         )
-    Console().print(table)
+        for adapter in adapters
+    ]
+    columns = ("name", "id", "kind", "size", "tags", "state", "uses", "success")
+    show_table(columns, rows, title=f"{len(adapters)} adapters of {tenant}", prose={"tags"})
 
 
 @adapter_group.command("show")
-@click.argument("adapter_id")
+@adapter_argument
 @tenant_option
+@json_lines_option
 @router_option
-def show(adapter_id: str, tenant: str, router: str) -> None:
+def show(adapter: str, tenant: str, as_json: bool, router: str) -> None:
     """Show one adapter as JSON."""
-    request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
-    _show(with_client(router, lambda client: client.registry.GetAdapter(request, timeout=30)))
+    _show(with_client(router, lambda client: find_adapter(client, adapter, tenant)), as_json)
 
 
 @adapter_group.command("retire")
-@click.argument("adapter_id")
+@adapter_argument
 @click.option("--reason", default="by hand", show_default=True)
 @tenant_option
+@json_lines_option
 @router_option
-def retire(adapter_id: str, reason: str, tenant: str, router: str) -> None:
+def retire(adapter: str, reason: str, tenant: str, as_json: bool, router: str) -> None:
     """Stop routing to an adapter; `restore` brings it back."""
-    _show(with_client(router, lambda client: client.retire(tenant, adapter_id, reason)))
+
+    async def work(client: SmoaClient) -> registry_pb2.Adapter:
+        return await client.retire(tenant, (await find_adapter(client, adapter, tenant)).adapter_id, reason)
+
+    _show(with_client(router, work), as_json)
 
 
 @adapter_group.command("restore")
-@click.argument("adapter_id")
+@adapter_argument
 @tenant_option
+@json_lines_option
 @router_option
-def restore(adapter_id: str, tenant: str, router: str) -> None:
+def restore(adapter: str, tenant: str, as_json: bool, router: str) -> None:
     """Route to a retired adapter again."""
-    _show(with_client(router, lambda client: client.restore(tenant, adapter_id)))
+
+    async def work(client: SmoaClient) -> registry_pb2.Adapter:
+        return await client.restore(tenant, (await find_adapter(client, adapter, tenant, RETIRED)).adapter_id)
+
+    _show(with_client(router, work), as_json)
 
 
 @adapter_group.command("pin")
-@click.argument("adapter_id")
+@adapter_argument
 @click.option("--off", is_flag=True, help="Allow automatic changes again.")
 @tenant_option
+@json_lines_option
 @router_option
-def pin(adapter_id: str, off: bool, tenant: str, router: str) -> None:
+def pin(adapter: str, off: bool, tenant: str, as_json: bool, router: str) -> None:
     """Keep the optimizer from merging or pruning an adapter."""
-    _show(with_client(router, lambda client: client.pin(tenant, adapter_id, pinned=not off)))
+
+    async def work(client: SmoaClient) -> registry_pb2.Adapter:
+        return await client.pin(tenant, (await find_adapter(client, adapter, tenant)).adapter_id, pinned=not off)
+
+    _show(with_client(router, work), as_json)
 
 
 @adapter_group.command("export")
-@click.argument("adapter_id")
+@adapter_argument
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @tenant_option
+@json_lines_option
 @router_option
 @store_option
-def export(adapter_id: str, folder: Path, tenant: str, router: str, store: str) -> None:
+def export(adapter: str, folder: Path, tenant: str, as_json: bool, router: str, store: str) -> None:
     """Write a `lora` adapter of the library as a PEFT FOLDER."""
+    check_store()
 
     async def work(client: SmoaClient) -> bytes:
-        request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=adapter_id)
-        found = await client.registry.GetAdapter(request, timeout=30)
-        return await AdapterStore(store).get(found.digest)
+        return await AdapterStore(store).get((await find_adapter(client, adapter, tenant)).digest)
 
     export_folder(decode(with_client(router, work)), folder)
-    click.echo(f"wrote {folder}/adapter_config.json and adapter_model.safetensors")
+    files = [str(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")]
+    click.echo(json.dumps({"files": files}) if as_json else f"wrote {' and '.join(files)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import entry_points
 
@@ -11,13 +12,28 @@ import grpc
 from smoa import __version__
 from smoa.cli.adapter import adapter_group
 from smoa.cli.composition import composition_group
+from smoa.cli.options import stack_option, why_unanswered
 from smoa.cli.query import generate_command, report_command, route_command, status_command
 from smoa.cli.top import top_command
-from smoa.errors import SmoaError
+from smoa.errors import SmoaError, Unavailable
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Explaining(click.Group):
+    """Says of an address where nothing answers what named it, and what to do."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (Unavailable, grpc.aio.AioRpcError) as error:
+            if not (sentence := why_unanswered(ctx, error)):
+                raise
+            raise Unavailable(sentence) from error
+
+
+@click.group(cls=_Explaining, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
+@stack_option
 def cli() -> None:
     """SMoA picks the few right adapters for each query, applies them together, and learns from outcomes.
 
@@ -29,6 +45,10 @@ def cli() -> None:
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
     Say how it went:        smoa report DECISION --success
+
+    \b
+    Commands take the addresses of router, executor, broker and store from an option (--router ...), else from its variable
+    (SMOA_ROUTER ...), else from the data folder of the local stack (--stack, SMOA_STACK, or ./smoa-data), else a default.
     """  # noqa: D301  the escape tells click to keep the lines
 
 
@@ -85,6 +105,7 @@ _HELP = {
 def main() -> None:
     """Entry point: every expected error is one sentence and exit code 1; a wrong argument is 2; Ctrl-C is 130."""
     _load_plugins()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it tells of a broker that is away, the error says once
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -97,8 +118,5 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(1) from error
     except grpc.aio.AioRpcError as error:
-        details = error.details() or ""
-        if error.code() is grpc.StatusCode.UNAVAILABLE and "failed to connect" in details.lower():
-            details = "no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR"
-        click.echo(f"error: {error.code().name}: {details}", err=True)
+        click.echo(f"error: {error.code().name}: {error.details() or ''}", err=True)
         raise SystemExit(1) from error

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.table import Table
 
+from smoa.cli.names import find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option, with_client
+from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
-from smoa.v1 import executor_pb2, registry_pb2, router_pb2
+from smoa.v1 import executor_pb2, router_pb2
 
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
@@ -60,15 +60,14 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
             if as_json:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
-            wanted = [registry_pb2.GetAdapterRequest(tenant=options["tenant"], adapter_id=one.adapter_id) for one in decision.adapters]
-            names = {one.adapter_id: (await client.registry.GetAdapter(one, timeout=10)).name for one in wanted}
+            names = await names_of(client, [(options["tenant"], one.adapter_id) for one in decision.adapters])
             how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {decision.confidence:.2f}"
-            table = Table(title=f"decision {decision.decision_id} {how}" if count else f"a look, {how}")
-            for column in ("adapter", "id", "weight", "score"):
-                table.add_column(column)
-            for item in decision.adapters:
-                table.add_row(names[item.adapter_id], item.adapter_id, f"{item.weight:.2f}", f"{item.score:.3f}")
-            Console().print(table if decision.adapters else "no adapter fits: the base model answers")
+            title = f"decision {decision.decision_id} {how}" if count else f"a look, {how}"
+            if not decision.adapters:
+                click.echo(f"{title}\nno adapter fits: the base model answers")
+                return
+            rows = [(names.get(one.adapter_id, ""), one.adapter_id, f"{one.weight:.2f}", f"{one.score:.3f}") for one in decision.adapters]
+            show_table(("adapter", "id", "weight", "score"), rows, title=title)
 
     asyncio.run(work())
 
@@ -78,10 +77,11 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
 @routing_options
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
-@click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name.")
+@click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name (or id, or beginning).")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole answer, its decision and its usage as JSON.")
 def generate_command(
     query: str,
     router: str,
@@ -91,6 +91,7 @@ def generate_command(
     max_tokens: int,
     temperature: float,
     stop: tuple[str, ...],
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Route QUERY and print the answer as it comes."""
@@ -101,7 +102,8 @@ def generate_command(
                 decision = router_pb2.Decision(tenant=options["tenant"])
             elif composition:
                 base_model = (await client.status()).base_model
-                decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=composition)
+                found = await find_composition(client, composition, options["tenant"])
+                decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=found.name)
             else:
                 decision = await _route(client, query, **options)
             stream = client.carry_out(
@@ -112,7 +114,15 @@ def generate_command(
                 stop=stop,
                 seed=int.from_bytes(os.urandom(4), "little"),
             )
+            text = ""
             async for response in stream:
+                if as_json:
+                    text += response.text
+                    if response.HasField("usage"):
+                        told = {"decision": decision, "usage": response.usage}
+                        messages = {name: MessageToDict(one, preserving_proto_field_name=True) for name, one in told.items()}
+                        click.echo(json.dumps({"text": text, **messages}))
+                    continue
                 click.echo(response.text, nl=False)
                 if response.HasField("usage"):
                     usage = response.usage

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -249,11 +250,10 @@ async def test_kill_9_of_every_process_in_traffic_loses_nothing_acknowledged(wor
 
 
 async def smoa(world: World, *arguments: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command line, pointed at the stack."""
-    environment = {"SMOA_ROUTER": world.stack.settings.router, "SMOA_EXECUTOR": world.stack.settings.executor, "COLUMNS": "200"}
+    """(exit code, stdout, stderr) of the command line, pointed at the stack's folder."""
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).parent / "smoa"), *arguments),
-        env={**os.environ, **environment, "SMOA_STORE": world.stack.settings.store},
+        env={**os.environ, "SMOA_STACK": str(world.stack.settings.data), "COLUMNS": "80"},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -270,6 +270,10 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
         assert code == 0, err
         return out
 
+    # Third parties' noise is out of the log.
+    ours = re.compile(r"\w+ +\| (broker on |starting for |\S+Z [A-Z]+ (smoa|services)\.)")
+    assert [line for line in (tmp_path / "stack.log").read_text().splitlines() if not ours.match(line)] == []
+
     data, file = str(tmp_path / "tickets.jsonl"), str(tmp_path / "tickets.safetensors")
     pairs = JOBS["support_intent"].generate("train", 40, 0)
     Path(data).write_text("".join(json.dumps({"input": p.input, "output": p.output}) + "\n" for p in pairs))
@@ -284,6 +288,9 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     code, text, usage = await smoa(world, "generate", pairs[0].input, "--max-tokens", "4")
     assert (code, usage[:11]) == (0, "[1 adapters")
     assert text.strip()
+    whole = json.loads(await good("generate", pairs[0].input, "--max-tokens", "4", "--json"))
+    assert (whole["text"].strip(), whole["usage"]["completion_tokens"]) == (text.strip(), 4)
+    assert whole["decision"]["adapters"][0]["adapter_id"] == name
     tree = tmp_path / "tree.json"
     tree.write_text(
         json.dumps({"sequential": [{"adapter_id": name, "max_tokens": 4}, {"parallel": [{"adapter_id": name, "weight": 0.5}]}]})
@@ -301,6 +308,11 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     again = str(tmp_path / "again.safetensors")
     await good("adapter", "import", str(tmp_path / "peft"), "-o", again)
     assert json.loads(await good("status", "--json"))["base_model"] == world.base_model
+    assert "no merge of public is on trial" in await good("optimizer", "status")
+    assert "restored" in await good("optimizer", "history", "tickets")
+    assert "nothing is put aside" in await good("dlq", "list")
+    assert "decisions with outcomes" in await good("router", "log", "-o", str(tmp_path / "log.jsonl"))
+    assert "traffic, last 10 s" in await good("top", "--seconds", "1")
 
     Path(again).write_bytes(Path(again).read_bytes()[:-5])
     code, _, err = await smoa(world, "adapter", "push", again, "--examples", data)
@@ -309,5 +321,8 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     assert code == 2
     assert "'best' is not one of" in err
     code, _, err = await smoa(world, "route", "x", "--executor", "127.0.0.1:1")
-    expected = "error: UNAVAILABLE: no service answers there; start one with `smoa up`, or set SMOA_ROUTER and SMOA_EXECUTOR\n"
+    expected = (
+        "error: nothing answers for the executor at 127.0.0.1:1 (from --executor); correct --executor, or leave it out to take the address "
+        "from a local stack's folder (--stack, SMOA_STACK)\n"
+    )
     assert (code, err) == (1, expected)

@@ -27,7 +27,7 @@ class _World:
         self.router, self.kafka = router, kafka
 
     async def said(self, *arguments: str) -> str:
-        where = {"SMOA_KAFKA_BOOTSTRAP": self.kafka, "SMOA_ROUTER": self.router.address, "COLUMNS": "200"}
+        where = {"SMOA_KAFKA_BOOTSTRAP": self.kafka, "SMOA_ROUTER": self.router.address, "COLUMNS": "80"}
         ran = await asyncio.to_thread(CliRunner().invoke, optimizer_group, arguments, env=where)
         if ran.exception is not None:
             raise ran.exception
@@ -63,8 +63,11 @@ async def test_history_has_the_numbers_and_undo_brings_a_merge_back(world: _Worl
     [merge] = [one for one in events if one["action"] == "LIFECYCLE_ACTION_MERGED"]
     assert merge["evidence"] == {"cosine": 0.99}
     assert other.adapter_id in await world.said("history")
-    said = await world.said("undo", parents[0].adapter_id)
-    assert said == f"child {child.adapter_id} is retired; active again: {', '.join(child.parents)}\n"
+    history = await world.said("history", "a")
+    for adapter in (*parents, child):  # the name beside the whole id
+        assert any(f"│ {adapter.name} " in line and adapter.adapter_id in line for line in history.splitlines())
+    said = await world.said("undo", "a")
+    assert said == f"child {child.adapter_id} is retired; active again: {', '.join(f'{one.name} {one.adapter_id}' for one in parents)}\n"
     active = {adapter.name async for adapter in world.router.client.list_all()}
     assert active == {"a", "b", "other"}
     with pytest.raises(FailedPrecondition, match=r"is neither retired nor the child of a merge"):

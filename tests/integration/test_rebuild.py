@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from services.router.commands import router_group
 from services.router.index_local import LocalIndex
 from services.router.journal import Journal, rebuild
 from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -44,6 +47,41 @@ async def test_what_was_registered_renamed_retired_and_imported_is_there_again(t
         again = await world.client.route(KNEES[0], base_model="base-a")
         assert [one.adapter_id for one in again.adapters] == [one.adapter_id for one in asked.adapters]
         assert again.confidence == pytest.approx(asked.confidence, abs=0.01)
+
+
+async def test_the_stacks_own_index_is_rebuilt_and_no_folder_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, elsewhere = tmp_path / "smoa-data", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with running_router(data) as world:
+        knees = await world.register(KNEES)
+    Stack(data=str(data), router="r:1", executor="e:1", kafka="k:1", store=str(data / "store"), pid=1, started_at_s=0.0).write()
+    shutil.rmtree(data / "router")  # lost whole
+
+    monkeypatch.chdir(elsewhere)
+    result = await asyncio.to_thread(CliRunner().invoke, router_group, ["rebuild"])
+    assert isinstance(result.exception, FailedPrecondition)
+    assert str(result.exception) == (
+        f"data: {elsewhere}/smoa-data/router (the built-in default: no stack.json is in {elsewhere}/smoa-data) does not exist; the "
+        f"local stack that was looked for in {elsewhere}/smoa-data is not there; name its folder with --stack, or give --data and --store"
+    )
+    assert list(elsewhere.iterdir()) == []
+    result = await asyncio.to_thread(CliRunner().invoke, router_group, ["rebuild", "--stack", str(data), "--store", "nowhere"])
+    assert str(result.exception).startswith(f"store: {elsewhere}/nowhere (from --store) does not exist; the local stack that was")
+    (elsewhere / "empty").mkdir()
+    result = await asyncio.to_thread(CliRunner().invoke, router_group, ["rebuild", "--stack", str(data), "--store", "empty"])
+    assert str(result.exception).startswith("store: empty holds no registration, so there is nothing to make an index from")
+    assert not (data / "router").exists()
+
+    with (data / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = await asyncio.to_thread(CliRunner().invoke, router_group, ["rebuild", "--stack", str(data)])
+        assert str(result.exception).startswith(f"data: the router of the stack in {data} uses {data}/router (process 1, since ")
+
+    monkeypatch.chdir(tmp_path)
+    result = await asyncio.to_thread(CliRunner().invoke, router_group, ["rebuild", "--json"], catch_exceptions=False)
+    assert json.loads(result.stdout) == {"writes": 1, "index": str(data / "router")}
+    async with running_router(data) as world:
+        assert [one.adapter_id async for one in world.client.list_all()] == [knees.adapter_id]
 
 
 async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""Real processes under the supervisor: restart, backoff, order of the drain, one that will not drain, one that may not end."""
+"""Real processes under the supervisor: restart, backoff, order of the drain, one that will not drain, one that never gets ready."""
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import signal
@@ -28,12 +27,12 @@ while True: time.sleep(0.05)
 """
 
 
-def _spec(folder: Path, name: str, *, stubborn: bool = False, drain_s: float = 10.0, restart: bool = True) -> Spec:
+def _spec(folder: Path, name: str, *, stubborn: bool = False, drain_s: float = 10.0) -> Spec:
     async def ready() -> bool:
         return (folder / name).exists()
 
     command = [sys.executable, "-c", PROGRAM, str(folder), name, "stubborn" if stubborn else ""]
-    return Spec(name=name, command=command, ready=ready, ready_within_s=20, drain_s=drain_s, restart=restart)
+    return Spec(name=name, command=command, ready=ready, quiet_s=20, drain_s=drain_s)
 
 
 async def test_stages_drain_in_reverse_and_lines_carry_their_process(tmp_path: Path) -> None:
@@ -53,7 +52,7 @@ async def test_a_line_of_any_length_does_not_stop_its_process() -> None:
     async def ready() -> bool:
         return "talker | and on\n" in log.getvalue()
 
-    supervisor = Supervisor([[Spec(name="talker", command=[sys.executable, "-c", program], ready=ready, ready_within_s=20)]], log)
+    supervisor = Supervisor([[Spec(name="talker", command=[sys.executable, "-c", program], ready=ready, quiet_s=20)]], log)
     await supervisor.start()
     await supervisor.stop()
     assert "talker | (a line too long to show)\n" in log.getvalue()
@@ -91,21 +90,38 @@ async def test_one_that_will_not_drain_is_killed(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
-async def test_one_that_may_not_end_is_told_of(tmp_path: Path) -> None:
-    supervisor = Supervisor([[_spec(tmp_path, "broker", restart=False)]], io.StringIO())
-    await supervisor.start()
-    try:
-        os.kill(supervisor.processes["broker"].pid, signal.SIGKILL)
-        assert await asyncio.wait_for(supervisor.failed(), 10) == "broker"
-    finally:
+async def test_one_that_computes_or_speaks_is_waited_for_and_one_that_does_neither_is_given_up(tmp_path: Path) -> None:
+    log = io.StringIO()
+    busy = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass\nopen({!r}, 'w')\ntime.sleep(60)"
+    speaks = "import time\nfor number in range(10): print(number, flush=True); time.sleep(0.5)\nopen({!r}, 'w')\ntime.sleep(60)"
+    for name, program in (("busy", busy), ("speaks", speaks)):
+        command = [sys.executable, "-c", program.format(str(tmp_path / name))]
+        ready = _spec(tmp_path, name).ready
+        supervisor = Supervisor([[Spec(name=name, command=command, ready=ready, quiet_s=3)]], log)
+        await supervisor.start()
         await supervisor.stop()
+    silent = Spec(name="silent", command=["sleep", "60"], ready=_spec(tmp_path, "never").ready, quiet_s=1.5)
+    with pytest.raises(Unavailable, match=r"^silent: was not ready after \d s, and made no progress for \d s; its log above says why$"):
+        await Supervisor([[silent]], log).start()
+
+
+async def test_one_that_takes_long_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.supervisor.TELL_S", 0.5)
+    log = io.StringIO()
+
+    async def ready() -> bool:
+        return "slow | starting for 1 s now, 0 s of processor time\n" in log.getvalue()
+
+    supervisor = Supervisor([[Spec(name="slow", command=["sleep", "60"], ready=ready)]], log)
+    await supervisor.start()
+    await supervisor.stop()
 
 
 async def test_a_failed_start_drains_what_was_started(tmp_path: Path) -> None:
     crashing = Spec(
-        name="crash", command=[sys.executable, "-c", "raise SystemExit(3)"], ready=_spec(tmp_path, "never").ready, restart=False
+        name="crash", command=[sys.executable, "-c", "print('no disk'); raise SystemExit(3)"], ready=_spec(tmp_path, "never").ready
     )
     supervisor = Supervisor([[_spec(tmp_path, "first")], [crashing]], io.StringIO())
-    with pytest.raises(Unavailable, match=r"^crash: ended while starting; its log above says why$"):
+    with pytest.raises(Unavailable, match=r"^crash: ended 3 times while starting; its last line: no disk$"):
         await supervisor.start()
     assert (tmp_path / "ended").read_text() == "first "

@@ -15,7 +15,7 @@ from smoa.v1.router_pb2 import Decision
 
 def _shown(traffic: Traffic) -> str:
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(traffic.frame())
+    console.print(traffic.frame({"A": "first"}))
     return console.export_text()
 
 
@@ -28,7 +28,7 @@ def test_a_frame_shows_rates_residency_and_the_library() -> None:
     traffic.take([LifecycleEvent(adapter_id="C", action=LIFECYCLE_ACTION_ROLLED_BACK, reason="child 0.10 of 12")], 104.7)
     assert traffic.totals()["adapter A"] == 20
     shown = _shown(traffic)
-    for wanted in ("4.2", "19%", "5%", "1.90", "50%", "10.0", "3 of 16", "rolled back", "child 0.10 of 12"):
+    for wanted in ("4.2", "19%", "5%", "first", "1.90", "50%", "10.0", "3 of 16", "rolled back", "child 0.10 of 12"):
         assert wanted in shown, wanted
 
 
