@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,10 @@ class StackSettings:
     executor_port: int = 50052
     kafka_bootstrap: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Mapping[str, str] | None = None
+    """The environment that its processes begin with; None: this process's own."""
+    services: Sequence[str] = ("router", "executor", "optimizer")
+    """Those that are started, beside the broker."""
 
     @property
     def router(self) -> str:
@@ -89,6 +93,7 @@ class LocalStack:
             spec = Spec(
                 name="broker",
                 command=[sys.executable, "-m", "services.broker", str(address)],
+                inherited=settings.inherited,
                 ready=lambda: _exists(address),
                 restart=False,
             )
@@ -167,14 +172,16 @@ class LocalStack:
 
         def spec(name: str, ready: object) -> Spec:
             assert callable(ready)
-            return Spec(name=name, command=[sys.executable, "-m", f"services.{name}"], environment=shared, ready=ready)
+            command = [sys.executable, "-m", f"services.{name}"]
+            return Spec(name=name, command=command, environment=shared, inherited=settings.inherited, ready=ready)
 
         heartbeat.unlink(missing_ok=True)
-        return [
-            spec("router", lambda: is_serving(settings.router)),
-            spec("executor", lambda: is_serving(settings.executor)),
-            spec("optimizer", lambda: self._optimizer_beats(heartbeat)),
-        ]
+        ready = {
+            "router": lambda: is_serving(settings.router),
+            "executor": lambda: is_serving(settings.executor),
+            "optimizer": lambda: self._optimizer_beats(heartbeat),
+        }
+        return [spec(name, ready[name]) for name in settings.services]
 
     async def _optimizer_beats(self, heartbeat: Path) -> bool:
         """True when the heartbeat is the running process's own."""

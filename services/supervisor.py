@@ -26,6 +26,8 @@ class Spec:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Mapping[str, str] | None = None
+    """What `environment` is added to; None: this process's own."""
     ready: Callable[[], Awaitable[bool]]
     ready_within_s: float = 120.0
     drain_s: float = 20.0
@@ -98,7 +100,11 @@ class Managed:
             started = time.monotonic()
             self.process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
-                env={**os.environ, **self.spec.environment, SUPERVISOR_PID: str(os.getpid())},
+                env={
+                    **(os.environ if self.spec.inherited is None else self.spec.inherited),
+                    **self.spec.environment,
+                    SUPERVISOR_PID: str(os.getpid()),
+                },
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order
