@@ -104,6 +104,6 @@ def _conclude(session: Session, small: dict[str, Any], big: dict[str, Any]) -> N
     session.heading("What this shows")
     session.say(
         f"An adapter here is {file_kb:.1f} KB of weights in the store and {each / 1000:.1f} KB in the catalogue. {big['adapters']:,} were "
-        f"imported in {big['import_s']:.0f} s without stopping a query, and afterwards one of them is found in {big['route_ms']['p50']} ms. "
+        f"imported in {big['import_s']:.0f} s without stopping a query, and then one is found in {big['route_ms']['p50']} ms. "
         f"Their weights, were they there, would be {big['adapters'] * file_kb / 1e6:.1f} GB of files."
     )

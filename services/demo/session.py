@@ -18,6 +18,8 @@ KEPT = ("SMOA_CACHE", "SMOA_LOG_LEVEL")
 """Variables of ours that a demonstration heeds: where converted models are, and how much is logged."""
 SPOOL_BYTES = str(16 * 2**20)
 """A demonstration sends few events, and a spool reserves its room on the disk."""
+TIMEOUT_S = 120.0
+"""Of a call: a demonstration may share a slow machine with others."""
 
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -88,7 +90,7 @@ class Session:
                     await stack.start()
                 router = settings.router if "router" in services else None
                 executor = settings.executor if "executor" in services else None
-                async with SmoaClient(router=router, executor=executor) as client:
+                async with SmoaClient(router=router, executor=executor, timeout_s=TIMEOUT_S) as client:
                     yield Running(stack, client, AdapterStore(settings.store))
             finally:
                 with self.console.status("draining"):

@@ -140,8 +140,12 @@ class Changes:
 
     def story(self, adapter: registry_pb2.Adapter) -> str:
         """What happened to one, in words."""
+        if adapter.state == common.ADAPTER_STATE_CANARY:
+            return "made of two near-duplicates, still on trial"
         if adapter.state != common.ADAPTER_STATE_RETIRED:
             return "made of two near-duplicates" if adapter.merge_id else "kept"
+        if adapter.merge_id:
+            return "made of two near-duplicates, and taken back"
         if adapter.adapter_id in self._replaced:
             return "merged with its near-duplicate"
         return f"pruned: {adapter.state_reason.removeprefix('pruned: ').partition(';')[0]}"
