@@ -107,7 +107,7 @@ def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes
         session.console,
         "The library before and after",
         f"Four trained adapters, near-duplicates (-copy) of two of them, and two of random weights: {FAILING} is asked and fails, "
-        f"{UNNEEDED} is never asked. Uses and right answers are those before the pass, of a child of a merge those of its trial. A merge's "
+        f"{UNNEEDED} is never asked. Uses and right answers are those before the pass, of a merge's child those of its trial. A "
         f"child first answers half of its parents' queries, and stays if its answers are as good ({TRIAL_OUTCOMES} of them here).",
         ("adapter", ">uses", ">right", "what happened"),
         rows,
@@ -117,6 +117,6 @@ def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes
         f"{result['adapters']['before']} adapters became {result['adapters']['after']}: {len(result['pruned'])} pruned, "
         f"{len(result['merged'])} pairs merged after {result['trial_rounds']} rounds of a trial. The merged jobs' queries were right "
         f"{result['right_before']:.0%} of the time before and {result['right_after']:.0%} after. Nothing is deleted: "
-        f"{', '.join(result['undone']) or 'nothing'} came back by one call each (`smoa optimizer undo`), and every change is in the history "
-        "with its numbers."
+        f"{', '.join(result['undone']) or 'nothing'} came back by one call each (`smoa optimizer undo`), and the history has every "
+        "change with its numbers."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -45,11 +45,11 @@ class Running:
 class Session:
     """One call of `smoa demo`."""
 
-    console: Console
     folder: Path
     """Temporary; everything that a demonstration keeps is in it."""
     log: Path
     """Where the services write."""
+    console: Console = field(default_factory=Console)
     kafka: str = ""
     """A Kafka that was asked for by an option; empty: an embedded broker."""
     plot: Path | None = None
@@ -66,10 +66,9 @@ class Session:
         """Print what comes next."""
         self.console.print(f"\n[bold]{text}[/]", highlight=False)
 
-    @asynccontextmanager
-    async def stack(self, *services: str, **environment: str) -> AsyncIterator[Running]:
-        """A broker and these services (router, executor, optimizer), drained at the end. `environment` is for them alone."""
-        settings = StackSettings(
+    def stack_settings(self, *services: str, **environment: str) -> StackSettings:
+        """Of a stack with these services, in this session's folder; `environment` is for them alone."""
+        return StackSettings(
             data=self.folder / "stack",
             router_port=free_port(),
             executor_port=free_port(),
@@ -83,6 +82,11 @@ class Session:
                 **environment,
             },
         )
+
+    @asynccontextmanager
+    async def stack(self, *services: str, **environment: str) -> AsyncIterator[Running]:
+        """A broker and these services (router, executor, optimizer), drained at the end."""
+        settings = self.stack_settings(*services, **environment)
         with self.log.open("a") as log_file:
             stack = LocalStack(settings, log_file)
             try:

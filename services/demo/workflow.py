@@ -135,7 +135,7 @@ class Changes:
         replaced = {parent for adapter in library if adapter.merge_id for parent in adapter.parents}
         self.retired = [adapter for adapter in library if adapter.state == common.ADAPTER_STATE_RETIRED]
         self.merged = sorted([names[parent] for parent in adapter.parents] for adapter in library if adapter.merge_id)
-        self.pruned = sorted(adapter.name for adapter in self.retired if adapter.adapter_id not in replaced)
+        self.pruned = sorted(adapter.name for adapter in self.retired if adapter.adapter_id not in replaced and not adapter.merge_id)
         self._replaced = replaced
 
     def story(self, adapter: registry_pb2.Adapter) -> str:
