@@ -32,7 +32,7 @@ async def run(session: Session) -> dict[str, Any]:
         small |= {"file_bytes": sum(record.file_bytes for record in records), "tagged": len(tagged)}
         _show_small(session, records, small)
 
-        large = GrowingLibrary(session.console, running, session.adapters)
+        large = await GrowingLibrary.make(session.console, running, session.adapters)
         grown = await large.grow(session.adapters)
         latency, recall = await large.latency(300), await large.recall(50)
         started = time.perf_counter()

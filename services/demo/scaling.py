@@ -28,7 +28,7 @@ async def run(session: Session) -> dict[str, Any]:
     sizes = sorted({size for size in SIZES if size < session.adapters} | {session.adapters})
     points: list[dict[str, float]] = []
     async with session.stack("router", **environment()) as running:
-        library = GrowingLibrary(session.console, running, session.adapters)
+        library = await GrowingLibrary.make(session.console, running, session.adapters)
         for size in sizes:
             grown = await library.grow(size)
             latency = await library.latency(QUERIES)

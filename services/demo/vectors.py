@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from examples.generated import generate
+from examples.generated import Library, generate
 from services.demo.session import Running
 from services.demo.showing import percentiles, progress, until
 from services.local import free_port
 from smoa.adapter import new_adapter_id
+from smoa.embedding import StaticEmbedder
+from smoa.errors import Unavailable
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -36,14 +39,28 @@ def environment() -> dict[str, str]:
 class GrowingLibrary:
     """Made-up adapters, imported into a running router as far as is asked, and what can be measured of that router."""
 
-    def __init__(self, console: Console, running: Running, most: int) -> None:
-        self._console, self._running = console, running
+    def __init__(self, console: Console, running: Running, library: Library, embedder: StaticEmbedder) -> None:
+        self._console, self._running, self._library, self._embedder = console, running, library, embedder
         self._random = np.random.default_rng(7)
         self.size = 0
-        with progress(console, "making them up", most) as made:
-            self._library, self._embedder = generate(most, made=made)
-        self._ids = [new_adapter_id() for _ in range(most)]
+        self._ids = [new_adapter_id() for _ in library.jobs]
         self._number_of = {adapter_id: number for number, adapter_id in enumerate(self._ids)}
+
+    @classmethod
+    async def make(cls, console: Console, running: Running, most: int) -> GrowingLibrary:
+        """Make up so many adapters, on a thread, so that Ctrl-C is heard meanwhile."""
+        stopped = threading.Event()
+        with progress(console, "making them up", most) as advance:
+
+            def made(more: int) -> None:
+                if stopped.is_set():
+                    raise Unavailable("demo: was stopped")
+                advance(more)
+
+            try:
+                return cls(console, running, *await asyncio.to_thread(generate, most, made=made))
+            finally:
+                stopped.set()
 
     async def grow(self, size: int) -> dict[str, float]:
         """Import up to so many, while queries are asked all the time; returns once the router has made its search ready for them.

@@ -47,8 +47,8 @@ async def test_a_demonstration_is_alone_explains_itself_and_leaves_nothing(tmp_p
     process = await _start(tmp_path, name, "--json", "result.json", "--queries-per-job", "3")
     shown = (await process.communicate())[0].decode()
     assert process.returncode == 0, shown
-    assert "SMOA_KAFKA_BOOTSTRAP, SMOA_OPTIMIZER_DRY_RUN, SMOA_QDRANT_URL" in shown
-    assert "set, and not used here" in shown
+    assert "set, and not used here" in " ".join(shown.split())
+    assert all(name in shown for name in PRODUCTION)
     assert "What this shows" in shown
     assert "What to do next" in shown
     result = json.loads((tmp_path / "result.json").read_text())
@@ -66,7 +66,7 @@ async def test_a_demonstration_is_alone_explains_itself_and_leaves_nothing(tmp_p
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_demonstration_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
-    process = await _start(tmp_path, "scaling", "--adapters", "200000")
+    process = await _start(tmp_path, "scaling", "--adapters", "20000")
     assert process.stdout is not None
     async for line in process.stdout:
         if b"import to" in line:
