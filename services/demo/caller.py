@@ -39,7 +39,12 @@ def queries_of(names: Iterable[str], each: int, seed: int = SEED) -> list[Query]
 def told_in_words(job: Job, text: str) -> str:
     """A prompt that says what the job is, for a base model without an adapter."""
     task = job.description.replace("Names ", "Name ", 1).replace("Says ", "Say ", 1)
-    return f"{task} Answer with one word, one of: {', '.join(job.labels)}.\n\n{text}"
+    return f"{task.removesuffix('.')}, as one of these categories: {', '.join(job.labels)}.\n\nText: {text}\nCategory:"
+
+
+def guessing(queries: Sequence[Query]) -> float:
+    """Share of the queries that a guess among the allowed labels would answer rightly."""
+    return sum(1 / len(JOBS[query.job].labels) for query in queries) / len(queries)
 
 
 def label_in(answer: str, labels: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.demo.adapters import SEED, small_library
-from services.demo.caller import Caller, Query, queries_of, weighted
+from services.demo.caller import Caller, Query, guessing, queries_of, weighted
 from services.demo.session import Session
 from services.demo.showing import percentiles, show_table, until
 from services.local import LocalStack
@@ -68,6 +68,7 @@ async def run(session: Session) -> dict[str, Any]:
         "route_top3": round(tally.top3 / len(queries), 4),
         "exact_match": {name: round(match[name], 4) for name in ("base", "routed", "oracle", "random", "uniform")},
         "base_told_in_words": round(match["told"], 4),
+        "guessing": round(guessing(asked["told"]), 4),
         "exact_match_before_merge": round(sum(tally.routed[query] for query in touched) / len(touched), 4),
         "exact_match_after_merge": round(after, 4),
         "route_ms": percentiles(tally.route_ms),
@@ -211,9 +212,10 @@ def _conclude(session: Session, result: dict[str, Any]) -> None:
     session.heading("What this shows")
     session.say(
         f"Nobody named a job, and {match['routed']:.0%} of the answers were right: {share:.0%} of what the right adapter gives when it is "
-        f"forced ({match['oracle']:.0%}), where the base model told the task in words reaches {result['base_told_in_words']:.0%}. "
-        f"{events['sent']} uses and outcomes were reported; {counted}. From these the optimizer pruned {len(result['pruned'])} of "
-        f"{len(DECOY_JOBS)} decoys and {lost}, and merged {len(result['merged'])} of {len(DUPLICATED)} pairs of near-duplicates, whose "
-        f"queries were right {result['exact_match_before_merge']:.0%} of the time before, {result['exact_match_after_merge']:.0%} after. "
+        f"forced ({match['oracle']:.0%}), where the base model told the task in words reaches {result['base_told_in_words']:.0%} "
+        f"(guessing among the allowed answers: {result['guessing']:.0%}). {events['sent']} uses and outcomes were reported; {counted}. "
+        f"From these the optimizer pruned {len(result['pruned'])} of {len(DECOY_JOBS)} decoys and {lost}, and merged "
+        f"{len(result['merged'])} of {len(DUPLICATED)} pairs of near-duplicates, whose queries were right {result['exact_match_before_merge']:.0%} of the time "
+        f"before, {result['exact_match_after_merge']:.0%} after. "
         f"It took {result['seconds']:.0f} s."
     )
