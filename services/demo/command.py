@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 from rich.console import Console
 
 from services.demo.session import Session, unused_variables
+from smoa.errors import SmoaError
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ DEMONSTRATIONS = {
             "scaling",
             "routing from 57 adapters to 100,000 or a million, and the arithmetic to a billion",
             "1 to 2 minutes; a million: 10",
-            ("smoa demo scaling --adapters 1000000", "docs/decisions/0008-index-at-scale.md"),
+            ("smoa demo scaling --adapters 1000000", "read docs/decisions/0008-index-at-scale.md"),
             has_plot=True,
         ),
         Demonstration(
@@ -151,7 +153,7 @@ def demo(
     console, demonstration = Console(), DEMONSTRATIONS[name]
     if show_list:
         return _list(console)
-    console.print(f"[bold]smoa demo {name}[/]: {demonstration.shows}. Takes {demonstration.takes} on two cores.", highlight=False)
+    console.print(f"[bold]smoa demo {name}[/]: {demonstration.shows}. On two cores: {demonstration.takes}.", highlight=False)
     own = "broker, catalogue and store" if not kafka else "catalogue and store"
     unused = unused_variables(os.environ)
     heeded = f" {', '.join(unused)}: set, and not used here." if unused else ""
@@ -171,8 +173,11 @@ def demo(
         except click.Abort:
             _forget(session.log, log)
             raise
+        except (SmoaError, grpc.aio.AioRpcError):
+            click.echo(f"the services' log is {session.log}", err=True)
+            raise
     _forget(session.log, log)
-    console.print("\n[bold]What to do next[/]", highlight=False)
+    console.print("\n[bold]What to do next[/] (all but demonstrations and --help ask a stack: `smoa up` in another shell)", highlight=False)
     for step in demonstration.next_steps:
         console.print(f"    {step}", highlight=False)
     if json_path is not None:

@@ -33,6 +33,7 @@ async def run(session: Session) -> dict[str, Any]:
         _show_small(session, records, small)
 
         large = await GrowingLibrary.make(session.console, running, session.adapters)
+        empty_mb = large.disk_mb()
         grown = await large.grow(session.adapters)
         latency, recall = await large.latency(300), await large.recall(50)
         started = time.perf_counter()
@@ -47,6 +48,7 @@ async def run(session: Session) -> dict[str, Any]:
             "listed": len(page.adapters),
             "resident_mb": round(large.resident_mb()),
             "disk_mb": round(large.disk_mb()),
+            "disk_kb_an_adapter": round((large.disk_mb() - empty_mb) * 2**20 / large.size / 1000, 2),
         }
     _show_large(session, big)
     _conclude(session, small, big)
@@ -70,12 +72,13 @@ def _show_small(session: Session, records: list[registry_pb2.Adapter], small: di
         ("what", ">adapters", "which"),
         [(kind, str(count), meaning[kind]) for kind, count in kinds.items()],
     )
-    sizes = Counter(common.Granularity.Name(record.granularity).removeprefix("GRANULARITY_") for record in records)
+    counts = Counter(common.Granularity.Name(record.granularity).removeprefix("GRANULARITY_") for record in records)
+    sizes = ", ".join(f"{count} {size}" for size, count in counts.items())
     example = next(record for record in records if record.name == "med_department")
     session.say(
-        f"Registered in {small['register_s']} s; {small['file_bytes'] / 1000:.0f} KB of files, {dict(sizes)} by size. "
+        f"Registered in {small['register_s']} s; {small['file_bytes'] / 1000:.0f} KB of files, {sizes} by size. "
         f"{small['tagged']} of them carry the tag {TAG}. One record: {example.name}, {example.adapter_id}, rank {example.rank}, "
-        f"found by {example.example_count} examples, tags {', '.join(example.tags)}."
+        f"found by {example.example_count} examples, tags {', '.join(dict.fromkeys(example.tags))}."
     )
 
 
@@ -100,10 +103,9 @@ def _show_large(session: Session, big: dict[str, Any]) -> None:
 
 def _conclude(session: Session, small: dict[str, Any], big: dict[str, Any]) -> None:
     file_kb = small["file_bytes"] / small["adapters"] / 1000
-    each = big["disk_mb"] * 2**20 / (big["adapters"] + small["adapters"])
     session.heading("What this shows")
     session.say(
-        f"An adapter here is {file_kb:.1f} KB of weights in the store and {each / 1000:.1f} KB in the catalogue. {big['adapters']:,} were "
-        f"imported in {big['import_s']:.0f} s without stopping a query, and then one is found in {big['route_ms']['p50']} ms. "
-        f"Their weights, were they there, would be {big['adapters'] * file_kb / 1e6:.1f} GB of files."
+        f"An adapter here is {file_kb:.1f} KB of weights in the store and {big['disk_kb_an_adapter']:.1f} KB in the catalogue. "
+        f"{big['adapters']:,} were imported in {big['import_s']:.0f} s without stopping a query, and then one is found in "
+        f"{big['route_ms']['p50']} ms. Their weights, were they there, would be {big['adapters'] * file_kb / 1e6:.1f} GB of files."
     )

@@ -215,7 +215,7 @@ def _conclude(session: Session, result: dict[str, Any]) -> None:
         f"forced ({match['oracle']:.0%}), where the base model told the task in words reaches {result['base_told_in_words']:.0%} "
         f"(guessing among the allowed answers: {result['guessing']:.0%}). {events['sent']} uses and outcomes were reported; {counted}. "
         f"From these the optimizer pruned {len(result['pruned'])} of {len(DECOY_JOBS)} decoys and {lost}, and merged "
-        f"{len(result['merged'])} of {len(DUPLICATED)} pairs of near-duplicates, whose queries were right {result['exact_match_before_merge']:.0%} of the time "
-        f"before, {result['exact_match_after_merge']:.0%} after. "
+        f"{len(result['merged'])} of {len(DUPLICATED)} pairs of near-duplicates; their queries were right "
+        f"{result['exact_match_before_merge']:.0%} of the time before, {result['exact_match_after_merge']:.0%} after. "
         f"It took {result['seconds']:.0f} s."
     )
