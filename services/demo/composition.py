@@ -53,20 +53,17 @@ async def run(session: Session) -> dict[str, Any]:
 async def _parallel(session: Session, caller: Caller) -> dict[str, dict[str, float]]:
     """Weighted sums, beside each adapter alone: exact match by row and job."""
     trees = {
-        "half and half of two copies": _sum(caller, {ONE: 0.5, COPY: 0.5}),
-        "both, 1 and 1": _sum(caller, {ONE: 1.0, OTHER: 1.0}),
-        "both, half and half": _sum(caller, {ONE: 0.5, OTHER: 0.5}),
+        "half and half of two copies": ({ONE: 0.5, COPY: 0.5}, [ONE]),
+        "both, 1 and 1": ({ONE: 1.0, OTHER: 1.0}, [ONE, OTHER]),
+        "both, half and half": ({ONE: 0.5, OTHER: 0.5}, [ONE, OTHER]),
     }
     queries = {job: queries_of([job], QUERIES) for job in (ONE, OTHER)}
-    match = {
-        "each alone": {
-            job: await caller.exact_match(f"{job} alone", queries[job], lambda query: (caller.refs[query.job],)) for job in queries
-        }
-    }
-    for name, tree in trees.items():
-        composition = await caller.client.compose(name, tree)
-        jobs = [ONE] if COPY in name or "copies" in name else [ONE, OTHER]
-        match[name] = {job: await _composed_match(caller, composition.name, f"{name}: {job}", queries[job]) for job in jobs}
+    match: dict[str, dict[str, float]] = {"each alone": {}}
+    for job, each in queries.items():
+        match["each alone"][job] = await caller.exact_match(f"{job} alone", each, lambda query: (caller.refs[query.job],))
+    for name, (weights, jobs) in trees.items():
+        await caller.client.compose(name, _sum(caller, weights))
+        match[name] = {job: await _composed_match(caller, name, f"{name}: {job}", queries[job]) for job in jobs}
     show_table(
         session.console,
         "Parallel: a weighted sum of adapters in one pass",

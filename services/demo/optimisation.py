@@ -44,7 +44,7 @@ async def run(session: Session) -> dict[str, Any]:
 
         os.kill(running.stack.pid("optimizer"), signal.SIGUSR1)
         with session.console.status("the optimizer prunes, merges, and puts what it merged on trial"):
-            await until("a trial of both merges", 60, lambda: _in_state(caller, common.ADAPTER_STATE_CANARY, len(DUPLICATED)))
+            await until("a trial of both merges", 120, lambda: _in_state(caller, common.ADAPTER_STATE_CANARY, len(DUPLICATED)))
         rounds = await _trials(caller)
         after = await caller.library()
         right_after = await caller.routed_match("after the trials", touched)

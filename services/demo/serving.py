@@ -85,11 +85,13 @@ async def _batch(client: SmoaClient, mixtures: Sequence[Sequence[common.Weighted
         prompt = f"Write a long story about {chooser.choice(SUBJECTS)} and {chooser.choice(SUBJECTS)}, {chooser.randrange(10_000)} words."
         began, times = time.perf_counter(), list[float]()
         async for response in client.stream(prompt, mixture, max_tokens=TOKENS):
-            times += [time.perf_counter()] * response.tokens if response.text else []
+            times += [time.perf_counter()] * response.tokens
         return [began, *times]
 
     answers = await asyncio.gather(*(one(mixture) for mixture in mixtures))
     begin, end = max(times[1] for times in answers), min(times[-1] for times in answers)
+    if end <= begin:  # one answer was over before another began
+        begin, end = min(times[0] for times in answers), max(times[-1] for times in answers)
     tokens = sum(begin < at <= end for times in answers for at in times[1:])
     return tokens / max(end - begin, 1e-9), statistics.mean(times[1] - times[0] for times in answers) * 1000
 
