@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from examples.library import ADAPTERS
 from examples.library.jobs import JOBS
-from services.demo import MAX_EXAMPLES, SEED, Demo, Query, near_duplicate, random_copy
+from services.demo.adapters import SEED, described, near_duplicate, random_copy, trained
+from services.demo.caller import Caller, Query
+from services.demo.showing import run_all
 from services.local import LocalStack, StackSettings, free_port
 from services.optimizer.gate import Gate
 from services.optimizer.joining import key_of
@@ -51,7 +52,7 @@ def _ref(adapter: registry_pb2.Adapter) -> common.WeightedAdapter:
     return common.WeightedAdapter(adapter_id=adapter.adapter_id, version=adapter.version, digest=adapter.digest, weight=1.0)
 
 
-class Library(Demo):
+class Library(Caller):
     """The demonstration's driver, over a library of twins."""
 
     gate_loss = 0.0
@@ -60,44 +61,41 @@ class Library(Demo):
     async def register_twins(self, jobs: Sequence[str]) -> None:
         """Each job's adapter and its near-duplicate."""
         rng = np.random.default_rng(SEED)
-        self.base_model = (await self._client.status()).base_model
         for name in jobs:
-            original = decode((ADAPTERS / f"{name}.safetensors").read_bytes())
-            for seed, adapter in enumerate((original, near_duplicate(original, rng))):
-                examples = [example.input for example in JOBS[name].generate("train", 50, seed)[:MAX_EXAMPLES]]
-                await self._client.register(await self._store.put(encode(adapter)), examples)
+            original = trained(name)
+            pair = (original, near_duplicate(original, rng))
+            await self.register([described(adapter, JOBS[name], seed) for seed, adapter in enumerate(pair)])
 
     async def active(self, *states: common.AdapterState) -> list[registry_pb2.Adapter]:
         """Those in these states; by default, active ones."""
-        return [one async for one in self._client.list_all(states=states or (common.ADAPTER_STATE_ACTIVE,))]
+        return [one async for one in self.client.list_all(states=states or (common.ADAPTER_STATE_ACTIVE,))]
 
-    async def ask(self, label: str, queries: Sequence[Query]) -> tuple[set[Query], Counter[str]]:
+    async def ask_each(self, label: str, queries: Sequence[Query]) -> tuple[set[Query], Counter[str]]:
         """Route, answer and report; which were answered rightly, and how often each adapter was chosen."""
         right: set[Query] = set()
         seen: Counter[str] = Counter()
 
         async def one(query: Query) -> None:
-            decision = await self._client.route(query.text, base_model=self.base_model)
-            answer = await self._answer(query, decision.adapters, decision.decision_id)
-            await self._client.report(decision, success=answer == query.answer, input_text=query.text, output=answer)
+            decision = await self.client.route(query.text, base_model=self.base_model)
+            answer = await self.answer(query.text, decision.adapters, decision.decision_id)
+            await self.client.report(decision, success=answer == query.answer, input_text=query.text, output=answer)
             if answer == query.answer:
                 right.add(query)
             seen.update({adapter.adapter_id for adapter in decision.adapters})
 
-        jobs: list[Callable[[], Awaitable[None]]] = [lambda query=query: one(query) for query in queries]  # type: ignore[misc]
-        await self._all(label, jobs)
+        await run_all(self.console, label, [lambda query=query: one(query) for query in queries])  # type: ignore[misc]
         return right, seen
 
     async def plant_bad_merge(self) -> registry_pb2.Adapter:
         """A child of random weights, on trial for two adapters that do well."""
         parents = sorted(await self.active(), key=lambda one: one.name)[:2]
-        model = decode(await self._store.get(parents[0].digest))
+        model = decode(await self.store.get(parents[0].digest))
         bad = random_copy(model, "planted", np.random.default_rng(SEED), ())
         manifest = bad.manifest.__class__(**{**vars(bad.manifest), "parents": tuple(parent.adapter_id for parent in parents)})
-        digest = await self._store.put(encode(type(bad)(manifest, bad.tensors)))
+        digest = await self.store.put(encode(type(bad)(manifest, bad.tensors)))
         child = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
         self.gate_loss = (await self._gate(parents).compare("public", [_ref(one) for one in parents], child)).worst[1]
-        return await self._client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
+        return await self.client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
 
     def _gate(self, parents: Sequence[registry_pb2.Adapter]) -> Gate:
         """The optimizer's, on the jobs' own training examples."""
@@ -111,7 +109,7 @@ class Library(Demo):
         async def examples(key: str) -> list[Example]:
             return given[key]
 
-        return Gate(self._client, examples)
+        return Gate(self.client, examples)
 
 
 async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folder: Path) -> dict[str, Any]:
@@ -132,7 +130,7 @@ async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folde
         await stack.start()
         try:
             async with SmoaClient(router=settings.router, executor=settings.executor) as client:
-                library = Library(client, AdapterStore(settings.store), console, queries_per_job)
+                library = Library(client, AdapterStore(settings.store), console)
                 return await _measure(library, client, stack, jobs, queries_per_job)
         finally:
             await stack.stop()
@@ -144,16 +142,16 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     queries = [query for ones in asked_of.values() for query in ones]
     random.Random(SEED).shuffle(queries)
     adapters_before = len(await library.active())
-    before, _ = await library.ask("before", queries)
+    before, _ = await library.ask_each("before", queries)
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)
     await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 120)
     rounds = 0
     while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < 40:
         rounds += 1
         wanted = sorted({one.name.removesuffix("-copy") for one in open_now})
-        await library.ask(f"trials, {len(open_now)} open", [query for name in wanted for query in asked_of[name][:A_ROUND]])
+        await library.ask_each(f"trials, {len(open_now)} open", [query for name in wanted for query in asked_of[name][:A_ROUND]])
     adapters_after = len(await library.active())
-    after, _ = await library.ask("after", queries)
+    after, _ = await library.ask_each("after", queries)
 
     told = [LifecycleEvent.FromString(one.value) async for one in read_topic(stack.kafka_bootstrap, LIFECYCLE) if one.value]
     gated = [one.evidence for one in told if one.evidence.get("gate_examples")]
@@ -163,7 +161,7 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     theirs = [query for name in sorted(spoilt) for query in asked_of[name][:A_ROUND]]
     seen = asked = 0
     while (await client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY and asked < 1000:
-        _, chosen = await library.ask("bad merge", theirs)
+        _, chosen = await library.ask_each("bad merge", theirs)
         seen, asked = seen + chosen[child.adapter_id], asked + len(theirs)
     end = await client.get(child.adapter_id)
     return {

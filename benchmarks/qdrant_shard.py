@@ -44,9 +44,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.libraries import generate
 from benchmarks.machine import machine
 from benchmarks.router import BASE
+from examples.generated import generate
 from services.router.index_server import payload_of
 from services.router.library import AdapterRecord, Reach
 from smoa.adapter import new_adapter_id

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.libraries import Library, generate
 from benchmarks.machine import machine
+from examples.generated import Library, generate
 from services.local import free_port, is_serving
 from services.router.index import Vector
 from smoa.adapter import new_adapter_id

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.libraries import Ids, generate
 from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.router import BASE
+from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.cache import RoutingCache
 from services.router.compositions import Compositions

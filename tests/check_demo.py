@@ -16,6 +16,8 @@ def problems(result: dict) -> list[str]:  # type: ignore[type-arg]
         "routed >= 0.9 x oracle": match["routed"] >= 0.9 * match["oracle"],
         "oracle >= 0.6": match["oracle"] >= 0.6,
         "base near 0": match["base"] <= 0.05,
+        "a fair base, of at least 30 queries": result["told_queries"] >= 30,
+        "routed over twice the fair base": match["routed"] > 2 * result["base_told_in_words"],
         "random near 0": match["random"] <= 0.05,
         "uniform under half of routed": match["uniform"] < 0.5 * match["routed"],
         "every event counted once": events["counted"] == events["sent"],

@@ -125,3 +125,26 @@ async def test_a_failed_start_drains_what_was_started(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"^crash: ended 3 times while starting; its last line: no disk$"):
         await supervisor.start()
     assert (tmp_path / "ended").read_text() == "first "
+
+
+async def test_what_a_process_inherits_can_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOA_QDRANT_URL", "http://qdrant.example")
+    seen = tmp_path / "seen"
+
+    async def ready() -> bool:
+        return seen.exists() and bool(seen.read_text())
+
+    program = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(' '.join(os.environ)); time.sleep(60)"
+    spec = Spec(
+        name="child",
+        command=[sys.executable, "-c", program, str(seen)],
+        inherited={"KEPT": "1"},
+        environment={"ADDED": "1"},
+        ready=ready,
+    )
+    supervisor = Supervisor([[spec]], io.StringIO())
+    await supervisor.start()
+    await supervisor.stop()
+    names = seen.read_text().split()
+    assert {"KEPT", "ADDED"} <= set(names)
+    assert "SMOA_QDRANT_URL" not in names

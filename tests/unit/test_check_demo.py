@@ -10,6 +10,8 @@ GOOD = {
     "queries": 224,
     "route_top1": 0.9,
     "exact_match": {"base": 0.0, "routed": 0.88, "oracle": 0.95, "random": 0.0, "uniform": 0.02},
+    "told_queries": 38,
+    "base_told_in_words": 0.2,
     "events": {"sent": 10, "counted": 10},
     "pruned": ["garden_task", "recipe_cuisine", "sports_result", "star_sign"],
     "merged": [["med_department-copy", "med_department"], ["support_intent", "support_intent-copy"]],
@@ -28,6 +30,8 @@ def test_a_good_result_passes() -> None:
     [
         (("route_top1",), 0.8, "route_top1 >= 0.85"),
         (("exact_match", "routed"), 0.85, "routed >= 0.9 x oracle"),
+        (("base_told_in_words",), 0.5, "routed over twice the fair base"),
+        (("told_queries",), 0, "a fair base, of at least 30 queries"),
         (("events", "counted"), 9, "every event counted once"),
         (("pruned",), [], "failing and unneeded decoys pruned"),
         (("useful_pruned",), ["log_severity"], "no useful adapter pruned"),

@@ -7,13 +7,13 @@ would make of the sentences (mean of token vectors), worked out from word sums b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.index import Vector
-from smoa.embedding import StaticEmbedder
+from smoa.embedding import StaticEmbedder, Vector
 
 JOB_WORDS, CUSTOMER_WORDS, COMMON_WORDS = 40, 20, 300
 FROM_JOB, FROM_CUSTOMER, FROM_COMMON = 12, 4, 4
@@ -43,8 +43,13 @@ class Library:
         return [" ".join(self.words[words]) for words in self.sentences(adapters, seed)[:, 0]]
 
 
-def generate(adapters: int, seed: int = 0, jobs: int | None = None, customers: int | None = None) -> tuple[Library, StaticEmbedder]:
-    """A library of so many adapters: a job for every 500 of them, at least 20, a customer for every 200, or as many as are said."""
+def generate(
+    adapters: int, seed: int = 0, jobs: int | None = None, customers: int | None = None, made: Callable[[int], None] = lambda more: None
+) -> tuple[Library, StaticEmbedder]:
+    """A library of so many adapters: a job for every 500 of them, at least 20, a customer for every 200, or as many as are said.
+
+    `made` is told how many more there are.
+    """
     embedder = StaticEmbedder()
     words, sums = embedder.vocabulary()
     rng = np.random.default_rng(seed)
@@ -61,6 +66,7 @@ def generate(adapters: int, seed: int = 0, jobs: int | None = None, customers: i
     for start in range(0, adapters, 2000):
         chunk = np.arange(start, min(start + 2000, adapters))
         library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums)
+        made(len(chunk))
     return library, embedder
 
 
