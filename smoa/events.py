@@ -61,7 +61,7 @@ def event(topic: str, key: str, message: Message) -> Event:
             "event", f"{topic} carries {wanted.DESCRIPTOR.full_name}, not {message.DESCRIPTOR.full_name}", "use its own topic"
         )
     if not key:
-        raise InvalidArgument("event", f"a {topic} event needs a key", "key it as the table of topics in ARCHITECTURE.md says")
+        raise InvalidArgument("event", f"a {topic} event needs a key", "key it by the id that design.md names")
     return Event(topic, key.encode(), message.SerializeToString(deterministic=True), message.DESCRIPTOR.full_name)
 
 

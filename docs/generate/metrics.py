@@ -73,6 +73,15 @@ def metrics_of(service: str) -> list[Metric]:
     return [found[name] for name in sorted(found)]
 
 
+def exposed_names(service: str) -> set[str]:
+    """The names under which Prometheus knows a service's metrics, those of a histogram's parts too."""
+    found = set()
+    for metric in metrics_of(service):
+        name, _ = _exposed(metric)
+        found |= {name, *(f"{name}_{part}" for part in ("bucket", "count", "sum") if metric.type == "histogram")}
+    return found
+
+
 def _exposed(metric: Metric) -> tuple[str, tuple[str, ...]]:
     name = metric.name + ("_total" if metric.type == "counter" else "")
     return name, tuple(getattr(metric, "_labelnames", ()))

@@ -14,6 +14,7 @@ import yaml
 
 from docs.generate.commands import command_tree, commands_of
 from docs.generate.markdown import SERVICES
+from docs.generate.metrics import exposed_names
 from docs.generate.settings import variables
 from tests.documents import ROOT, Block, blocks, documents, inline_commands, problem, simple_commands
 
@@ -47,6 +48,27 @@ def _variables() -> frozenset[str]:
     for path in [*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / ".ci" / "run"]:
         found |= set(re.findall(r"\bSMOA_[A-Z0-9_]*[A-Z0-9]\b", path.read_text()))
     return frozenset(found)
+
+
+@pytest.mark.parametrize("document", ALL)
+def test_every_metric_named_is_shown_by_a_service(document: Path) -> None:
+    named = set(re.findall(r"\bsmoa_(?:router|executor|optimizer)_\w*[a-z]\b", document.read_text()))
+    if named:
+        shown = {name for service in SERVICES for name in exposed_names(service)}
+        assert named <= shown, f"{document}: {sorted(named - shown)} is shown by no service"
+
+
+@pytest.mark.parametrize("document", [*ALL, ROOT / "CHANGELOG.md", ROOT / "docs" / "llms.txt"])
+def test_every_link_points_at_what_is_there(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" not in target and not target.startswith("#"):
+            assert (document.parent / target.partition("#")[0]).exists(), f"{document}: {target} is not there"
+
+
+def test_every_page_is_in_llms_txt() -> None:
+    linked = set(re.findall(r"\]\(([^)\s]+)\): \S", (ROOT / "docs" / "llms.txt").read_text()))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md") if not path.name.startswith("0")}
+    assert linked == pages - {"how-to/index.md", "operations/index.md", "reference/index.md"}
 
 
 @pytest.mark.parametrize("document", ALL)
