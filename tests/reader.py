@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
