@@ -8,10 +8,10 @@ SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format proto proto-check test test-unit demo bench bench-peers library clean
+.PHONY: help setup lint format proto proto-check test test-unit demo docs docs-reference bench bench-peers library clean
 
 help: ## Show every target
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,14 @@ test-unit: setup ## Run the pure tests only
 demo: setup ## Run the whole loop on this machine, with tables; writes build/demo.json
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
+
+docs: setup ## Build the documents into build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
+	@# llms.txt points at the sources, which a program reads better.
+	cd docs && cp --parents $$(find . -name '*.md') ../build/site
+
+docs-reference: setup ## Write docs/reference again from the code
+	$(BIN)/python -m docs.generate
 
 bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 100 minutes)
 	@mkdir -p build

@@ -20,31 +20,50 @@ class ExecutorSettings:
     """Read from SMOA_EXECUTOR_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50052"
+    """host:port to listen on."""
     data_folder: Path = Path("build/data/executor")
+    """Folder of the event spool."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
+    """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
+    """Kafka's address."""
     base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
+    """Name of the model that ships with SMoA, or a folder or hub id of a Llama, SmolLM, Qwen2, Qwen3 or Mistral model."""
     backend: str = "auto"
     """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
     dtype: str = "auto"
     """`auto`: the model's own."""
     device: str = "cpu"
+    """`cpu` or `cuda`."""
     threads: int = 0
+    """Threads of the forward pass; 0: one for each core."""
     rows: int = 16
+    """Requests that are answered at once."""
     context: int = 1024
+    """Most tokens of a prompt and its answer together."""
     step_tokens: int = 128
+    """Most tokens of one step of the model, of prompts and of answers."""
     cache_bytes: int = 384 * MIB
+    """Memory of the key/value cache."""
     slots: int = 32
+    """Adapters that are ready on the device at once."""
     slot_bytes: int = 256 * MIB
+    """Memory of the slots."""
     host_bytes: int = 512 * MIB
+    """Memory of the adapters that are kept outside the slots, to be loaded again without the store."""
     max_rank: int = 64
+    """Highest rank of an adapter that is served."""
     max_waiting: int = 128
+    """Requests that may wait for a row; one more is refused with RESOURCE_EXHAUSTED."""
     max_tokens: int = 512
+    """Most tokens of an answer."""
     advertised_address: str = ""
     """host:port at which callers reach this executor, told to the routers; empty: they do not send anybody here by name."""
     status_interval_s: float = 2.0
+    """How often the routers are told which adapters are here and how busy it is."""
     spool_bytes: int = 128 * 2**20
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
+    """How long running requests may take to finish when the service is stopped."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""

@@ -14,19 +14,33 @@ class OptimizerSettings:
     """Read from SMOA_OPTIMIZER_<FIELD>, or the key in the field's metadata."""
 
     data_folder: Path = Path("build/data/optimizer")
+    """Folder of the worker's heartbeat."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
+    """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
+    """Kafka's address."""
     router: str = field(default="127.0.0.1:50051", metadata={"key": "SMOA_ROUTER"})
+    """Address of the router, through which adapters are changed."""
     instance_id: str = ""
+    """This worker's fixed name in its Kafka group, of each worker its own; empty: none."""
     partitions: int = 4
+    """Partitions of the topics that are made; at most so many workers share the work."""
     interval_s: float = 60.0
+    """How often the library is looked at for what to merge and prune; 0: on SIGUSR1 only."""
     report_interval_s: float = 1.0
+    """How often counts are shown in the registry."""
     dry_run: bool = False
+    """Only log what would be merged and pruned."""
     min_uses: int = 10
+    """An adapter with fewer recent uses is pruned."""
     min_age_s: float = 86400.0
+    """Younger adapters are not pruned."""
     min_success: float = 0.30
+    """An adapter whose success is under this beyond doubt is pruned."""
     min_cosine: float = 0.90
+    """Likeness of weights from which adapters are merged."""
     min_benefit: float = 0.30
+    """Least benefit of a merge: half for each slot that it saves, up to half for likeness, less the gap between the parents' success."""
     canary_share: float = 0.1
     """Of its parents' queries, the share that a merge's child answers while it is on trial; 0 replaces the parents at once."""
     trial_alpha: float = 0.05
@@ -34,8 +48,9 @@ class OptimizerSettings:
     trial_margin: float = 0.10
     """By how much a child may be worse than its parents and still be promoted."""
     trial_max_outcomes: int = 100
+    """After so many outcomes of the child a trial ends by what was seen."""
     trial_max_age_s: float = 7 * 86400.0
-    """After so many outcomes of the child, or so long, a trial ends by what was seen."""
+    """After so long a trial ends by what was seen."""
     purge_after_s: float = 30 * 86400.0
     """How long the weights of what was pruned or merged away are kept; 0: for ever. The router has a grace period of its own."""
     changes_per_hour: int = 1000
@@ -57,6 +72,7 @@ class OptimizerSettings:
     no_examples: str = ""
     """Tenants of whose outcomes no texts are kept, with commas between; * means all."""
     examples_retention_s: float = 30 * 86400.0
+    """How long an example is kept."""
     examples_max_bytes: int = 256 * 2**20
     """Memory of this worker's examples; past it the sets that changed longest ago are forgotten."""
     executor: str = field(default="", metadata={"key": "SMOA_EXECUTOR"})

@@ -11,27 +11,43 @@ class RouterSettings:
     """Read from SMOA_ROUTER_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50051"
+    """host:port to listen on."""
     share_address: bool = False
     """Several routers of one host, each with its own data folder, listen on the same port over one Qdrant server."""
     data_folder: Path = Path("build/data/router")
+    """Folder of the index (without a Qdrant server) and of the event spool."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
+    """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
+    """Kafka's address."""
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
+    """A Qdrant server for the index; empty: SQLite in the data folder, and one router."""
     top_k: int = 3
+    """Most adapters of a decision, where a query does not say."""
     score_threshold: float = 0.15
+    """Least score of an adapter that was imported without examples, so that its scope is not known."""
     min_confidence: float = 0.45
     """Least probability that a query is in an adapter's scope; 0: never abstain for lack of it."""
     temperature: float = 0.01
+    """Of the softmax that makes weights of scores; higher spreads the weight over more adapters."""
     min_weight: float = 0.1
+    """Adapters with a smaller share are left out of a decision."""
     cache_bytes: int = 64 * 2**20
+    """Memory of the decisions that are kept for equal queries."""
     embedding_cache_bytes: int = 16 * 2**20
+    """Memory of the embeddings that are kept for equal texts."""
     record_cache_bytes: int = 32 * 2**20
+    """Memory of the adapters' records that are kept from disk."""
     cache_ttl_s: float = 300.0
+    """How long a decision is given again for an equal query."""
     spool_bytes: int = 128 * 2**20
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
+    """How long running requests may take to finish when the service is stopped."""
     purge_grace_s: float = 7 * 86400.0
+    """How long an adapter must be retired before its weights may be deleted."""
     allow_all_tenants: bool = False
+    """Answer listings over all tenants, which the optimizer needs. Then only trusted callers may reach the port."""
     check_interval_s: float = 1.0
     """How often it is seen whether the index is there."""
     metrics_address: str = ""
