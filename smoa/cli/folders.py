@@ -128,10 +128,12 @@ class FolderImport:
             state = common.AdapterState.Name(kept).removeprefix("ADAPTER_STATE_").lower()
             return Result(str(folder), "there", name, adapter_id, state)
         data = await asyncio.to_thread(self._file_of, folder, name, adapter_id)
-        examples = self._examples or await asyncio.to_thread(self._examples_of, folder)
+        path = None if self._examples else examples_file(folder)
+        examples = self._examples if path is None else await asyncio.to_thread(read_examples, path)
         if len(examples) < MIN_EXAMPLES:
+            too_few = f"{path.name} holds {len(examples)} distinct inputs; " if path else ""
             wanted = f"add {folder / 'examples.txt'}, {MIN_EXAMPLES} to {MAX_EXAMPLES} inputs, one a line"
-            return Result(str(folder), "waiting", name, adapter_id, wanted)
+            return Result(str(folder), "waiting", name, adapter_id, too_few + wanted)
         digest = await self._store.put(data)
         try:
             await self._client.register(digest, examples, labels.tenant)
@@ -165,11 +167,6 @@ class FolderImport:
             specialization=labels.specialization,
         )
         return encode(adapter)
-
-    @staticmethod
-    def _examples_of(folder: Path) -> list[str]:
-        path = examples_file(folder)
-        return [] if path is None else read_examples(path)
 
 
 def summary(results: Sequence[Result], seconds: float) -> str:

@@ -17,7 +17,9 @@ from smoa.cli.bulk import COLUMNS, import_jsonl
 from smoa.cli.folders import FolderImport, Labels, Result, find_folders, names_of, summary
 from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option
 from smoa.client import SmoaClient
+from smoa.errors import InvalidArgument
 from smoa.example_inputs import read_examples
+from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import import_folder
 from smoa.store import AdapterStore
 
@@ -85,6 +87,10 @@ def import_command(
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
     examples = read_examples(examples_path) if examples_path is not None else []
+    if examples_path is not None and len(examples) < MIN_EXAMPLES:
+        raise InvalidArgument(
+            "examples", f"{examples_path} holds {len(examples)} distinct inputs", f"give {MIN_EXAMPLES} to {MAX_EXAMPLES}"
+        )
     results, started = [*failed], time.monotonic()
 
     async def work(progress: Progress) -> None:
@@ -104,8 +110,9 @@ def import_command(
         for result in failed:
             click.echo(json.dumps(result._asdict()))
     try:
-        with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
-            asyncio.run(work(progress))
+        if found:
+            with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
+                asyncio.run(work(progress))
     finally:
         if not as_json and results:
             click.echo(summary(results, time.monotonic() - started))

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from smoa.errors import FailedPrecondition
+from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.v1 import common_pb2 as common
 from tests.command_support import SMOA, said_by
 from tests.integration.router_support import RouterWorld, running_router
@@ -55,6 +55,7 @@ async def test_a_tree_is_imported_and_what_is_left_is_done_by_the_same_command(w
     assert set(listed) == {"tickets", "refunds"}
     assert (listed["tickets"].example_count, listed["tickets"].kind) == (8, common.ADAPTER_KIND_LORA)
 
+    assert f"waiting: {tree / 'few'}: train.jsonl holds 4 distinct inputs; add {tree / 'few' / 'examples.txt'}, " in said
     (tree / "bare" / "examples.txt").write_text("\n".join(f"what is {number}?" for number in range(5)))
     write_folder(tree / "broken", 9)
     (await world.client.retire("public", listed["refunds"].adapter_id, "by the test"))
@@ -75,6 +76,10 @@ async def test_examples_and_labels_for_all(world: RouterWorld, tmp_path: Path) -
     ] * 2
     named = await said_by(*command(world, folders[0], "--name", "c", "--examples", str(examples), "--json"))
     assert json.loads(named[1])["name"] == "c"  # of another tenant, so another adapter
+    with pytest.raises(InvalidArgument, match=r"^examples: .*train.jsonl holds 3 distinct inputs; give 5 to 50$"):
+        await said_by(*command(world, *folders, "--examples", str(write_training(tmp_path, "a", lines=3))))
+    code, said, _ = await said_by("adapter", "import", str(tmp_path / "nothing"), "--executor", "127.0.0.1:1")
+    assert (code, f"failed: {tmp_path / 'nothing'}: is not there; " in said) == (1, True)
     code, _, said = await said_by(*command(world, *folders, "--name", "c"))
     assert (code, "--name and --output are for a single folder, not 2" in said) == (2, True)
 
