@@ -39,22 +39,12 @@ def queries_of(names: Iterable[str], each: int, seed: int = SEED) -> list[Query]
 def told_in_words(job: Job, text: str) -> str:
     """A prompt that says what the job is, for a base model without an adapter."""
     task = job.description.replace("Names ", "Name ", 1).replace("Says ", "Say ", 1)
-    return f"{task.removesuffix('.')}, as one of these categories: {', '.join(job.labels)}.\n\nText: {text}\nCategory:"
+    return f"{task} Answer with one word, one of: {', '.join(job.labels)}.\n\n{text}"
 
 
 def guessing(queries: Sequence[Query]) -> float:
     """Share of the queries that a guess among the allowed labels would answer rightly."""
     return sum(1 / len(JOBS[query.job].labels) for query in queries) / len(queries)
-
-
-def label_in(answer: str, labels: Sequence[str]) -> str:
-    """The label that an answer names first, whatever surrounds it; empty if it names none."""
-    places = {label: f" {_plain(answer)} ".find(f" {_plain(label)} ") for label in labels}
-    return min((label for label in labels if places[label] >= 0), key=lambda label: places[label], default="")
-
-
-def _plain(text: str) -> str:
-    return " ".join("".join(character if character.isalnum() else " " for character in text.lower()).split())
 
 
 @dataclass
@@ -139,12 +129,17 @@ class Caller:
         return sum(right) / len(right)
 
     async def told_match(self, label: str, queries: Sequence[Query]) -> float:
-        """Share of the queries that the base model answers rightly when it is told the task in words: the right label is named first."""
+        """Share of the queries for which the base model, told the task in words, finds the right one of the allowed answers likeliest.
+
+        Left to write what it likes, it seldom gives one of them at all.
+        """
         right: list[bool] = []
 
         async def one(query: Query) -> None:
             job = JOBS[query.job]
-            right.append(label_in(await self.answer(told_in_words(job, query.text), ()), job.labels) == query.answer)
+            prompt = told_in_words(job, query.text)
+            likelihoods = {answer: sum(await self.client.score(prompt, answer)) for answer in job.labels}
+            right.append(max(job.labels, key=likelihoods.__getitem__) == query.answer)
 
         await run_all(self.console, label, [lambda query=query: one(query) for query in queries])  # type: ignore[misc]
         return sum(right) / len(right)

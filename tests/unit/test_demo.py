@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.demo import demo
 from services.demo.adapters import job_of, library_of_57
-from services.demo.caller import label_in, queries_of, told_in_words
+from services.demo.caller import guessing, queries_of, told_in_words
 from services.demo.command import DEFAULT, DEMONSTRATIONS
 from services.demo.scaling import arithmetic
 from services.demo.session import Session, own_environment, unused_variables
@@ -79,19 +79,15 @@ def test_the_arithmetic_to_a_billion_is_the_decisions() -> None:
     assert billion["fill_hours_one_writer"] == pytest.approx(93, abs=0.5)
 
 
-@pytest.mark.parametrize(
-    ("answer", "label"),
-    [("Refund", "refund"), ("It is a refund.", "refund"), ("shipping, not refund", "shipping"), ("refunded", ""), ("I cannot say", "")],
-)
-def test_an_answer_in_words_counts_by_the_label_it_names_first(answer: str, label: str) -> None:
-    assert label_in(answer, ("shipping", "refund")) == label
-
-
 def test_told_in_words_holds_the_task_the_text_and_every_label() -> None:
     prompt = told_in_words(JOBS["med_department"], "my knee hurts")
     assert "hospital department" in prompt
     assert "my knee hurts" in prompt
     assert all(label in prompt for label in JOBS["med_department"].labels)
+
+
+def test_guessing_is_one_of_the_labels() -> None:
+    assert guessing(queries_of(["fin_headline"], 3)) == pytest.approx(1 / 3)  # up, down, flat
 
 
 def test_queries_of_a_job_are_the_same_each_time() -> None:
