@@ -17,7 +17,7 @@ from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.dlq import dead_letters
 from services.optimizer.propose import propose_command
 from services.optimizer.settings import APP_ID
-from smoa.cli.names import RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
+from smoa.cli.names import PROTECTED, RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
 from smoa.cli.tables import show_table
 from smoa.cli.top import words_of
@@ -160,7 +160,8 @@ def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json:
 def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: bool) -> None:
     """Bring ADAPTER back: a pruned one is restored; a merged one, or the child of a merge, has its whole merge undone.
 
-    The optimizer does not try the same merge again. To keep it from pruning the adapter again: smoa adapter pin.
+    What came back is left alone until there is a whole window of new evidence, and then judged by that. The optimizer does not try the same
+    merge again. To keep its hands off for good: smoa adapter pin.
     """
 
     async def work(client: SmoaClient) -> tuple[str, dict[str, object]]:
@@ -171,10 +172,12 @@ def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: b
             names = await names_of(client, [(tenant, parent) for parent in child.parents])
             parents = ", ".join(f"{names.get(parent, '')} {parent}" for parent in child.parents)
             said = f"{child.name} {child.adapter_id} is retired; active again: {parents}"
+            if found.state != common.ADAPTER_STATE_CANARY:  # during a trial its parents go on, so none of them came back
+                said += f"\n{PROTECTED}"
             return said, {"retired": child.adapter_id, "active": list(child.parents)}
         if found.state == common.ADAPTER_STATE_RETIRED:
             restored = await client.restore(tenant, found.adapter_id)
-            return f"{restored.name} is active again", {"active": [restored.adapter_id]}
+            return f"{restored.name} is active again\n{PROTECTED}", {"active": [restored.adapter_id]}
         raise FailedPrecondition(
             f"adapter: {found.name} {found.adapter_id} is neither retired nor the child of a merge, so there is nothing to undo"
         )

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict
 
 from smoa.adapter import decode
 from smoa.cli.importing import import_command
-from smoa.cli.names import LIVE, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
+from smoa.cli.names import LIVE, PROTECTED, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
 from smoa.cli.options import address_of, check_store, json_lines_option, router_option, store_option, tenant_option, with_client
 from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
@@ -156,6 +156,7 @@ def restore(adapter: str, tenant: str, as_json: bool, router: str) -> None:
         return await client.restore(tenant, (await find_adapter(client, adapter, tenant, RETIRED)).adapter_id)
 
     _show(with_client(router, work), as_json)
+    click.echo(f"note: {PROTECTED}", err=True)
 
 
 @adapter_group.command("pin")

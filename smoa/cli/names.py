@@ -22,6 +22,11 @@ RETIRED: Final = (common.ADAPTER_STATE_RETIRED,)
 MAX_SCANNED: Final = 20_000
 """A beginning is looked for among so many; listing them takes a few seconds."""
 SHOWN: Final = 10
+PROTECTED: Final = (
+    "no automatic change touches what came back until there is a whole window of new evidence "
+    "(SMOA_OPTIMIZER_HALF_LIFE_S of the optimizer, 7 days unless set); then only that is judged"
+)
+"""What whoever brings an adapter back is told."""
 
 
 adapter_argument = click.argument("adapter")

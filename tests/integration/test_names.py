@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from services.optimizer.commands import optimizer_group
 from smoa.cli.main import cli
-from smoa.cli.names import find_adapter
+from smoa.cli.names import PROTECTED, find_adapter
 from smoa.errors import InvalidArgument, NotFound, SmoaError
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -78,7 +78,7 @@ async def test_of_one_name_the_adapter_is_meant_that_the_command_can_act_on(worl
     assert json.loads(await _said(world, "adapter", "pin", "tickets", "--json"))["adapter_id"] == second.adapter_id
     assert json.loads(await _said(world, "adapter", "restore", "tickets"))["adapter_id"] == first.adapter_id
     await world.client.retire("public", first.adapter_id, "0 uses of late")
-    assert await _said(world, "optimizer", "undo", "tickets") == "tickets is active again\n"
+    assert await _said(world, "optimizer", "undo", "tickets") == f"tickets is active again\n{PROTECTED}\n"
     await world.client.retire("public", first.adapter_id, "0 uses of late")
     assert json.loads(await _said(world, "optimizer", "undo", "tickets", "--json")) == {"active": [first.adapter_id]}
 

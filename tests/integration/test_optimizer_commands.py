@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from services.local import free_port
 from services.optimizer.commands import optimizer_group
+from smoa.cli.names import PROTECTED
 from smoa.errors import FailedPrecondition
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES
 from smoa.v1 import common_pb2 as common
@@ -67,7 +68,10 @@ async def test_history_has_the_numbers_and_undo_brings_a_merge_back(world: _Worl
     for adapter in (*parents, child):  # the name beside the whole id
         assert any(f"│ {adapter.name} " in line and adapter.adapter_id in line for line in history.splitlines())
     said = await world.said("undo", "a")
-    assert said == f"child {child.adapter_id} is retired; active again: {', '.join(f'{one.name} {one.adapter_id}' for one in parents)}\n"
+    assert (
+        said
+        == f"child {child.adapter_id} is retired; active again: {', '.join(f'{one.name} {one.adapter_id}' for one in parents)}\n{PROTECTED}\n"
+    )
     active = {adapter.name async for adapter in world.router.client.list_all()}
     assert active == {"a", "b", "other"}
     with pytest.raises(FailedPrecondition, match=r"is neither retired nor the child of a merge"):
@@ -78,7 +82,7 @@ async def test_undo_restores_what_was_pruned_and_ends_a_trial(world: _World) -> 
     _, child = await _merged(world, 0.2)
     other = await world.router.register(MONEY, name="other")
     await world.router.client.retire("public", other.adapter_id, "0 uses of late, under 10")
-    assert await world.said("undo", other.adapter_id) == "other is active again\n"
+    assert await world.said("undo", other.adapter_id) == f"other is active again\n{PROTECTED}\n"
     assert (await world.said("undo", child.adapter_id)).startswith(f"child {child.adapter_id} is retired")
     assert (await world.router.client.get(child.adapter_id)).state == common.ADAPTER_STATE_RETIRED
 

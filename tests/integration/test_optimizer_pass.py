@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -138,3 +139,27 @@ async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is
         purged = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_PURGED])]
         assert {a.name for a in purged} == {"unused", "twin-a", "twin-b"}
         assert not any(digest in str(path) for path in Path(world.store.location).rglob("*") for digest in [a.digest for a in purged])
+
+
+async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
+    """The broker's log is gone: the counts of the new one are a few of one job, and every other adapter was "not used of late"."""
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        await _library(world)
+        began_us = time.time_ns() // 1000
+        lost = Optimizer(world.client, world.store, RULES, lambda _: began_us, False, 100)
+        report = await lost.run_pass()
+        assert (report.pruned, report.merged) == ([], [])
+
+
+async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(tmp_path: Path) -> None:
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        await _library(world)
+        assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
+        [failing] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
+        await world.client.restore("public", failing.adapter_id)
+        for _ in range(2):
+            assert (await _pass(world)).pruned == []
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await world.client.report_statistics("public", failing.adapter_id, registry_pb2.AdapterStatistics(uses=3))
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert (await world.client.get(failing.adapter_id)).statistics.uses == 40
