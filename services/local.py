@@ -28,6 +28,7 @@ __all__ = ["LocalStack", "StackSettings", "free_port", "is_serving", "up"]
 
 LOCK_WAIT_S = 0.5
 """A command that looks whether the stack runs holds the folder's lock for a moment."""
+DRAIN_WAIT_S = 30.0
 FOR_COMMANDS = {
     "SMOA_KAFKA_BOOTSTRAP": ("--kafka", "SMOA_UP_KAFKA"),
     "SMOA_QDRANT_URL": ("--qdrant", "SMOA_UP_QDRANT"),
@@ -153,14 +154,21 @@ class LocalStack:
         return found
 
     async def _take_folder(self) -> None:
+        """Lock the folder. The processes hold the lock, too: those of a `smoa up` that was killed end a little later than it."""
         lock = (self.settings.data / LOCK).open("w")
-        deadline = time.monotonic() + LOCK_WAIT_S
+        whose = read_stack(self.settings.data)
+        killed = whose is not None and not _exists(whose.pid)
+        deadline = time.monotonic() + (DRAIN_WAIT_S if killed else LOCK_WAIT_S)
+        told = not killed
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if time.monotonic() < deadline:
+                    if not told:
+                        told = True
+                        print("waiting for the processes of the last `smoa up` here to end; it was killed", file=self._log or sys.stdout)
                     await asyncio.sleep(0.05)
                     continue
                 lock.close()
@@ -170,6 +178,10 @@ class LocalStack:
                     f"{self.settings.data}), stop it, or give another --data"
                 ) from error
         self._lock = lock
+
+    @property
+    def _held(self) -> tuple[int, ...]:
+        return () if self._lock is None else (self._lock.fileno(),)
 
     def _broker_spec(self, address: Path) -> Spec:
         async def listens() -> bool:
@@ -188,6 +200,7 @@ class LocalStack:
             command=[sys.executable, "-m", "services.broker", str(address), "--data", str(self.settings.data / "broker")],
             environment={"PYTHONUNBUFFERED": "1", **self.settings.environment},
             inherited=self.settings.inherited,
+            held=self._held,
             ready=listens,
         )
 
@@ -216,7 +229,7 @@ class LocalStack:
         def spec(name: str, ready: object) -> Spec:
             assert callable(ready)
             command = [sys.executable, "-m", f"services.{name}"]
-            return Spec(name=name, command=command, environment=shared, inherited=settings.inherited, ready=ready)
+            return Spec(name=name, command=command, environment=shared, inherited=settings.inherited, held=self._held, ready=ready)
 
         heartbeat.unlink(missing_ok=True)
         ready = {
@@ -229,6 +242,16 @@ class LocalStack:
     async def _optimizer_beats(self, heartbeat: Path) -> bool:
         """True when the heartbeat is the running process's own."""
         return heartbeat.exists() and heartbeat.read_text() == str(self.pid("optimizer"))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 async def is_serving(address: str) -> bool:

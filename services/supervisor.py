@@ -34,6 +34,8 @@ class Spec:
     environment: Mapping[str, str] = field(default_factory=dict)
     inherited: Mapping[str, str] | None = None
     """What `environment` is added to; None: this process's own."""
+    held: Sequence[int] = ()
+    """File descriptors that stay open in it."""
     ready: Callable[[], Awaitable[bool]]
     quiet_s: float = 120.0
     """It is given up when it is not ready and has neither printed a line nor computed for so long."""
@@ -139,6 +141,7 @@ class Managed:
                     **self.spec.environment,
                     SUPERVISOR_PID: str(os.getpid()),
                 },
+                pass_fds=self.spec.held,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which drains in order

@@ -46,7 +46,7 @@ class Stack:
 
     @property
     def running(self) -> bool:
-        """True while its `smoa up` runs: that holds the folder's lock, which the kernel takes from it when it ends in any way."""
+        """True while its `smoa up` or one of its processes runs: they hold the folder's lock until they end, in whatever way."""
         try:
             with (Path(self.data) / LOCK).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -46,7 +46,6 @@ def cli() -> None:
     Ask it:                 smoa route "..."   smoa generate "..."
     Say how it went:        smoa report DECISION --success
 
-    \b
     Commands take the addresses of router, executor, broker and store from an option (--router ...), else from its variable
     (SMOA_ROUTER ...), else from the data folder of the local stack (--stack, SMOA_STACK, or ./smoa-data), else a default.
     """  # noqa: D301  the escape tells click to keep the lines

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import io
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ async def test_a_second_one_on_the_folder_says_whose_it_is(tmp_path: Path) -> No
     assert said.endswith(
         f"router 127.0.0.1:1, executor 127.0.0.1:2, broker 127.0.0.1:3); use that one (--stack {tmp_path}), stop it, or give another --data"
     )
+
+
+async def test_the_processes_of_one_that_was_killed_are_waited_for(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    Stack(data=str(tmp_path), router="127.0.0.1:1", executor="127.0.0.1:2", store="s", pid=killed.pid, started_at_s=0.0).write()
+    log = io.StringIO()
+    with (tmp_path / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        draining = subprocess.Popen(["sleep", "1"], pass_fds=[lock.fileno()])
+    stack = LocalStack(_settings(tmp_path), log)
+    await stack._take_folder()
+    await stack.stop()
+    assert draining.wait(0) == 0
+    assert log.getvalue() == "waiting for the processes of the last `smoa up` here to end; it was killed\n"
 
 
 async def test_a_command_that_looks_does_not_keep_a_stack_from_its_folder(tmp_path: Path) -> None:
