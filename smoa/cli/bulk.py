@@ -60,25 +60,28 @@ def import_jsonl(path: Path, router: str, tenant: str, *, files_unchecked: bool,
     note = path.with_name(path.name + ".imported")
     with path.open("rb") as lines:
         total = sum(1 for _ in lines)
-    skip = min(int(note.read_text()), total) if note.exists() else 0
+    noted = [int(number) for number in note.read_text().split()] if note.exists() else []
+    skip, missing = [*noted, 0, 0][:2]  # lines that were done before, and those of them whose file is not there
+    skip = min(skip, total)
 
     async def work(progress: Progress) -> registry_pb2.ImportAdaptersResponse:
         task, answer = progress.add_task("importing", total=total, completed=skip), registry_pb2.ImportAdaptersResponse()
         async with SmoaClient(router=router) as client:
             async for answer in client.import_adapters(batches(path, skip), tenant, files_unchecked=files_unchecked):
-                note.write_text(str(skip + answer.durable))
+                note.write_text(f"{skip + answer.durable} {missing + answer.missing}")
                 progress.update(task, completed=skip + answer.durable)
         return answer
 
     with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
         done = asyncio.run(work(progress))
     note.unlink(missing_ok=True)
+    missing += done.missing
     if as_json:
-        return click.echo(json.dumps({"lines": total, "done_before": skip, "added": done.added, "missing": done.missing}))
+        return click.echo(json.dumps({"lines": total, "done_before": skip, "added": done.added, "missing": missing}))
     click.echo(f"{total:,} lines: {done.added:,} adapters added" + (f", {skip:,} lines were done before" if skip else ""))
-    if done.missing:
+    if missing:
         click.echo(
-            f"not there: the files of {done.missing:,} of them are not in the router's store. "
+            f"not there: the files of {missing:,} of them are not in the router's store. "
             "They are kept as `missing` and never routed to; put their files there, then give this command again."
         )
     return None

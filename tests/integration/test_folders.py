@@ -84,6 +84,17 @@ async def test_examples_and_labels_for_all(world: RouterWorld, tmp_path: Path) -
     assert (code, "--name and --output are for a single folder, not 2" in said) == (2, True)
 
 
+async def test_a_single_folder_is_only_written_as_a_file_where_that_is_asked_for(world: RouterWorld, tmp_path: Path) -> None:
+    folder, file = write_folder(tmp_path / "tickets"), tmp_path / "tickets.safetensors"
+    code, said, _ = await said_by("adapter", "import", str(folder), "-o", str(file), "--base-model", "base-a", "--tag", "x")
+    assert (code, said.startswith(f"{file}: NANO lora ")) == (0, True)
+    assert [one async for one in world.client.list_all()] == []
+    address = ["--router", world.address, "--store", world.store.location]
+    _, said, _ = await said_by("adapter", "push", str(file), "--examples", str(write_training(tmp_path, "a question")), *address)
+    await said_by("adapter", "export", json.loads(said)["adapter_id"], str(tmp_path / "back"), *address)
+    assert (tmp_path / "back" / "adapter_model.safetensors").is_file()
+
+
 async def test_another_store_than_the_routers_is_said_at_once(world: RouterWorld, tmp_path: Path) -> None:
     for seed in range(20):
         write_training(write_folder(tmp_path / "runs" / str(seed), seed), "a question")

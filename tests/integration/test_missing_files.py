@@ -123,6 +123,9 @@ async def test_the_command_says_which_are_not_there(world: RouterWorld, tmp_path
     assert await world.routed(KNEES[0], score_threshold=-1.0) == []
     code, said, _ = await said_by("adapter", "import", "--jsonl", str(lines), "--json", *address)
     assert json.loads(said) == {"lines": 5, "done_before": 0, "added": 0, "missing": 5}
+    (tmp_path / "five.jsonl.imported").write_text("3 3")  # as if it had been killed then
+    code, said, _ = await said_by("adapter", "import", "--jsonl", str(lines), "--json", *address)
+    assert json.loads(said) == {"lines": 5, "done_before": 3, "added": 0, "missing": 5}
     code, said, _ = await said_by("adapter", "list", "--json", *address)
     assert [json.loads(line)["state"] for line in said.splitlines()] == ["ADAPTER_STATE_MISSING"] * 5
     code, said, _ = await said_by("adapter", "import", "--jsonl", str(lines), "--no-file-check", *address)
