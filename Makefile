@@ -59,7 +59,7 @@ demo: setup ## Run the whole loop on this machine, with tables; writes build/dem
 docs: setup ## Build the documents into build/site; a broken link is an error
 	$(BIN)/mkdocs build --strict --quiet
 	@# llms.txt points at the sources, which a program reads better.
-	cd docs && cp --parents $$(find . -name '*.md') ../build/site
+	cd docs && cp -L --parents $$(find . -name '*.md') ../build/site
 
 docs-reference: setup ## Write docs/reference again from the code
 	$(BIN)/python -m docs.generate

@@ -1,1 +1,1 @@
-"""Writes docs/reference from the code: `make docs-reference`. A unit test fails when the pages are stale."""
+"""Writes docs/reference from the code, and the list of decisions: `make docs-reference`. A unit test fails when the pages are stale."""

@@ -1,30 +1,32 @@
-"""`python -m docs.generate`: write docs/reference."""
+"""`python -m docs.generate`: write docs/reference, and the list of decisions."""
 
 from __future__ import annotations
 
 from docs.generate.commands import commands_page
+from docs.generate.decisions import decisions_page
 from docs.generate.errors import errors_page
 from docs.generate.markdown import ROOT
 from docs.generate.metrics import metrics_page
 from docs.generate.protos import protos_page
 from docs.generate.settings import settings_page
 
-FOLDER = ROOT / "docs" / "reference"
+FOLDER = ROOT / "docs"
 PAGES = {
-    "settings.md": settings_page,
-    "commands.md": commands_page,
-    "metrics.md": metrics_page,
-    "errors.md": errors_page,
-    "protos.md": protos_page,
+    "reference/settings.md": settings_page,
+    "reference/commands.md": commands_page,
+    "reference/metrics.md": metrics_page,
+    "reference/errors.md": errors_page,
+    "reference/protos.md": protos_page,
+    "decisions/index.md": decisions_page,
 }
 
 
 def main() -> None:
     """Write the pages."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / name).write_text(page())
-        print(f"wrote {(FOLDER / name).relative_to(ROOT)}")
+        print(f"wrote docs/{name}")
 
 
 if __name__ == "__main__":

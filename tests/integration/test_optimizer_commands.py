@@ -68,10 +68,8 @@ async def test_history_has_the_numbers_and_undo_brings_a_merge_back(world: _Worl
     for adapter in (*parents, child):  # the name beside the whole id
         assert any(f"│ {adapter.name} " in line and adapter.adapter_id in line for line in history.splitlines())
     said = await world.said("undo", "a")
-    assert (
-        said
-        == f"child {child.adapter_id} is retired; active again: {', '.join(f'{one.name} {one.adapter_id}' for one in parents)}\n{PROTECTED}\n"
-    )
+    back = ", ".join(f"{one.name} {one.adapter_id}" for one in parents)
+    assert said == f"child {child.adapter_id} is retired; active again: {back}\n{PROTECTED}\n"
     active = {adapter.name async for adapter in world.router.client.list_all()}
     assert active == {"a", "b", "other"}
     with pytest.raises(FailedPrecondition, match=r"is neither retired nor the child of a merge"):
