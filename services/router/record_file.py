@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS adapters (
   record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
+CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
 CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;

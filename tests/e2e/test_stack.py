@@ -270,8 +270,8 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
         assert code == 0, err
         return out
 
-    # Third parties' noise is out of the log.
-    ours = re.compile(r"\w+ +\| (broker on |starting for |\S+Z [A-Z]+ (smoa|services)\.)")
+    # Third parties' noise is out of the log; their warnings and errors are not.
+    ours = re.compile(r"\w+ +\| (broker on |starting for |\S+Z (WARNING|ERROR|INFO (smoa|services)\.))")
     assert [line for line in (tmp_path / "stack.log").read_text().splitlines() if not ours.match(line)] == []
 
     data, file = str(tmp_path / "tickets.jsonl"), str(tmp_path / "tickets.safetensors")
@@ -289,7 +289,8 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     assert (code, usage[:11]) == (0, "[1 adapters")
     assert text.strip()
     whole = json.loads(await good("generate", pairs[0].input, "--max-tokens", "4", "--json"))
-    assert (whole["text"].strip(), whole["usage"]["completion_tokens"]) == (text.strip(), 4)
+    assert whole["text"].strip() == text.strip()
+    assert 0 < whole["usage"]["completion_tokens"] <= 4
     assert whole["decision"]["adapters"][0]["adapter_id"] == name
     tree = tmp_path / "tree.json"
     tree.write_text(

@@ -12,7 +12,8 @@ import pytest
 from services.router import index_local, pool
 from services.router.index import Vector
 from services.router.index_local import FILE, LocalIndex
-from services.router.library import AdapterRecord, Reach, Scope
+from services.router.library import EVERY_STATE, AdapterRecord, Reach, Scope
+from services.router.record_file import RecordFile
 from smoa.errors import FailedPrecondition
 from tests.contract.test_adapter_index import PUBLIC, record
 
@@ -133,3 +134,15 @@ async def test_labels_of_retired_adapters_are_no_trouble_after_a_restart(tmp_pat
     found = await index.search(vectors[3], dataclasses.replace(PUBLIC, any_labels=("x",)), 200)
     await index.close()
     assert {one.ref.adapter_id for one in found} == {one.adapter_id for one in records[:80]}
+
+
+def test_a_name_is_found_without_reading_every_record(tmp_path: Path) -> None:
+    file = RecordFile(tmp_path / "index.sqlite")
+    asked: list[str] = []
+    file._database.set_trace_callback(asked.append)
+    file.scroll(Scope(tenant="public", states=EVERY_STATE, name="tickets"), "", 10)
+    file._database.set_trace_callback(None)
+    plans = [str(file._database.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()) for query in asked if "tenant = " in query]
+    assert len(plans) == 1
+    assert "adapters_name (tenant=? AND name=?" in plans[0]
+    file.close()
