@@ -187,7 +187,7 @@ class Stage(ABC, Generic[P]):
         """A batch of what stands at [begin, end); False when this worker must not go on."""
         self._moved()
         found = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, MESSAGES_AT_ONCE)
-        _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, begin, end, len(found))
+        _log.info("%s %d: the client passed over %d to %d; %d messages are read from the log now", *tp, begin, end, len(found))
         if not found:
             self._next[tp] = end  # a hole, which nothing will come from
             return True
@@ -205,7 +205,13 @@ class Stage(ABC, Generic[P]):
             wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
             if one.offset > wanted:
                 left_out = await read_range(self._settings.kafka_bootstrap, *tp, wanted, one.offset, GAP_AT_ONCE)
-                _log.info("%s %d: %d to %d did not come; read %d", tp.topic, tp.partition, wanted, one.offset, len(left_out))
+                _log.info(
+                    "%s %d: Kafka's client passed over %d to %d; %d messages are read from the log now",
+                    *tp,
+                    wanted,
+                    one.offset,
+                    len(left_out),
+                )
                 taken[tp] += left_out
                 if len(left_out) == GAP_AT_ONCE:
                     return dict(taken), False

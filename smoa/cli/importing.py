@@ -15,7 +15,7 @@ from rich.progress import Progress
 from smoa.adapter import SPECIALIZATIONS, encode
 from smoa.cli.bulk import COLUMNS, import_jsonl
 from smoa.cli.folders import FolderImport, Labels, Result, find_folders, names_of, summary
-from smoa.cli.options import executor_option, json_lines_option, router_option, store_option, tenant_option
+from smoa.cli.options import check_store, executor_option, json_lines_option, router_option, store_option, tenant_option
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.example_inputs import read_examples
@@ -86,6 +86,7 @@ def import_command(
         output.write_bytes(encode(adapter))
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
+    check_store()
     examples = read_examples(examples_path) if examples_path is not None else []
     if examples_path is not None and len(examples) < MIN_EXAMPLES:
         raise InvalidArgument(
