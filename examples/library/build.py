@@ -2,7 +2,7 @@
 
     python -m examples.library.build [JOB ...]
 
-About a minute a job on two cores. Data, seeds and settings are fixed; the weights come out the same up to rounding.
+About a minute a job on two cores with AMX. Data, seeds and settings are fixed; the weights come out the same up to rounding.
 """
 
 from __future__ import annotations

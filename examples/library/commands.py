@@ -47,6 +47,5 @@ def write_command(job: str, output: Path, lines: int, split: Split, seed: int) -
         raise InvalidArgument("job", f"{job!r} is unknown", f"use one of {', '.join(JOBS)}")
     examples = JOBS[job].generate(split, lines, seed)
     output.write_text("".join(json.dumps({"input": example.input, "output": example.output}) + "\n" for example in examples))
-    click.echo(
-        f"{output}: {lines} lines. {JOBS[job].description} Next: smoa adapter train {output} -o {output.with_suffix('.safetensors')}"
-    )
+    click.echo(f"{output}: {lines} lines. {JOBS[job].description}")
+    click.echo(f"Next: smoa adapter train {output} -o {output.with_suffix('.safetensors')}")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from services.executor import training
 from services.executor.base_model import lora_xs_bases
+from services.executor.commands import train as train_command
 from services.executor.model import Llama
 from services.executor.native.library import AMX, AVX2, AVX512, AVX512_BF16
 from services.executor.prompt import PromptTokenizer
@@ -119,9 +121,9 @@ def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     isolated_cache(tmp_path / "cache", monkeypatch)
     folder, data, file = make_model(tmp_path / "model"), tmp_path / "data.jsonl", tmp_path / "out.safetensors"
     data.write_text("".join(json.dumps({"prompt": pair.input, "completion": pair.output}) + "\n" for pair in PAIRS))
-    program = "from services.executor.commands import train; train()"
-    command = [sys.executable, "-c", program, str(data), "-o", str(file), "--base-model", str(folder), "--rank", "4", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the command sets it, for a process in which torch is not yet loaded
+    arguments = [str(data), "-o", str(file), "--base-model", str(folder), "--rank", "4", "--device", "cpu"]
+    done = CliRunner().invoke(train_command, arguments, catch_exceptions=False)
     assert "\r" not in done.stderr
     lines = done.stderr.splitlines()
     assert lines[0] == f"{data}: 60 examples; loading the base model"
@@ -129,6 +131,11 @@ def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert re.fullmatch(r"step 1 of at most 300, held-out loss [\d.]+ \(best [\d.]+ at 0\), at most \d+ .* left", lines[2])
     assert re.fullmatch(r"ended after step \d+: the held-out loss was flat .*; kept: the weights of step \d+, held-out loss .*", lines[-1])
     assert decode(file.read_bytes()).manifest.name == "data"
-    fixed = subprocess.run([*command, "--steps", "12"], capture_output=True, text=True, check=True)
+    fixed = CliRunner().invoke(train_command, [*arguments, "--steps", "12"], catch_exceptions=False)
     assert "step 12 of 12, " in fixed.stderr
     assert fixed.stderr.splitlines()[-1].startswith("ended after step 12: all 12 steps are done; kept: ")
+
+
+def test_the_command_sets_how_threads_wait_before_torch_is_loaded() -> None:
+    check = "import sys, services.executor.commands, services.executor.training_data; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
