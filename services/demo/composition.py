@@ -38,13 +38,14 @@ async def run(session: Session) -> dict[str, Any]:
         sequential = await _sequential(session, caller)
         success = await _by_success(session, caller)
     session.heading("What this shows")
-    both, alone = parallel["both, 1 and 1"], parallel["each alone"]
-    copies = parallel["half and half of two copies"]
+    alone, copies = parallel["each alone"], parallel["half and half of two copies"]
+    whole, half = parallel["both, 1 and 1"], parallel["both, half and half"]
     session.say(
-        "A composition is a name for a tree over adapters; the caller routes to the name and the executor carries it out. A sum of two "
-        f"near-duplicates answers {copies[ONE]:.0%} of {ONE} rightly, where one alone has {alone[ONE]:.0%}. One sum of two jobs' adapters "
-        f"answers both, {both[ONE]:.0%} and {both[OTHER]:.0%}. A pipeline is one call and says what two calls say "
-        f"({sequential['as_by_hand']} of {sequential['queries']}). And weighted by success, an adapter that fails lost its part by "
+        "A composition is a name for a tree over adapters; the caller routes to the name, the executor carries it out. A sum of two "
+        f"near-duplicates answers {copies[ONE]:.0%} of {ONE} rightly, where one alone has {alone[ONE]:.0%}. The adapters of two jobs in "
+        f"one sum answer {whole[ONE]:.0%} and {whole[OTHER]:.0%} at full weight, {half[ONE]:.0%} and {half[OTHER]:.0%} at half: a sum is "
+        f"for adapters that agree, different jobs are for the router. A pipeline is one call and said what two calls said for "
+        f"{sequential['as_by_hand']} of {sequential['queries']} queries. Weighted by success, an adapter that fails lost its part by "
         f"itself: {success['before']:.0%} right before the outcomes, {success['after']:.0%} after."
     )
     return {"parallel": parallel, "sequential": sequential, "by_success": success}

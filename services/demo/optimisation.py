@@ -58,9 +58,9 @@ async def run(session: Session) -> dict[str, Any]:
         "trial_rounds": rounds,
         "right_before": round(right_before, 4),
         "right_after": round(right_after, 4),
-        "undone": undone,
+        "undone": [adapter.name for adapter in undone],
     }
-    _show(session, before, changes, result)
+    _show(session, before, changes, {adapter.adapter_id for adapter in undone}, result)
     return result
 
 
@@ -81,8 +81,8 @@ async def _trials(caller: Caller) -> int:
     return MAX_ROUNDS
 
 
-async def _undo(caller: Caller, library: list[registry_pb2.Adapter]) -> list[str]:
-    """What `smoa optimizer undo` does: bring back one that was pruned, and undo one merge; returns the names that are active again."""
+async def _undo(caller: Caller, library: list[registry_pb2.Adapter]) -> list[registry_pb2.Adapter]:
+    """What `smoa optimizer undo` does: bring back one that was pruned, and undo one merge; returns those that are active again."""
     changes = Changes(library)
     pruned = next((adapter for adapter in changes.retired if adapter.name in changes.pruned), None)
     child = next((adapter for adapter in library if adapter.merge_id and adapter.state == common.ADAPTER_STATE_ACTIVE), None)
@@ -92,16 +92,17 @@ async def _undo(caller: Caller, library: list[registry_pb2.Adapter]) -> list[str
         await caller.client.settle_merge("public", child.adapter_id, promote=False, reason="undone by the demonstration")
     was_active = {adapter.adapter_id for adapter in library if adapter.state == common.ADAPTER_STATE_ACTIVE}
     active = [adapter async for adapter in caller.client.list_all()]
-    return sorted(adapter.name for adapter in active if adapter.adapter_id not in was_active)
+    return sorted((adapter for adapter in active if adapter.adapter_id not in was_active), key=lambda adapter: adapter.name)
 
 
-def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes, result: dict[str, Any]) -> None:
+def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes, undone: set[str], result: dict[str, Any]) -> None:
     counts = {adapter.adapter_id: adapter.statistics for adapter in before}
     rows = []
     for adapter in sorted(changes.library, key=lambda one: (one.state, one.name)):
         seen = counts.get(adapter.adapter_id, adapter.statistics)
         rate = f"{seen.successes} of {seen.outcomes}" if seen.outcomes else "-"
-        back = ", then taken back" if adapter.name in result["undone"] else ""
+        is_back, parent_is_back = adapter.adapter_id in undone, bool(undone & set(adapter.parents) and adapter.merge_id)
+        back = ", then brought back" if is_back else ", then undone" if parent_is_back else ""
         rows.append((adapter.name, str(seen.uses), rate, f"{changes.story(adapter)}{back}"))
     show_table(
         session.console,

@@ -121,7 +121,7 @@ def _show(session: Session, result: dict[str, Any]) -> None:
         f"{most} rows, each with its own three adapters, decode {three['tokens_a_second']:.0f} tokens a second together where the base "
         f"model alone decodes {base['tokens_a_second']:.0f}: {three['tokens_a_second'] / base['tokens_a_second']:.0%} of it, and "
         f"{three['tokens_a_second'] / alone:.1f} times what one row gives. {result['adapters_in_slots']} adapters lie in the executor's "
-        f"slots and take {result['slot_bytes'] / 1e6:.1f} MB. One server answers for all of them; nobody needs a model of their own."
+        f"slots and take {result['slot_bytes'] / 1000:,.0f} KB. One server answers for all of them; nobody needs a model of their own."
     )
 
 
