@@ -8,7 +8,7 @@ SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format proto proto-check test test-unit demo docs docs-reference bench bench-peers library clean
+.PHONY: help setup lint format proto proto-check test test-unit test-restarts demo docs docs-reference bench bench-peers library clean
 
 help: ## Show every target
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: setup ## Run every test
 
 test-unit: setup ## Run the pure tests only
 	$(BIN)/python -m pytest tests/unit
+
+test-restarts: setup ## Stop and kill `smoa up` ten times in traffic (`make test` does it three times)
+	SMOA_TEST_RESTARTS=10 $(BIN)/python -m pytest tests/e2e/test_restart.py
 
 demo: setup ## Run the whole loop on this machine, with tables; writes build/demo.json
 	@mkdir -p build
