@@ -118,6 +118,6 @@ def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes
         f"{result['adapters']['before']} adapters became {result['adapters']['after']}: {len(result['pruned'])} pruned, "
         f"{len(result['merged'])} pairs merged after {result['trial_rounds']} rounds of a trial. The merged jobs' queries were right "
         f"{result['right_before']:.0%} of the time before and {result['right_after']:.0%} after. Nothing is deleted: "
-        f"{', '.join(result['undone']) or 'nothing'} came back by one call each (`smoa optimizer undo`), and the history has every "
-        "change with its numbers."
+        f"{', '.join(result['undone']) or 'nothing'} came back when one prune and one merge were undone, as `smoa optimizer undo` does, "
+        "and the history has every change with its numbers."
     )
