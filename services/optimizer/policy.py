@@ -171,21 +171,16 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             "value_per_byte": adapter.value_per_byte,
         }
         if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
-            reason = f"success {rate:.2f} of {adapter.outcomes}, upper bound {upper:.2f} under {rules.min_success:.2f}"
+            reason = f"fails: {adapter.successes} of {adapter.outcomes} right; with 95% confidence under {rules.min_success:.0%}"
             found.append(Prune(adapter, reason, evidence))
         elif of_late < rules.min_success:
-            share = adapter.recent_successes / adapter.recent_outcomes
-            reason = f"success {share:.2f} of late, upper bound {of_late:.2f} under {rules.min_success:.2f}"
+            right = f"{adapter.recent_successes:.1f} of {adapter.recent_outcomes:.1f} right, as recent ones are weighed"
+            reason = f"fails recently: {right}; with 95% confidence under {rules.min_success:.0%}"
             found.append(Prune(adapter, reason, evidence))
         elif adapter.recent_uses < needed and adapter.age_s >= rules.min_age_s and explored:
-            traffic = f"tenant traffic {used[adapter.tenant]:.0f} uses over {active[adapter.tenant]} adapters"
-            found.append(
-                Prune(
-                    adapter,
-                    f"{adapter.recent_uses:.0f} uses of late, under {rules.min_uses}, in {adapter.age_s:.0f} s; {traffic}",
-                    evidence,
-                )
-            )
+            traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times"
+            reason = f"not needed: used {adapter.recent_uses:.0f} times recently, {needed:.1f} expected at its age; {traffic}"
+            found.append(Prune(adapter, reason, evidence))
     return sorted(found, key=lambda one: (one.adapter.value_per_byte, one.adapter.adapter_id))
 
 

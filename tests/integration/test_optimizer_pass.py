@@ -62,9 +62,9 @@ async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Pat
         assert sorted(Path(world.store.location).rglob("*.safetensors")) == files
         said = "\n".join(caplog.messages)
         assert "dry run: prune failing " in said
-        assert "success 0.05 of 40, upper bound 0.17 under 0.30" in said
+        assert "fails: 2 of 40 right; with 95% confidence under 30%" in said
         assert "dry run: prune unused " in said
-        assert "0 uses of late, under 10, in 0 s; tenant traffic 79 uses over 4 adapters" in said
+        assert "not needed: used 0 times recently, 0.0 expected at its age; the tenant's 4 adapters were used 79 times" in said
         assert "delta cosine 1.0000, benefit 0.90; " in said
 
 
@@ -75,7 +75,7 @@ async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_fi
         assert report.refused == []
         retired = {name: reason for name, state, reason in await _states(world) if state == "RETIRED"}
         assert set(retired) == {"twin-a", "twin-b", "failing", "unused"}
-        assert retired["failing"] == "pruned: success 0.05 of 40, upper bound 0.17 under 0.30"
+        assert retired["failing"] == "pruned: fails: 2 of 40 right; with 95% confidence under 30%"
         assert [a.name async for a in world.client.list_all("acme")] == ["useful"]
         (child,) = [a async for a in world.client.list_all()]
         merged = decode(await world.store.get(child.digest))

@@ -100,9 +100,9 @@ def test_the_reason_of_a_prune_is_said_once() -> None:
         adapter_id="1",
         name="a",
         state=common.ADAPTER_STATE_RETIRED,
-        state_reason="pruned: 0 uses of late, under 10, in 19 s; tenant traffic 5",
+        state_reason="pruned: not needed: used 0 times recently, 3.0 expected at its age; the tenant's 2 adapters were used 79 times",
     )
-    assert Changes([pruned]).story(pruned) == "pruned: 0 uses of late, under 10, in 19 s"
+    assert Changes([pruned]).story(pruned) == "pruned: not needed: used 0 times recently, 3.0 expected at its age"
 
 
 def test_what_became_of_a_merge_is_told_of_parents_and_child() -> None:
