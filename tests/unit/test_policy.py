@@ -219,7 +219,7 @@ def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> N
 def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:
     fallen = _view("a", outcomes=500, successes=400, recent_outcomes=40.0, recent_successes=3.0)
     [prune] = prunes([fallen, _view("b")], RULES)
-    assert prune.reason == "success 0.07 of late, upper bound 0.20 under 0.30"
+    assert prune.reason == "fails recently: 3.0 of 40.0 right, as recent ones are weighed; with 95% confidence under 30%"
 
 
 def test_a_young_adapter_needs_no_more_than_its_share_of_the_window() -> None:
