@@ -10,7 +10,7 @@ from services.local import LocalStack, StackSettings
 
 
 def test_their_threads_sleep_when_they_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that spin take the core from whoever else is at work here: training beside the stack took 36 minutes instead of three."""
+    """Threads that spin take the core from whoever else is at work here: training beside the stack took 36 minutes."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert {spec.environment["OMP_WAIT_POLICY"] for spec in LocalStack(StackSettings(data=tmp_path))._specs()} == {"PASSIVE"}
 
