@@ -22,7 +22,7 @@ from smoa.v1 import registry_pb2
 FAILING, UNNEEDED = ("recipe_cuisine", "sports_result"), ("star_sign", "garden_task")
 """Decoys that are asked and fail, and decoys that nobody asks."""
 DUPLICATED = ("med_department", "support_intent")
-CONTROL_EVERY, TOLD_EVERY = 7, 9
+CONTROL_EVERY, TOLD_EVERY = 7, 14
 """The rows that are near 0 are asked every so many of the queries, and the one that is slow."""
 MEANS = {
     "base": "the base model, no adapter, given the text alone: it does not know what is wanted of it, so it chats",
