@@ -39,13 +39,12 @@ async def _run(address_file: Path, data: Path, port: int, partition_bytes: int) 
     store = Store(data, partition_bytes)
     broker, last = Broker(store), data / "port"
     try:
-        # The same port as before a restart: whoever is connected finds it again.
-        chosen = port or (int(last.read_text()) if last.exists() else 0)
+        chosen = port or _noted(last)
         try:
             await broker.start(chosen)
         except OSError as error:
-            if port:
-                raise FailedPrecondition(f"port: {port} is taken ({error.strerror}); stop its owner or give another") from error
+            if port or address_file.exists():  # others know this address: it has to be the same one
+                raise FailedPrecondition(f"port: {chosen} is taken ({error.strerror}); stop its owner or give another") from error
             await broker.start(0)
         _write(last, str(broker.port))
         _write(address_file, f"127.0.0.1:{broker.port}")
@@ -54,6 +53,14 @@ async def _run(address_file: Path, data: Path, port: int, partition_bytes: int) 
     finally:
         await broker.stop()
         store.close()
+
+
+def _noted(path: Path) -> int:
+    """The port of last time: whoever was connected finds it there again. 0 if none was noted."""
+    try:
+        return int(path.read_text()) % 65536
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _write(path: Path, text: str) -> None:

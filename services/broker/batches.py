@@ -7,7 +7,8 @@ offset of the first record, which stands before it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError, UnsupportedCodecError
@@ -65,7 +66,9 @@ def split(record_set: bytes) -> list[tuple[Header, bytes]]:
             raise UnreadableBatchError("ends in the middle of a batch's header")
         header = Header._make(_HEADER.unpack_from(record_set, place))
         end = place + _BEFORE_LENGTH + header.length
-        if header.magic != 2 or header.records < 1 or not place + _HEADER.size <= end <= len(record_set):
+        # Every client numbers a batch's records from 0 on: another last one would give an offset twice.
+        counted = header.records >= 1 and header.last_offset_delta == header.records - 1
+        if header.magic != 2 or not counted or not place + _HEADER.size <= end <= len(record_set):
             raise UnreadableBatchError("is not a whole record batch of magic 2")
         batch = record_set[place:end]
         if not DefaultRecordBatch(batch).validate_crc():
@@ -90,13 +93,12 @@ class Record(NamedTuple):
     headers: list[tuple[str, bytes | None]]
 
 
-def records_of(batch: bytes) -> Iterator[Record]:
-    """The records of a batch; none if they are compressed in a way that cannot be read here."""
+def records_of(batch: bytes) -> list[Record] | None:
+    """The records of a batch, all of them; None if they cannot be read here, for one because of how they are compressed."""
     try:
-        for one in DefaultRecordBatch(batch):
-            yield Record(one.offset, one.timestamp, one.key, one.value, one.headers)
-    except (UnsupportedCodecError, KafkaError):
-        return
+        return [Record(one.offset, one.timestamp, one.key, one.value, one.headers) for one in DefaultRecordBatch(batch)]
+    except (UnsupportedCodecError, KafkaError, ValueError, EOFError, OSError, zlib.error):
+        return None
 
 
 def compacted(batch: bytes, newest: Mapping[bytes, int], tombstones_until_ms: int) -> bytes | None:
@@ -104,7 +106,9 @@ def compacted(batch: bytes, newest: Mapping[bytes, int], tombstones_until_ms: in
 
     `newest` says the last offset of each key. Records keep their offsets. A batch whose records cannot be read stays as it is.
     """
-    records = list(records_of(batch))
+    records = records_of(batch)
+    if records is None:
+        return batch
     kept = [
         one
         for one in records

@@ -1,8 +1,8 @@
 """Consumer groups: who is a member, which generation it is, and who was assigned what (Kafka's classic protocol).
 
-A group waits for its members to join (`joining`), then for its leader to say who reads what (`syncing`), then it is `stable` until somebody
-comes, goes, or is silent for longer than its session. What it committed is in the store; membership is in memory only: after a restart of
-the broker its members join again, in a later generation.
+A group waits for its members to join (`joining`; Kafka: PreparingRebalance), then for its leader to say who reads what (`syncing`;
+CompletingRebalance), then it is `stable` until somebody comes, goes, or is silent for longer than its session. What it committed is in the
+store; membership is in memory only: after a restart of the broker its members join again, in a later generation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeVar
 from aiokafka.errors import (
     IllegalGenerationError,
     InconsistentGroupProtocolError,
+    KafkaError,
     RebalanceInProgressError,
     UnknownMemberIdError,
 )
@@ -87,7 +88,7 @@ class Group:
                 self._drop(before)
             self.members[member.member_id] = member
         member.protocols, member.session_s, member.rebalance_s = protocols, session_s, rebalance_s
-        self.heard(member)
+        self.restart_session_timer(member)
         if self.state == "stable" and unchanged and (before is not None or member.member_id != self.leader_id):
             leader_id = self.leader_id
             if before is not None and before.member_id == leader_id:
@@ -95,8 +96,9 @@ class Group:
                 self.leader_id = member.member_id
             return Joined(self.generation, self.protocol, leader_id, member.member_id, ())
         waiting: asyncio.Future[Joined] = asyncio.get_running_loop().create_future()
+        _refuse(member.joining, RebalanceInProgressError())  # of an earlier connection
         member.joining = waiting
-        self._wait_for_all()
+        self._prepare_rebalance()
         return await waiting
 
     async def sync(self, member_id: str, generation: int, assignments: Mapping[str, bytes]) -> bytes:
@@ -111,10 +113,12 @@ class Group:
         if self.state == "stable":
             return member.assignment
         waiting: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        _refuse(member.syncing, RebalanceInProgressError())
         member.syncing = waiting
         if member_id == self.leader_id:
             self.state = "stable"
             for one in self.members.values():
+                self.restart_session_timer(one)  # it could not beat while it waited
                 one.assignment = assignments.get(one.member_id, b"")
                 _answer(one.syncing, one.assignment)
                 one.syncing = None
@@ -152,7 +156,7 @@ class Group:
             raise UnknownMemberIdError
         self._remove(self.members[member_id])
 
-    def heard(self, member: Member) -> None:
+    def restart_session_timer(self, member: Member) -> None:
         """Wait a session from now before the member is taken for gone."""
         if member.expiry is not None:
             member.expiry.cancel()
@@ -168,14 +172,14 @@ class Group:
     def _checked(self, member_id: str, generation: int) -> Member:
         if (member := self.members.get(member_id)) is None:
             raise UnknownMemberIdError
-        self.heard(member)
+        self.restart_session_timer(member)
         if generation != self.generation:
             raise IllegalGenerationError
         return member
 
     def _expired(self, member: Member) -> None:
         if any(waiting is not None and not waiting.done() for waiting in (member.joining, member.syncing)):
-            self.heard(member)  # it waits for the others and cannot beat meanwhile
+            self.restart_session_timer(member)  # it waits for the others and cannot beat meanwhile
         else:
             self._remove(member)
 
@@ -187,30 +191,28 @@ class Group:
                 self._deadline.cancel()
                 self._deadline = None
         elif self.state == "joining":
-            self._go_on()
+            self._complete_join()
         else:
-            self._wait_for_all()
+            self._prepare_rebalance()
 
-    def _drop(self, member: Member) -> None:
+    def _drop(self, member: Member, error: KafkaError | None = None) -> None:
         self.members.pop(member.member_id, None)
         if member.expiry is not None:
             member.expiry.cancel()
-        for waiting in (member.joining, member.syncing):
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(UnknownMemberIdError())
+        _refuse(member.joining, error or UnknownMemberIdError())
+        _refuse(member.syncing, error or UnknownMemberIdError())
 
-    def _wait_for_all(self) -> None:
+    def _prepare_rebalance(self) -> None:
         if self.state != "joining":
             self.state = "joining"
             for one in self.members.values():
-                if one.syncing is not None and not one.syncing.done():
-                    one.syncing.set_exception(RebalanceInProgressError())
+                _refuse(one.syncing, RebalanceInProgressError())
                 one.syncing = None
             patience_s = max(one.rebalance_s for one in self.members.values())
-            self._deadline = asyncio.get_running_loop().call_later(patience_s, self._go_on, True)
-        self._go_on()
+            self._deadline = asyncio.get_running_loop().call_later(patience_s, self._complete_join, True)
+        self._complete_join()
 
-    def _go_on(self, late: bool = False) -> None:
+    def _complete_join(self, late: bool = False) -> None:
         """Begin the next generation if everybody has joined, or, late, with those who have."""
         joined = [one for one in self.members.values() if one.joining is not None and not one.joining.done()]
         if not late and len(joined) < len(self.members):
@@ -223,7 +225,14 @@ class Group:
         if not joined:
             self.state = "empty"
             return
-        self.generation, self.state = self.next_generation(), "syncing"
+        try:
+            self.generation = self.next_generation()
+        except KafkaError as error:  # it cannot be written now: all of them join anew
+            for one in joined:
+                self._drop(one, error)
+            self.state = "empty"
+            return
+        self.state = "syncing"
         if self.leader_id not in self.members:
             self.leader_id = joined[0].member_id
         common = set(joined[0].protocols).intersection(*(one.protocols for one in joined))
@@ -231,9 +240,14 @@ class Group:
         everybody = tuple((one.member_id, one.instance_id, one.protocols[self.protocol]) for one in joined)
         for one in joined:
             members = everybody if one.member_id == self.leader_id else ()
-            self.heard(one)
+            self.restart_session_timer(one)
             _answer(one.joining, Joined(self.generation, self.protocol, self.leader_id, one.member_id, members))
             one.joining = None
+
+
+def _refuse(waiting: asyncio.Future[T] | None, error: KafkaError) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_exception(error)
 
 
 def _answer(waiting: asyncio.Future[T] | None, value: T) -> None:

@@ -11,23 +11,27 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Final
 
 from aiokafka import errors
 
 from services.broker.batches import NO_PRODUCER, Header, UnreadableBatchError, split
-from services.broker.groups import Group
-from services.broker.store import Commit, OutOfOrderError, Partition, StorageError, Store
-from services.broker.wire import REQUESTS, Fields, Frame, decoded, encoded, read_frame
-from smoa.tasks import end
+from services.broker.coordinator import Coordinator
+from services.broker.store import OutOfOrderError, Partition, StorageError, Store
+from services.broker.wire import REQUESTS, Fields, Frame, by_topic, decoded, encoded, read_frame
+from smoa.tasks import begin, end
 
 _log = logging.getLogger(__name__)
 NODE: Final = 1
 DEFAULT_PARTITIONS: Final = 4
 MAX_CONNECTIONS: Final = 512
 MAX_PARTITIONS: Final = 4096
+"""Of all topics together."""
 MAX_FETCH_BYTES: Final = 32 * 2**20
+MAX_WAIT_S: Final = 30.0
+OLDEST: Final = {1: 4}
+"""The first version of a request that is served, where it is not 0. Produce says 0, as Kafka 4 does too: librdkafka takes another number
+for a broker that it cannot write to."""
 _LATEST, _EARLIEST = -1, -2
 _API_VERSIONS: Final = 18
 Handler = Callable[[Fields], Awaitable[Fields | None]]
@@ -38,7 +42,7 @@ class Broker:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._groups: dict[str, Group] = {}
+        self._coordination = coordinator = Coordinator(store)
         self._connections: set[asyncio.Task[None]] = set()
         self._arrivals: dict[int, set[asyncio.Event]] = {}
         """Fetches that wait for records, by the partition's row."""
@@ -50,13 +54,13 @@ class Broker:
             1: self._fetch,
             2: self._list_offsets,
             3: self._metadata,
-            8: self._commit,
-            9: self._committed,
+            8: coordinator.commit,
+            9: coordinator.committed,
             10: self._coordinator,
-            11: self._join,
-            12: self._heartbeat,
-            13: self._leave,
-            14: self._sync,
+            11: coordinator.join,
+            12: coordinator.heartbeat,
+            13: coordinator.leave,
+            14: coordinator.sync,
             19: self._create_topics,
             22: self._producer_id,
         }
@@ -76,8 +80,7 @@ class Broker:
             self._server.close()
         for task in (*self._connections, *([self._compaction] if self._compaction else ())):
             await end(task)
-        for group in self._groups.values():
-            group.close()
+        self._coordination.close()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -117,7 +120,7 @@ class Broker:
     def _versions(self, frame: Frame) -> bytes:
         known = (frame.api_key, frame.version) in REQUESTS
         versions = [
-            {"api_key": key, "min_version": 0, "max_version": max(version for other, version in REQUESTS if other == key)}
+            {"api_key": key, "min_version": OLDEST.get(key, 0), "max_version": max(version for other, version in REQUESTS if other == key)}
             for key in (*self._handlers, _API_VERSIONS)
         ]
         code = errors.NoError.errno if known else errors.UnsupportedVersionError.errno
@@ -153,7 +156,7 @@ class Broker:
             for event in self._arrivals.get(partition.row, ()):
                 event.set()
             if partition.wants_compaction and (self._compaction is None or self._compaction.done()):
-                self._compaction = asyncio.create_task(self._compact(), name="compaction")
+                self._compaction = begin(self._compact(), "compaction")
         if request["required_acks"] == 0:
             return None
 
@@ -166,7 +169,7 @@ class Broker:
                 "error_message": None,
             }
 
-        return {"topics": _by_topic(answered, partition_answer), "throttle_time_ms": 0}
+        return {"topics": by_topic(answered, partition_answer), "throttle_time_ms": 0}
 
     async def _compact(self) -> None:
         """Compact what wants it, a step at a time, between requests."""
@@ -178,7 +181,8 @@ class Broker:
 
     async def _fetch(self, request: Fields) -> Fields:
         wanted = [(topic["topic"], one) for topic in request["topics"] for one in topic["partitions"]]
-        arrived, max_wait_s = asyncio.Event(), request["max_wait_time"] / 1000
+        arrived, max_wait_s = asyncio.Event(), min(request["max_wait_time"] / 1000, MAX_WAIT_S)
+        most_bytes = max(1, min(request.get("max_bytes", MAX_FETCH_BYTES), MAX_FETCH_BYTES))
         rows = [partition.row for topic, one in wanted if (partition := self._partition(topic, one["partition"]))]
         for row in rows:
             self._arrivals.setdefault(row, set()).add(arrived)
@@ -187,15 +191,15 @@ class Broker:
                 async with asyncio.timeout(max_wait_s):
                     while True:
                         arrived.clear()
-                        found, size, failed = self._read(wanted, request.get("max_bytes", MAX_FETCH_BYTES))
-                        if failed or size >= request["min_bytes"]:
+                        found, size, failed = self._read(wanted, most_bytes)
+                        if failed or size >= min(request["min_bytes"], most_bytes):
                             break
                         await arrived.wait()
         finally:
             for row in rows:
                 self._arrivals[row].discard(arrived)
         # `topics` inside is aiokafka's name of the topic.
-        topics = [{"topics": one["topic"], "partitions": one["partitions"]} for one in _by_topic(found, lambda *where: found[where])]
+        topics = [{"topics": one["topic"], "partitions": one["partitions"]} for one in by_topic(found, lambda *where: found[where])]
         return {"throttle_time_ms": 0, "error_code": 0, "session_id": 0, "topics": topics}
 
     def _read(self, wanted: Iterable[tuple[str, Fields]], most_bytes: int) -> tuple[dict[tuple[str, int], Fields], int, bool]:
@@ -242,7 +246,7 @@ class Broker:
             told = {"partition": number, "error_code": code, "timestamp": time_ms, "offset": offset, "leader_epoch": -1}
             return told | {"offsets": [offset]}
 
-        return {"throttle_time_ms": 0, "topics": _by_topic(asked, answer)}
+        return {"throttle_time_ms": 0, "topics": by_topic(asked, answer)}
 
     async def _producer_id(self, request: Fields) -> Fields:
         # Chosen so that no restart gives one twice, without a note of the last.
@@ -256,8 +260,8 @@ class Broker:
             names = list(self._store.topics)
         elif request.get("allow_auto_topic_creation", True):
             for name in names:
-                if name not in self._store.topics and _creatable(name, DEFAULT_PARTITIONS) == 0:
-                    self._store.create(name, DEFAULT_PARTITIONS, {})
+                if name not in self._store.topics:
+                    self._create(name, DEFAULT_PARTITIONS, {})
         node = {"node_id": NODE, "host": "127.0.0.1", "port": self.port, "rack": None}
         return {
             "throttle_time_ms": 0,
@@ -272,18 +276,27 @@ class Broker:
         for one in request["create_topic_requests"]:
             name, partitions = one["topic"], one["num_partitions"]
             partitions = DEFAULT_PARTITIONS if partitions == -1 else partitions
-            code = errors.TopicAlreadyExistsError.errno if name in self._store.topics else _creatable(name, partitions)
-            if not code and not request.get("validate_only", False):
-                self._store.create(name, partitions, {item["config_key"]: item["config_value"] for item in one["configs"]})
+            settings = {item["config_key"]: item["config_value"] for item in one["configs"]}
+            code = self._create(name, partitions, settings, validate_only=request.get("validate_only", False))
             told.append({"topic": name, "error_code": code, "error_message": None})
         return {"throttle_time_ms": 0, "topic_errors": told}
 
-    # Groups
-
-    def _group(self, name: str) -> Group:
-        if name not in self._groups:
-            self._groups[name] = Group(partial(self._store.next_generation, name))
-        return self._groups[name]
+    def _create(self, name: str, partitions: int, settings: Mapping[str, str | None], *, validate_only: bool = False) -> int:
+        """0, or the error code."""
+        there = sum(map(len, self._store.topics.values()))
+        if name in self._store.topics:
+            return int(errors.TopicAlreadyExistsError.errno)
+        if not _is_topic_name(name):
+            return int(errors.InvalidTopicError.errno)
+        if not 1 <= partitions <= MAX_PARTITIONS - there:
+            return int(errors.InvalidPartitionsError.errno)
+        if not validate_only:
+            try:
+                self._store.create(name, partitions, {key: value for key, value in settings.items() if value is not None})
+            except StorageError as error:
+                _log.error("topic %s is not made: %s", name, error)
+                return int(errors.KafkaStorageError.errno)
+        return 0
 
     async def _coordinator(self, request: Fields) -> Fields:
         return {"throttle_time_ms": 0, "error_code": 0, "error_message": None, "coordinator_id": NODE} | {
@@ -291,73 +304,12 @@ class Broker:
             "port": self.port,
         }
 
-    async def _join(self, request: Fields) -> Fields:
-        protocols = {one["protocol_name"]: one["protocol_metadata"] for one in request["group_protocols"]}
-        session_s = request["session_timeout"] / 1000
-        rebalance_s = session_s if "rebalance_timeout" not in request else request["rebalance_timeout"] / 1000
-        member_id = request["member_id"]
-        try:
-            joined = await self._group(request["group"]).join(
-                member_id, request.get("group_instance_id"), protocols, session_s, rebalance_s
-            )
-        except errors.KafkaError as error:
-            return {"throttle_time_ms": 0, "error_code": error.errno, "generation_id": -1, "group_protocol": ""} | {
-                "leader_id": "",
-                "member_id": member_id,
-                "members": [],
-            }
-        members = [{"member_id": one, "group_instance_id": instance, "member_metadata": data} for one, instance, data in joined.members]
-        return {"throttle_time_ms": 0, "error_code": 0, "generation_id": joined.generation, "group_protocol": joined.protocol} | {
-            "leader_id": joined.leader_id,
-            "member_id": joined.member_id,
-            "members": members,
-        }
-
-    async def _sync(self, request: Fields) -> Fields:
-        assignments = {one["member_id"]: one["member_metadata"] for one in request["group_assignment"]}
-        try:
-            mine = await self._group(request["group"]).sync(request["member_id"], request["generation_id"], assignments)
-        except errors.KafkaError as error:
-            return {"throttle_time_ms": 0, "error_code": error.errno, "member_assignment": b""}
-        return {"throttle_time_ms": 0, "error_code": 0, "member_assignment": mine}
-
-    async def _heartbeat(self, request: Fields) -> Fields:
-        return _done(partial(self._group(request["group"]).heartbeat, request["member_id"], request["generation_id"]))
-
-    async def _leave(self, request: Fields) -> Fields:
-        return _done(partial(self._group(request["group"]).leave, request["member_id"]))
-
-    async def _commit(self, request: Fields) -> Fields:
-        name = request["consumer_group"]
-        generation, member_id = request.get("consumer_group_generation_id", -1), request.get("consumer_id", "")
-        places = {
-            (topic["topic"], one["partition"]): Commit(one["offset"], one["metadata"] or "")
-            for topic in request["topics"]
-            for one in topic["partitions"]
-        }
-        code = _done(partial(self._group(name).may_commit, member_id, generation))["error_code"]
-        if not code:
-            self._store.commit(name, places)
-        return {"throttle_time_ms": 0, "topics": _by_topic(places, lambda _, number: {"partition": number, "error_code": code})}
-
-    async def _committed(self, request: Fields) -> Fields:
-        commits = self._store.commits(request["consumer_group"])
-        asked: Iterable[tuple[str, int]] = commits
-        if request["topics"] is not None:
-            asked = [(topic["topic"], number) for topic in request["topics"] for number in topic["partitions"]]
-
-        def answer(topic: str, number: int) -> Fields:
-            commit = commits.get((topic, number), Commit(-1, ""))
-            return {"partition": number, "offset": commit.offset, "metadata": commit.note, "error_code": 0}
-
-        return {"throttle_time_ms": 0, "topics": _by_topic(asked, answer), "error_code": 0}
-
 
 def _accepted(partition: Partition, record_set: bytes) -> tuple[int, int, list[tuple[Header, bytes]]]:
     """An error code, the offset that the first batch gets or got, and the batches that are new."""
     try:
         batches = split(record_set)
-        known = [partition.repeated(header) if header.producer_id != NO_PRODUCER else None for header, _ in batches[:1]]
+        known = [partition.offset_if_duplicate(header) if header.producer_id != NO_PRODUCER else None for header, _ in batches[:1]]
     except UnreadableBatchError as error:
         _log.warning("a batch for %s %d is refused: it %s", partition.topic, partition.number, error)
         return errors.CorruptRecordException.errno, -1, []
@@ -369,11 +321,8 @@ def _accepted(partition: Partition, record_set: bytes) -> tuple[int, int, list[t
     return 0, partition.end, batches
 
 
-def _creatable(name: str, partitions: int) -> int:
-    """0, or the error code."""
-    if not 1 <= len(name) <= 249 or name in (".", "..") or not all(one.isascii() and (one.isalnum() or one in "._-") for one in name):
-        return int(errors.InvalidTopicError.errno)
-    return 0 if 1 <= partitions <= MAX_PARTITIONS else int(errors.InvalidPartitionsError.errno)
+def _is_topic_name(name: str) -> bool:
+    return 1 <= len(name) <= 249 and name not in (".", "..") and all(one.isascii() and (one.isalnum() or one in "._-") for one in name)
 
 
 def _topic_metadata(name: str, partitions: Iterable[Partition]) -> Fields:
@@ -381,20 +330,6 @@ def _topic_metadata(name: str, partitions: Iterable[Partition]) -> Fields:
         {"error_code": 0, "partition": one.number, "leader": NODE, "replicas": [NODE], "isr": [NODE], "offline_replicas": []}
         for one in partitions
     ]
-    code = 0 if described else errors.UnknownTopicOrPartitionError.errno
+    unknown = errors.UnknownTopicOrPartitionError if _is_topic_name(name) else errors.InvalidTopicError
+    code = 0 if described else unknown.errno
     return {"error_code": code, "topic": name, "is_internal": False, "partitions": described}
-
-
-def _by_topic(where: Iterable[tuple[str, int]], answer: Callable[[str, int], Fields]) -> list[Fields]:
-    topics: dict[str, list[Fields]] = {}
-    for topic, number in where:
-        topics.setdefault(topic, []).append(answer(topic, number))
-    return [{"topic": topic, "partitions": partitions} for topic, partitions in topics.items()]
-
-
-def _done(work: Callable[[], None]) -> Fields:
-    try:
-        work()
-    except errors.KafkaError as error:
-        return {"throttle_time_ms": 0, "error_code": error.errno}
-    return {"throttle_time_ms": 0, "error_code": 0}

@@ -7,6 +7,7 @@ A write is in the file before it returns, so what was acknowledged survives `kil
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import time
 from collections import OrderedDict, defaultdict
@@ -19,13 +20,13 @@ from typing import Final, NamedTuple
 from services.broker.batches import HEADER_BYTES, NO_PRODUCER, Header, compacted, header_of, placed, records_of
 from smoa.errors import FailedPrecondition
 
+_log = logging.getLogger(__name__)
 _PARTITION_BITS: Final = 44
 """A batch's row id is its partition's above so many bits, its last offset below: rows lie in reading order, without a second index."""
 _REMEMBERED_PRODUCERS: Final = 1000
 _REMEMBERED_BATCHES: Final = 5
 """As Kafka: most batches that a producer has in flight, and so may send again."""
 _COMPACT_FROM_BYTES: Final = 2**20
-_BATCHES_AT_ONCE: Final = 200
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, settings TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS partitions (
@@ -92,7 +93,7 @@ class Partition:
         """True when half of it was written since the last time."""
         return self.compacts and self.dirty_bytes > max(_COMPACT_FROM_BYTES, self.bytes // 2)
 
-    def repeated(self, header: Header) -> int | None:
+    def offset_if_duplicate(self, header: Header) -> int | None:
         """The offset that a batch was given when its producer sent it before; None if it is new.
 
         Raises:
@@ -118,7 +119,7 @@ class Partition:
 
 
 class Store:
-    """The file. Its calls take well under a millisecond; compaction is cut into steps of that size."""
+    """The file. A call is one small write or read, mostly under a millisecond; compaction goes batch by batch."""
 
     def __init__(self, folder: Path, partition_bytes: int) -> None:
         """Open, or make, the file in `folder`; a partition that is not compacted keeps its newest `partition_bytes`.
@@ -134,9 +135,13 @@ class Store:
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
             self._file.executescript(_SCHEMA)
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             self._file.close()
-            raise FailedPrecondition(f"data: another broker uses {folder} ({error}); stop it or give another folder") from error
+            if "locked" in str(error):
+                raise FailedPrecondition(f"data: another broker uses {folder} ({error}); stop it or give another folder") from error
+            raise FailedPrecondition(
+                f"data: {folder / 'log.sqlite'} cannot be used ({error}); mend that, or give another folder"
+            ) from error
         self.topics: defaultdict[str, list[Partition]] = defaultdict(list)
         settings = {name: json.loads(text) for name, text in self._file.execute("SELECT name, settings FROM topics")}
         for row, topic, number, start in self._file.execute("SELECT id, topic, number, start FROM partitions ORDER BY topic, number"):
@@ -151,7 +156,7 @@ class Store:
 
     def create(self, topic: str, partitions: int, settings: Mapping[str, str]) -> None:
         """Make a topic; the caller has seen that it is not there."""
-        with self._whole():
+        with self._transaction():
             self._file.execute("INSERT INTO topics VALUES (?, ?)", (topic, json.dumps(dict(settings))))
             made = []
             for number in range(partitions):
@@ -161,20 +166,24 @@ class Store:
         self.topics[topic] = made
 
     def append(self, work: Sequence[tuple[Partition, Sequence[tuple[Header, bytes]]]]) -> None:
-        """Write batches at the ends of their partitions, as one step. Those that `repeated` knows are for the caller to leave out."""
+        """Write batches at the ends of their partitions, as one step; the caller has left out what `offset_if_duplicate` knows.
+
+        Raises:
+            StorageError: nothing was written.
+        """
         ends = [(partition, partition.end) for partition, _ in work]
         try:
-            with self._whole():
+            with self._transaction():
                 for partition, batches in work:
                     for header, batch in batches:
                         base = partition.end
                         partition.end = base + header.last_offset_delta + 1
                         row = partition.row_of(partition.end - 1)
                         self._file.execute("INSERT INTO batches VALUES (?, ?, ?)", (row, header.last_timestamp_ms, placed(batch, base)))
-        except sqlite3.Error as error:
+        except StorageError:
             for partition, end in reversed(ends):
                 partition.end = end
-            raise StorageError(str(error)) from error
+            raise
         for (partition, batches), (_, base) in zip(work, ends, strict=True):
             for header, batch in batches:
                 partition.bytes += len(batch)
@@ -182,8 +191,12 @@ class Store:
                 if header.producer_id != NO_PRODUCER:
                     partition.remember(header, base)
                 base += header.last_offset_delta + 1
+        for partition, _ in work:
             if not partition.compacts and partition.bytes > self._partition_bytes:
-                self._forget_oldest(partition)
+                try:
+                    self._forget_oldest(partition)
+                except StorageError as error:  # what was asked for is written
+                    _log.warning("%s %d is over its bytes until the next write: %s", partition.topic, partition.number, error)
 
     def read(self, partition: Partition, offset: int, most_bytes: int) -> bytes:
         """Whole batches from the one that holds `offset` on: at least one if there is one, then as many as fit."""
@@ -204,7 +217,7 @@ class Store:
         """Offset and time of the first record of that time or later."""
         query = "SELECT data FROM batches WHERE id >= ? AND id < ? AND timestamp_ms >= ? ORDER BY id LIMIT 1"
         for (data,) in self._file.execute(query, (*partition.rows, timestamp_ms)):
-            for record in records_of(data):
+            for record in records_of(data) or ():
                 if record.timestamp_ms >= timestamp_ms:
                     return record.offset, record.timestamp_ms
             return header_of(data).base_offset, timestamp_ms
@@ -218,22 +231,27 @@ class Store:
         newest: dict[bytes, int] = {}
         last = partition.row_of(partition.end - 1)
         partition.dirty_bytes = 0
+        all_read = True
         for _, data in self._steps(partition, last + 1):
-            newest.update((record.key, record.offset) for record in records_of(data) if record.key is not None)
+            records = records_of(data)
+            all_read = all_read and records is not None
+            newest.update((record.key, record.offset) for record in records or () if record.key is not None)
             yield
-        until_ms = int(time.time() * 1000) - partition.tombstones_ms
+        # What stands in a batch that cannot be read must not come back because its tombstone has gone.
+        until_ms = int(time.time() * 1000) - partition.tombstones_ms if all_read else 0
         for row, data in self._steps(partition, last):
             left = compacted(data, newest, until_ms)
-            if left is None:
-                self._file.execute("DELETE FROM batches WHERE id = ?", (row,))
-            elif left is not data:
-                self._file.execute("UPDATE batches SET data = ? WHERE id = ?", (left, row))
+            with self._transaction():
+                if left is None:
+                    self._file.execute("DELETE FROM batches WHERE id = ?", (row,))
+                elif left is not data:
+                    self._file.execute("UPDATE batches SET data = ? WHERE id = ?", (left, row))
             partition.bytes -= len(data) - len(left or b"")
             yield
 
     def commit(self, group: str, places: Mapping[tuple[str, int], Commit]) -> None:
         """Note where a group goes on reading."""
-        with self._whole():
+        with self._transaction():
             self._file.executemany(
                 "INSERT OR REPLACE INTO commits VALUES (?, ?, ?, ?, ?)",
                 [(group, topic, number, *commit) for (topic, number), commit in places.items()],
@@ -247,18 +265,19 @@ class Store:
     def next_generation(self, group: str) -> int:
         """A number that rises for each group, also over restarts: state is stamped with it."""
         query = "INSERT INTO generations VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET number = number + 1 RETURNING number"
-        ((number,),) = self._file.execute(query, (group,)).fetchall()
+        with self._transaction():
+            ((number,),) = self._file.execute(query, (group,)).fetchall()
         return int(number)
 
     def _steps(self, partition: Partition, before: int) -> Iterator[tuple[int, bytes]]:
         after = partition.rows[0] - 1
         while True:
-            query = "SELECT id, data FROM batches WHERE id > ? AND id < ? ORDER BY id LIMIT ?"
-            rows = self._file.execute(query, (after, before, _BATCHES_AT_ONCE)).fetchall()
+            query = "SELECT id, data FROM batches WHERE id > ? AND id < ? ORDER BY id LIMIT 1"
+            rows = self._file.execute(query, (after, before)).fetchall()
             if not rows:
                 return
-            yield from rows
-            after = rows[-1][0]
+            yield rows[0]
+            after = rows[0][0]
 
     def _forget_oldest(self, partition: Partition) -> None:
         # A tenth more than needed, so that not every append pays for it.
@@ -273,7 +292,7 @@ class Store:
         if last is None:
             return
         start = last - partition.rows[0] + 1
-        with self._whole():
+        with self._transaction():
             self._file.execute("DELETE FROM batches WHERE id >= ? AND id <= ?", (partition.rows[0], last))
             self._file.execute("UPDATE partitions SET start = ? WHERE id = ?", (start, partition.row))
         partition.start, partition.bytes = start, partition.bytes - gone
@@ -292,14 +311,16 @@ class Store:
         return partition
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
-        self._file.execute("BEGIN IMMEDIATE")
+    def _transaction(self) -> Iterator[None]:
         try:
+            self._file.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
-            self._file.execute("ROLLBACK")
-            raise
-        self._file.execute("COMMIT")
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StorageError(str(error)) from error
+        finally:
+            if self._file.in_transaction:
+                self._file.execute("ROLLBACK")
 
 
 def _partition(row: int, topic: str, number: int, settings: Mapping[str, str], start: int) -> Partition:

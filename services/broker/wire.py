@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +50,8 @@ def _requests() -> dict[tuple[int, int], type[RequestStruct]]:
         waiting += kind.__subclasses__()
         if not kind.FLEXIBLE_VERSION and (kind.API_KEY, kind.API_VERSION) not in _MISSHAPEN:
             found[kind.API_KEY, kind.API_VERSION] = kind
+    # Versions that only mean something else, which aiokafka left out.
+    found |= {(11, 3): found[11, 2], (11, 4): found[11, 2], (14, 2): found[14, 1]}
     return found
 
 
@@ -109,3 +111,11 @@ def _value(kind: Any, value: Any) -> Any:
     if isinstance(kind, Array) and isinstance(kind.array_of, Schema) and value is not None:
         return [_row(kind.array_of, one) for one in value]
     return value
+
+
+def by_topic(where: Iterable[tuple[str, int]], answer: Callable[[str, int], Fields]) -> list[Fields]:
+    """An answer's topics with their partitions, each as `answer` says."""
+    topics: dict[str, list[Fields]] = {}
+    for topic, number in where:
+        topics.setdefault(topic, []).append(answer(topic, number))
+    return [{"topic": topic, "partitions": partitions} for topic, partitions in topics.items()]

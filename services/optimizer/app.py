@@ -169,7 +169,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     @app.task()
     async def beat() -> None:
         """Touch the heartbeat file while this worker has its partitions; after a (re)start report every count once."""
-        was_settled, settled_at, loaded = False, time.monotonic(), (-1, 0, 0)
+        told_generation, settled_at, loaded = -1, time.monotonic(), (-1, 0, 0)
         while True:
             await load()
             there = (count.generation, len(join.parts), len(count.parts))
@@ -180,11 +180,11 @@ def build(settings: OptimizerSettings) -> faust.App:
                     f"kafka: no partitions or not their state for {stuck_s:.0f} s; whoever supervises this worker starts it again"
                 )
             if settled():
-                if not was_settled:
+                if count.generation != told_generation:
                     count.changed |= set(count.all_counted())
+                    told_generation = count.generation
                     _log.info("ready with partitions of %d topics", len(app.consumer.assignment()))
                 heartbeat.write_text(str(os.getpid()))
-            was_settled = settled()
             await asyncio.sleep(HEARTBEAT_S)
 
     @app.task()

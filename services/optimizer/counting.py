@@ -23,6 +23,8 @@ EXAMPLES_OF: Final = "examples/"
 """Before a key: the changelog's name of its examples."""
 EPOCH: Final = "epoch/"
 """The changelog's name of what a partition's counts are called. No adapter's name has a slash."""
+OTHERS: Final = ""
+"""The view that those past the bound share."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -84,7 +86,7 @@ def count_usage(counts: AdapterCounts, usage: UsageEvent, producer_id: str, sequ
 def _view(views: MutableMapping[str, Tally], name: str, most: int) -> Tally:
     if name not in views and len(views) >= most:
         least = min((one for one in views if one), key=lambda one: (views[one].uses, one))
-        others, gone = views[""], views[least]
+        others, gone = views[OTHERS], views[least]
         for field_name in ("uses", "outcomes", "successes", "generations", "tokens"):
             setattr(others, field_name, getattr(others, field_name) + getattr(gone, field_name))
         del views[least]

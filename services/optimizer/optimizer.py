@@ -136,8 +136,8 @@ class Optimizer:
 
     def _view(self, adapter: registry_pb2.Adapter, on_trial: Container[str], composed: Container[str]) -> AdapterView:
         since_us, now_us = self._counted_since(adapter.adapter_id), time.time_ns() // 1000
-        if since_us is None and adapter.statistics.epoch:
-            since_us = adapter.statistics.counted_since_us  # as the worker says whose it is
+        if adapter.statistics.epoch:  # as the registry was told last, by this worker or by whose it is
+            since_us = max(since_us or 0, adapter.statistics.counted_since_us)
         window_s = self._rules.half_life_s
         return view_of(adapter, protection_of(adapter, on_trial, composed, since_us, window_s, now_us), window_s, now_us)
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import grpc
 
-from services.optimizer.counting import decay, totals
+from services.optimizer.counting import OTHERS, decay, totals
 from services.optimizer.stream import Count
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2
@@ -64,16 +64,26 @@ class Reporter:
                 continue
             try:
                 owner = await self._owner(adapter_id, counts)
-                await self._client.report_statistics(owner, adapter_id, statistics_of(counts, owner, self._half_life_s, epoch))
+                statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+                if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
+                    known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+                    statistics.outcomes = max(statistics.outcomes, known.outcomes)
+                    statistics.successes = max(statistics.successes, known.successes)
+                await self._client.report_statistics(owner, adapter_id, statistics)
+                self._count.refused.discard(adapter_id)
             except grpc.aio.AioRpcError as error:
                 if error.code() in AWAY:
                     self._count.changed |= changed
                     raise
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    self._count.refused_reports += 1  # another worker counts it, or this changelog went back: told again when it changes
+                    # Another worker counts it, or this changelog went back. Told again when it changes, and not judged until it is taken.
+                    self._count.refused_reports += 1
+                    if adapter_id in self._count.refused:
+                        continue
+                    self._count.refused.add(adapter_id)
                 elif error.code() not in _NOT_THERE:
                     self._count.changed.add(adapter_id)
-                _log.warning("counts of %s stay here: %s %s", adapter_id, error.code().name, error.details())
+                _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, error.details())
 
     async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
         if adapter_id not in self._owners:

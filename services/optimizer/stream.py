@@ -137,6 +137,8 @@ class Count(Stage[CountPartition]):
         self.changed: set[str] = set()
         self.refused_reports = 0
         """Counts that the registry did not take: they were less than it had of the same epoch."""
+        self.refused: set[str] = set()
+        """Ids of the adapters whose last report it did not take."""
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
         stamps: defaultdict[bytes, list[Stamp]] = defaultdict(list)
@@ -204,9 +206,11 @@ class Count(Stage[CountPartition]):
         return part.epoch if part else None
 
     def counted_since(self, adapter_id: str) -> int | None:
-        """Since when (microseconds) all that happened to an adapter is in its counts here; None if another worker counts it."""
+        """Since when (microseconds) all that happened to an adapter is in its counts here and there; None if another worker counts it."""
         epoch = self.epoch_of(adapter_id) if self.owns(adapter_id) else None
-        return epoch.began_at_us if epoch else None
+        if epoch is None:
+            return None
+        return time.time_ns() // 1000 if adapter_id in self.refused else epoch.began_at_us
 
     async def examples_of(self, key: str) -> list[Example]:
         """The examples of a key, as another worker had them `ELSEWHERE_S` ago at most.

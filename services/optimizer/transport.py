@@ -115,7 +115,11 @@ class Consumer(driver.Consumer):
         consumer, asked = self._thread._ensure_consumer(), [TopicPartition(*tp) for tp in where]
         first = await consumer.beginning_offsets(asked)
         committed = await consumer._coordinator.fetch_committed_offsets(asked)  # `committed` asks for one at a time
-        return {TP(*tp): max(committed[tp].offset if tp in committed else 0, first[tp]) for tp in asked}
+        places = {tp: committed[tp].offset if tp in committed else 0 for tp in asked}
+        for tp, place in places.items():
+            if 0 < place < first[tp]:
+                _log.error("%s %d: %d messages were deleted before they were counted; give Kafka more retention", *tp, first[tp] - place)
+        return {TP(*tp): max(place, first[tp]) for tp, place in places.items()}
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
         """Nothing: the stages commit what they have done. What Faust noted for its own commits is let go, or it would grow for ever."""

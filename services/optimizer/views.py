@@ -6,11 +6,15 @@ Counts that were lost are unknown, not zero. They show in the epoch of an adapte
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Final
 
 from services.optimizer.policy import AdapterView
 from services.optimizer.trial import Arm
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+
+START_US: Final = 10 * 60 * 10**6
+"""An optimizer that is started after the router reads what happened before from Kafka: its first epoch holds the minutes before it, too."""
 
 
 def protection_of(
@@ -35,7 +39,9 @@ def protection_of(
         return "in a composition"
     if adapter.restored_at_us > now_us - window_us:
         return f"restored, and judged again after {window_s / 86400:.1f} days of new evidence"
-    if counted_since_us is None or counted_since_us > max(adapter.created_at_us, adapter.restored_at_us, now_us - window_us):
+    slack_us = START_US if len(adapter.statistics.epochs) <= 1 else 0
+    judged_from_us = max(adapter.created_at_us, adapter.restored_at_us, now_us - window_us)
+    if counted_since_us is None or counted_since_us > judged_from_us + slack_us:
         return f"its counts do not reach back {window_s / 86400:.1f} days, nor to its registration"
     return ""
 
@@ -62,9 +68,9 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         rank=adapter.rank,
         modules=tuple(adapter.modules),
         age_s=(now_us - max(adapter.created_at_us, adapter.restored_at_us)) / 1e6,
-        uses=counts.uses - before.uses,
-        outcomes=counts.outcomes - before.outcomes,
-        successes=counts.successes - before.successes,
+        uses=max(0, counts.uses - before.uses),
+        outcomes=max(0, counts.outcomes - before.outcomes),
+        successes=max(0, counts.successes - before.successes),
         recent_uses=recent("recent_uses"),
         recent_outcomes=recent("recent_outcomes"),
         recent_successes=recent("recent_successes"),

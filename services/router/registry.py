@@ -116,6 +116,7 @@ class Registry:
                 record = await self.record(adapter, digest, tuple(examples))
                 if kept is not None:
                     record = dataclasses.replace(record, created_at_us=kept.created_at_us, statistics=kept.statistics, pinned=kept.pinned)
+                    record = came_back(record)  # nobody could use it until now
                 vector, prototypes = self.understood(examples)
                 await self.write([Entry(record, vector, prototypes)])
         self.changed([as_it_is(record)])
@@ -143,7 +144,8 @@ class Registry:
                 if kept is None:
                     written.append(_in_state(entry, state))
                 elif kept.state != state and kept.state in ("active", "missing"):  # its file came, or went
-                    written.append(_in_state(Entry(*await self.owned(tenant, record.adapter_id)), state))
+                    record, vector = await self.owned(tenant, record.adapter_id)
+                    written.append(_in_state(Entry(came_back(record) if state == "active" else record, vector), state))
                 missing += state == "missing"
             if written:
                 await self.write(written)
@@ -228,7 +230,7 @@ class Registry:
                 record,
                 name=record.name if name is None else name,
                 tags=record.tags if tags is None else tuple(tags),
-                statistics=record.statistics if statistics is None else record.statistics.after(statistics),
+                statistics=record.statistics if statistics is None else record.statistics.after(statistics, now_us()),
                 pinned=record.pinned if pinned is None else pinned,
             )
             silent = name is None and tags is None and not examples and pinned is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import cache
@@ -21,7 +22,7 @@ from services.router.metrics import RouterMetrics
 from services.router.registry import Change, Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
-from services.router.statistics import MAX_EPOCH_CHARACTERS, Statistics
+from services.router.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, Statistics
 from smoa.errors import InvalidArgument
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
 from smoa.identifiers import check_ulid, checked_tenant
@@ -344,10 +345,13 @@ def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:
 def _reported(report: registry_pb2.AdapterStatistics) -> Statistics:
     values = {field.name: getattr(report, field.name) for field in dataclasses.fields(Statistics) if field.name != "epochs"}
     # Written so that NaN does not pass.
-    if not all(value >= 0 for name, value in values.items() if name != "epoch") or report.successes > report.outcomes:
-        raise InvalidArgument("statistics", "holds a negative count, or more successes than outcomes", "send what was counted")
-    if len(report.epoch) > MAX_EPOCH_CHARACTERS:
-        raise InvalidArgument("statistics.epoch", f"has {len(report.epoch):,} characters", f"give at most {MAX_EPOCH_CHARACTERS}")
+    sane = all(0 <= value <= (MAX_COUNT if name in COUNTED else sys.float_info.max) for name, value in values.items() if name != "epoch")
+    if not sane or report.successes > report.outcomes:
+        problem = "holds a negative count, one that nobody can have counted, or more successes than outcomes"
+        raise InvalidArgument("statistics", problem, "send what was counted")
+    if len(report.epoch) > MAX_EPOCH_CHARACTERS or report.epoch == OLDER:
+        remedy = f"give at most {MAX_EPOCH_CHARACTERS} characters, and not {OLDER!r}"
+        raise InvalidArgument("statistics.epoch", f"{report.epoch[:80]!r} cannot be one", remedy)
     return Statistics(**values)
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 from smoa.errors import FailedPrecondition
 
 MAX_EPOCH_CHARACTERS: Final = 64
+MAX_COUNT: Final = 2**53
+"""A sum of a few of them still travels in 64 bits."""
 MAX_EPOCHS: Final = 8
 """Kept apart; older ones are kept as one."""
 OLDER: Final = "older"
@@ -55,26 +57,33 @@ class Statistics:
     epochs: Mapping[str, EpochCounts] = field(default_factory=dict)
     """The last report of each, the oldest first."""
 
-    def after(self, report: Statistics) -> Statistics:
+    def after(self, report: Statistics, now_us: int) -> Statistics:
         """The counts once a report, whose own counts are its epoch's, has come.
+
+        An epoch that comes back after another one did not count what that one counted: it is whole from now on.
 
         Raises:
             FailedPrecondition: it says less than an earlier report of its epoch.
         """
         counts = EpochCounts(**{name: getattr(report, name) for name in COUNTED})
-        before = self.epochs.get(report.epoch, EpochCounts())
+        mine = EpochCounts(**{name: getattr(self, name) for name in COUNTED})
+        known = self.epochs or ({"": mine} if mine != EpochCounts() else {})
+        before = known.get(report.epoch, EpochCounts())
         for name in COUNTED:
             if getattr(counts, name) < getattr(before, name):
                 raise FailedPrecondition(
                     f"statistics: {name} is {getattr(counts, name):,}, and was {getattr(before, name):,} in the same epoch "
                     f"{report.epoch!r}; counts only rise: report them under the epoch of the changelog that they come from"
                 )
-        epochs = {**{name: one for name, one in self.epochs.items() if name != report.epoch}, report.epoch: counts}
+        since_us = max(report.counted_since_us, self.counted_since_us) if report.epoch == self.epoch else report.counted_since_us
+        if report.epoch != self.epoch and report.epoch in known:
+            since_us = now_us
+        epochs = {**{name: one for name, one in known.items() if name != report.epoch}, report.epoch: counts}
         while len(epochs) > MAX_EPOCHS:
             oldest = next(name for name in epochs if name != OLDER)
             epochs = {OLDER: epochs.pop(OLDER, EpochCounts()) + epochs.pop(oldest), **epochs}
         total = sum(epochs.values(), EpochCounts())
-        return dataclasses.replace(report, **vars(total), epochs=epochs)
+        return dataclasses.replace(report, **vars(total), epochs=epochs, counted_since_us=since_us)
 
     def to_payload(self) -> dict[str, Any]:
         """What is stored."""

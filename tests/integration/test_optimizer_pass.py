@@ -163,3 +163,22 @@ async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(
             await world.client.report_statistics("public", failing.adapter_id, registry_pb2.AdapterStatistics(uses=3))
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert (await world.client.get(failing.adapter_id)).statistics.uses == 40
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        registry_pb2.AdapterStatistics(uses=2**63 - 1, epoch="a"),
+        registry_pb2.AdapterStatistics(uses=1, recent_uses=float("inf")),
+        registry_pb2.AdapterStatistics(uses=1, recent_uses=float("nan")),
+        registry_pb2.AdapterStatistics(uses=1, epoch="older"),
+    ],
+)
+async def test_counts_that_nobody_can_have_counted_are_refused(tmp_path: Path, statistics: registry_pb2.AdapterStatistics) -> None:
+    """Two of them would add up to more than travels, and no list that holds the adapter could be sent any more."""
+    async with running_router(tmp_path, allow_all_tenants=True) as world:
+        made = await world.register(KNEES)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await world.client.report_statistics("public", made.adapter_id, statistics)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert [one.statistics.uses async for one in world.client.list_all()] == [0]

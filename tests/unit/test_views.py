@@ -28,11 +28,13 @@ def protection(adapter: registry_pb2.Adapter, counted_since_us: int | None) -> s
         (2, 2, True),
         (2, 1, False),  # younger than the window, and older than its counts
         (30, None, False),
+        (2, 2 - 5 / 1440, True),  # registered five minutes before the first worker was ready
+        (2, 2 - 30 / 1440, False),
     ],
 )
-def test_nothing_is_judged_by_counts_that_do_not_cover_the_window(age_days: int, counted_days: int | None, judged: bool) -> None:
+def test_nothing_is_judged_by_counts_that_do_not_cover_the_window(age_days: int, counted_days: float | None, judged: bool) -> None:
     adapter = registry_pb2.Adapter(adapter_id="a", created_at_us=NOW_US - age_days * DAY_US)
-    since_us = None if counted_days is None else NOW_US - counted_days * DAY_US
+    since_us = None if counted_days is None else NOW_US - int(counted_days * DAY_US)
     assert (protection(adapter, since_us) == "") is judged
 
 
