@@ -145,7 +145,7 @@ async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
     """The broker's log is gone: the counts of the new one are a few of one job, and every other adapter was "not used of late"."""
     async with running_router(tmp_path, allow_all_tenants=True) as world:
         await _library(world)
-        began_us = time.time_ns() // 1000
+        began_us = time.time_ns() // 1000 + 3600 * 10**6  # an hour after they were registered
         lost = Optimizer(world.client, world.store, RULES, lambda _: began_us, False, 100)
         report = await lost.run_pass()
         assert (report.pruned, report.merged) == ([], [])
