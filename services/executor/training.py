@@ -41,7 +41,7 @@ class TrainSettings:
     evaluate_every: int = 10
     patience: int = 3
     """Training ends when so many evaluations together lowered the held-out loss by no more than `min_gain`. 0: it takes all its steps."""
-    min_gain: float = 0.01
+    min_gain: float = 0.02
     seed: int = 0
     tenant: str = "public"
     tags: tuple[str, ...] = ()

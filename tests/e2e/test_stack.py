@@ -278,7 +278,7 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     pairs = JOBS["support_intent"].generate("train", 40, 0)
     Path(data).write_text("".join(json.dumps({"input": p.input, "output": p.output}) + "\n" for p in pairs))
     said = await good("adapter", "train", data, "-o", file, "--tag", "support", "--steps", "2", "--kind", "lora", "--rank", "2")
-    assert "step 2/2 loss " in said
+    assert "parameters" in said
     pushed = json.loads(await good("adapter", "push", file, "--examples", data))
     name = pushed["adapter_id"]
     assert name in await good("adapter", "list")

@@ -78,7 +78,7 @@ async def test_examples_and_labels_for_all(world: RouterWorld, tmp_path: Path) -
     assert json.loads(named[1])["name"] == "c"  # of another tenant, so another adapter
     with pytest.raises(InvalidArgument, match=r"^examples: .*train.jsonl holds 3 distinct inputs; give 5 to 50$"):
         await said_by(*command(world, *folders, "--examples", str(write_training(tmp_path, "a", lines=3))))
-    code, said, _ = await said_by("adapter", "import", str(tmp_path / "nothing"), "--executor", "127.0.0.1:1")
+    code, said, _ = await said_by("adapter", "import", str(tmp_path / "nothing"), "--executor", "127.0.0.1:1", "--store", str(tmp_path))
     assert (code, f"failed: {tmp_path / 'nothing'}: is not there; " in said) == (1, True)
     code, _, said = await said_by(*command(world, *folders, "--name", "c"))
     assert (code, "--name and --output are for a single folder, not 2" in said) == (2, True)
