@@ -30,7 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.machine import machine
-from examples.generated import Library, generate
+from examples.generated import Library, generate, imported
 from services.local import free_port, is_serving
 from services.router.index import Vector
 from smoa.adapter import new_adapter_id
@@ -156,24 +156,7 @@ def handler_p50_ms(before: tuple[Vector, Vector], after: tuple[Vector, Vector]) 
 
 def messages(library: Library, ids: Sequence[str], start: int) -> list[registry_pb2.ImportedAdapter]:
     """A batch to import."""
-    batch = []
-    for number in range(start, min(start + BATCH, len(ids))):
-        adapter = registry_pb2.Adapter(
-            adapter_id=ids[number],
-            version=1,
-            digest=f"{number:064x}",
-            name=f"job-{library.jobs[number]}-customer-{library.customers[number]}",
-            kind=common.ADAPTER_KIND_LORA_XS,
-            specialization=common.SPECIALIZATION_TASK,
-            base_model=BASE,
-            rank=8,
-            modules=["q_proj", "v_proj"],
-            parameter_count=3840,
-            file_bytes=9000,
-            tags=[f"domain-{library.jobs[number] % 50}"],
-        )
-        batch.append(registry_pb2.ImportedAdapter(adapter=adapter, vector=library.vectors[number].tolist()))
-    return batch
+    return [imported(library, number, ids[number], BASE) for number in range(start, min(start + BATCH, len(ids)))]
 
 
 async def import_all(router: RouterProcess, client: SmoaClient, library: Library, ids: Sequence[str], kill_at: int = 0) -> dict[str, float]:

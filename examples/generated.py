@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smoa.embedding import StaticEmbedder, Vector
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
 
 JOB_WORDS, CUSTOMER_WORDS, COMMON_WORDS = 40, 20, 300
 FROM_JOB, FROM_CUSTOMER, FROM_COMMON = 12, 4, 4
@@ -85,3 +87,22 @@ def _sentences(library: Library, jobs: Ids, customers: Ids, count: int, rng: np.
     theirs = library.customer_words[customers[:, None, None], rng.integers(0, CUSTOMER_WORDS, (*shape, FROM_CUSTOMER))]
     common = library.common[rng.integers(0, COMMON_WORDS, (*shape, FROM_COMMON))]
     return np.concatenate([own, theirs, common], 2)
+
+
+def imported(library: Library, number: int, adapter_id: str, base_model: str) -> registry_pb2.ImportedAdapter:
+    """One of a library's adapters, as it is imported: a vector and what a manifest would say, of weights that nobody has."""
+    adapter = registry_pb2.Adapter(
+        adapter_id=adapter_id,
+        version=1,
+        digest=f"{number:064x}",
+        name=f"job-{library.jobs[number]}-customer-{library.customers[number]}",
+        kind=common.ADAPTER_KIND_LORA_XS,
+        specialization=common.SPECIALIZATION_TASK,
+        base_model=base_model,
+        rank=8,
+        modules=["q_proj", "v_proj"],
+        parameter_count=3840,
+        file_bytes=9000,
+        tags=[f"domain-{library.jobs[number] % 50}"],
+    )
+    return registry_pb2.ImportedAdapter(adapter=adapter, vector=library.vectors[number].tolist())

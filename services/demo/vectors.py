@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from examples.generated import Library, generate
+from examples.generated import Library, generate, imported
 from services.demo.session import Running
 from services.demo.showing import percentiles, progress, until
 from services.local import free_port
 from smoa.adapter import new_adapter_id
 from smoa.embedding import StaticEmbedder
 from smoa.errors import Unavailable
-from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
 BASE_MODEL = "b" * 64
@@ -144,22 +143,4 @@ class GrowingLibrary:
 
     def _batches(self, start: int, end: int) -> Iterator[list[registry_pb2.ImportedAdapter]]:
         for first in range(start, end, BATCH):
-            yield [self._imported(number) for number in range(first, min(first + BATCH, end))]
-
-    def _imported(self, number: int) -> registry_pb2.ImportedAdapter:
-        library = self._library
-        adapter = registry_pb2.Adapter(
-            adapter_id=self._ids[number],
-            version=1,
-            digest=f"{number:064x}",
-            name=f"job-{library.jobs[number]}-customer-{library.customers[number]}",
-            kind=common.ADAPTER_KIND_LORA_XS,
-            specialization=common.SPECIALIZATION_TASK,
-            base_model=BASE_MODEL,
-            rank=8,
-            modules=["q_proj", "v_proj"],
-            parameter_count=3840,
-            file_bytes=9000,
-            tags=[f"domain-{library.jobs[number] % 50}"],
-        )
-        return registry_pb2.ImportedAdapter(adapter=adapter, vector=library.vectors[number].tolist())
+            yield [imported(self._library, number, self._ids[number], BASE_MODEL) for number in range(first, min(first + BATCH, end))]

@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 import grpc
 
 from smoa.adapter import encode
+from smoa.cli.names import state_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
 from smoa.example_inputs import examples_file, read_examples
@@ -21,6 +22,7 @@ from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import CONFIG_FILE, content_id, import_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
 
 CONCURRENT: Final = 8
 Status = Literal["imported", "there", "waiting", "failed"]
@@ -123,10 +125,9 @@ class FolderImport:
     async def _import(self, folder: Path, name: str) -> Result:
         labels = self._labels
         adapter_id = await asyncio.to_thread(content_id, folder, labels.tenant, self._base_model)
-        kept = await self._state_of(adapter_id)
-        if kept is not None and kept != common.ADAPTER_STATE_MISSING:
-            state = common.AdapterState.Name(kept).removeprefix("ADAPTER_STATE_").lower()
-            return Result(str(folder), "there", name, adapter_id, state)
+        kept = await self._kept(adapter_id)
+        if kept is not None and kept.state != common.ADAPTER_STATE_MISSING:
+            return Result(str(folder), "there", name, adapter_id, state_of(kept))
         data = await asyncio.to_thread(self._file_of, folder, name, adapter_id)
         path = None if self._examples else examples_file(folder)
         examples = self._examples if path is None else await asyncio.to_thread(read_examples, path)
@@ -145,10 +146,10 @@ class FolderImport:
             ) from error
         return Result(str(folder), "imported", name, adapter_id)
 
-    async def _state_of(self, adapter_id: str) -> common.AdapterState | None:
+    async def _kept(self, adapter_id: str) -> registry_pb2.Adapter | None:
         """None where there is no such adapter."""
         try:
-            return (await self._client.get(adapter_id, self._labels.tenant)).state
+            return await self._client.get(adapter_id, self._labels.tenant)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND:
                 return None

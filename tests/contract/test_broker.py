@@ -152,9 +152,13 @@ async def test_a_batch_sent_again_is_written_once(broker: World) -> None:
 async def test_a_group_shares_out_again_when_members_come_and_go(broker: World) -> None:
     async with member_of(broker) as first:
         await shared_out([first])
+        assert first._coordinator is not None
+        generation = first._coordinator.generation
         async with member_of(broker) as second:
             await shared_out([first, second])
+            assert first._coordinator.generation > generation
         await shared_out([first])
+        assert len(first.assignment()) == 4
 
 
 async def test_a_member_that_falls_silent_loses_its_partitions_and_may_not_commit(broker: World) -> None:

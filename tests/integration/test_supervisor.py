@@ -115,6 +115,7 @@ async def test_one_that_takes_long_is_told_of(tmp_path: Path, monkeypatch: pytes
     supervisor = Supervisor([[Spec(name="slow", command=["sleep", "60"], ready=ready)]], log)
     await supervisor.start()
     await supervisor.stop()
+    assert log.getvalue().startswith("slow | starting for 1 s now")
 
 
 async def test_a_failed_start_drains_what_was_started(tmp_path: Path) -> None:
