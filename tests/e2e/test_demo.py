@@ -64,6 +64,16 @@ async def test_a_demonstration_is_alone_explains_itself_and_leaves_nothing(tmp_p
 
 
 @pytest.mark.timeout(120)
+async def test_a_library_of_vectors_only_is_found(tmp_path: Path) -> None:
+    process = await _start(tmp_path, "library", "--json", "result.json", "--adapters", "1000")
+    shown = (await process.communicate())[0].decode()
+    assert process.returncode == 0, shown
+    large = json.loads((tmp_path / "result.json").read_text())["large"]
+    assert large["recall_at_10"] > 0.9
+    assert large["listed"] > 0
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_demonstration_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
     process = await _start(tmp_path, "scaling", "--adapters", "20000")
