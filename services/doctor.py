@@ -68,7 +68,7 @@ def _packages() -> Iterator[Row]:
 
 def _model() -> Iterator[Row]:
     try:
-        from services.executor.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
+        from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
         from services.executor.settings import cache_home
 
         name = os.environ.get("SMOA_BASE_MODEL", DEFAULT_BASE_MODEL)
@@ -78,7 +78,7 @@ def _model() -> Iterator[Row]:
     except (SmoaError, ImportError) as error:
         yield Row(False, "base model", str(error))
     try:
-        from services.executor.native.library import compiled
+        from services.executor.backends.native.library import compiled
 
         if os.environ.get("SMOA_EXECUTOR_BACKEND") != "torch":
             yield Row(True, f"native forward pass {compiled().name}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from services.executor.base_model import DEFAULT_BASE_MODEL, cache_home
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, cache_home
 from services.executor.settings import ExecutorSettings
 from services.router.settings import RouterSettings
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable

@@ -13,13 +13,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
-from services.executor.base_model import BASES_RANK, cache_home, load_weights, lora_xs_bases
-from services.executor.mixture import LoadedAdapter, Mixture, load_adapter
-from services.executor.model import Llama, ModelConfig, module_path
-from services.executor.native import library
-from services.executor.native.backend import NativeBackend
-from services.executor.torch_backend import TorchBackend
+from services.executor.adapters.mixture import LoadedAdapter, Mixture, load_adapter
+from services.executor.backends.native import library
+from services.executor.backends.native.backend import NativeBackend
+from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.torch.backend import TorchBackend
+from services.executor.backends.torch.model import Llama
+from services.executor.models.base_model import BASES_RANK, cache_home, load_weights, lora_xs_bases
+from services.executor.models.config import ModelConfig, module_path
 from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
 
 CAN_RUN_NATIVE = bool(library.processor_variants())

@@ -16,16 +16,16 @@ from ulid import ULID
 
 from examples.library import ADAPTERS
 from examples.library.jobs import JOBS, Example, Job
+from services.executor.adapters.mixture import Mixture, load_adapter
+from services.executor.adapters.training import Progress, TrainSettings, train
+from services.executor.adapters.training_data import Pair
+from services.executor.adapters.training_progress import progress_line
 from services.executor.app import load_backend
-from services.executor.backend import Backend, Chunk
-from services.executor.base_model import DEFAULT_BASE_MODEL, resolve
-from services.executor.mixture import Mixture, load_adapter
-from services.executor.model import Llama
-from services.executor.prompt import PromptTokenizer
+from services.executor.backends.port import Backend, Chunk
+from services.executor.backends.torch.model import Llama, training_dtype
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, resolve
+from services.executor.models.prompt import PromptTokenizer
 from services.executor.settings import MIB, ExecutorSettings
-from services.executor.training import Progress, TrainSettings, train, training_dtype
-from services.executor.training_data import Pair
-from services.executor.training_progress import progress_line
 from smoa.adapter import encode
 
 FOLDER = ADAPTERS

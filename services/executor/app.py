@@ -10,20 +10,21 @@ from pathlib import Path
 
 import torch
 
-from services.executor.backend import BLOCK_TOKENS, Backend
-from services.executor.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
-from services.executor.engine import Engine
+from services.executor.adapters.mixture import load_adapter
+from services.executor.adapters.residency import Residency
+from services.executor.adapters.slots import SlotPool
+from services.executor.backends.native.backend import NativeBackend
+from services.executor.backends.port import BLOCK_TOKENS, Backend
+from services.executor.backends.torch.backend import TorchBackend
+from services.executor.backends.torch.model import Llama
+from services.executor.engine.engine import Engine
 from services.executor.metrics import ExecutorMetrics
-from services.executor.mixture import load_adapter
-from services.executor.model import Llama, ModelConfig
-from services.executor.native.backend import NativeBackend
-from services.executor.prompt import PromptTokenizer
-from services.executor.residency import Residency
+from services.executor.models.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
+from services.executor.models.config import ModelConfig
+from services.executor.models.prompt import PromptTokenizer
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
-from services.executor.slots import SlotPool
 from services.executor.status import StatusReporter
-from services.executor.torch_backend import TorchBackend
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher

@@ -64,19 +64,19 @@ def train(
 
     `smoa example write` makes such a file to try it with.
     """  # noqa: D301  the escape tells click to keep the lines
-    from services.executor.training_data import read_pairs
+    from services.executor.adapters.training_data import read_pairs
 
     pairs = read_pairs(data)
     click.echo(f"{data}: {len(pairs)} examples; loading the base model", err=True)
     os.environ.setdefault(WAIT_POLICY, PASSIVE)  # before torch is imported
     import torch
 
-    from services.executor.base_model import resolve
-    from services.executor.model import Llama
-    from services.executor.prompt import PromptTokenizer
-    from services.executor.training import TrainSettings, training_dtype
-    from services.executor.training import train as run
-    from services.executor.training_progress import how_it_ended, reporting, what_is_done
+    from services.executor.adapters.training import TrainSettings
+    from services.executor.adapters.training import train as run
+    from services.executor.adapters.training_progress import how_it_ended, reporting, what_is_done
+    from services.executor.backends.torch.model import Llama, training_dtype
+    from services.executor.models.base_model import resolve
+    from services.executor.models.prompt import PromptTokenizer
 
     if threads:
         torch.set_num_threads(threads)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from services.executor.engine import Engine
+from services.executor.adapters.residency import AdapterRef
+from services.executor.engine.engine import Engine
+from services.executor.engine.pipeline import Generation, GenerationUsage, Stage
+from services.executor.engine.runner import Sampling
 from services.executor.metrics import ExecutorMetrics
-from services.executor.pipeline import Generation, GenerationUsage, Stage
-from services.executor.residency import AdapterRef
-from services.executor.runner import Sampling
 from smoa.errors import InvalidArgument
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant

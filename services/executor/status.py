@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Final
 
-from services.executor.engine import Engine
+from services.executor.engine.engine import Engine
 from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher

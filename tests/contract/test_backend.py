@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
-from services.executor.base_model import MODULES, load_weights
-from services.executor.mixture import Mixture
-from services.executor.model import Llama, ModelConfig
-from services.executor.native.backend import NativeBackend
+from services.executor.adapters.mixture import Mixture
+from services.executor.backends.native.backend import NativeBackend
+from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.torch.model import Llama
+from services.executor.models.base_model import MODULES, load_weights
+from services.executor.models.config import ModelConfig
 from smoa.adapter import Kind
 from tests.model_support import (
     CAN_RUN_NATIVE,

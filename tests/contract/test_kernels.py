@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.kernels import add_ranks, paged_attention
+from services.executor.backends.torch.kernels import add_ranks, paged_attention
 from tests.model_support import DEVICE
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from services.executor.app import build, load_engine
-from services.executor.base_model import fingerprint
-from services.executor.engine import Engine
+from services.executor.engine.engine import Engine
+from services.executor.models.base_model import fingerprint
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
 from smoa.client import SmoaClient

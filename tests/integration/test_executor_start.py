@@ -15,9 +15,9 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from services.executor.app import compute_dtype
-from services.executor.base_model import resolve
-from services.executor.engine import FAILED
-from services.executor.scheduler import Scheduler
+from services.executor.engine.engine import FAILED
+from services.executor.engine.scheduler import Scheduler
+from services.executor.models.base_model import resolve
 from services.executor.settings import ExecutorSettings
 from services.local import free_port
 from smoa.errors import FailedPrecondition, InvalidArgument

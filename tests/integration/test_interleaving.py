@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from services.executor.adapters.residency import AdapterRef
 from services.executor.app import load_engine
-from services.executor.base_model import MODULES, fingerprint
-from services.executor.engine import Engine
-from services.executor.model import ModelConfig
-from services.executor.pipeline import Generation
-from services.executor.residency import AdapterRef
-from services.executor.runner import Sampling
+from services.executor.engine.engine import Engine
+from services.executor.engine.pipeline import Generation
+from services.executor.engine.runner import Sampling
+from services.executor.models.base_model import MODULES, fingerprint
+from services.executor.models.config import ModelConfig
 from services.executor.settings import MIB, ExecutorSettings
 from services.optimizer.merging import merged
 from smoa.adapter import Kind, decode, encode

@@ -12,9 +12,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from services.executor.base_model import DEFAULT_BASE_MODEL, MODULES, lora_xs_bases, resolve
-from services.executor.model import Llama, module_path
-from services.executor.torch_backend import TorchBackend
+from services.executor.backends.torch.backend import TorchBackend
+from services.executor.backends.torch.model import Llama
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, MODULES, lora_xs_bases, resolve
+from services.executor.models.config import module_path
 from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
 from smoa.peft import import_folder
 from tests.model_support import BACKENDS, CAN_RUN_NATIVE, isolated_cache, load, logits_of, make_backend, make_model

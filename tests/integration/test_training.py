@@ -13,15 +13,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from services.executor import training
-from services.executor.base_model import lora_xs_bases
+from services.executor.adapters.training import Progress, TrainSettings, completion_loss, train
+from services.executor.adapters.training_data import Pair, split_held_out
+from services.executor.backends.native.library import AMX, AVX2, AVX512, AVX512_BF16
+from services.executor.backends.torch import model as torch_model
+from services.executor.backends.torch.backend import TorchBackend
+from services.executor.backends.torch.model import Llama, training_dtype
 from services.executor.commands import train as train_command
-from services.executor.model import Llama
-from services.executor.native.library import AMX, AVX2, AVX512, AVX512_BF16
-from services.executor.prompt import PromptTokenizer
-from services.executor.torch_backend import TorchBackend
-from services.executor.training import Progress, TrainSettings, completion_loss, train, training_dtype
-from services.executor.training_data import Pair, split_held_out
+from services.executor.models.base_model import lora_xs_bases
+from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
 from tests.model_support import isolated_cache, load, make_model
@@ -110,9 +110,9 @@ def test_bad_settings(changes: dict[str, object], message: str, tiny: tuple[Llam
 
 
 def test_training_is_in_a_dtype_that_the_processor_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "processor_variants", lambda: [AVX512, AVX2])
+    monkeypatch.setattr(torch_model, "processor_variants", lambda: [AVX512, AVX2])
     assert training_dtype("cpu") is torch.float32
-    monkeypatch.setattr(training, "processor_variants", lambda: [AMX, AVX512_BF16, AVX512, AVX2])
+    monkeypatch.setattr(torch_model, "processor_variants", lambda: [AMX, AVX512_BF16, AVX512, AVX2])
     assert training_dtype("cpu") is torch.bfloat16
     assert training_dtype("cuda") is torch.bfloat16
 
@@ -137,5 +137,5 @@ def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_command_sets_how_threads_wait_before_torch_is_loaded() -> None:
-    check = "import sys, services.executor.commands, services.executor.training_data; assert 'torch' not in sys.modules"
+    check = "import sys, services.executor.commands, services.executor.adapters.training_data; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.blocks import BlockPool, prefix_keys
+from services.executor.engine.blocks import BlockPool, prefix_keys
 
 
 def test_keys_name_mixture_and_everything_before() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.executor.early_stopping import Evaluation, best_of, is_flat
+from services.executor.adapters.early_stopping import Evaluation, best_of, is_flat
 
 
 def _losses(*losses: float) -> list[Evaluation]:

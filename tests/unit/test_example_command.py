@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from examples.library.commands import example_group
 from examples.library.jobs import JOBS
-from services.executor.training_data import Pair, read_pairs
+from services.executor.adapters.training_data import Pair, read_pairs
 from smoa.cli.main import _HELP
 from smoa.errors import InvalidArgument
 

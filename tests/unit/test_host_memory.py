@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.executor.host_memory import HostMemory
+from services.executor.adapters.host_memory import HostMemory
 
 KEYS = st.sampled_from("abcdefgh")
 SIZES = {key: 10 * number for number, key in enumerate("abcdefgh", 1)}

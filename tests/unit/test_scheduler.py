@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.blocks import BlockPool
-from services.executor.scheduler import Job, Scheduler
-from services.executor.slots import SlotPool
+from services.executor.adapters.slots import SlotPool
+from services.executor.engine.blocks import BlockPool
+from services.executor.engine.scheduler import Job, Scheduler
 from smoa.errors import ResourceExhausted
 
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.executor.slots import SlotPool
+from services.executor.adapters.slots import SlotPool
 
 
 def sized(keys: str) -> dict[str, int]:

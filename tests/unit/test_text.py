@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.text import TextAssembler
+from services.executor.engine.text import TextAssembler
 
 
 def _bytes_decode(ids: list[int]) -> str:

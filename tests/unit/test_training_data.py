@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.executor.training_data import Pair, read_pairs, split_held_out
+from services.executor.adapters.training_data import Pair, read_pairs, split_held_out
 from smoa.errors import InvalidArgument
 
 GOOD = {"input": "a", "output": "b"}

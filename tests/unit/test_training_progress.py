@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from services.executor.early_stopping import Evaluation
-from services.executor.training import Progress, TrainSettings
-from services.executor.training_progress import LogReporter, duration, progress_line
+from services.executor.adapters.early_stopping import Evaluation
+from services.executor.adapters.training import Progress, TrainSettings
+from services.executor.adapters.training_progress import LogReporter, duration, progress_line
 
 SETTINGS = TrainSettings(name="tickets")
 

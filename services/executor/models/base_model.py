@@ -180,7 +180,7 @@ def config_of(folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Convert the default base model and find its bases ahead of its first use: `python -m services.executor.base_model`."""
+    """Convert the default base model and find its bases ahead of its first use: `python -m services.executor.models.base_model`."""
     folder = resolve(DEFAULT_BASE_MODEL)
     name = fingerprint(folder)
     lora_xs_bases(folder, name)

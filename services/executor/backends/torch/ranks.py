@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.executor.base_model import BASES_RANK, MODULES
-from services.executor.kernels import add_ranks
-from services.executor.mixture import Bases, LoadedAdapter, Mixture
-from services.executor.model import ModelConfig, module_path
+from services.executor.adapters.mixture import Bases, LoadedAdapter, Mixture
+from services.executor.backends.torch.kernels import add_ranks
+from services.executor.models.base_model import BASES_RANK, MODULES
+from services.executor.models.config import ModelConfig, module_path
 from smoa.errors import FailedPrecondition
 
 

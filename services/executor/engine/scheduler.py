@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.executor.blocks import BlockPool, prefix_keys
-from services.executor.slots import Acquired, SlotPool
+from services.executor.adapters.slots import Acquired, SlotPool
+from services.executor.engine.blocks import BlockPool, prefix_keys
 from smoa.errors import ResourceExhausted
 
 PROMPT_COST, NEW_COST = 1, 2

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as ProgressBar
 
-from services.executor.early_stopping import best_of
-from services.executor.model import Llama
-from services.executor.training import Progress, Trained, TrainSettings
+from services.executor.adapters.early_stopping import best_of
+from services.executor.adapters.training import Progress, Trained, TrainedModel, TrainSettings
 
 LOG_EVERY_S: Final = 5.0
 
@@ -28,7 +27,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def what_is_done(model: Llama, settings: TrainSettings) -> str:
+def what_is_done(model: TrainedModel, settings: TrainSettings) -> str:
     """What is about to be trained, on what, and when it will end."""
     device = f"{torch.get_num_threads()} CPU threads" if model.device.type == "cpu" else str(model.device)
     when = (

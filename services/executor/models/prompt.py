@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from services.executor.model import ModelConfig
+from services.executor.models.config import ModelConfig
 
 
 class PromptTokenizer:

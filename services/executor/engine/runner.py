@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.executor.backend import Backend, Chunk
+from services.executor.backends.port import Backend, Chunk
 from smoa.errors import FailedPrecondition, SmoaError
 
 COLDEST = 1e-5

@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from services.executor.mixture import LoadedAdapter, Mixture
-from services.executor.model import ModelConfig
+from services.executor.adapters.device import Device
+from services.executor.adapters.mixture import LoadedAdapter, Mixture
+from services.executor.models.config import ModelConfig
 
 BLOCK_TOKENS = 16
 """Tokens in a block of the key/value cache."""
@@ -31,19 +32,6 @@ class Chunk:
     mixture: Mixture
     outputs: int
     """How many of the last tokens' next-token logits are wanted."""
-
-
-class Device(Protocol):
-    """Where adapters' slots are."""
-
-    def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
-        """Bytes that an adapter takes in a device slot."""
-
-    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        """An adapter in a device slot, ready for `mix`. May be called from any thread."""
-
-    def evict(self, adapter: LoadedAdapter) -> None:
-        """Empty the slot of what `place` gave. Nobody runs a mixture of it any more."""
 
 
 class Backend(Device, Protocol):

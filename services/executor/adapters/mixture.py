@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.executor.base_model import BASES_RANK, MODULES
-from services.executor.model import ModelConfig, module_path
+from services.executor.models.base_model import BASES_RANK, MODULES
+from services.executor.models.config import ModelConfig, module_path
 from smoa.adapter import Adapter
 from smoa.errors import FailedPrecondition, InvalidArgument
 
@@ -120,3 +121,10 @@ def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
         path: (F.pad(left, (0, BASES_RANK - left.shape[1])), F.pad(right, (0, BASES_RANK - right.shape[1])))
         for path, (left, right) in bases.items()
     }
+
+
+class Delta(Protocol):
+    """Per-row change of the linear modules: what a mixture looks like to the model."""
+
+    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
+        """Y [rows, tokens, out] plus the rows' deltas applied to x [rows, tokens, in]."""

@@ -14,15 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.executor.backend import BLOCK_TOKENS, Backend, Chunk
-from services.executor.blocks import BlockPool
-from services.executor.mixture import Mixture
-from services.executor.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
-from services.executor.prompt import PromptTokenizer
-from services.executor.residency import AdapterRef, Held, Residency
-from services.executor.runner import Result, Sampler, Work, run_step
-from services.executor.scheduler import Job, Scheduler
-from services.executor.text import TextAssembler
+from services.executor.adapters.mixture import Mixture
+from services.executor.adapters.residency import AdapterRef, Held, Residency
+from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.engine.blocks import BlockPool
+from services.executor.engine.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
+from services.executor.engine.runner import Result, Sampler, Work, run_step
+from services.executor.engine.scheduler import Job, Scheduler
+from services.executor.engine.text import TextAssembler
+from services.executor.models.prompt import PromptTokenizer
 from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
 
 FAILED = "executor: its engine does not run; retry on another"

@@ -9,19 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.executor.base_model import BASES_RANK, MODULES, lora_xs_bases
-from services.executor.early_stopping import Evaluation, best_of, is_flat
-from services.executor.mixture import Bases, Site
-from services.executor.model import Delta, Llama, module_path
-from services.executor.native.library import AVX512_BF16, processor_variants
-from services.executor.prompt import PromptTokenizer
-from services.executor.training_data import Pair, split_held_out
+from services.executor.adapters.early_stopping import Evaluation, best_of, is_flat
+from services.executor.adapters.mixture import Bases, Delta, Site
+from services.executor.adapters.training_data import Pair, split_held_out
+from services.executor.models.base_model import BASES_RANK, MODULES, lora_xs_bases
+from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
 from smoa.errors import InvalidArgument
 
@@ -79,18 +79,31 @@ class Trained:
         return best_of(self.evaluations[1:])
 
 
-def training_dtype(device: str) -> torch.dtype:
-    """What to compute in: bfloat16 where the device multiplies it, else float32.
+class TrainedModel(Protocol):
+    """What training needs of a base model: a forward pass that torch differentiates."""
 
-    On a CPU without such a unit torch multiplies bfloat16 number by number: a step takes minutes instead of a second.
-    """
-    return torch.bfloat16 if device != "cpu" or AVX512_BF16 in processor_variants() else torch.float32
+    config: ModelConfig
+    fingerprint: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Compute dtype."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None) -> Tensor:
+        """Final normed hidden states [rows, tokens, hidden] of whole texts [rows, tokens]."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., vocabulary] float32."""
 
 
 class TrainableDelta:
     """The adapter in training: float32 parameters, applied in the model's dtype."""
 
-    def __init__(self, model: Llama, settings: TrainSettings, bases: Bases, generator: torch.Generator) -> None:
+    def __init__(self, model: TrainedModel, settings: TrainSettings, bases: Bases, generator: torch.Generator) -> None:
         self.parameters: dict[Site, tuple[Tensor, ...]] = {}
         self._fixed: dict[Site, tuple[Tensor, Tensor]] = {}
         for layer in range(model.config.layers):
@@ -101,9 +114,9 @@ class TrainableDelta:
                     self._fixed[site] = (left.to(model.device, model.dtype), right.to(model.device, model.dtype))
                     start: tuple[Tensor, ...] = (torch.zeros(settings.rank, settings.rank),)
                 else:
-                    weight = model.layers[layer].linears[module]
-                    a = torch.randn(settings.rank, weight.shape[1], generator=generator) / math.sqrt(weight.shape[1])
-                    start = (a, torch.zeros(weight.shape[0], settings.rank))
+                    outputs, inputs = model.config.shape(module)
+                    a = torch.randn(settings.rank, inputs, generator=generator) / math.sqrt(inputs)
+                    start = (a, torch.zeros(outputs, settings.rank))
                 self.parameters[site] = tuple(t.to(model.device).requires_grad_() for t in start)
 
     def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
@@ -116,7 +129,7 @@ class TrainableDelta:
             return y + ((x @ right) @ parameters[0].to(x.dtype).T) @ left.T
         return y + (x @ parameters[0].to(x.dtype).T) @ parameters[1].to(x.dtype).T
 
-    def tensors(self, model: Llama, settings: TrainSettings) -> dict[str, np.ndarray]:
+    def tensors(self, model: TrainedModel, settings: TrainSettings) -> dict[str, np.ndarray]:
         """The adapter file's tensors, float16."""
         with torch.no_grad():
             if settings.kind == "lora_xs":
@@ -137,7 +150,7 @@ class TrainableDelta:
 
 
 def train(
-    model: Llama,
+    model: TrainedModel,
     folder: Path,
     tokenizer: PromptTokenizer,
     pairs: Sequence[Pair],
@@ -218,7 +231,7 @@ def _batches(pairs: Sequence[Pair], settings: TrainSettings) -> Iterator[list[Pa
             yield order[start : start + settings.batch_size]
 
 
-def completion_loss(model: Llama, tokenizer: PromptTokenizer, batch: Sequence[Pair], delta: Delta | None) -> Tensor:
+def completion_loss(model: TrainedModel, tokenizer: PromptTokenizer, batch: Sequence[Pair], delta: Delta | None) -> Tensor:
     """Mean cross-entropy over the tokens of the outputs (and their end), scalar float32."""
     prompts = [tokenizer.prompt_ids(pair.input) for pair in batch]
     targets = [tokenizer.completion_ids(pair.output) for pair in batch]
@@ -238,7 +251,7 @@ def completion_loss(model: Llama, tokenizer: PromptTokenizer, batch: Sequence[Pa
 
 
 @torch.no_grad()
-def held_out_loss(model: Llama, tokenizer: PromptTokenizer, pairs: Sequence[Pair], batch_size: int, delta: Delta | None) -> float:
+def held_out_loss(model: TrainedModel, tokenizer: PromptTokenizer, pairs: Sequence[Pair], batch_size: int, delta: Delta | None) -> float:
     """Mean over batches of `completion_loss`, each weighted by its pairs."""
     batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
     return sum(float(completion_loss(model, tokenizer, batch, delta)) * len(batch) for batch in batches) / len(pairs)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from services.executor.backend import Device
-from services.executor.host_memory import HostMemory
-from services.executor.mixture import LoadedAdapter
-from services.executor.slots import Acquired, SlotPool
+from services.executor.adapters.device import Device
+from services.executor.adapters.host_memory import HostMemory
+from services.executor.adapters.mixture import LoadedAdapter
+from services.executor.adapters.slots import Acquired, SlotPool
 from smoa.adapter import Adapter, decode
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore

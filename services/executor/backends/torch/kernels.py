@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from services.executor.model import masked_attention
+from services.executor.backends.torch.model import masked_attention
 
 
 def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales: Tensor, counts: Tensor, *, fused: bool) -> Tensor:
@@ -20,7 +20,7 @@ def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales:
     has one token (Punica's BGMV, arXiv 2310.18547, with a row's adapters concatenated); it may write into y.
     """
     if fused and x.shape[1] == 1:
-        from services.executor.triton_kernels import fused_ranks
+        from services.executor.backends.torch.triton_kernels import fused_ranks
 
         return fused_ranks(y, x, a, b, ranks, scales, counts)
     # What is past a row's count names another's ranks, and may be infinite, which a scale of 0 would make NaN of.
@@ -36,7 +36,7 @@ def paged_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: T
     [rows, tokens], ascending. `fused` is one kernel, where every row has one token.
     """
     if fused and queries.shape[2] == 1:
-        from services.executor.triton_kernels import fused_attention
+        from services.executor.backends.torch.triton_kernels import fused_attention
 
         return fused_attention(queries, cache, tables, positions[:, 0], window)
     at = torch.arange(tables.shape[1] * cache.shape[2], device=cache.device).expand(len(tables), -1)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.executor.backend import BLOCK_TOKENS, Chunk
-from services.executor.kernels import paged_attention
-from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
-from services.executor.model import Llama
-from services.executor.rank_pool import BatchDelta, PlacedAdapter, RankPool, RowsDelta, mix
+from services.executor.adapters.mixture import Bases, LoadedAdapter, Mixture, padded_bases
+from services.executor.backends.port import BLOCK_TOKENS, Chunk
+from services.executor.backends.torch.kernels import paged_attention
+from services.executor.backends.torch.model import Llama
+from services.executor.backends.torch.ranks import BatchDelta, PlacedAdapter, RankPool, RowsDelta, mix
 
 MAX_GRAPHS = 64
 """Captured at a time; the least recently used goes. A graph keeps the memory of one step's activations."""

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from services.executor.residency import AdapterRef, Residency
-from services.executor.runner import Sampling
+from services.executor.adapters.residency import AdapterRef, Residency
+from services.executor.engine.runner import Sampling
 from smoa.errors import FailedPrecondition
 
 Finish = Literal["end", "stop_string", "length"]

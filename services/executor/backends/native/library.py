@@ -1,8 +1,8 @@
 """Compiles `forward.cpp` for this machine's processor, once, and loads it.
 
 A C++ compiler is the only need; the result is kept by source and compiler flags in `SMOA_CACHE`. An image without a compiler takes what
-`python -m services.executor.native.library` made when it was built, for every processor that the kernels support. With neither, or on
-a processor without AVX2, the executor runs on torch instead and says so.
+`python -m services.executor.backends.native.library` made when it was built, for every processor that the kernels support. With neither,
+or on a processor without AVX2, the executor runs on torch instead and says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from services.executor.base_model import cache_home
+from services.executor.models.base_model import cache_home
 from smoa.errors import FailedPrecondition
 
 SOURCES = ("forward.cpp", "linear.h", "team.h", "vectors.h", "interface.h")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.executor.base_model import MODULES, lora_xs_bases
-from services.executor.mixture import LoadedAdapter, load_adapter
-from services.executor.model import Llama
-from services.executor.rank_pool import PlacedAdapter, RankPool
-from services.executor.torch_backend import TorchBackend
+from services.executor.adapters.mixture import LoadedAdapter, load_adapter
+from services.executor.backends.torch.backend import TorchBackend
+from services.executor.backends.torch.model import Llama
+from services.executor.backends.torch.ranks import PlacedAdapter, RankPool
+from services.executor.models.base_model import MODULES, lora_xs_bases
 from smoa.adapter import Kind
 from smoa.errors import FailedPrecondition
 from tests.model_support import isolated_cache, logits_of, make_model, random_adapter

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.executor.backend import BLOCK_TOKENS, Chunk
-from services.executor.base_model import BASES_RANK, MODULES
-from services.executor.mixture import Bases, LoadedAdapter, Mixture, padded_bases
-from services.executor.model import ModelConfig, module_path
-from services.executor.native.library import AMX, Flags, loaded, processor_variants
+from services.executor.adapters.mixture import Bases, LoadedAdapter, Mixture, padded_bases
+from services.executor.backends.native.library import AMX, Flags, loaded, processor_variants
+from services.executor.backends.port import BLOCK_TOKENS, Chunk
+from services.executor.models.base_model import BASES_RANK, MODULES
+from services.executor.models.config import ModelConfig, module_path
 from smoa.errors import FailedPrecondition
 
 _PANEL, _MATRIX_INPUTS = 32, 32

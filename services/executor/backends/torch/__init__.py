@@ -1,0 +1,1 @@
+"""The forward pass in torch: for GPUs, and the reference for the native one."""

@@ -1,0 +1,1 @@
+"""Base models: their files, configuration, prompts and LoRA-XS bases."""
