@@ -30,7 +30,7 @@ from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, P
 from services.executor.adapters.residency import AdapterRef
 from services.executor.app import load_engine
 from services.executor.backends.native.library import VARIANTS, processor_variants
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine
 from services.executor.engine.pipeline import Generation
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.config import ModelConfig
@@ -56,7 +56,7 @@ class World:
         self.engine = self.make_engine(settings)
         self._prompts = random.Random(0)
 
-    def make_engine(self, settings: ExecutorSettings) -> Engine:
+    def make_engine(self, settings: ExecutorSettings) -> AnyEngine:
         """An engine that never ends an answer early."""
         engine, _, _ = load_engine(settings)
         engine.tokenizer.eos_ids = frozenset()
@@ -76,7 +76,7 @@ class World:
         """A text of about so many tokens; the chat template adds eight."""
         return " ".join(self._prompts.choice(("the", "sea", "and", "a", "of", "rain", "house", "is", "red", "go")) for _ in range(words))
 
-    async def answer(self, engine: Engine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
+    async def answer(self, engine: AnyEngine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
         """Seconds from the request to each of its tokens."""
         request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
         began = time.perf_counter()
@@ -136,7 +136,7 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
 
 
 async def throughput(
-    world: World, engine: Engine, pick: Callable[[], Sequence[AdapterRef]], requests: int, clients: int = 16
+    world: World, engine: AnyEngine, pick: Callable[[], Sequence[AdapterRef]], requests: int, clients: int = 16
 ) -> dict[str, float]:
     """Closed loop: so many clients, each with one request of 16 new tokens at a time."""
     waits: list[float] = []
@@ -193,7 +193,7 @@ async def measure_working_sets(world: World, store: str, requests: int) -> dict[
 
 async def measure_libraries(world: World, sizes: Sequence[int], requests: int, repeats: int) -> dict[str, float]:
     """Tokens a second with a working set of ten, by the number of adapters in the store; the sizes take turns."""
-    engines: dict[int, tuple[Engine, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
+    engines: dict[int, tuple[AnyEngine, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
     for size in sizes:
         folder = tempfile.TemporaryDirectory(prefix=f"smoa-library-{size}-")
         store = AdapterStore(folder.name)

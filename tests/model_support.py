@@ -13,12 +13,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.executor.adapters.mixture import LoadedAdapter, Mixture, load_adapter
+from services.executor.adapters.mixture import load_adapter
 from services.executor.backends.native import library
 from services.executor.backends.native.backend import NativeBackend
-from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.port import BLOCK_TOKENS, AnyBackend, Batch, Chunk
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
+from services.executor.backends.torch.ranks import TorchMixture
 from services.executor.models.base_model import BASES_RANK, cache_home, load_weights, lora_xs_bases
 from services.executor.models.config import ModelConfig, module_path
 from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
@@ -92,7 +93,7 @@ def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
 
 def make_backend(
     kind: str, folder: Path, dtype: torch.dtype = torch.float32, blocks: int = 64, context: int = 256, slot_mib: int = 32
-) -> Backend:
+) -> AnyBackend:
     """A backend of a model folder. `fused` is torch with the Triton kernels."""
     model = Llama.load(folder, dtype, DEVICE if kind == "fused" else "cpu")
     bases = lora_xs_bases(folder, model.fingerprint)
@@ -173,13 +174,29 @@ def delta_of(adapter: Adapter, folder: Path, config: ModelConfig) -> dict[str, t
     return deltas
 
 
-def load(adapter: Adapter, backend: Backend, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
-    """An adapter as the backend's `mix` takes it."""
-    return backend.place(load_adapter(adapter, backend.config, backend.fingerprint, 64, dtype))
+def load(adapter: Adapter, backend: AnyBackend, dtype: torch.dtype = torch.float32) -> str:
+    """Put an adapter in a slot; returns its key, as the backend's `mix` takes it."""
+    key = adapter.manifest.adapter_id
+    backend.place(key, load_adapter(adapter, backend.config, backend.fingerprint, 64, dtype))
+    return key
 
 
-def logits_of(backend: Backend, tokens: Sequence[int], mixture: Mixture | None = None, blocks: Sequence[int] | None = None) -> torch.Tensor:
+class Everywhere:
+    """`Delta` of one mixture in every token, whatever their number."""
+
+    def __init__(self, backend: TorchBackend, mixture: TorchMixture) -> None:
+        self._deltas = backend._deltas
+        self._deltas.set([mixture])
+
+    def add(self, layer: int, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        delta = self._deltas.of_tokens(torch.zeros(len(x), dtype=torch.long))
+        return y if delta is None else delta.add(layer, module, x, y)
+
+
+def logits_of(
+    backend: AnyBackend, tokens: Sequence[int], mixture: object | None = None, blocks: Sequence[int] | None = None
+) -> torch.Tensor:
     """Logits [tokens, vocabulary] of a whole text, in one chunk."""
     needed = -(-len(tokens) // BLOCK_TOKENS)
     chunk = Chunk(tokens, 0, list(range(needed)) if blocks is None else blocks, mixture or backend.mix([]), len(tokens))
-    return backend.forward([chunk])[0].cpu().clone()
+    return backend.forward(Batch.of([chunk]))[0].cpu().clone()

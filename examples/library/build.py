@@ -16,12 +16,12 @@ from ulid import ULID
 
 from examples.library import ADAPTERS
 from examples.library.jobs import JOBS, Example, Job
-from services.executor.adapters.mixture import Mixture, load_adapter
+from services.executor.adapters.mixture import load_adapter
 from services.executor.adapters.training import Progress, TrainSettings, train
 from services.executor.adapters.training_data import Pair
 from services.executor.adapters.training_progress import progress_line
 from services.executor.app import load_backend
-from services.executor.backends.port import Backend, Chunk
+from services.executor.backends.port import AnyBackend, Batch, Chunk
 from services.executor.backends.torch.model import Llama, training_dtype
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, resolve
 from services.executor.models.prompt import PromptTokenizer
@@ -48,18 +48,18 @@ def settings_of(job: Job) -> TrainSettings:
     )
 
 
-def answer(backend: Backend, tokenizer: PromptTokenizer, mixture: Mixture, text: str, max_tokens: int = 12) -> str:
+def answer(backend: AnyBackend, tokenizer: PromptTokenizer, mixture: object, text: str, max_tokens: int = 12) -> str:
     """The greedy answer to one query."""
     ids = tokenizer.prompt_ids(text)
     prompt_tokens, computed = len(ids), 0
     while len(ids) - prompt_tokens < max_tokens and ids[-1] not in tokenizer.eos_ids:
         chunk = Chunk(ids[computed:], computed, range(backend.blocks), mixture, 1)
         computed = len(ids)
-        ids += backend.forward([chunk])[1]
+        ids += backend.forward(Batch.of([chunk]))[1]
     return tokenizer.text([token for token in ids[prompt_tokens:] if token not in tokenizer.eos_ids]).strip()
 
 
-def exact_match(backend: Backend, tokenizer: PromptTokenizer, mixture: Mixture, examples: list[Example]) -> float:
+def exact_match(backend: AnyBackend, tokenizer: PromptTokenizer, mixture: object, examples: list[Example]) -> float:
     """Share of the examples whose greedy answer equals the output."""
     return sum(answer(backend, tokenizer, mixture, one.input) == one.output for one in examples) / len(examples)
 
@@ -87,7 +87,8 @@ def main(names: list[str]) -> None:
         adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))
         (FOLDER / f"{job.name}.safetensors").write_bytes(encode(adapter))
         test = job.generate("test", TEST_EXAMPLES, SEED)
-        mixture = backend.mix([(load_adapter(adapter, model.config, model.fingerprint, 8, model.dtype), 1.0)])
+        backend.place(job.name, load_adapter(adapter, model.config, model.fingerprint, 8, model.dtype))
+        mixture = backend.mix([(job.name, 1.0)])
         results[job.name] = {
             "domain": job.domain,
             "parameters": adapter.parameter_count,

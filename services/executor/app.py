@@ -14,10 +14,10 @@ from services.executor.adapters.mixture import load_adapter
 from services.executor.adapters.residency import Residency
 from services.executor.adapters.slots import SlotPool
 from services.executor.backends.native.backend import NativeBackend
-from services.executor.backends.port import BLOCK_TOKENS, Backend
+from services.executor.backends.port import BLOCK_TOKENS, AnyBackend
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine, Engine
 from services.executor.metrics import ExecutorMetrics
 from services.executor.models.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
 from services.executor.models.config import ModelConfig
@@ -53,7 +53,7 @@ def compute_dtype(settings: ExecutorSettings, folder: Path) -> torch.dtype:
     return DTYPES[settings.dtype]
 
 
-def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
+def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
     """Load the base model and its bases; all memory of model and cache is taken here.
 
     Raises:
@@ -96,7 +96,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
-def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
+def load_engine(settings: ExecutorSettings) -> tuple[AnyEngine, str, Path]:
     """The engine, the base model's fingerprint and its folder."""
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from services.executor.adapters.residency import AdapterRef
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine
 from services.executor.engine.pipeline import Generation, GenerationUsage, Stage
 from services.executor.engine.runner import Sampling
 from services.executor.metrics import ExecutorMetrics
@@ -28,7 +28,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """`smoa.v1.ExecutorService`."""
 
     def __init__(
-        self, engine: Engine, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str, rows: int
+        self, engine: AnyEngine, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str, rows: int
     ) -> None:
         self._engine, self._publisher, self._metrics = engine, publisher, metrics
         self._base_model, self._base_model_name, self._rows = base_model, base_model_name, rows

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Final
 
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine
 from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
@@ -24,7 +24,7 @@ MAX_BEHIND: Final = 1000
 class StatusReporter:
     """Owns the task that reports."""
 
-    def __init__(self, engine: Engine, publisher: EventPublisher, address: str, base_model: str, rows: int, interval_s: float) -> None:
+    def __init__(self, engine: AnyEngine, publisher: EventPublisher, address: str, base_model: str, rows: int, interval_s: float) -> None:
         self._engine, self._publisher, self._address = engine, publisher, address
         self._base_model, self._rows, self._interval_s = base_model, rows, interval_s
         self._task: asyncio.Task[None] | None = None

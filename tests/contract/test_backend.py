@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from services.executor.adapters.mixture import Mixture
 from services.executor.backends.native.backend import NativeBackend
-from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.port import BLOCK_TOKENS, AnyBackend, Batch, Chunk
 from services.executor.backends.torch.model import Llama
 from services.executor.models.base_model import MODULES, load_weights
 from services.executor.models.config import ModelConfig
@@ -108,14 +107,14 @@ def test_a_mixture_equals_the_same_deltas_merged_into_the_weights(
             weights[f"{path}.weight"] = (weights[f"{path}.weight"].double() + weight * delta).float()
     merged = Llama(ModelConfig.from_folder(llama), weights, "merged")
     with torch.inference_mode():
-        theirs = merged.logits(merged.hidden(torch.tensor([TOKENS]), torch.arange(len(TOKENS))[None], None))[0]
+        theirs = merged.logits(merged.hidden_of_texts(torch.tensor([TOKENS])))[0]
     ours = logits_of(backend, TOKENS, backend.mix(weighted))
     assert (ours - theirs).abs().max() < 5e-5 * theirs.abs().max()
     if any(weight for *_, weight in parts):
         assert (ours - logits_of(backend, TOKENS)).abs().max() > 1e-3, "the adapters change nothing: the comparison would be empty"
 
 
-def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mixtures: list[Mixture]) -> list[torch.Tensor]:
+def _in_a_crowd(backend: AnyBackend, rng: random.Random, texts: list[list[int]], mixtures: list[object]) -> list[torch.Tensor]:
     """Logits of every text, computed in random chunks, in random batches, in scattered blocks."""
     order = list(range(backend.blocks))
     rng.shuffle(order)
@@ -129,7 +128,7 @@ def _in_a_crowd(backend: Backend, rng: random.Random, texts: list[list[int]], mi
         for i in picked:
             count = min(len(texts[i]) - done[i], rng.choice([1, 1, 2, 7, 16, 30]))
             chunks.append(Chunk(texts[i][done[i] : done[i] + count], done[i], blocks[i], mixtures[i], count))
-        out, greedy = backend.forward(chunks)
+        out, greedy = backend.forward(Batch.of(chunks))
         assert greedy == out.argmax(-1).tolist()
         for i, chunk in zip(picked, chunks, strict=True):
             logits[i].append(out[: chunk.outputs].cpu().clone())

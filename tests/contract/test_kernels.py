@@ -9,10 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.backends.torch.kernels import add_ranks, paged_attention
+from services.executor.backends.port import Batch, Chunk
+from services.executor.backends.torch.kernels import PagedAttention, add_ranks
 from tests.model_support import DEVICE
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def _by_rank(ranks: torch.Tensor, scales: torch.Tensor, counts: torch.Tensor, resident: int) -> torch.Tensor:
+    """Scales [rows, resident] of the ranks that each row lists."""
+    wanted = torch.zeros(len(counts), resident, device=DEVICE)
+    for row, count in enumerate(counts.tolist()):
+        for rank, scale in zip(ranks[row, :count].tolist(), scales[row, :count].tolist(), strict=True):
+            wanted[row, rank] += scale
+    return wanted
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -28,16 +38,16 @@ def test_ranks(counts: list[int], inputs: int, outputs: int, seed: int) -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(DEVICE)
 
+    from services.executor.backends.torch.triton_kernels import fused_ranks
+
     rows, resident, most = len(counts), 9, 8
-    x, y, a, b = random(rows, 1, inputs), random(rows, 1, outputs), random(resident, inputs), random(resident, outputs)
+    x, y, a, b = random(rows, inputs), random(rows, outputs), random(resident, inputs), random(resident, outputs)
     # Wider buffers than are used, as the backend has them.
     ranks = torch.randint(0, resident, (rows, 2 * most), generator=generator, dtype=torch.int32).to(DEVICE)[:, :most]
     scales = random(rows, 2 * most)[:, :most]
-    for row, count in enumerate(counts):
-        scales[row, count:] = 0.0
     limits = torch.tensor(counts, dtype=torch.int32, device=DEVICE)
-    plain = add_ranks(y, x, a, b, ranks, scales, limits, fused=False)
-    fused = add_ranks(y.clone(), x, a, b, ranks, scales, limits, fused=True)
+    plain = add_ranks(y, x, a, b, _by_rank(ranks, scales, limits, resident))
+    fused = fused_ranks(y.clone(), x, a, b, ranks, scales, limits)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -45,13 +55,15 @@ def test_ranks(counts: list[int], inputs: int, outputs: int, seed: int) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_ranks_of_another_that_overflow_stay_with_it(fused: bool) -> None:
     """What a row does not use is padding that names rank 0: that one may make infinities of any input, and still be another's."""
-    x, y = torch.ones(3, 1, 16, device=DEVICE), torch.zeros(3, 1, 8, device=DEVICE)
+    from services.executor.backends.torch.triton_kernels import fused_ranks
+
+    x, y = torch.ones(3, 16, device=DEVICE), torch.zeros(3, 8, device=DEVICE)
     a, b = torch.ones(4, 16, device=DEVICE), torch.ones(4, 8, device=DEVICE)
     a[0] = b[0] = 3e38
     ranks = torch.tensor([[0, 0], [1, 0], [0, 0]], dtype=torch.int32, device=DEVICE)
     scales = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], device=DEVICE)
     counts = torch.tensor([1, 1, 0], dtype=torch.int32, device=DEVICE)
-    added = add_ranks(y, x, a, b, ranks, scales, counts, fused=fused)
+    added = fused_ranks(y, x, a, b, ranks, scales, counts) if fused else add_ranks(y, x, a, b, _by_rank(ranks, scales, counts, 4))
     assert added[0].isinf().all()
     assert added[1].eq(16.0).all()
     assert added[2].eq(0.0).all()
@@ -67,10 +79,15 @@ def test_ranks_of_another_that_overflow_stay_with_it(fused: bool) -> None:
 )
 def test_attention(positions: list[int], heads: tuple[int, int], size: int, window: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    cache = torch.randn(2, 30, 16, heads[1], size, generator=generator).to(DEVICE)
-    queries = torch.randn(len(positions), heads[0], 1, size, generator=generator).to(DEVICE)
-    tables = torch.randint(0, 30, (len(positions), 8), generator=generator, dtype=torch.int32).to(DEVICE)[:, :5]
-    at = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
-    plain = paged_attention(queries, cache, tables, at[:, None], window, fused=False)
-    fused = paged_attention(queries, cache, tables, at[:, None], window, fused=True)
+    from services.executor.backends.torch.triton_kernels import FusedAttention
+
+    rows = len(positions)
+    cache = torch.randn(1, 2, 30, 16, heads[1], size, generator=generator).to(DEVICE)
+    queries, keys, values = (torch.randn(rows, of, size, generator=generator).to(DEVICE) for of in (heads[0], heads[1], heads[1]))
+    order = torch.randperm(30, generator=generator).tolist()
+    blocks = [[order.pop() for _ in range(5)] for _ in positions]
+    batch = Batch.of([Chunk([0], at, table, None, 1) for at, table in zip(positions, blocks, strict=True)])
+    slots, tables, at = (torch.from_numpy(part).to(DEVICE) for part in (batch.cache_slots, batch.tables, batch.positions))
+    plain = PagedAttention(cache.clone(), batch, (window,)).attend(0, queries, keys, values)
+    fused = FusedAttention(cache.clone(), slots, tables, at, (window,)).attend(0, queries, keys, values)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)

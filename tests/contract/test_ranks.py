@@ -11,7 +11,7 @@ import torch
 from services.executor.adapters.mixture import LoadedAdapter, load_adapter
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
-from services.executor.backends.torch.ranks import PlacedAdapter, RankPool
+from services.executor.backends.torch.ranks import RankPool
 from services.executor.models.base_model import MODULES, lora_xs_bases
 from smoa.adapter import Kind
 from smoa.errors import FailedPrecondition
@@ -51,29 +51,33 @@ def test_adapters_that_come_and_go_leave_nothing_behind(model: Llama) -> None:
     rng = random.Random(2)
     adapters = _adapters(model, 9)
     worn, tokens = _backend(model, 40), [rng.randrange(200) for _ in range(20)]
-    placed: dict[int, LoadedAdapter] = {}
+    placed: set[str] = set()
     for _ in range(60):
         number = rng.randrange(len(adapters))
-        if number in placed:
-            worn.evict(placed.pop(number))
-        elif adapters[number].pairs and max(len(a) for a, _ in adapters[number].pairs.values()) > worn._pool.available:
+        free = len(worn._pool._free)
+        if str(number) in placed:
+            worn.evict(str(number))
+            placed.remove(str(number))
+        elif adapters[number].pairs and max(len(a) for a, _ in adapters[number].pairs.values()) > free:
             with pytest.raises(FailedPrecondition, match="raise SMOA_EXECUTOR_SLOT_BYTES"):
-                worn.place(adapters[number])
+                worn.place(str(number), adapters[number])
             continue
         else:
-            placed[number] = worn.place(adapters[number])
+            worn.place(str(number), adapters[number])
+            placed.add(str(number))
         worn._pool.check_integrity()
-        held = sum(len(one.rows) for one in placed.values() if isinstance(one, PlacedAdapter))
-        assert worn._pool.available + held == worn._pool.ranks
-        chosen = rng.sample(sorted(placed), min(3, len(placed)))
-        weights = [rng.uniform(-1, 1) for _ in chosen]
+        weighted = [(key, rng.uniform(-1, 1)) for key in rng.sample(sorted(placed), min(3, len(placed)))]
         fresh = _backend(model, 40)
-        expected = logits_of(fresh, tokens, fresh.mix([(fresh.place(adapters[n]), w) for n, w in zip(chosen, weights, strict=True)]))
-        found = logits_of(worn, tokens, worn.mix([(placed[n], w) for n, w in zip(chosen, weights, strict=True)]))
-        torch.testing.assert_close(found, expected)
+        for key, _ in weighted:
+            fresh.place(key, adapters[int(key)])
+        expected = logits_of(fresh, tokens, fresh.mix(weighted))
+        torch.testing.assert_close(logits_of(worn, tokens, worn.mix(weighted)), expected)
 
 
 def test_bytes_are_known_before_an_adapter_is_placed(model: Llama) -> None:
     backend = _backend(model, 40)
-    for adapter in _adapters(model, 6):
-        assert backend.slot_bytes_of(adapter) == backend.place(adapter).nbytes > 0
+    for number, adapter in enumerate(_adapters(model, 6)):
+        free = len(backend._pool._free)
+        backend.place(str(number), adapter)
+        cores = sum(stack.nbytes for stack in adapter.cores.values())
+        assert backend.slot_bytes_of(adapter) == (free - len(backend._pool._free)) * backend._pool.rank_bytes + cores > 0

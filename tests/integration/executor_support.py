@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from services.executor.app import build, load_engine
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine
 from services.executor.models.base_model import fingerprint
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
@@ -91,9 +91,9 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
         store=str(tmp_path / "store"),
     )
     settings = dataclasses.replace(settings, **changes)
-    engines: list[Engine] = []
+    engines: list[AnyEngine] = []
 
-    def loaded(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
+    def loaded(settings: ExecutorSettings) -> tuple[AnyEngine, str, Path]:
         engine, name, folder = load_engine(settings)
         engines.append(engine)
         return engine, name, folder

@@ -13,7 +13,7 @@ import pytest
 
 from services.executor.adapters.residency import AdapterRef
 from services.executor.app import load_engine
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import AnyEngine
 from services.executor.engine.pipeline import Generation
 from services.executor.engine.runner import Sampling
 from services.executor.models.base_model import MODULES, fingerprint
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has n
 
 @dataclass(frozen=True)
 class World:
-    engine: Engine
+    engine: AnyEngine
     store: AdapterStore
     refs: list[AdapterRef]
     """Twelve adapters for four slots."""

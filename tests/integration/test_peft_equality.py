@@ -18,7 +18,7 @@ from services.executor.models.base_model import DEFAULT_BASE_MODEL, MODULES, lor
 from services.executor.models.config import module_path
 from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
 from smoa.peft import import_folder
-from tests.model_support import BACKENDS, CAN_RUN_NATIVE, isolated_cache, load, logits_of, make_backend, make_model
+from tests.model_support import BACKENDS, CAN_RUN_NATIVE, Everywhere, isolated_cache, load, logits_of, make_backend, make_model
 
 
 @pytest.fixture(params=["tiny", "smollm2"])
@@ -117,8 +117,8 @@ def test_a_lone_adapter_at_half_weight_gives_exactly_half_its_delta(number: int,
     for layer in adapter.manifest.layers:
         for module in adapter.manifest.modules:
             out, width = model.config.shape(module)
-            x, zero = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(1, 4, out)
-            whole, half = (backend.delta([backend.mix([(loaded, weight)])]).add(layer, module, x, zero) for weight in (1.0, 0.5))
+            x, zero = torch.randn(4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(4, out)
+            whole, half = (Everywhere(backend, backend.mix([(loaded, weight)])).add(layer, module, x, zero) for weight in (1.0, 0.5))
             assert torch.equal(half, 0.5 * whole)
             assert whole.abs().max() > 0
 

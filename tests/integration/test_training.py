@@ -24,7 +24,7 @@ from services.executor.models.base_model import lora_xs_bases
 from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
-from tests.model_support import isolated_cache, load, make_model
+from tests.model_support import Everywhere, isolated_cache, load, make_model
 
 PAIRS = [Pair(f"w{n} w{n + 1} w{n + 2}", f"w{100 + n % 2}") for n in range(60)]
 SETTINGS = TrainSettings(name="t", rank=4, modules=("q_proj", "v_proj", "down_proj"), steps=60, tags=("x",))
@@ -49,7 +49,7 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     bases = lora_xs_bases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
     mixture = backend.mix([(load(adapter, backend), 1.0)])
-    after = float(completion_loss(model, tokenizer, PAIRS, backend.delta([mixture] * len(PAIRS))))
+    after = float(completion_loss(model, tokenizer, PAIRS, Everywhere(backend, mixture)))
     assert after < before - 0.3
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].seconds_left >= 0
@@ -75,7 +75,7 @@ def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tu
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=8, slot_bytes=2**20)
     mixture = backend.mix([(load(trained.adapter, backend), 1.0)])
     _, held_out = split_held_out(noise, settings.seed)
-    loss = float(completion_loss(model, tokenizer, held_out, backend.delta([mixture] * len(held_out))))
+    loss = float(completion_loss(model, tokenizer, held_out, Everywhere(backend, mixture)))
     assert loss == pytest.approx(trained.kept.loss, abs=0.01)
 
 

@@ -8,13 +8,13 @@ from services.executor.adapters.mixture import LoadedAdapter
 
 
 class Device(Protocol):
-    """Where adapters' slots are."""
+    """Holds adapters by key, ready to be mixed."""
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
-        """Bytes that an adapter takes in a device slot."""
+        """Bytes that an adapter takes in a slot."""
 
-    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        """An adapter in a device slot, ready for `mix`. May be called from any thread."""
+    def place(self, key: str, adapter: LoadedAdapter) -> None:
+        """Put an adapter in a slot. May be called from any thread, one at a time."""
 
-    def evict(self, adapter: LoadedAdapter) -> None:
-        """Empty the slot of what `place` gave. Nobody runs a mixture of it any more."""
+    def evict(self, key: str) -> None:
+        """Empty the slot of what was placed. Nobody runs a mixture of it any more."""

@@ -83,36 +83,21 @@ def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_ra
     return LoadedAdapter(manifest.layers, manifest.scaling, {}, pairs)
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """One request's adapters: cores mixed into one, `lora` pairs listed with their weights.
+def mixed_cores(parts: Sequence[tuple[Mapping[str, Tensor], Sequence[int], float]], config: ModelConfig) -> Tensor | None:
+    """Cores of several `lora_xs` adapters as one, in float32: of (module -> [layers, rank, rank], which layers, scale) each.
 
-    `cores` [layers, modules, BASES_RANK, BASES_RANK] float32 holds transposed cores (x core, row by row), zero where the mixture has
-    none; None when no adapter is `lora_xs`. Adapters of smaller rank fill the leading corner: a smaller basis is a prefix of a larger.
+    Returns:
+        [layers, modules, BASES_RANK, BASES_RANK] transposed (x core, row by row), zero where there is none; None when no part has any.
+        Cores of a smaller rank fill the leading corner: a smaller basis is a prefix of a larger.
     """
-
-    cores: Tensor | None
-    core_sites: frozenset[Site]
-    pairs: Mapping[Site, tuple[tuple[Tensor, Tensor, float], ...]]
-
-    @classmethod
-    def of(cls, weighted: Sequence[tuple[LoadedAdapter, float]], config: ModelConfig) -> Mixture:
-        """Mix in float32, weights applied once."""
-        cores: Tensor | None = None
-        sites: set[Site] = set()
-        pairs: dict[Site, tuple[tuple[Tensor, Tensor, float], ...]] = {}
-        for adapter, weight in weighted:
-            scaled = weight * adapter.scaling
-            for module, stack in adapter.cores.items():
-                if cores is None:
-                    cores = torch.zeros(config.layers, len(MODULES), BASES_RANK, BASES_RANK, device=stack.device)
-                rank = stack.shape[-1]
-                part = cores[:, MODULES.index(module), :rank, :rank]
-                part[list(adapter.layers)] += scaled * stack.float().transpose(1, 2)
-                sites |= {(layer, module) for layer in adapter.layers}
-            for site, (a, b) in adapter.pairs.items():
-                pairs[site] = (*pairs.get(site, ()), (a, b, scaled))
-        return cls(cores, frozenset(sites), pairs)
+    mixed: Tensor | None = None
+    for cores, layers, scale in parts:
+        for module, stack in cores.items():
+            if mixed is None:
+                mixed = torch.zeros(config.layers, len(MODULES), BASES_RANK, BASES_RANK, device=stack.device)
+            rank = stack.shape[-1]
+            mixed[:, MODULES.index(module), :rank, :rank][list(layers)] += scale * stack.float().transpose(1, 2)
+    return mixed
 
 
 def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
@@ -124,7 +109,7 @@ def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 class Delta(Protocol):
-    """Per-row change of the linear modules: what a mixture looks like to the model."""
+    """What each token's mixture changes of the linear modules: all that the model sees of adapters."""
 
     def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """Y [rows, tokens, out] plus the rows' deltas applied to x [rows, tokens, in]."""
+        """Y [tokens, out] plus the tokens' deltas applied to x [tokens, in]."""

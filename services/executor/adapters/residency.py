@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.executor.adapters.device import Device
 from services.executor.adapters.host_memory import HostMemory
@@ -166,17 +166,16 @@ class Residency:
     def evict(self, acquired: Acquired) -> None:
         """Empty the slots that were taken for a request: before anything else is placed in them."""
         for key in acquired.evicted:
-            if (gone := self._on_device.pop(key, None)) is not None:
-                self._device.evict(gone.adapter)
+            if self._on_device.pop(key, None) is not None:
+                self._device.evict(key)
 
-    async def place(self, refs: Sequence[AdapterRef]) -> list[LoadedAdapter]:
-        """Put leased adapters that the host holds on the device; returns them in the order of `refs`."""
+    async def place(self, refs: Sequence[AdapterRef]) -> None:
+        """Put leased adapters that the host holds on the device."""
         for ref in refs:
             if ref.key not in self._on_device and ref.key not in self._placing:
                 self._placing[ref.key] = _owned(self._place(ref), f"place-{ref.key}")
-        waits = {ref.key: self._placing[ref.key] for ref in refs if ref.key in self._placing}
-        placed = {key: await asyncio.shield(task) for key, task in waits.items()}
-        return [(placed.get(ref.key) or self._on_device[ref.key]).adapter for ref in refs]
+        for task in [self._placing[ref.key] for ref in refs if ref.key in self._placing]:
+            await asyncio.shield(task)
 
     def discard(self, sizes: Mapping[str, int]) -> None:
         """Empty the slots of adapters whose load failed or was given up."""
@@ -235,12 +234,12 @@ class Residency:
         try:
             loaded = await self._on_host(ref)
             async with self._one_placement:
-                placed = replace(loaded, adapter=await asyncio.to_thread(self._device.place, loaded.adapter))
+                await asyncio.to_thread(self._device.place, ref.key, loaded.adapter)
                 if ref.key in self.pool:
-                    self._on_device[ref.key] = placed
+                    self._on_device[ref.key] = loaded
                 else:  # whoever asked has left, and the slot went to another
-                    self._device.evict(placed.adapter)
-            return placed
+                    self._device.evict(ref.key)
+            return loaded
         finally:
             del self._placing[ref.key]
 

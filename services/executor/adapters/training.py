@@ -93,8 +93,8 @@ class TrainedModel(Protocol):
     def device(self) -> torch.device:
         """Where the weights are."""
 
-    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None) -> Tensor:
-        """Final normed hidden states [rows, tokens, hidden] of whole texts [rows, tokens]."""
+    def hidden_of_texts(self, tokens: Tensor, delta: Delta | None = None) -> Tensor:
+        """Final normed hidden states [texts, length, hidden] of whole texts [texts, length]."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] float32."""
@@ -244,8 +244,7 @@ def completion_loss(model: TrainedModel, tokenizer: PromptTokenizer, batch: Sequ
         tokens[row, : len(ids)] = torch.tensor(ids)
         where += [(row, len(prompt) - 1 + i) for i in range(len(target))]
         wanted += target
-    positions = torch.arange(length).expand(len(batch), length).to(model.device)
-    hidden = model.hidden(tokens.to(model.device), positions, delta)
+    hidden = model.hidden_of_texts(tokens.to(model.device), delta)
     rows, columns = zip(*where, strict=True)
     return F.cross_entropy(model.logits(hidden[list(rows), list(columns)]), torch.tensor(wanted, device=model.device))
 

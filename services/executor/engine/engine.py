@@ -13,10 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias
 
-from services.executor.adapters.mixture import Mixture
 from services.executor.adapters.residency import AdapterRef, Held, Residency
-from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk, MixtureT
 from services.executor.engine.blocks import BlockPool
 from services.executor.engine.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
 from services.executor.engine.runner import Result, Sampler, Work, run_step
@@ -30,18 +30,18 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
-class _Sequence(Job):
+class _Sequence(Job, Generic[MixtureT]):
     refs: tuple[AdapterRef, ...]
     sampler: Sampler | None = None
     scored: list[int] = field(default_factory=list)
     """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
     scored_from: int = 0
-    mixture: Mixture | None = None
+    mixture: MixtureT | None = None
     held: Held | None = None
     results: asyncio.Queue[Result | Exception] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
     admitted_ns: int = 0
 
-    def work(self, count: int) -> Work:
+    def work(self, count: int) -> Work[MixtureT]:
         """The next `count` tokens, as the runner takes them."""
         assert self.mixture is not None
         end = self.computed + count
@@ -51,12 +51,12 @@ class _Sequence(Job):
         return Work(Chunk(self.tokens[self.computed : end], self.computed, self.blocks, self.mixture, outputs), sampler, targets)
 
 
-class Engine:
+class Engine(Generic[MixtureT]):
     """Continuous batching: sequences join and leave at any step, each with its own mixture."""
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend[MixtureT],
         tokenizer: PromptTokenizer,
         residency: Residency,
         *,
@@ -71,7 +71,7 @@ class Engine:
         # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
         self._max_in_flight, self._in_flight = rows + max_waiting, 0
         self.steps = self.step_tokens = 0
-        self.scheduler: Scheduler[_Sequence] = Scheduler(
+        self.scheduler: Scheduler[_Sequence[MixtureT]] = Scheduler(
             rows=rows,
             slots=residency.pool,
             blocks=BlockPool(backend.blocks),
@@ -126,7 +126,7 @@ class Engine:
     async def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
         """Stream one stage's text; the last piece carries its usage."""
         arrived_ns = time.perf_counter_ns()
-        sequence = _Sequence(
+        sequence = _Sequence[MixtureT](
             tenant=generation.tenant,
             tokens=prompt,
             max_new=stage.max_tokens,
@@ -175,7 +175,9 @@ class Engine:
                 "prompt", f"and completion have {len(before) + len(after)} tokens, over {self._backend.context}", "shorten them"
             )
         whole = before + after
-        sequence = _Sequence(tenant=tenant, tokens=whole[:-1], max_new=0, refs=tuple(adapters), scored=whole, scored_from=len(before))
+        sequence = _Sequence[MixtureT](
+            tenant=tenant, tokens=whole[:-1], max_new=0, refs=tuple(adapters), scored=whole, scored_from=len(before)
+        )
         logprobs: list[float] = []
         async with self._place(), self._submitted(sequence):
             while len(logprobs) < len(after):
@@ -221,7 +223,7 @@ class Engine:
             self._in_flight -= 1
 
     @asynccontextmanager
-    async def _submitted(self, sequence: _Sequence) -> AsyncIterator[None]:
+    async def _submitted(self, sequence: _Sequence[MixtureT]) -> AsyncIterator[None]:
         """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
         try:
             sequence.held = await self.residency.fetch(sequence.tenant, sequence.refs)
@@ -232,7 +234,7 @@ class Engine:
         finally:
             self._remove(sequence)
 
-    async def _result(self, sequence: _Sequence) -> Result:
+    async def _result(self, sequence: _Sequence[MixtureT]) -> Result:
         result = await sequence.results.get()
         if isinstance(result, Exception):
             raise result
@@ -260,7 +262,7 @@ class Engine:
                 self._deliver(sequence, count, result)
             await asyncio.sleep(0)  # let readers leave before the next step
 
-    def _admitted(self, sequence: _Sequence) -> None:
+    def _admitted(self, sequence: _Sequence[MixtureT]) -> None:
         sequence.admitted_ns = time.perf_counter_ns()
         assert sequence.acquired is not None
         self.residency.evict(sequence.acquired)
@@ -271,13 +273,13 @@ class Engine:
         self._preparing.add(task)
         task.add_done_callback(self._preparing.discard)
 
-    async def _prepare(self, sequence: _Sequence) -> None:
+    async def _prepare(self, sequence: _Sequence[MixtureT]) -> None:
         """Put a sequence's adapters on the device and mix them, while the others decode."""
         if not self.scheduler.is_running(sequence):
             return  # it left before its turn
         try:
-            adapters = await self.residency.place(sequence.refs)
-            weighted = [(adapter, ref.weight) for adapter, ref in zip(adapters, sequence.refs, strict=True)]
+            await self.residency.place(sequence.refs)
+            weighted = [(ref.key, ref.weight) for ref in sequence.refs]
             sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
         except Exception as error:  # noqa: BLE001  not passed over: it goes to the request that it belongs to, which raises it
             self._fail(sequence, error)
@@ -287,7 +289,7 @@ class Engine:
         sequence.ready = True
         self._work.set()
 
-    def _deliver(self, sequence: _Sequence, count: int, result: Result) -> None:
+    def _deliver(self, sequence: _Sequence[MixtureT], count: int, result: Result) -> None:
         """Hand a result to its reader; a finished sequence gives up its place now, however slow its reader is."""
         if result.error is not None:
             self._fail(sequence, result.error)
@@ -301,16 +303,19 @@ class Engine:
         if ended and sequence.computed >= sequence.prompt_tokens:
             self._remove(sequence)
 
-    def _fail(self, sequence: _Sequence, error: Exception) -> None:
+    def _fail(self, sequence: _Sequence[MixtureT], error: Exception) -> None:
         sequence.results.put_nowait(error)
         self._remove(sequence)
 
-    def _remove(self, sequence: _Sequence) -> None:
+    def _remove(self, sequence: _Sequence[MixtureT]) -> None:
         self.scheduler.remove(sequence)
         if sequence.held is not None:
             sequence.held.release()
         self.residency.discard(sequence.adapters)
         self._work.set()  # others may fit now
+
+
+AnyEngine: TypeAlias = Engine[Any]
 
 
 def _mixture_key(tenant: str, refs: Sequence[AdapterRef]) -> bytes:

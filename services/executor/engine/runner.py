@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from services.executor.backends.port import Backend, Chunk
+from services.executor.backends.port import Backend, Batch, Chunk, MixtureT
 from smoa.errors import FailedPrecondition, SmoaError
 
 COLDEST = 1e-5
@@ -26,10 +27,10 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Generic[MixtureT]):
     """The next tokens of one sequence, and what is wanted of them."""
 
-    chunk: Chunk
+    chunk: Chunk[MixtureT]
     sampler: Sampler | None = None
     """Picks the token after the last one; None when the prompt goes on."""
     targets: Sequence[int] = ()
@@ -74,9 +75,9 @@ class Sampler:
 
 
 @torch.inference_mode()
-def run_step(backend: Backend, works: Sequence[Work]) -> list[Result]:
+def run_step(backend: Backend[MixtureT], works: Sequence[Work[MixtureT]]) -> list[Result]:
     """One forward pass over all works, in their order."""
-    logits, greedy = backend.forward([work.chunk for work in works])
+    logits, greedy = backend.forward(Batch.of([work.chunk for work in works]))
     tops = logits.gather(1, torch.tensor(greedy, dtype=torch.long, device=logits.device)[:, None])[:, 0].tolist()
     results: list[Result] = []
     at = 0
@@ -89,7 +90,7 @@ def run_step(backend: Backend, works: Sequence[Work]) -> list[Result]:
     return results
 
 
-def _result(work: Work, logits: Tensor, greedy: list[int], tops: list[float]) -> Result:
+def _result(work: Work[MixtureT], logits: Tensor, greedy: list[int], tops: list[float]) -> Result:
     token = work.sampler.pick(logits[-1], greedy[-1], tops[-1]) if work.sampler else None
     logprobs: list[float] = []
     if work.targets:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.executor.adapters.mixture import Bases, LoadedAdapter, Mixture, padded_bases
+from services.executor.adapters.mixture import Bases, LoadedAdapter, mixed_cores, padded_bases
 from services.executor.backends.native.library import AMX, Flags, loaded, processor_variants
-from services.executor.backends.port import BLOCK_TOKENS, Chunk
+from services.executor.backends.port import BLOCK_TOKENS, Batch
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig, module_path
 from smoa.errors import FailedPrecondition
@@ -62,11 +61,12 @@ class _Batch(ctypes.Structure):
 
 
 @dataclass(frozen=True, eq=False)
-class _PointedMixture(Mixture):
-    """A mixture with the tables of pointers that the C structs want. Read-only, so any number of sequences may share it."""
+class NativeMixture:
+    """One request's adapters as the C structs want them. Read-only, so any number of sequences may share it."""
 
-    record: NDArray[np.void] = field(kw_only=True)
-    kept: tuple[object, ...] = field(kw_only=True)
+    record: NDArray[np.void]
+    kept: tuple[object, ...]
+    """What the record points to."""
 
 
 class NativeBackend:
@@ -108,6 +108,8 @@ class NativeBackend:
         self.config, self.fingerprint, self.dtype = config, name, dtype
         self.blocks, self.context, self.max_step_tokens = blocks, min(context, config.context), max_step_tokens
         self._kept: list[object] = []  # what the structs point to
+        self._placed: dict[str, LoadedAdapter] = {}
+        self._sites = [(layer, module) for layer in range(config.layers) for module in MODULES]
         self._model = self._packed_model(weights, padded_bases(bases))
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
         self._team = ctypes.c_void_p(library.smoa_team(threads or torch.get_num_threads()))
@@ -121,71 +123,66 @@ class NativeBackend:
         return -(-self.context // BLOCK_TOKENS) * BLOCK_TOKENS
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
-        """See `Backend`."""
+        """See `Device`."""
         return adapter.nbytes
 
-    def place(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        """See `Backend`. The host's memory is the device's: nothing is copied."""
-        return adapter
+    def place(self, key: str, adapter: LoadedAdapter) -> None:
+        """See `Device`. The host's memory is the device's: nothing is copied."""
+        self._placed[key] = adapter
 
-    def evict(self, adapter: LoadedAdapter) -> None:
-        """See `Backend`."""
+    def evict(self, key: str) -> None:
+        """See `Device`."""
+        del self._placed[key]
 
-    def mix(self, weighted: Sequence[tuple[LoadedAdapter, float]]) -> Mixture:
+    def mix(self, weighted: Sequence[tuple[str, float]]) -> NativeMixture:
         """See `Backend`."""
-        mixture = Mixture.of(weighted, self.config)
-        sites = [(layer, module) for layer in range(self.config.layers) for module in MODULES]
+        placed = [(self._placed[key], weight) for key, weight in weighted]
         record, kept = np.zeros(1, _MIXTURE), list[object]()
-        if mixture.cores is not None:
-            size = BASES_RANK * BASES_RANK * 4
-            base = mixture.cores.data_ptr()
-            cores = np.array([base + i * size if site in mixture.core_sites else 0 for i, site in enumerate(sites)], np.uint64)
+        mixed = mixed_cores([(one.cores, one.layers, weight * one.scaling) for one, weight in placed], self.config)
+        if mixed is not None:
+            used = {(layer, module) for one, _ in placed for module in one.cores for layer in one.layers}
+            base, size = mixed.data_ptr(), BASES_RANK * BASES_RANK * mixed.itemsize
+            cores = np.array([base + i * size if site in used else 0 for i, site in enumerate(self._sites)], np.uint64)
             record["core"] = cores.ctypes.data
-            kept.append(cores)
-        if mixture.pairs:
-            terms = [mixture.pairs.get(site, ()) for site in sites]
+            kept += [mixed, cores]
+        terms = [[(*one.pairs[site], weight * one.scaling) for one, weight in placed if site in one.pairs] for site in self._sites]
+        if any(terms):
             first = np.cumsum([0, *map(len, terms)], dtype=np.int32)
             pairs = np.array([(a.data_ptr(), b.data_ptr(), weight, len(a)) for some in terms for a, b, weight in some], _PAIR)
             record["first"], record["pair"] = first.ctypes.data, pairs.ctypes.data
-            kept += [first, pairs]
-        return _PointedMixture(mixture.cores, mixture.core_sites, mixture.pairs, record=record, kept=tuple(kept))
+            kept += [first, pairs, placed]
+        return NativeMixture(record, tuple(kept))
 
-    def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
+    def forward(self, batch: Batch[NativeMixture]) -> tuple[Tensor, list[int]]:
         """See `Backend`. At most `max_step_tokens` tokens in all.
 
         Raises:
             ValueError: more tokens.
         """
-        counts = [len(chunk.tokens) for chunk in chunks]
-        ends = np.cumsum(counts)
-        tokens = int(ends[-1])
+        tokens = len(batch.tokens)
         if tokens > self.max_step_tokens:
             raise ValueError(f"{tokens} tokens are over {self.max_step_tokens} a step")
-        ids = np.array([token for chunk in chunks for token in chunk.tokens], np.int32)
-        positions = np.concatenate([np.arange(c.start, c.start + n, dtype=np.int32) for c, n in zip(chunks, counts, strict=True)])
-        sequence = np.repeat(np.arange(len(chunks), dtype=np.int32), counts)
-        tables = [np.array(chunk.blocks, np.int32) for chunk in chunks]
-        records = [cast(_PointedMixture, chunk.mixture).record for chunk in chunks]
-        sequences = np.array([(one.ctypes.data, table.ctypes.data) for one, table in zip(records, tables, strict=True)], np.uint64)
-        output = np.concatenate([np.arange(end - c.outputs, end, dtype=np.int32) for c, end in zip(chunks, ends, strict=True)])
-        logits = self._logits[: len(output)]
-        greedy = np.empty(len(output), np.int32)
-        batch = _Batch(
-            id=ids.ctypes.data,
-            position=positions.ctypes.data,
-            sequence=sequence.ctypes.data,
+        blocks = batch.tables.ctypes.data + np.arange(len(batch.tables), dtype=np.uint64) * np.uint64(batch.tables.strides[0])
+        records = np.array([mixture.record.ctypes.data for mixture in batch.mixtures], np.uint64)
+        sequences = np.stack([records, blocks], 1)
+        logits = self._logits[: len(batch.outputs)]
+        greedy = np.empty(len(batch.outputs), np.int32)
+        struct = _Batch(
+            id=batch.tokens.ctypes.data,
+            position=batch.positions.ctypes.data,
+            sequence=batch.sequence.ctypes.data,
             sequences=sequences.ctypes.data,
-            output=output.ctypes.data,
+            output=batch.outputs.ctypes.data,
             logits=logits.data_ptr(),
             greedy=greedy.ctypes.data,
             cache=self._cache.data_ptr(),
             blocks=self.blocks,
             scratch=self._scratch.data_ptr(),
             tokens=tokens,
-            outputs=len(output),
+            outputs=len(batch.outputs),
             context=self._padded_context,
         )
-        self._forward(ctypes.byref(self._model), ctypes.byref(batch), self._team)
+        self._forward(ctypes.byref(self._model), ctypes.byref(struct), self._team)
         return logits, greedy.tolist()
 
     def _packed_model(self, weights: dict[str, Tensor], bases: Bases) -> _Model:

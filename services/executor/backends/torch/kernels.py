@@ -1,4 +1,4 @@
-"""Two operations of a decode step that plain torch does by copying what it reads: adapters' ranks, and the paged cache.
+"""Two operations that plain torch does by copying what it reads: adapters' ranks, and the paged cache.
 
 Each has a Triton kernel, for GPUs, and a plain form that says what it computes; a test holds them equal in Triton's interpreter. Everything
 that changes from step to step is read on the device, so a captured CUDA graph stays good.
@@ -6,41 +6,79 @@ that changes from step to step is read on the device, so a captured CUDA graph s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from services.executor.backends.torch.model import masked_attention
+from services.executor.backends.port import BLOCK_TOKENS, Batch, MixtureT
+from services.executor.backends.torch.model import masked_attention, seen_from
 
 
-def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales: Tensor, counts: Tensor, *, fused: bool) -> Tensor:
-    """Y plus every row's ranks: sum_j scales[row, j] (a[ranks[row, j]] . x[row]) b[ranks[row, j]], for j under counts[row].
+def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
+    """Y [tokens, outputs] plus sum_r scales[token, r] (a[r] . x[token]) b[r], for ranks a [ranks, inputs] and b [ranks, outputs].
 
-    x [rows, tokens, inputs] and y [rows, tokens, outputs]; a [ranks, inputs] and b [ranks, outputs] are one site's stacks of all resident
-    ranks; `ranks` and `scales` [rows, most], scales 0 past the count. `fused` is one kernel for h = A x and one for B h, where every row
-    has one token (Punica's BGMV, arXiv 2310.18547, with a row's adapters concatenated); it may write into y.
+    A scale of 0 says that the rank is another's: what that makes of this token's x, infinite or not, does not count.
     """
-    if fused and x.shape[1] == 1:
-        from services.executor.backends.torch.triton_kernels import fused_ranks
-
-        return fused_ranks(y, x, a, b, ranks, scales, counts)
-    # What is past a row's count names another's ranks, and may be infinite, which a scale of 0 would make NaN of.
-    behind = torch.arange(ranks.shape[1], device=ranks.device) >= counts[:, None]
-    hidden = ((x @ a[ranks].transpose(1, 2)) * scales.to(x.dtype)[:, None, :]).masked_fill(behind[:, None, :], 0.0)
-    return y + hidden @ b[ranks].masked_fill(behind[:, :, None], 0.0)
+    return y + (x @ a.T * scales).masked_fill(scales == 0, 0.0) @ b
 
 
-def paged_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: Tensor, window: int, *, fused: bool) -> Tensor:
-    """Attention of queries [rows, heads, tokens, head_dim] to each row's blocks of the cache.
+@dataclass(frozen=True)
+class _Group:
+    """Sequences whose new tokens are about as many: one padded product."""
 
-    cache [2 (keys, values), blocks, block tokens, kv_heads, head_dim]; `tables` [rows, width] are a row's blocks in order; `positions`
-    [rows, tokens], ascending. `fused` is one kernel, where every row has one token.
-    """
-    if fused and queries.shape[2] == 1:
-        from services.executor.backends.torch.triton_kernels import fused_attention
+    tokens: Tensor
+    """[sequences, most tokens] place in the batch; past a sequence's last, its first again."""
+    real: Tensor
+    """[sequences, most tokens] whether there is such a token."""
+    slots: Tensor
+    """[sequences, keys] in the cache."""
+    behind: Tensor
+    """[sequences, keys, 1, 1] not of this sequence: may be anything, NaN too, which a weight of 0 would keep."""
+    seen: dict[int, Tensor]
+    """Window -> [sequences, most tokens, keys]."""
 
-        return fused_attention(queries, cache, tables, positions[:, 0], window)
-    at = torch.arange(tables.shape[1] * cache.shape[2], device=cache.device).expand(len(tables), -1)
-    # What is behind a row's last token may be anything, NaN too, which a weight of 0 would keep.
-    behind = (at > positions[:, -1:])[:, :, None, None]
-    keys, values = (part[tables].flatten(1, 2).masked_fill(behind, 0.0).transpose(1, 2) for part in cache)
-    return masked_attention(queries, keys, values, positions, at, window)
+
+class PagedAttention:
+    """`model.Attention` of a batch's tokens to their sequences' blocks: new keys and values go to their slots first."""
+
+    def __init__(self, cache: Tensor, batch: Batch[MixtureT], windows: Sequence[int]) -> None:
+        """`cache` is [layers, 2 (keys, values), blocks, BLOCK_TOKENS, kv_heads, head_dim]."""
+        self._cache, self._windows = cache.flatten(2, 3), windows
+        self._slots = torch.from_numpy(batch.cache_slots).long().to(cache.device)
+        counts = np.diff(batch.bounds)
+        # Prompts would pad every row that decodes to their length.
+        members = [np.flatnonzero(counts == 1), np.flatnonzero(counts > 1)]
+        self._groups = [self._group(batch, some, cache.device) for some in members if len(some)]
+
+    def _group(self, batch: Batch[MixtureT], some: np.ndarray, device: torch.device) -> _Group:
+        first, counts = batch.bounds[some], batch.bounds[some + 1] - batch.bounds[some]
+        offset = np.arange(counts.max())[None]
+        real = offset < counts[:, None]
+        tokens = first[:, None] + np.where(real, offset, 0)
+        last = batch.positions[first + counts - 1]
+        blocks = batch.tables[some, : last.max() // BLOCK_TOKENS + 1].astype(np.int64)
+        slots = (blocks[:, :, None] * BLOCK_TOKENS + np.arange(BLOCK_TOKENS)).reshape(len(some), -1)
+        at = torch.arange(slots.shape[1], device=device)[None]
+        positions = torch.from_numpy(batch.positions[tokens]).to(device)
+        return _Group(
+            tokens=torch.from_numpy(tokens).to(device),
+            real=torch.from_numpy(real).to(device),
+            slots=torch.from_numpy(slots).to(device),
+            behind=(at > torch.from_numpy(last)[:, None].to(device))[:, :, None, None],
+            seen={window: seen_from(positions, at, window) for window in set(self._windows)},
+        )
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `model.Attention`."""
+        cache = self._cache[layer]
+        cache[0].index_copy_(0, self._slots, keys)
+        cache[1].index_copy_(0, self._slots, values)
+        out = torch.empty_like(queries)
+        for group in self._groups:
+            k, v = (part[group.slots].masked_fill(group.behind, 0.0) for part in cache)
+            read = masked_attention(queries[group.tokens], k, v, group.seen[self._windows[layer]])
+            out[group.tokens[group.real]] = read[group.real]
+        return out

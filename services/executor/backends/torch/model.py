@@ -24,27 +24,36 @@ class Attention(Protocol):
     """How tokens see those before them, and where the keys and values of those are."""
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What queries [rows, heads, tokens, head_dim] read, in their shape; new keys and values are [rows, kv_heads, tokens, head_dim]."""
+        """What queries [tokens, heads, head_dim] read, in their shape; new keys and values are [tokens, kv_heads, head_dim]."""
 
 
-def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, at: Tensor, window: int) -> Tensor:
-    """Attention of queries at positions [rows, tokens] to keys at [rows, keys]: not to later ones, nor out of the window (0: none)."""
+def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Attention of queries [rows, tokens, heads, head_dim] to keys and values [rows, keys, kv_heads, head_dim], where seen.
+
+    `seen` [rows, tokens, keys] is of bool.
+    """
+    q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], enable_gqa=True).transpose(1, 2)
+
+
+def seen_from(positions: Tensor, at: Tensor, window: int) -> Tensor:
+    """Whether a token at positions [rows, tokens] sees the key at [rows, keys]: not later ones, nor those out of its window (0: none)."""
     seen = at[:, None, :] <= positions[:, :, None]
-    if window:
-        seen &= at[:, None, :] > positions[:, :, None] - window
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[:, None], enable_gqa=True)
+    return seen & (at[:, None, :] > positions[:, :, None] - window) if window else seen
 
 
-@dataclass(frozen=True)
 class WholeTexts:
-    """`Attention` among the tokens of one call, with nothing before them."""
+    """`Attention` within texts of one length that lie one after the other, with nothing before them."""
 
-    positions: Tensor
-    windows: tuple[int, ...]
+    def __init__(self, texts: int, length: int, windows: tuple[int, ...], device: torch.device) -> None:
+        self._texts, self._length, self._windows = texts, length, windows
+        at = torch.arange(length, device=device)[None]
+        self._seen = {window: seen_from(at, at, window) for window in set(windows)}
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Attention`."""
-        return masked_attention(queries, keys, values, self.positions, self.positions, self.windows[layer])
+        q, k, v = (part.view(self._texts, self._length, *part.shape[1:]) for part in (queries, keys, values))
+        return masked_attention(q, k, v, self._seen[self._windows[layer]]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,9 @@ class Llama:
         """Where the weights are."""
         return self.embedding.device
 
-    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None, attention: Attention | None = None) -> Tensor:
-        """Final normed hidden states [rows, tokens, hidden] of token ids and positions [rows, tokens]; by default of whole texts."""
+    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None, attention: Attention) -> Tensor:
+        """Final normed hidden states [tokens, hidden] of token ids and positions [tokens], of any number of texts."""
         config = self.config
-        attention = attention or WholeTexts(positions, config.windows)
-        rows, length = tokens.shape
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         stream = F.embedding(tokens, self.embedding)
 
@@ -101,21 +108,23 @@ class Llama:
                 y = F.linear(x, layer.linears[module], layer.biases.get(module))
                 return y if delta is None else delta.add(index, module, x, y)
 
-            def split(x: Tensor, heads: int) -> Tensor:
-                return x.view(rows, length, heads, config.head_dim).transpose(1, 2)
-
             def normed(x: Tensor, weight: Tensor | None) -> Tensor:
                 return x if weight is None else F.rms_norm(x, (x.shape[-1],), weight, config.norm_eps)
 
             x = normed(stream, layer.attention_norm)
-            queries = rotate(normed(split(linear("q_proj", x), config.heads), layer.query_norm), cos, sin)
-            keys = rotate(normed(split(linear("k_proj", x), config.kv_heads), layer.key_norm), cos, sin)
-            values = split(linear("v_proj", x), config.kv_heads)
-            mixed = attention.attend(index, queries, keys, values)
-            stream = stream + linear("o_proj", mixed.transpose(1, 2).reshape(rows, length, -1))
+            queries, keys, values = (linear(name, x).view(len(x), -1, config.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
+            queries, keys = rotate(normed(queries, layer.query_norm), cos, sin), rotate(normed(keys, layer.key_norm), cos, sin)
+            stream = stream + linear("o_proj", attention.attend(index, queries, keys, values).flatten(1))
             x = normed(stream, layer.mlp_norm)
             stream = stream + linear("down_proj", F.silu(linear("gate_proj", x)) * linear("up_proj", x))
         return F.rms_norm(stream, (config.hidden,), self.final_norm, config.norm_eps)
+
+    def hidden_of_texts(self, tokens: Tensor, delta: Delta | None = None) -> Tensor:
+        """`hidden` [texts, length, hidden] of whole texts [texts, length], each from position 0 on."""
+        texts, length = tokens.shape
+        positions = torch.arange(length, device=tokens.device).repeat(texts)
+        attention = WholeTexts(texts, length, self.config.windows, tokens.device)
+        return self.hidden(tokens.flatten(), positions, delta, attention).view(texts, length, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] of hidden states [..., hidden], float32."""

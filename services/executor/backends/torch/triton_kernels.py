@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -91,7 +93,11 @@ def attend(
 
 
 def fused_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales: Tensor, counts: Tensor) -> Tensor:
-    """See `kernels.add_ranks`."""
+    """Y [rows, outputs] plus sum_j scales[row, j] (a[ranks[row, j]] . x[row]) b[ranks[row, j]], for j under counts[row].
+
+    `ranks` and `scales` [rows, most]. One kernel for h = A x and one for B h (Punica's BGMV, arXiv 2310.18547, with a row's adapters
+    concatenated); it may write into y.
+    """
     rows, most = ranks.shape
     x, y = x.contiguous(), y.contiguous()
     hidden = torch.empty(rows, most, dtype=torch.float32, device=x.device)
@@ -100,28 +106,45 @@ def fused_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scale
     return y
 
 
-def fused_attention(queries: Tensor, cache: Tensor, tables: Tensor, positions: Tensor, window: int) -> Tensor:
-    """See `kernels.paged_attention`."""
-    rows, heads, _, size = queries.shape
-    _, _, tokens, kv_heads, _ = cache.shape
-    queries = queries.contiguous()
-    out = torch.empty_like(queries)
-    group = heads // kv_heads
-    attend[(rows, kv_heads)](
-        queries,
-        cache[0],
-        cache[1],
-        tables,
-        positions,
-        out,
-        tables.stride(0),
-        kv_heads,
-        group,
-        size,
-        size**-0.5,
-        WINDOW=window,
-        TOKENS=tokens,
-        GROUP=triton.next_power_of_2(group),
-        SIZE=triton.next_power_of_2(size),
-    )
-    return out
+@dataclass(frozen=True)
+class FusedAttention:
+    """`model.Attention` of one token a row to the row's blocks of the cache, as one kernel."""
+
+    cache: Tensor
+    """[layers, 2 (keys, values), blocks, block tokens, kv_heads, head_dim]."""
+    slots: Tensor
+    """[rows] where the new keys and values go."""
+    tables: Tensor
+    """[rows, width] each row's blocks, in order."""
+    positions: Tensor
+    """[rows]."""
+    windows: tuple[int, ...]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `model.Attention`."""
+        cache = self.cache[layer]
+        for part, new in zip(cache, (keys, values), strict=True):
+            part.flatten(0, 1)[self.slots] = new
+        rows, heads, size = queries.shape
+        _, _, tokens, kv_heads, _ = cache.shape
+        queries = queries.contiguous()
+        out = torch.empty_like(queries)
+        group = heads // kv_heads
+        attend[(rows, kv_heads)](
+            queries,
+            cache[0],
+            cache[1],
+            self.tables,
+            self.positions,
+            out,
+            self.tables.stride(0),
+            kv_heads,
+            group,
+            size,
+            size**-0.5,
+            WINDOW=self.windows[layer],
+            TOKENS=tokens,
+            GROUP=triton.next_power_of_2(group),
+            SIZE=triton.next_power_of_2(size),
+        )
+        return out
