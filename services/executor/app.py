@@ -19,9 +19,11 @@ from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
 from services.executor.engine.engine import AnyEngine, Engine
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
+from services.executor.models.base_model import config_of, fingerprint, resolve
 from services.executor.models.config import ModelConfig
+from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.weights import check_files, load_weights
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
@@ -58,13 +60,14 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
 
     Raises:
         InvalidArgument: an unknown backend or dtype, or a cache that does not hold one context.
-        FailedPrecondition: `native` was asked for and cannot run here.
+        FailedPrecondition: the model is not served, or `native` was asked for and cannot run here.
     """
     if settings.backend not in BACKENDS:
         raise InvalidArgument("SMOA_EXECUTOR_BACKEND", f"{settings.backend!r} is unknown", f"use one of {', '.join(BACKENDS)}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     config, dtype = ModelConfig.from_folder(folder), compute_dtype(settings, folder)
+    check_files(config)
     block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize
     blocks, needed = settings.cache_bytes // block_bytes, -(-min(settings.context, config.context) // BLOCK_TOKENS)
     if blocks < needed:
@@ -80,7 +83,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
                 config,
                 load_weights(folder),
                 name,
-                lora_xs_bases(folder, name),
+                LoraXsBases(folder, name),
                 dtype=dtype,
                 blocks=blocks,
                 context=settings.context,
@@ -92,7 +95,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
                 raise
             _log.warning("running on torch, which is slower: %s", error)
     model = Llama.load(folder, dtype, settings.device)
-    bases = lora_xs_bases(folder, model.fingerprint)
+    bases = LoraXsBases(folder, model.fingerprint)
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 

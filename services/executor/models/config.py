@@ -110,7 +110,9 @@ def _family_of(folder: Path, raw: Mapping[str, object]) -> Family:
     kind = raw.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if "text_config" in raw:
-        raise FailedPrecondition(f"base_model: {folder} is {kind!r}, which reads more than text; save its language model alone, and give that")
+        raise FailedPrecondition(
+            f"base_model: {folder} is {kind!r}, which reads more than text; save its language model alone, and give that"
+        )
     if family is None:
         raise FailedPrecondition(f"base_model: model_type {kind!r} of {folder} is not served; use a model of {', '.join(FAMILIES)}")
     if raw.get("quantization_config") is not None:

@@ -18,17 +18,16 @@ MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 """Fields that every config has; there is no default."""
-WITHOUT_EFFECT = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _commit_hash _model_name_or_path _name_or_path _sliding_window_pattern architectures
-    attention_dropout attn_implementation auto_map bos_token_id cache_implementation do_sample dtype embd_pdrop eos_token_id
-    finetuning_task id2label initializer_range is_llama_config label2id length_penalty max_length max_new_tokens min_length min_p model_type
-    name_or_path num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id pretraining_tp
-    problem_type repetition_penalty resid_pdrop return_dict return_dict_in_generate task_specific_params temperature tokenizer_class
-    top_k top_p torch_dtype torchscript transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version use_bfloat16
-    use_cache
-    """.split()
-)
+_GENERATION = """do_sample length_penalty max_length max_new_tokens min_length min_p num_beams num_return_sequences repetition_penalty
+temperature top_k top_p"""
+_TOKENS = "bos_token_id eos_token_id pad_token_id unk_token_id"
+_TRAINING = "attention_dropout embd_pdrop initializer_range pretraining_tp resid_pdrop"
+_OUTPUTS = "output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript use_cache"
+_BOOKKEEPING = """_attn_implementation _attn_implementation_autoset _commit_hash _model_name_or_path _name_or_path _sliding_window_pattern
+architectures attn_implementation auto_map cache_implementation dtype finetuning_task id2label is_llama_config label2id model_type
+name_or_path problem_type task_specific_params tokenizer_class torch_dtype transformers.js_config transformers_version unsloth_fixed
+unsloth_version use_bfloat16"""
+WITHOUT_EFFECT = frozenset(" ".join((_GENERATION, _TOKENS, _TRAINING, _OUTPUTS, _BOOKKEEPING)).split())
 """Fields that change nothing in the forward pass of inference, whatever their value: training, generation, bookkeeping. `architectures`
 and `model_type` choose the row, and are checked there."""
 

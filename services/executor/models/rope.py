@@ -151,9 +151,7 @@ def ropes_of(values: Mapping[str, object], family: Family, head_dim: int, contex
     )
 
 
-def _rope_of(
-    name: str, parameters: dict[str, object], values: Mapping[str, object], family: Family, head_dim: int, context: int
-) -> Rope:
+def _rope_of(name: str, parameters: dict[str, object], values: Mapping[str, object], family: Family, head_dim: int, context: int) -> Rope:
     fields = Fields(parameters, f"{name}.")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     kind = family.rope_types.get(kind) if isinstance(kind, str) else None

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +22,8 @@ _FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_pro
 
 def norm_names(config: ModelConfig, layer: int) -> dict[str, str]:
     """Names of a layer's norms by what they do: `attention` and `mlp` norm what these read, `attention_post` and `mlp_post` what they give,
-    `query` and `key` each head."""
+    `query` and `key` each head.
+    """
     after = {"attention_post": "post_attention", "mlp": "pre_feedforward", "mlp_post": "post_feedforward"}
     names = {"attention": "input"} | (after if config.family.post_norms else {"mlp": "post_attention"})
     of_layer = {norm: f"model.layers.{layer}.{name}_layernorm.weight" for norm, name in names.items()}
@@ -88,7 +88,8 @@ def check_files(config: ModelConfig) -> None:
         wanted.pop(HEAD, None)
     if wanted:
         raise _refused(
-            f"{config.folder} lacks {min(wanted)} and {len(wanted) - 1} other tensors" if wanted.keys() != {HEAD}
+            f"{config.folder} lacks {min(wanted)} and {len(wanted) - 1} other tensors"
+            if wanted.keys() != {HEAD}
             else f"{config.folder} lacks {HEAD}, and tie_word_embeddings is false",
             "fetch all files of the model, or take its own config.json",
         )

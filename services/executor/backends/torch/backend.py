@@ -91,7 +91,7 @@ class TorchBackend:
                 torch.from_numpy(part).long().to(device) for part in (batch.tokens, batch.positions, batch.sequence, batch.outputs)
             )
             self._deltas.set(batch.mixtures)
-            attention = PagedAttention(self._cache, batch, self.config.windows)
+            attention = PagedAttention(self._cache, batch, self.config.attention)
             logits, greedy = self.step(tokens, positions, self._deltas.of_tokens(row_of), attention, outputs)
             return logits, greedy.tolist()
 
@@ -157,7 +157,9 @@ class _DecodeStep:
         from services.executor.backends.torch.triton_kernels import FusedAttention
 
         backend = self._backend
-        attention = FusedAttention(backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows], backend.config.windows)
+        attention = FusedAttention(
+            backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows], backend.config.attention
+        )
         return backend.step(self._ids[:rows], self._positions[:rows], delta, attention)
 
     def _graph(self, rows: int, delta: RowsDelta | None) -> tuple[Tensor, Tensor]:
