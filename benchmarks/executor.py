@@ -27,10 +27,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.peers import MODULES, PROMPT_TOKENS, VLLM_PYTHON, LinearFloor, Peer, Transformers, Vllm, save_loras
-from services.executor.adapters.residency import AdapterRef
-from services.executor.app import load_engine
+from services.executor.adapters.leases import AdapterRef
+from services.executor.app import Executor, load
 from services.executor.backends.native.library import VARIANTS, processor_variants
-from services.executor.engine.engine import AnyEngine
 from services.executor.engine.pipeline import Generation
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.config import ModelConfig
@@ -53,14 +52,14 @@ class World:
         settings = ExecutorSettings(
             store=str(store), rows=32, slots=SLOTS * 8, slot_bytes=512 * MIB, context=256, max_waiting=512, threads=threads
         )
-        self.engine = self.make_engine(settings)
+        self.executor = self.make(settings)
         self._prompts = random.Random(0)
 
-    def make_engine(self, settings: ExecutorSettings) -> AnyEngine:
-        """An engine that never ends an answer early."""
-        engine, _, _ = load_engine(settings)
-        engine.tokenizer.eos_ids = frozenset()
-        return engine
+    def make(self, settings: ExecutorSettings) -> Executor:
+        """One that never ends an answer early; not started yet."""
+        made = load(settings)
+        made.requests.tokenizer.eos_ids = frozenset()
+        return made
 
     def adapter(self, seed: int, kind: Kind = "lora_xs") -> Adapter:
         """A NANO adapter: `lora_xs` of rank 8 or `lora` of rank 2 on q and v of every layer."""
@@ -76,15 +75,15 @@ class World:
         """A text of about so many tokens; the chat template adds eight."""
         return " ".join(self._prompts.choice(("the", "sea", "and", "a", "of", "rain", "house", "is", "red", "go")) for _ in range(words))
 
-    async def answer(self, engine: AnyEngine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
+    async def answer(self, executor: Executor, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
         """Seconds from the request to each of its tokens."""
         request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
         began = time.perf_counter()
-        return [time.perf_counter() - began async for piece in engine.generate(request) for _ in range(piece.tokens)]
+        return [time.perf_counter() - began async for piece in executor.requests.generate(request) for _ in range(piece.tokens)]
 
     async def decode(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int) -> tuple[float, float]:
         """(tokens a second while all rows decode, mean seconds to the first token) of one batch."""
-        answers = await asyncio.gather(*(self.answer(self.engine, refs, tokens) for refs in mixtures))
+        answers = await asyncio.gather(*(self.answer(self.executor, refs, tokens) for refs in mixtures))
         begin, end = max(times[0] for times in answers), min(times[-1] for times in answers)
         count = sum(begin < at <= end for times in answers for at in times)
         return count / (end - begin), statistics.mean(times[0] for times in answers)
@@ -136,7 +135,7 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
 
 
 async def throughput(
-    world: World, engine: AnyEngine, pick: Callable[[], Sequence[AdapterRef]], requests: int, clients: int = 16
+    world: World, executor: Executor, pick: Callable[[], Sequence[AdapterRef]], requests: int, clients: int = 16
 ) -> dict[str, float]:
     """Closed loop: so many clients, each with one request of 16 new tokens at a time."""
     waits: list[float] = []
@@ -146,7 +145,7 @@ async def throughput(
     async def client() -> None:
         nonlocal tokens
         for _ in left:
-            times = await world.answer(engine, pick(), 16)
+            times = await world.answer(executor, pick(), 16)
             tokens += len(times)
             waits.append(times[0])
 
@@ -181,19 +180,20 @@ async def measure_working_sets(world: World, store: str, requests: int) -> dict[
     refs = await world.adapters(SLOTS * 10)
     for multiple in (0.5, 1, 2, 10):
         for traffic, pick in pickers(refs[: int(SLOTS * multiple)], 1).items():
-            engine = world.make_engine(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=MIB))
-            await engine.start()
-            await throughput(world, engine, pick, 16)
-            results[f"{multiple:g}x_{traffic}"] = await throughput(world, engine, pick, requests)
-            pool = engine.residency.pool
-            results[f"{multiple:g}x_{traffic}"]["hit_rate"] = pool.hits / max(1, pool.hits + pool.misses)
-            await engine.stop()
+            executor = world.make(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=MIB))
+            await executor.engine.start()
+            await throughput(world, executor, pick, 16)
+            results[f"{multiple:g}x_{traffic}"] = await throughput(world, executor, pick, requests)
+            state = executor.engine.state()
+            hit_rate = state.adapter_hits / max(1, state.adapter_hits + state.adapter_misses)
+            results[f"{multiple:g}x_{traffic}"]["hit_rate"] = hit_rate
+            await executor.engine.stop()
     return results
 
 
 async def measure_libraries(world: World, sizes: Sequence[int], requests: int, repeats: int) -> dict[str, float]:
     """Tokens a second with a working set of ten, by the number of adapters in the store; the sizes take turns."""
-    engines: dict[int, tuple[AnyEngine, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
+    executors: dict[int, tuple[Executor, Callable[[], Sequence[AdapterRef]], tempfile.TemporaryDirectory[str]]] = {}
     for size in sizes:
         folder = tempfile.TemporaryDirectory(prefix=f"smoa-library-{size}-")
         store = AdapterStore(folder.name)
@@ -202,16 +202,16 @@ async def measure_libraries(world: World, sizes: Sequence[int], requests: int, r
         with Progress(console=console) as progress:
             for number in progress.track(range(size - 10), description=f"library of {size:,}"):
                 await store.put(data[:-4] + number.to_bytes(4, "little"))  # other content, other name: weights nobody asks for
-        engine = world.make_engine(ExecutorSettings(store=folder.name, slots=SLOTS, context=256))
-        await engine.start()
-        engines[size] = (engine, pickers(refs, 2)["uniform"], folder)
-        await throughput(world, engine, engines[size][1], 32)
+        executor = world.make(ExecutorSettings(store=folder.name, slots=SLOTS, context=256))
+        await executor.engine.start()
+        executors[size] = (executor, pickers(refs, 2)["uniform"], folder)
+        await throughput(world, executor, executors[size][1], 32)
     rates: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(repeats):
-        for size, (engine, pick, _) in engines.items():
-            rates[size].append((await throughput(world, engine, pick, requests))["tok_s"])
-    for engine, _, folder in engines.values():
-        await engine.stop()
+        for size, (executor, pick, _) in executors.items():
+            rates[size].append((await throughput(world, executor, pick, requests))["tok_s"])
+    for executor, _, folder in executors.values():
+        await executor.engine.stop()
         folder.cleanup()
     return {str(size): statistics.median(values) for size, values in rates.items()}
 
@@ -219,8 +219,8 @@ async def measure_libraries(world: World, sizes: Sequence[int], requests: int, r
 async def measure_memory(world: World, store: str, requests: int) -> dict[str, float]:
     """Resident memory before and after `requests` that touch 1,000 adapters."""
     refs = await world.adapters(1000)
-    engine = world.make_engine(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=4 * MIB))
-    await engine.start()
+    executor = world.make(ExecutorSettings(store=store, slots=SLOTS, context=256, host_bytes=4 * MIB))
+    await executor.engine.start()
     rng = random.Random(3)
     rss: list[float] = []
     for part in range(11):
@@ -228,22 +228,23 @@ async def measure_memory(world: World, store: str, requests: int) -> dict[str, f
 
         async def client(left: Sequence[int] = left) -> None:  # type: ignore[assignment]
             for _ in left:
-                await world.answer(engine, rng.sample(refs, 2), 1, words=2)
+                await world.answer(executor, rng.sample(refs, 2), 1, words=2)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(32):
                 group.create_task(client())
         rss.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB)
-    loads = engine.residency.counts.store_loads
-    await engine.stop()
+    loads = executor.engine.state().store_loads
+    await executor.engine.stop()
     return {"rss_mib_before": rss[0], "rss_mib_after": rss[-1], "rss_mib_most": max(rss), "requests": requests, "store_loads": loads}
 
 
 async def adapter_bytes(world: World) -> int:
     """Memory of 100 resident NANO adapters."""
-    held = await world.engine.residency.fetch("public", (await world.adapters(100))[:100])
-    held.release()
-    return sum(held.sizes.values())
+    for ref in await world.adapters(100):
+        await world.answer(world.executor, [ref], 1, words=2)
+    residents = world.executor.engine.state().residents[-100:]
+    return sum(one.nbytes for one in residents)
 
 
 def show(results: dict[str, dict[str, float]], title: str) -> None:
@@ -300,7 +301,7 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
     with tempfile.TemporaryDirectory(prefix="smoa-bench-") as scratch:
         store = f"{scratch}/store"
         world = World(folder, Path(store), threads)
-        await world.engine.start()
+        await world.executor.engine.start()
         peers: dict[str, Peer] = {}
         if not ours:
             peers = {
@@ -335,7 +336,7 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
             show({"": libraries}, "adapters on disk")
             result["memory"] = memory = await measure_memory(world, store, 10_000)
             show({"": memory}, "memory")
-        await world.engine.stop()
+        await world.executor.engine.stop()
         result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return result
 

@@ -7,17 +7,19 @@ import logging
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from services.executor.adapters.leases import AdapterTiers
 from services.executor.adapters.mixture import load_adapter
-from services.executor.adapters.residency import Residency
 from services.executor.adapters.slots import SlotPool
 from services.executor.backends.native.backend import NativeBackend
 from services.executor.backends.port import BLOCK_TOKENS, AnyBackend
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
-from services.executor.engine.engine import AnyEngine, Engine
+from services.executor.engine.engine import CONCURRENT_READINGS, AnyEngine, BatchingEngine
+from services.executor.engine.pipeline import Requests
 from services.executor.metrics import ExecutorMetrics
 from services.executor.models.base_model import config_of, fingerprint, resolve
 from services.executor.models.config import ModelConfig
@@ -99,50 +101,63 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
-def load_engine(settings: ExecutorSettings) -> tuple[AnyEngine, str, Path]:
-    """The engine, the base model's fingerprint and its folder."""
+class Executor(NamedTuple):
+    """What answers requests, and of which base model."""
+
+    engine: AnyEngine
+    requests: Requests
+    fingerprint: str
+    folder: Path
+
+
+def load(settings: ExecutorSettings) -> Executor:
+    """Load the base model and put an engine around it; not started yet."""
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)
     backend = load_backend(settings, folder)
-    residency = Residency(
+    adapters = AdapterTiers(
         SlotPool(settings.slots, settings.slot_bytes),
         AdapterStore(settings.store),
         lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
         backend,
         host_bytes=settings.host_bytes,
+        load_timeout_s=settings.load_timeout_s,
     )
-    engine = Engine(
+    tokenizer = PromptTokenizer(folder, backend.config)
+    engine = BatchingEngine(
         backend,
-        PromptTokenizer(folder, backend.config),
-        residency,
+        tokenizer,
+        adapters,
         rows=settings.rows,
         step_tokens=settings.step_tokens,
-        max_waiting=settings.max_waiting,
-        max_tokens=settings.max_tokens,
+        max_waiting=(settings.rows + settings.max_waiting) * CONCURRENT_READINGS,
         # Drain, and end: whoever started the process starts another.
         broken=lambda: signal.raise_signal(signal.SIGTERM),
     )
-    return engine, backend.fingerprint, folder
+    requests = Requests(engine, tokenizer, max_in_flight=settings.rows + settings.max_waiting, max_tokens=settings.max_tokens)
+    return Executor(engine, requests, backend.fingerprint, folder)
 
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
     server = RpcServer(settings.address)
-    engine, name, folder = await asyncio.to_thread(load_engine, settings)
+    loaded = await asyncio.to_thread(load, settings)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    await engine.start()
-    stack.push_async_callback(engine.stop)
-    metrics = ExecutorMetrics(engine)
+    await loaded.engine.start()
+    stack.push_async_callback(loaded.engine.stop)
+    metrics = ExecutorMetrics(loaded.engine.state)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(engine, publisher, metrics, name, folder.name, settings.rows), server.server
+        ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, loaded.folder.name), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)
     if settings.advertised_address:
-        reporter = StatusReporter(engine, publisher, settings.advertised_address, name, settings.rows, settings.status_interval_s)
+        reporter = StatusReporter(
+            loaded.engine.state, publisher, settings.advertised_address, loaded.fingerprint, settings.status_interval_s
+        )
         reporter.start()
         stack.push_async_callback(reporter.stop)  # pushed last, so done first: routers hear that it leaves before it refuses
     return server

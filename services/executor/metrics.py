@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.executor.engine.engine import AnyEngine
-from services.executor.engine.pipeline import GenerationUsage
+from services.executor.engine.port import EngineState, GenerationUsage
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -17,8 +16,8 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 class ExecutorMetrics(Collector):
     """Counts are kept where they happen and read here; only the times of requests are kept here."""
 
-    def __init__(self, engine: AnyEngine) -> None:
-        self._engine = engine
+    def __init__(self, state: Callable[[], EngineState]) -> None:
+        self._state = state
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._queue = Histogram(
@@ -35,35 +34,35 @@ class ExecutorMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client`."""
-        residency, scheduler = self._engine.residency, self._engine.scheduler
-        pool, counts = residency.pool, residency.counts
+        state = self._state()
         gauges: list[tuple[str, str, float]] = [
-            ("running", "Requests in a row of the batch.", len(scheduler.running)),
-            ("queued", "Requests that wait for a row.", scheduler.waiting),
-            ("residents", "Adapters in device slots.", pool.used),
-            ("slots", "Device slots.", pool.slots),
-            ("slot_bytes", "Bytes of adapters in device slots.", pool.used_bytes),
-            ("host_bytes", "Bytes of adapters in host memory.", residency.host.used_bytes),
-            ("cache_blocks", "Blocks of the key/value cache.", scheduler.blocks.blocks),
-            ("cache_blocks_free", "Blocks that nobody holds.", scheduler.blocks.available),
+            ("running", "Requests in a row of the batch.", state.running),
+            ("queued", "Requests that wait for a row.", state.waiting),
+            ("residents", "Adapters in device slots.", state.slots_used),
+            ("slots", "Device slots.", state.slots),
+            ("slot_bytes", "Bytes of adapters in device slots.", state.slot_bytes),
+            ("host_bytes", "Bytes of adapters in host memory.", state.host_bytes),
+            ("cache_blocks", "Blocks of the key/value cache.", state.cache_blocks),
+            ("cache_blocks_free", "Blocks that nobody holds.", state.cache_blocks_free),
         ]
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"smoa_executor_{name}", text, value)
         counters: list[tuple[str, str, float]] = [
-            ("steps", "Steps of the model.", self._engine.steps),
-            ("step_tokens", "Tokens in those steps, of prompts and of answers.", self._engine.step_tokens),
-            ("prefix_lookups", "Prompt blocks looked up in the cache.", scheduler.prefix_lookups),
-            ("prefix_hits", "Prompt blocks found there.", scheduler.prefix_hits),
-            ("adapter_loads", "Adapters read from the store.", counts.store_loads),
-            ("adapter_load_seconds", "What reading them took.", counts.load_us / 1e6),
+            ("steps", "Steps of the model.", state.steps),
+            ("step_tokens", "Tokens in those steps, of prompts and of answers.", state.step_tokens),
+            ("prefix_lookups", "Prompt blocks looked up in the cache.", state.prefix_lookups),
+            ("prefix_hits", "Prompt blocks found there.", state.prefix_hits),
+            ("preemptions", "Requests that gave up their blocks of the cache for others, to compute them again.", state.preemptions),
+            ("adapter_loads", "Adapters read from the store.", state.store_loads),
+            ("adapter_load_seconds", "What reading them took.", state.store_load_us / 1e6),
         ]
         for name, text, value in counters:
             yield CounterMetricFamily(f"smoa_executor_{name}", text, value)
         hits = CounterMetricFamily("smoa_executor_adapter_hits", "Adapters of requests, by the tier that had them.", labels=["tier"])
-        for tier, value in (("slot", pool.hits), ("host", counts.host_hits), ("store", counts.store_loads)):
+        for tier, value in (("slot", state.adapter_hits), ("host", state.host_hits), ("store", state.store_loads)):
             hits.add_metric([tier], value)
         yield hits
         evictions = CounterMetricFamily("smoa_executor_adapter_evictions", "Adapters that made room for others.", labels=["tier"])
-        for tier, value in (("slot", pool.evictions), ("host", residency.host.evictions)):
+        for tier, value in (("slot", state.slot_evictions), ("host", state.host_evictions)):
             evictions.add_metric([tier], value)
         yield evictions

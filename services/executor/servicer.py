@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from services.executor.adapters.residency import AdapterRef
-from services.executor.engine.engine import AnyEngine
-from services.executor.engine.pipeline import Generation, GenerationUsage, Stage
+from services.executor.adapters.leases import AdapterRef
+from services.executor.engine.pipeline import Generation, Requests, Stage
+from services.executor.engine.port import GenerationUsage
 from services.executor.engine.runner import Sampling
 from services.executor.metrics import ExecutorMetrics
 from smoa.errors import InvalidArgument
@@ -21,24 +21,24 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
-MAX_PROMPT_CHARACTERS, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 8, 64
+MAX_PROMPT_CHARACTERS, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_COMPLETIONS = 32_768, 8, 64, 64
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """`smoa.v1.ExecutorService`."""
 
     def __init__(
-        self, engine: AnyEngine, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str, rows: int
+        self, requests: Requests, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str
     ) -> None:
-        self._engine, self._publisher, self._metrics = engine, publisher, metrics
-        self._base_model, self._base_model_name, self._rows = base_model, base_model_name, rows
+        self._requests, self._publisher, self._metrics = requests, publisher, metrics
+        self._base_model, self._base_model_name = base_model, base_model_name
 
     async def Generate(  # noqa: N802
         self, request: executor_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
         """See the contract."""
         generation = _to_generation(request)
-        async with aclosing(self._engine.generate(generation)) as pieces:
+        async with aclosing(self._requests.generate(generation)) as pieces:
             async for piece in pieces:
                 response = executor_pb2.GenerateResponse(text=piece.text, tokens=piece.tokens)
                 if piece.usage:
@@ -51,40 +51,47 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     async def Score(self, request: executor_pb2.ScoreRequest, context: Context) -> executor_pb2.ScoreResponse:  # noqa: N802
         """See the contract."""
         _check_text("prompt", request.prompt)
-        _check_text("completion", request.completion)
-        logprobs = await self._engine.score(checked_tenant(request.tenant), request.prompt, request.completion, _to_refs(request.adapters))
-        return executor_pb2.ScoreResponse(token_logprobs=logprobs, logprob=sum(logprobs))
+        completions = request.completions or [request.completion]
+        for completion in completions:
+            _check_text("completion", completion)
+        if len(completions) > MAX_COMPLETIONS or (request.completions and request.completion):
+            problem = "come with a completion beside them" if request.completion else f"holds {len(completions)}"
+            raise InvalidArgument("completions", problem, f"send one completion, or 1 to {MAX_COMPLETIONS} completions")
+        tenant, refs = checked_tenant(request.tenant), _to_refs(request.adapters)
+        logprobs = await self._requests.score(tenant, request.prompt, completions, refs)
+        scores = [executor_pb2.CompletionScore(token_logprobs=one, logprob=sum(one)) for one in logprobs]
+        return executor_pb2.ScoreResponse(token_logprobs=logprobs[0], logprob=sum(logprobs[0]), scores=scores)
 
     async def GetStatus(self, request: executor_pb2.GetStatusRequest, context: Context) -> executor_pb2.GetStatusResponse:  # noqa: N802
         """See the contract."""
-        residency, scheduler = self._engine.residency, self._engine.scheduler
-        pool, counts = residency.pool, residency.counts
+        state = self._requests.state()
         return executor_pb2.GetStatusResponse(
             base_model=self._base_model,
             base_model_name=self._base_model_name,
-            slots=pool.slots,
+            slots=state.slots,
             residents=[
                 executor_pb2.Resident(
                     adapter_id=one.ref.adapter_id, version=one.ref.version, digest=one.ref.digest, leases=one.leases, bytes=one.nbytes
                 )
-                for one in residency.residents()
+                for one in state.residents
             ],
-            queued=scheduler.waiting,
-            running=len(scheduler.running),
-            adapter_hits=pool.hits,
-            adapter_misses=pool.misses,
-            evictions=pool.evictions,
-            max_batch=self._rows,
+            queued=state.waiting,
+            running=state.running,
+            adapter_hits=state.adapter_hits,
+            adapter_misses=state.adapter_misses,
+            evictions=state.slot_evictions,
+            max_batch=state.rows,
             spooled_events=self._publisher.waiting,
-            host_hits=counts.host_hits,
-            store_loads=counts.store_loads,
-            store_load_us=counts.load_us,
-            slot_bytes=pool.used_bytes,
-            host_bytes=residency.host.used_bytes,
-            cache_blocks=scheduler.blocks.blocks,
-            cache_blocks_free=scheduler.blocks.available,
-            prefix_lookups=scheduler.prefix_lookups,
-            prefix_hits=scheduler.prefix_hits,
+            host_hits=state.host_hits,
+            store_loads=state.store_loads,
+            store_load_us=state.store_load_us,
+            slot_bytes=state.slot_bytes,
+            host_bytes=state.host_bytes,
+            cache_blocks=state.cache_blocks,
+            cache_blocks_free=state.cache_blocks_free,
+            prefix_lookups=state.prefix_lookups,
+            prefix_hits=state.prefix_hits,
+            preemptions=state.preemptions,
         )
 
 

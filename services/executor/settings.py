@@ -51,6 +51,8 @@ class ExecutorSettings:
     """Memory of the slots."""
     host_bytes: int = 512 * MIB
     """Memory of the adapters that are kept outside the slots, to be loaded again without the store."""
+    load_timeout_s: float = 30.0
+    """How long the store may take to give an adapter."""
     max_rank: int = 64
     """Highest rank of an adapter that is served."""
     max_waiting: int = 128

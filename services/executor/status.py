@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
-from services.executor.engine.engine import AnyEngine
+from services.executor.engine.port import EngineState
 from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
@@ -15,8 +16,6 @@ from smoa.tasks import begin, end
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
-MAX_HOSTED: Final = 2000
-"""Adapters in host memory that are named; a message stays under 60 KB."""
 MAX_BEHIND: Final = 1000
 """With so many events waiting for Kafka, nobody would read a status while it is true."""
 
@@ -24,9 +23,11 @@ MAX_BEHIND: Final = 1000
 class StatusReporter:
     """Owns the task that reports."""
 
-    def __init__(self, engine: AnyEngine, publisher: EventPublisher, address: str, base_model: str, rows: int, interval_s: float) -> None:
-        self._engine, self._publisher, self._address = engine, publisher, address
-        self._base_model, self._rows, self._interval_s = base_model, rows, interval_s
+    def __init__(
+        self, state: Callable[[], EngineState], publisher: EventPublisher, address: str, base_model: str, interval_s: float
+    ) -> None:
+        self._state, self._publisher, self._address = state, publisher, address
+        self._base_model, self._interval_s = base_model, interval_s
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -47,16 +48,16 @@ class StatusReporter:
     def _report(self, *, leaving: bool = False) -> None:
         if self._publisher.waiting > MAX_BEHIND:
             return
-        residency, scheduler = self._engine.residency, self._engine.scheduler
+        state = self._state()
         status = events_pb2.ExecutorStatus(
             address=self._address,
             base_model=self._base_model,
-            free_slots=residency.pool.slots - residency.pool.used,
-            active=[one.ref.adapter_id for one in residency.residents()],
-            hosted=[one.adapter_id for one in residency.hosted(MAX_HOSTED)],
-            running=len(scheduler.running),
-            waiting=scheduler.waiting,
-            rows=self._rows,
+            free_slots=state.slots - state.slots_used,
+            active=[one.ref.adapter_id for one in state.residents],
+            hosted=[one.adapter_id for one in state.hosted],
+            running=state.running,
+            waiting=state.waiting,
+            rows=state.rows,
             reported_at_us=time.time_ns() // 1000,
             leaving=leaving,
         )

@@ -76,18 +76,30 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("tenant", "prompt", "completion", "adapters")
+    __slots__ = ("tenant", "prompt", "completion", "adapters", "completions")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     prompt: str
     completion: str
     adapters: _containers.RepeatedCompositeFieldContainer[_common_pb2.WeightedAdapter]
-    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., completion: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
+    completions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., completion: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., completions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
+    __slots__ = ("token_logprobs", "logprob", "scores")
+    TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    token_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    logprob: float
+    scores: _containers.RepeatedCompositeFieldContainer[CompletionScore]
+    def __init__(self, token_logprobs: _Optional[_Iterable[float]] = ..., logprob: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[CompletionScore, _Mapping]]] = ...) -> None: ...
+
+class CompletionScore(_message.Message):
     __slots__ = ("token_logprobs", "logprob")
     TOKEN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
@@ -100,7 +112,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events", "host_hits", "store_loads", "store_load_us", "slot_bytes", "host_bytes", "cache_blocks", "cache_blocks_free", "prefix_lookups", "prefix_hits")
+    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events", "host_hits", "store_loads", "store_load_us", "slot_bytes", "host_bytes", "cache_blocks", "cache_blocks_free", "prefix_lookups", "prefix_hits", "preemptions")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +133,7 @@ class GetStatusResponse(_message.Message):
     CACHE_BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     base_model_name: str
     slots: int
@@ -141,7 +154,8 @@ class GetStatusResponse(_message.Message):
     cache_blocks_free: int
     prefix_lookups: int
     prefix_hits: int
-    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ..., host_hits: _Optional[int] = ..., store_loads: _Optional[int] = ..., store_load_us: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_free: _Optional[int] = ..., prefix_lookups: _Optional[int] = ..., prefix_hits: _Optional[int] = ...) -> None: ...
+    preemptions: int
+    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ..., host_hits: _Optional[int] = ..., store_loads: _Optional[int] = ..., store_load_us: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_free: _Optional[int] = ..., prefix_lookups: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class Resident(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "leases", "bytes")

@@ -12,8 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from services.executor.app import build, load_engine
-from services.executor.engine.engine import AnyEngine
+from services.executor.app import Executor, build, load
 from services.executor.models.base_model import fingerprint
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
@@ -35,6 +34,7 @@ class World:
     store: AdapterStore
     base_model: str
     address: str
+    executor: Executor
 
     async def adapter(self, seed: int, weight: float = 1.0, size: float = 1.0, **changes: object) -> common.WeightedAdapter:
         """A random lora_xs adapter in the store, as a decision would name it."""
@@ -91,24 +91,22 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
         store=str(tmp_path / "store"),
     )
     settings = dataclasses.replace(settings, **changes)
-    engines: list[AnyEngine] = []
+    executors: list[Executor] = []
 
-    def loaded(settings: ExecutorSettings) -> tuple[AnyEngine, str, Path]:
-        engine, name, folder = load_engine(settings)
-        engines.append(engine)
-        return engine, name, folder
+    def loaded(settings: ExecutorSettings) -> Executor:
+        executors.append(load(settings))
+        return executors[-1]
 
-    monkeypatch.setattr("services.executor.app.load_engine", loaded)
+    monkeypatch.setattr("services.executor.app.load", loaded)
     async with AsyncExitStack() as stack:
         server = await build(settings, stack)
         await server.ready()
         address = f"127.0.0.1:{server.port}"
         client = await stack.enter_async_context(SmoaClient(executor=address))
-        made = World(client, AdapterStore(settings.store), fingerprint(folder), address)
+        made = World(client, AdapterStore(settings.store), fingerprint(folder), address, executors[0])
         yield made
         await made.idle()
-        engines[0].scheduler.check_integrity()
-        engines[0].residency.check_integrity()
+        executors[0].engine.check_integrity()
 
 
 async def refused(world: World, **changes: object) -> tuple[str, str]:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.executor.adapters.residency import AdapterRef
-from services.executor.app import load_engine
-from services.executor.engine.engine import AnyEngine
+from services.executor.adapters.leases import AdapterRef
+from services.executor.app import Executor, load
 from services.executor.engine.pipeline import Generation
 from services.executor.engine.runner import Sampling
 from services.executor.models.base_model import MODULES, fingerprint
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.skipif(not CAN_RUN_NATIVE, reason="this processor has n
 
 @dataclass(frozen=True)
 class World:
-    engine: AnyEngine
+    executor: Executor
     store: AdapterStore
     refs: list[AdapterRef]
     """Twelve adapters for four slots."""
@@ -38,7 +37,7 @@ class World:
 
     async def text(self, generation: Generation) -> str:
         async with asyncio.timeout(PATIENCE_S):
-            return "".join([piece.text async for piece in self.engine.generate(generation)])
+            return "".join([piece.text async for piece in self.executor.requests.generate(generation)])
 
     async def merge(self, first: int, second: int, seed: int) -> int:
         """What a merge does to an executor: a child comes to the store and answers, and the parents' files go, whoever runs them.
@@ -49,13 +48,13 @@ class World:
         if parents[0].manifest.kind == parents[1].manifest.kind and parents[0].manifest.modules == parents[1].manifest.modules:
             child = merged(parents[:2], (0.5, 0.5), f"merge-{seed}").adapter
         else:
-            child = random_adapter(self.engine._backend.config, self.engine._backend.fingerprint, seed=100 + seed, shared=True)
+            child = random_adapter(self.executor.engine._backend.config, self.executor.fingerprint, seed=100 + seed, shared=True)
         ref = AdapterRef(child.manifest.adapter_id, child.manifest.version, await self.store.put(encode(child)), 1.0)
 
         async with asyncio.timeout(PATIENCE_S):
-            while len(self.engine.scheduler.jobs) < self.engine._in_flight:  # noqa: ASYNC110  some still fetch; there is no event for it
+            while len(self.executor.engine._scheduler.jobs) < self.executor.requests._in_flight:  # noqa: ASYNC110  some still fetch; there is no event for it
                 await asyncio.sleep(0)
-        decoding = len(self.engine.scheduler.running)
+        decoding = self.executor.engine.state().running
         for i in (first, second):
             await self.store.delete(self.refs[i].digest)
         try:
@@ -94,12 +93,12 @@ async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World
         max_waiting=64,
         max_tokens=100,
     )
-    engine, _, _ = load_engine(settings)
-    await engine.start()
+    executor = load(settings)
+    await executor.engine.start()
     try:
-        yield World(engine, store, refs, files)
+        yield World(executor, store, refs, files)
     finally:
-        await engine.stop()
+        await executor.engine.stop()
 
 
 def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
@@ -117,7 +116,7 @@ async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monke
     """3,200 requests in 200 crowds: neighbours evicted, reloaded, cancelled and merged away, shared prefixes, prompts in chunks."""
     isolated_cache(tmp_path / "cache", monkeypatch)
     async with _world(tmp_path) as world:
-        engine = world.engine
+        engine = world.executor.engine
         rng = random.Random(0)
         known = [_request(rng, world.refs) for _ in range(REQUESTS * 6)]
         answers = [await world.text(request) for request in known]
@@ -126,17 +125,17 @@ async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monke
         for seed in SEEDS:
             rng = random.Random(seed)
             picked = rng.sample(range(len(known)), REQUESTS)
-            requests, alone = [known[i] for i in picked], [answers[i] for i in picked]
+            crowd, alone = [known[i] for i in picked], [answers[i] for i in picked]
 
             async def leaves_early(request: Generation, after: int) -> None:
-                async with aclosing(engine.generate(request)) as pieces:
+                async with aclosing(world.executor.requests.generate(request)) as pieces:
                     async for _ in pieces:
                         if (after := after - 1) < 0:
                             return
 
             tasks: list[asyncio.Task[str]] = []
             async with asyncio.TaskGroup() as group:
-                for request in requests:
+                for request in crowd:
                     tasks.append(group.create_task(world.text(request)))
                     if rng.random() < 0.5:
                         group.create_task(leaves_early(_request(rng, world.refs), rng.randint(0, 8)))
@@ -147,14 +146,14 @@ async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monke
                     first, second = rng.sample(range(len(world.refs)), 2)
                     merges.append(group.create_task(world.merge(first, second, seed)))
             assert [task.result() for task in tasks] == alone, f"seed {seed}"
-            assert engine.scheduler.jobs == []
-            engine.scheduler.check_integrity()
-            engine.residency.check_integrity()
+            assert engine._scheduler.jobs == []
+            engine.check_integrity()
         assert cancelled > 100
-        assert engine.residency.pool.evictions > 100, "the slots were never short: the test would show nothing"
+        state = engine.state()
+        assert state.slot_evictions > 100, "the slots were never short: the test would show nothing"
         assert sum(merge.result() > 0 for merge in merges) > 50, "too few merges came while others were decoded"
-        assert engine.residency.host.evictions > 20, "host memory was never short"
-        assert engine.scheduler.prefix_hits > 50, "no prefix was shared"
+        assert state.host_evictions > 20, "host memory was never short"
+        assert state.prefix_hits > 50, "no prefix was shared"
 
 
 async def test_adapters_deleted_under_a_running_request_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +162,7 @@ async def test_adapters_deleted_under_a_running_request_change_nothing(tmp_path:
         request = Generation(tenant="a", prompt="w1 w2", adapters=tuple(world.refs[:2]), max_tokens=90)
         expected = await world.text(request)
         pieces: list[str] = []
-        async for piece in world.engine.generate(request):
+        async for piece in world.executor.requests.generate(request):
             if not pieces:
                 for ref in world.refs:
                     await world.store.delete(ref.digest)
@@ -172,5 +171,4 @@ async def test_adapters_deleted_under_a_running_request_change_nothing(tmp_path:
                 assert any(isinstance(failure, Exception) and "are gone" in str(failure) for failure in failures)
             pieces.append(piece.text)
         assert "".join(pieces) == expected
-        world.engine.scheduler.check_integrity()
-        world.engine.residency.check_integrity()
+        world.executor.engine.check_integrity()

@@ -5,21 +5,24 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.engine.blocks import BlockPool, prefix_keys
+from services.executor.engine.blocks import BlockPool, PrefixKeys
 
 
 def test_keys_name_mixture_and_everything_before() -> None:
+    def keys(mixture: bytes, text: list[int], count: int | None = None) -> list[bytes]:
+        return PrefixKeys(mixture, 16).of(text, len(text) if count is None else count)
+
     text = list(range(40))
-    keys = prefix_keys(b"a", text, 16)
-    assert len(keys) == 2
-    assert prefix_keys(b"a", text[:32], 16) == keys[:1], "the last token is always computed"
-    assert prefix_keys(b"a", [*text[:20], 0, 0, 0, 0, *text[24:]], 16) == [
-        keys[0],
-        prefix_keys(b"a", [*text[:20], 0, 0, 0, 0, *text[24:]], 16)[1],
-    ]
-    assert not set(prefix_keys(b"b", text, 16)) & set(keys)
-    assert prefix_keys(b"a", [1, *text[1:]], 16) != keys
-    assert not set(prefix_keys(b"a", [0, 5, *text[2:]], 16)) & set(keys), "a later block depends on the earlier ones"
+    known = keys(b"a", text)
+    assert len(known) == 2
+    assert keys(b"a", text[:32], 31) == known[:1], "the second block is not full without its last token"
+    changed = [*text[:20], 0, 0, 0, 0, *text[24:]]
+    assert (keys(b"a", changed)[0], keys(b"a", changed)[1] == known[1]) == (known[0], False)
+    assert not set(keys(b"b", text)) & set(known)
+    assert keys(b"a", [1, *text[1:]]) != known
+    assert not set(keys(b"a", [0, 5, *text[2:]])) & set(known), "a later block depends on the earlier ones"
+    growing = PrefixKeys(b"a", 16)
+    assert [growing.of(text, count) for count in (5, 16, 33, 31, 40)] == [[], known[:1], known, known[:1], known]
 
 
 def test_a_published_prefix_is_found_again_and_evicted_last_block_first() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,17 +14,43 @@ from services.executor.engine.scheduler import Job, Scheduler
 from smoa.errors import ResourceExhausted
 
 
-def _scheduler(rows: int = 2, blocks: int = 100, slots: int = 4, step_tokens: int = 32, max_waiting: int = 10) -> Scheduler[Job]:
-    return Scheduler(
-        rows=rows, slots=SlotPool(slots, 1000), blocks=BlockPool(blocks), block_tokens=16, step_tokens=step_tokens, max_waiting=max_waiting
-    )
+@dataclass
+class _Lease:
+    """Slots of a pool for some adapters of one byte each."""
+
+    pool: SlotPool
+    sizes: dict[str, int]
+    held: bool = False
+
+    def acquire(self) -> bool:
+        self.held = self.pool.acquire(self.sizes) is not None
+        return self.held
+
+    def release(self) -> None:
+        if self.held:
+            self.pool.release(self.sizes)
+        self.held = False
 
 
-def _job(tenant: str = "a", prompt: int = 4, new: int = 4, adapters: str = "", key: bytes = b"k") -> Job:
-    return Job(tenant=tenant, tokens=list(range(prompt)), max_new=new, adapters=dict.fromkeys(adapters, 1), mixture_key=key)
+@dataclass(eq=False, kw_only=True)
+class _Job(Job):
+    """One that ends after `max_new` more tokens."""
+
+    max_new: int
 
 
-def _step(scheduler: Scheduler[Job]) -> list[tuple[Job, int]]:
+def _scheduler(rows: int = 2, blocks: int = 100, step_tokens: int = 32, max_waiting: int = 10) -> Scheduler[_Job]:
+    return Scheduler(rows=rows, blocks=BlockPool(blocks), block_tokens=16, step_tokens=step_tokens, max_waiting=max_waiting)
+
+
+def _job(
+    tenant: str = "a", prompt: int = 4, new: int = 4, adapters: str = "", key: bytes = b"k", slots: SlotPool | None = None, first: int = 0
+) -> _Job:
+    lease = _Lease(slots or SlotPool(4, 1000), dict.fromkeys(adapters, 1))
+    return _Job(tenant=tenant, tokens=list(range(first, first + prompt)), max_new=new, lease=lease, mixture_key=key)
+
+
+def _step(scheduler: Scheduler[_Job]) -> list[tuple[_Job, int]]:
     """One step as the engine takes it: whoever has all its tokens computed gets a new one, and ends after `max_new`."""
     for job in scheduler.admit():
         job.ready = True
@@ -60,23 +88,47 @@ def test_first_come_first_served_within_a_tenant_and_rows_are_used_again() -> No
     assert scheduler.running == jobs[1:]
 
 
-def test_a_job_waits_for_cache_and_for_slots_and_keeps_its_place() -> None:
-    scheduler = _scheduler(rows=3, blocks=3)
-    large, next_large, small = _job(prompt=30, new=2), _job(prompt=30, new=2), _job()
-    for job in (large, next_large, small):
+def test_a_job_that_does_not_fit_is_passed_by_as_many_as_there_are_rows() -> None:
+    scheduler, slots = _scheduler(rows=3, max_waiting=20), SlotPool(3, 1000)
+    small = [_job(adapters=name, slots=slots) for name in "abc"]
+    for job in small:
         scheduler.add(job)
-    assert scheduler.admit() == [large], "the second needs two blocks, one is free; the third does not pass it"
-    scheduler.remove(large)
-    assert scheduler.admit() == [next_large, small]
-
-    scheduler = _scheduler(rows=3, slots=2)
-    first, second, third = _job(adapters="ab"), _job(adapters="bc"), _job(adapters="a")
-    for job in (first, second, third):
+    assert scheduler.admit() == small
+    large, others = _job(adapters="xyz", slots=slots), [_job(adapters="b", slots=slots) for _ in range(6)]
+    for job in (large, *others):
         scheduler.add(job)
-    assert scheduler.admit() == [first]
-    scheduler.remove(first)
-    assert scheduler.admit() == [second]
+    for number, gone in enumerate([small[0], small[2], others[0]]):
+        scheduler.remove(gone)
+        assert scheduler.admit() == [others[number]], "those behind it go on, so the batch stays full"
+    scheduler.remove(others[1])
+    assert scheduler.admit() == [], "three have passed it: now it is its turn"
+    for job in (small[1], others[2]):
+        scheduler.remove(job)
+    assert scheduler.admit() == [large]
     scheduler.check_integrity()
+
+
+def test_a_job_gets_cache_as_its_answer_grows_and_the_last_one_admitted_gives_way() -> None:
+    scheduler = _scheduler(rows=3, blocks=5)
+    first, second = _job(prompt=30, new=40), _job(prompt=15, new=30, first=100)
+    scheduler.add(first)
+    scheduler.add(second)
+    _step(scheduler)
+    assert (len(first.blocks), len(second.blocks)) == (2, 1), "the prompts' only"
+    while not scheduler.preemptions:
+        _step(scheduler)
+    assert scheduler.running == [first]
+    assert second.blocks == []
+    newcomer = _job(new=2)
+    scheduler.add(newcomer)
+    answered = len(second.tokens)
+    _step(scheduler)
+    assert not scheduler.is_running(newcomer), "the one that gave way is before all others"
+    for _ in range(200):
+        _step(scheduler)
+    assert scheduler.jobs == []
+    assert len(second.tokens) == 45 > answered
+    assert second.tokens[15:] == [7] * 30
 
 
 def test_a_long_prompt_comes_in_chunks_beside_decoding_rows() -> None:
@@ -135,15 +187,48 @@ def test_a_prefix_is_computed_once_for_a_mixture_and_again_for_another() -> None
     assert (scheduler.prefix_hits, scheduler.prefix_lookups) == (2, 6)
 
 
-def test_a_job_that_is_only_read_takes_no_prefix() -> None:
+def test_a_job_that_is_only_read_takes_what_is_before_the_first_token_that_is_wanted() -> None:
     scheduler = _scheduler()
-    scheduler.add(_job(prompt=40))
-    _step(scheduler)
-    _step(scheduler)
-    read = _job(prompt=40, new=0)
-    scheduler.add(read)
+    scheduler.add(_job(prompt=60, new=9))
+    for _ in range(3):
+        _step(scheduler)
+    for wanted_from, computed in ((40, 32), (32, 32), (31, 16), (0, 0)):
+        read = _job(prompt=60)
+        read.wanted_from = wanted_from
+        scheduler.add(read)
+        scheduler.admit()
+        assert read.computed == computed
+        scheduler.remove(read)
+
+
+def test_an_answer_is_a_prefix_of_the_next_turn() -> None:
+    scheduler = _scheduler()
+    first = _job(prompt=20, new=16)
+    scheduler.add(first)
+    while scheduler.jobs:
+        _step(scheduler)
+    following = _job(prompt=40)
+    following.tokens[: len(first.tokens)] = first.tokens
+    scheduler.add(following)
     scheduler.admit()
-    assert read.computed == 0
+    assert following.computed == 32, "all but the last token of the first 36 were computed"
+
+
+def test_a_tenant_that_comes_back_still_has_its_debt() -> None:
+    scheduler = _scheduler(rows=1)
+    scheduler.add(_job("heavy", prompt=60, new=20))
+    scheduler.admit()
+    for _ in range(2):
+        scheduler.add(_job("light", new=1))
+    while any(job.tenant == "heavy" for job in scheduler.jobs):
+        for job in scheduler.running:
+            job.ready = True
+        _step(scheduler)
+    scheduler.add(_job("heavy", new=1))
+    order: list[str] = []
+    while scheduler.jobs:
+        order += [job.tenant for job, _ in _step(scheduler)]
+    assert order == ["light", "light", "heavy"], "it was away for a moment, and was served far more"
 
 
 def test_fewer_step_tokens_than_rows_are_refused() -> None:
@@ -163,11 +248,11 @@ events = st.one_of(
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(1, 4), st.integers(6, 12), st.lists(events, max_size=80))
 def test_whatever_happens_all_is_given_back_and_everybody_ends(rows: int, blocks: int, happenings: list[tuple]) -> None:  # type: ignore[type-arg]
-    scheduler = _scheduler(rows=rows, blocks=blocks, slots=3)
-    jobs: list[Job] = []
+    scheduler, slots = _scheduler(rows=rows, blocks=blocks), SlotPool(3, 1000)
+    jobs: list[_Job] = []
     for what, *values in happenings:
         if what == "add":
-            job = _job(values[0], values[1], values[2], "".join(sorted(values[3])), values[0].encode())
+            job = _job(values[0], values[1], max(1, values[2]), "".join(sorted(values[3])), values[0].encode(), slots)
             try:
                 scheduler.add(job)
             except ResourceExhausted:
@@ -179,9 +264,11 @@ def test_whatever_happens_all_is_given_back_and_everybody_ends(rows: int, blocks
         elif jobs:
             scheduler.remove(jobs[values[0] % len(jobs)])
         scheduler.check_integrity()
+        slots.check_integrity()
     for _ in range(5000):
         if not scheduler.jobs:
             break
         assert _step(scheduler), "somebody waits and nobody runs"
     assert scheduler.jobs == []
     assert scheduler.blocks.available == blocks
+    assert not any(leases for _, leases in slots.residents())

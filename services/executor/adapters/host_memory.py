@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -63,7 +63,7 @@ class HostMemory(Generic[Item]):
             self.keep(key, item, nbytes)
         return True
 
-    def release(self, keys: Mapping[str, object]) -> None:
+    def release(self, keys: Iterable[str]) -> None:
         """End one `hold`."""
         for key in keys:
             self._holds[key] -= 1

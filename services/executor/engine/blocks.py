@@ -8,18 +8,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 
-def prefix_keys(mixture: bytes, tokens: Sequence[int], block_tokens: int) -> list[bytes]:
-    """A key for each full block of a prompt that leaves at least one token to compute.
+class PrefixKeys:
+    """A key for each full block of a sequence, made as it grows.
 
-    A key names the mixture and every token up to the block's end, so two mixtures, or two prompts that differ anywhere before, never
-    share a block.
+    A key names the mixture and every token up to the block's end, so two mixtures, or two texts that differ anywhere before, never share
+    a block.
     """
-    keys: list[bytes] = []
-    key = mixture
-    for end in range(block_tokens, len(tokens), block_tokens):
-        key = hashlib.blake2b(key + array("q", tokens[end - block_tokens : end]).tobytes(), digest_size=16).digest()
-        keys.append(key)
-    return keys
+
+    def __init__(self, mixture: bytes, block_tokens: int) -> None:
+        self._keys, self._block_tokens = [mixture], block_tokens
+
+    def of(self, tokens: Sequence[int], count: int) -> list[bytes]:
+        """Of the blocks that the first `count` of `tokens` fill. What was there in the last call must not have changed since."""
+        for end in range(len(self._keys) * self._block_tokens, count + 1, self._block_tokens):
+            block = array("q", tokens[end - self._block_tokens : end]).tobytes()
+            self._keys.append(hashlib.blake2b(self._keys[-1] + block, digest_size=16).digest())
+        return self._keys[1 : count // self._block_tokens + 1]
 
 
 class BlockPool:

@@ -1,4 +1,4 @@
-"""The engine: a loop of three verbs, schedule, run, postprocess, over one batch in which every row has its own mixture.
+"""Our own engine: a loop of three verbs, schedule, run, take, over one batch in which every sequence has its own mixture.
 
 The backend runs on one worker thread; the loop around it owns every decision. Nothing outside this port may assume torch.
 """
@@ -9,77 +9,52 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias
+from contextlib import asynccontextmanager
+from typing import Any, Final, Generic, TypeAlias
 
-from services.executor.adapters.residency import AdapterRef, Held, Residency
-from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk, MixtureT
+from services.executor.adapters.leases import AdapterRef, AdapterTiers
+from services.executor.backends.port import BLOCK_TOKENS, Backend, MixtureT
 from services.executor.engine.blocks import BlockPool
-from services.executor.engine.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
-from services.executor.engine.runner import Result, Sampler, Work, run_step
-from services.executor.engine.scheduler import Job, Scheduler
-from services.executor.engine.text import TextAssembler
+from services.executor.engine.port import MAX_HOSTED, EngineState, Piece, StageRequest
+from services.executor.engine.runner import Sampler, run_step
+from services.executor.engine.scheduler import Scheduler
+from services.executor.engine.sequences import Generating, Reading, Sequence
+from services.executor.engine.text import Answer
 from services.executor.models.prompt import PromptTokenizer
-from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
+from smoa.errors import Unavailable
 
-FAILED = "executor: its engine does not run; retry on another"
+FAILED: Final = "executor: its engine does not run; retry on another"
+MAX_FAILED_STEPS: Final = 3
+"""Steps in a row that may fail: more is not any request's fault, and who started the process should start another."""
+CONCURRENT_READINGS: Final = 8
+"""Completions of one request that are scored at once."""
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False, kw_only=True)
-class _Sequence(Job, Generic[MixtureT]):
-    refs: tuple[AdapterRef, ...]
-    sampler: Sampler | None = None
-    scored: list[int] = field(default_factory=list)
-    """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
-    scored_from: int = 0
-    mixture: MixtureT | None = None
-    held: Held | None = None
-    results: asyncio.Queue[Result | Exception] = field(default_factory=asyncio.Queue)  # bounded by the sequence's tokens
-    admitted_ns: int = 0
-
-    def work(self, count: int) -> Work[MixtureT]:
-        """The next `count` tokens, as the runner takes them."""
-        assert self.mixture is not None
-        end = self.computed + count
-        targets = self.scored[max(self.computed + 1, self.scored_from) : end + 1]
-        sampler = self.sampler if end == len(self.tokens) else None
-        outputs = len(targets) or int(sampler is not None)
-        return Work(Chunk(self.tokens[self.computed : end], self.computed, self.blocks, self.mixture, outputs), sampler, targets)
-
-
-class Engine(Generic[MixtureT]):
-    """Continuous batching: sequences join and leave at any step, each with its own mixture."""
+class BatchingEngine(Generic[MixtureT]):
+    """`Engine` by continuous batching: sequences join and leave at any step, each with its own mixture."""
 
     def __init__(
         self,
         backend: Backend[MixtureT],
         tokenizer: PromptTokenizer,
-        residency: Residency,
+        adapters: AdapterTiers,
         *,
         rows: int,
         step_tokens: int,
         max_waiting: int,
-        max_tokens: int,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._broken = broken
-        self._backend, self.tokenizer, self.residency = backend, tokenizer, residency
-        # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
-        self._max_in_flight, self._in_flight = rows + max_waiting, 0
-        self.steps = self.step_tokens = 0
-        self.scheduler: Scheduler[_Sequence[MixtureT]] = Scheduler(
-            rows=rows,
-            slots=residency.pool,
-            blocks=BlockPool(backend.blocks),
-            block_tokens=BLOCK_TOKENS,
-            step_tokens=step_tokens,
-            max_waiting=self._max_in_flight,
+        """`broken` is called once when the engine cannot go on."""
+        self._backend, self._tokenizer, self._adapters, self._broken = backend, tokenizer, adapters, broken
+        self.context, self.rows = backend.context, rows
+        self._steps = self._step_tokens = self._failed_steps = 0
+        self._scheduler: Scheduler[Sequence[MixtureT]] = Scheduler(
+            rows=rows, blocks=BlockPool(backend.blocks), block_tokens=BLOCK_TOKENS, step_tokens=step_tokens, max_waiting=max_waiting
         )
-        self._max_tokens = max_tokens
         self._base = backend.mix([])
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
@@ -87,7 +62,7 @@ class Engine(Generic[MixtureT]):
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin the loop."""
+        """See `Engine`."""
         self._task = asyncio.create_task(self._loop(), name="engine")
         self._task.add_done_callback(self._ended)
 
@@ -96,176 +71,165 @@ class Engine(Generic[MixtureT]):
         if task.cancelled() or (error := task.exception()) is None:
             return
         _log.critical("the engine's loop failed", exc_info=error)
-        for sequence in self.scheduler.jobs:
+        for sequence in self._scheduler.jobs:
             self._fail(sequence, Unavailable(FAILED, 1.0))
         self._broken()
 
     async def stop(self) -> None:
-        """End the loop; requests in flight get UNAVAILABLE."""
+        """See `Engine`."""
         tasks = [*self._preparing, *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for sequence in self.scheduler.jobs:
-            sequence.results.put_nowait(Unavailable("executor: is shutting down; retry on another", 0.5))
-        await self.residency.close()
+        for sequence in self._scheduler.jobs:
+            sequence.fail(Unavailable("executor: is shutting down; retry on another", 0.5))
+        await self._adapters.close()
         self._thread.shutdown()
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream a completion; of a pipeline, the last stage's. Closing the iterator frees row, cache and leases at once.
-
-        Raises:
-            InvalidArgument: a stage's input and max_tokens do not fit the context.
-            FailedPrecondition: a stage gave no text for the next.
-            ResourceExhausted: too many requests are in flight.
-        """
-        async with self._place(), aclosing(run_pipeline(self, generation)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
-        """Stream one stage's text; the last piece carries its usage."""
-        arrived_ns = time.perf_counter_ns()
-        sequence = _Sequence[MixtureT](
-            tenant=generation.tenant,
-            tokens=prompt,
-            max_new=stage.max_tokens,
-            mixture_key=_mixture_key(generation.tenant, stage.adapters),
-            refs=stage.adapters,
-            sampler=Sampler(generation.sampling),
-        )
-        assembler = TextAssembler(self.tokenizer.text, stop)
-        tokens, first_ns = 0, 0
-        async with self._submitted(sequence):
-            while True:
-                token = (await self._result(sequence)).token
-                assert token is not None, "a sampler picks a token"
-                tokens += 1
-                first_ns = first_ns or time.perf_counter_ns()
-                text, finish = self._finish(assembler, token, last=tokens == stage.max_tokens)
-                if finish is None:
-                    yield Piece(text, 1)
-                    continue
-                misses = len(sequence.acquired.missing) if sequence.acquired else 0
-                usage = GenerationUsage(
-                    prompt_tokens=sequence.prompt_tokens,
-                    completion_tokens=tokens,
-                    queue_us=(sequence.admitted_ns - arrived_ns) // 1000,
-                    first_token_us=(first_ns - arrived_ns) // 1000,
-                    total_us=(time.perf_counter_ns() - arrived_ns) // 1000,
-                    adapter_hits=len(stage.adapters) - misses,
-                    adapter_misses=misses,
-                    finish=finish,
-                )
-                yield Piece(text, 1, usage)
-                return
-
-    async def score(self, tenant: str, prompt: str, completion: str, adapters: Sequence[AdapterRef]) -> list[float]:
-        """Log-probabilities of the completion's tokens under a mixture.
-
-        Raises:
-            InvalidArgument: an empty completion, or more tokens than the context.
-            ResourceExhausted: too many requests are in flight.
-        """
-        before, after = self.tokenizer.prompt_ids(prompt), self.tokenizer.ids(completion)
-        if not after:
-            raise InvalidArgument("completion", "has no token", "send the text to score")
-        if len(before) + len(after) > self._backend.context:
-            raise InvalidArgument(
-                "prompt", f"and completion have {len(before) + len(after)} tokens, over {self._backend.context}", "shorten them"
-            )
-        whole = before + after
-        sequence = _Sequence[MixtureT](
-            tenant=tenant, tokens=whole[:-1], max_new=0, refs=tuple(adapters), scored=whole, scored_from=len(before)
-        )
-        logprobs: list[float] = []
-        async with self._place(), self._submitted(sequence):
-            while len(logprobs) < len(after):
-                logprobs += (await self._result(sequence)).logprobs
-        return logprobs
-
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
-        """A stage's input as the model sees it.
-
-        Raises:
-            InvalidArgument: it and max_tokens do not fit the context.
-        """
-        if not 1 <= max_tokens <= self._max_tokens:
-            raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(text)
-        if len(prompt) + max_tokens > self._backend.context:
-            raise InvalidArgument(
-                field,
-                f"has {len(prompt)} tokens, with max_tokens over the context of {self._backend.context}",
-                "shorten it or lower max_tokens",
-            )
-        return prompt
-
-    def _finish(self, assembler: TextAssembler, token: int, *, last: bool) -> tuple[str, Finish | None]:
-        if token in self.tokenizer.eos_ids:
-            return assembler.finish(), "end"
-        text = assembler.push(token)
-        if assembler.stopped:
-            return text, "stop_string"
-        return (text + assembler.finish(), "length") if last else (text, None)
-
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the requests in flight, however many stages it has."""
-        if self._task is None or self._task.done():
-            raise Unavailable(FAILED, 1.0)
-        if self._in_flight >= self._max_in_flight:
-            raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
-        self._in_flight += 1
+    async def hold(self, tenant: str, mixtures: Many[Many[AdapterRef]]) -> AsyncIterator[None]:
+        """See `Engine`."""
+        lease = await self._adapters.lease(tenant, *mixtures, ahead=True)
         try:
             yield
         finally:
-            self._in_flight -= 1
+            lease.release()
+
+    async def run_stage(self, stage: StageRequest) -> AsyncGenerator[Piece, None]:
+        """See `Engine`."""
+        arrived_ns = time.perf_counter_ns()
+        refs = _in_order(stage.adapters)
+        sequence = Generating[MixtureT](
+            tenant=stage.tenant,
+            tokens=list(stage.prompt),
+            lease=await self._adapters.lease(stage.tenant, refs),
+            refs=refs,
+            mixture_key=_mixture_key(stage.tenant, refs),
+            sampler=Sampler(stage.sampling),
+            answer=Answer(self._tokenizer.text, stage.stop, self._tokenizer.eos_ids, stage.max_tokens),
+            arrived_ns=arrived_ns,
+        )
+        async with self._submitted(sequence):
+            while True:
+                piece = await sequence.pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.usage:
+                    return
+
+    async def score(self, tenant: str, prompt: Many[int], completions: Many[Many[int]], mixture: Many[AdapterRef]) -> list[list[float]]:
+        """See `Engine`. The first completion leaves the prompt in the cache for the others."""
+        refs, most = _in_order(mixture), asyncio.Semaphore(CONCURRENT_READINGS)
+
+        async def read(completion: Many[int]) -> list[float]:
+            async with most:
+                sequence = Reading[MixtureT](
+                    tenant=tenant,
+                    tokens=[*prompt, *completion[:-1]],
+                    last=completion[-1],
+                    wanted_from=len(prompt) - 1,
+                    lease=await self._adapters.lease(tenant, refs),
+                    refs=refs,
+                    mixture_key=_mixture_key(tenant, refs),
+                )
+                async with self._submitted(sequence):
+                    return await sequence.done
+
+        others: list[asyncio.Task[list[float]]] = []
+        async with self.hold(tenant, [refs]):
+            try:
+                first = await read(completions[0])
+                others += [asyncio.create_task(read(completion)) for completion in completions[1:]]
+                return [first, *await asyncio.gather(*others)]
+            finally:
+                for task in others:
+                    task.cancel()
+
+    def state(self) -> EngineState:
+        """See `Engine`."""
+        scheduler, slots, host, counts = self._scheduler, self._adapters.slots, self._adapters.host, self._adapters.counts
+        return EngineState(
+            rows=self.rows,
+            running=len(scheduler.running),
+            waiting=scheduler.waiting,
+            slots=slots.slots,
+            slots_used=slots.used,
+            slot_bytes=slots.used_bytes,
+            residents=self._adapters.residents(),
+            host_bytes=host.used_bytes,
+            hosted=self._adapters.hosted(MAX_HOSTED),
+            cache_blocks=scheduler.blocks.blocks,
+            cache_blocks_free=scheduler.blocks.available,
+            steps=self._steps,
+            step_tokens=self._step_tokens,
+            prefix_lookups=scheduler.prefix_lookups,
+            prefix_hits=scheduler.prefix_hits,
+            preemptions=scheduler.preemptions,
+            adapter_hits=slots.hits,
+            adapter_misses=slots.misses,
+            slot_evictions=slots.evictions,
+            host_hits=counts.host_hits,
+            host_evictions=host.evictions,
+            store_loads=counts.store_loads,
+            store_load_us=counts.load_us,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if anything is lost, shared or left over."""
+        self._scheduler.check_integrity()
+        self._adapters.check_integrity()
 
     @asynccontextmanager
-    async def _submitted(self, sequence: _Sequence[MixtureT]) -> AsyncIterator[None]:
-        """Have a sequence run, once its adapters are in host memory; leaving frees all it holds."""
+    async def _submitted(self, sequence: Sequence[MixtureT]) -> AsyncIterator[None]:
+        """Have a sequence run; leaving frees all it holds."""
         try:
-            sequence.held = await self.residency.fetch(sequence.tenant, sequence.refs)
-            sequence.adapters = sequence.held.sizes
-            self.scheduler.add(sequence)
+            if self._task is None or self._task.done():
+                raise Unavailable(FAILED, 1.0)
+            self._scheduler.add(sequence)
             self._work.set()
             yield
         finally:
             self._remove(sequence)
 
-    async def _result(self, sequence: _Sequence[MixtureT]) -> Result:
-        result = await sequence.results.get()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
     async def _loop(self) -> None:
         while True:
-            for sequence in self.scheduler.admit():
+            for sequence in self._scheduler.admit():
                 self._admitted(sequence)
-            plan = self.scheduler.plan()
+            plan = self._scheduler.plan()
             if not plan:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            self.steps, self.step_tokens = self.steps + 1, self.step_tokens + sum(count for _, count in plan)
-            try:
-                works = [sequence.work(count) for sequence, count in plan]
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
-            except Exception as error:  # noqa: BLE001  a step that fails fails its own requests; the loop goes on for the others
-                _log.exception("a model step failed")
-                for sequence, _ in plan:
-                    self._fail(sequence, Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
-                continue
-            for (sequence, count), result in zip(plan, results, strict=True):
-                self._deliver(sequence, count, result)
+            await self._step(plan)
             await asyncio.sleep(0)  # let readers leave before the next step
 
-    def _admitted(self, sequence: _Sequence[MixtureT]) -> None:
+    async def _step(self, plan: list[tuple[Sequence[MixtureT], int]]) -> None:
+        self._steps, self._step_tokens = self._steps + 1, self._step_tokens + sum(count for _, count in plan)
+        try:
+            works = [sequence.work(count) for sequence, count in plan]
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps >= MAX_FAILED_STEPS:
+                raise
+            _log.exception("a model step failed")
+            for sequence, _ in plan:
+                self._fail(sequence, Unavailable(f"executor: the model step failed ({type(error).__name__}); retry", 1.0))
+            return
+        self._failed_steps = 0
+        for (sequence, count), result in zip(plan, results, strict=True):
+            if not self._scheduler.is_running(sequence):
+                continue  # its reader left
+            if result.error is not None:
+                self._fail(sequence, result.error)
+                continue
+            self._scheduler.computed(sequence, count)
+            if sequence.take(result, sequence.computed):
+                self._remove(sequence)  # now, however slow its reader is
+
+    def _admitted(self, sequence: Sequence[MixtureT]) -> None:
         sequence.admitted_ns = time.perf_counter_ns()
-        assert sequence.acquired is not None
-        self.residency.evict(sequence.acquired)
         if not sequence.refs:
             sequence.mixture, sequence.ready = self._base, True
             return
@@ -273,50 +237,35 @@ class Engine(Generic[MixtureT]):
         self._preparing.add(task)
         task.add_done_callback(self._preparing.discard)
 
-    async def _prepare(self, sequence: _Sequence[MixtureT]) -> None:
+    async def _prepare(self, sequence: Sequence[MixtureT]) -> None:
         """Put a sequence's adapters on the device and mix them, while the others decode."""
-        if not self.scheduler.is_running(sequence):
+        if not self._scheduler.is_running(sequence):
             return  # it left before its turn
         try:
-            await self.residency.place(sequence.refs)
-            weighted = [(ref.key, ref.weight) for ref in sequence.refs]
-            sequence.mixture = await asyncio.to_thread(self._backend.mix, weighted)
+            await sequence.lease.place()
+            sequence.mixture = await asyncio.to_thread(self._backend.mix, [(ref.key, ref.weight) for ref in sequence.refs])
         except Exception as error:  # noqa: BLE001  not passed over: it goes to the request that it belongs to, which raises it
             self._fail(sequence, error)
             return
-        if sequence.held is not None:
-            sequence.held.release()  # the slots have them now
         sequence.ready = True
         self._work.set()
 
-    def _deliver(self, sequence: _Sequence[MixtureT], count: int, result: Result) -> None:
-        """Hand a result to its reader; a finished sequence gives up its place now, however slow its reader is."""
-        if result.error is not None:
-            self._fail(sequence, result.error)
-            return
-        self.scheduler.computed(sequence, count)
-        if result.token is not None:
-            sequence.tokens.append(result.token)
-        if result.token is not None or result.logprobs:
-            sequence.results.put_nowait(result)
-        ended = len(sequence.tokens) - sequence.prompt_tokens >= sequence.max_new or result.token in self.tokenizer.eos_ids
-        if ended and sequence.computed >= sequence.prompt_tokens:
-            self._remove(sequence)
-
-    def _fail(self, sequence: _Sequence[MixtureT], error: Exception) -> None:
-        sequence.results.put_nowait(error)
+    def _fail(self, sequence: Sequence[MixtureT], error: Exception) -> None:
+        sequence.fail(error)
         self._remove(sequence)
 
-    def _remove(self, sequence: _Sequence[MixtureT]) -> None:
-        self.scheduler.remove(sequence)
-        if sequence.held is not None:
-            sequence.held.release()
-        self.residency.discard(sequence.adapters)
+    def _remove(self, sequence: Sequence[MixtureT]) -> None:
+        self._scheduler.remove(sequence)
         self._work.set()  # others may fit now
 
 
-AnyEngine: TypeAlias = Engine[Any]
+AnyEngine: TypeAlias = BatchingEngine[Any]
 
 
-def _mixture_key(tenant: str, refs: Sequence[AdapterRef]) -> bytes:
+def _in_order(refs: Many[AdapterRef]) -> tuple[AdapterRef, ...]:
+    """A mixture is the same whatever the order of its adapters: the same sum, and the same prefixes in the cache."""
+    return tuple(sorted(refs, key=lambda ref: ref.key))
+
+
+def _mixture_key(tenant: str, refs: Many[AdapterRef]) -> bytes:
     return hashlib.blake2b(repr((tenant, [(ref.key, ref.weight) for ref in refs])).encode(), digest_size=16).digest()

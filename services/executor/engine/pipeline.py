@@ -1,18 +1,17 @@
-"""A request to generate: a pipeline of mixtures, most often of one. Each stage's text is the next one's input; the last one's is shown."""
+"""A request: a pipeline of mixtures, most often of one. Each stage's text is the next one's input; the last one's is shown."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
 
-from services.executor.adapters.residency import AdapterRef, Residency
+from services.executor.adapters.leases import AdapterRef
+from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
 from services.executor.engine.runner import Sampling
-from smoa.errors import FailedPrecondition
-
-Finish = Literal["end", "stop_string", "length"]
+from services.executor.models.prompt import PromptTokenizer
+from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 
 @dataclass(frozen=True)
@@ -42,77 +41,106 @@ class Generation:
         return (*self.before, Stage(self.adapters, self.max_tokens))
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationUsage:
-    """What a finished request cost; times in microseconds."""
+class Requests:
+    """Takes requests in: their prompts become tokens, their stages run one after the other, and only so many are in flight."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    queue_us: int
-    first_token_us: int
-    total_us: int
-    adapter_hits: int
-    adapter_misses: int
-    finish: Finish
-    stages: tuple[GenerationUsage, ...] = ()
-    """Of a pipeline: each stage's own; the fields above are their sums, times from the request on, and how the last one ended."""
+    def __init__(self, engine: Engine, tokenizer: PromptTokenizer, *, max_in_flight: int, max_tokens: int) -> None:
+        # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
+        self._engine, self.tokenizer, self._max_in_flight, self._max_tokens = engine, tokenizer, max_in_flight, max_tokens
+        self._in_flight = 0
 
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
+        """Stream the last stage's text; the last piece carries the usage of all. Closing the iterator frees all that it holds.
 
-@dataclass(frozen=True)
-class Piece:
-    """New text; the last piece carries the usage."""
+        Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
 
-    text: str
-    tokens: int
-    usage: GenerationUsage | None = None
+        Raises:
+            InvalidArgument: a stage's input and max_tokens do not fit the context.
+            FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
+            ResourceExhausted: too many requests are in flight.
+        """
+        async with self._place():
+            began_ns = time.perf_counter_ns()
+            prompt = self._checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+            for stage in generation.stages[1:]:
+                self._checked_prompt("prompt", "", stage.max_tokens)
+            # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
+            mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
+            async with self._engine.hold(generation.tenant, mixtures):
+                spent: list[GenerationUsage] = []
+                for number, stage in enumerate(generation.before):
+                    text = ""
+                    request = StageRequest(
+                        tenant=generation.tenant,
+                        adapters=stage.adapters,
+                        prompt=prompt,
+                        max_tokens=stage.max_tokens,
+                        sampling=generation.sampling,
+                    )
+                    async with aclosing(self._engine.run_stage(request)) as pieces:
+                        async for piece in pieces:
+                            text += piece.text
+                            spent += [piece.usage] if piece.usage else []
+                    if not text.strip():
+                        raise FailedPrecondition(
+                            f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters"
+                        )
+                    prompt = self._checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+                started_us = (time.perf_counter_ns() - began_ns) // 1000
+                request = StageRequest(
+                    tenant=generation.tenant,
+                    adapters=generation.adapters,
+                    prompt=prompt,
+                    max_tokens=generation.max_tokens,
+                    sampling=generation.sampling,
+                    stop=generation.stop,
+                )
+                async with aclosing(self._engine.run_stage(request)) as pieces:
+                    async for piece in pieces:
+                        yield replace(piece, usage=piece.usage and _whole([*spent, piece.usage], started_us))
 
+    async def score(self, tenant: str, prompt: str, completions: Sequence[str], mixture: Sequence[AdapterRef]) -> list[list[float]]:
+        """Log-probabilities of each completion's tokens under a mixture.
 
-class StageRunner(Protocol):
-    """What a pipeline needs of the engine."""
+        Raises:
+            InvalidArgument: an empty completion, or more tokens than the context.
+            ResourceExhausted: too many requests are in flight.
+        """
+        before, after = self.tokenizer.prompt_ids(prompt), [self.tokenizer.ids(completion) for completion in completions]
+        if not all(after):
+            raise InvalidArgument("completion", "has no token", "send the text to score")
+        if (most := len(before) + max(map(len, after))) > self._engine.context:
+            raise InvalidArgument("prompt", f"and completion have {most} tokens, over {self._engine.context}", "shorten them")
+        async with self._place():
+            return await self._engine.score(tenant, before, after, mixture)
 
-    residency: Residency
+    def state(self) -> EngineState:
+        """The engine's."""
+        return self._engine.state()
 
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    def _checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
+        if not 1 <= max_tokens <= self._max_tokens:
+            raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
+        prompt = self.tokenizer.prompt_ids(text)
+        if len(prompt) + max_tokens > self._engine.context:
+            raise InvalidArgument(
+                field,
+                f"has {len(prompt)} tokens, with max_tokens over the context of {self._engine.context}",
+                "shorten it or lower max_tokens",
+            )
+        return prompt
 
-    def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
-        """Stream one stage's text; the last piece carries its usage."""
-
-
-async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGenerator[Piece, None]:
-    """Stream the last stage's text; the last piece carries the usage of all.
-
-    Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
-
-    Raises:
-        InvalidArgument: a stage's input and max_tokens do not fit the context.
-        FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
-    """
-    began_ns = time.perf_counter_ns()
-    prompt = engine.checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
-    for stage in generation.stages[1:]:
-        engine.checked_prompt("prompt", "", stage.max_tokens)
-    # One hold for all stages: two pipelines that took them one by one could wait for each other.
-    mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
-    held = await engine.residency.fetch(generation.tenant, *mixtures)
-    try:
-        spent: list[GenerationUsage] = []
-        for number, stage in enumerate(generation.before):
-            text = ""
-            async with aclosing(engine.run_stage(generation, stage, prompt, ())) as pieces:
-                async for piece in pieces:
-                    text += piece.text
-                    spent += [piece.usage] if piece.usage else []
-            if not text.strip():
-                raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
-            prompt = engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
-        started_us = (time.perf_counter_ns() - began_ns) // 1000
-        async with aclosing(engine.run_stage(generation, generation.stages[-1], prompt, generation.stop)) as pieces:
-            async for piece in pieces:
-                usage = piece.usage and _whole([*spent, piece.usage], started_us)
-                yield replace(piece, usage=usage)
-    finally:
-        held.release()
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of the requests in flight, however many stages it has."""
+        if self._in_flight >= self._max_in_flight:
+            raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
 
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:

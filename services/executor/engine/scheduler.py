@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from services.executor.adapters.slots import Acquired, SlotPool
-from services.executor.engine.blocks import BlockPool, prefix_keys
+from services.executor.engine.blocks import BlockPool, PrefixKeys
+from services.executor.engine.fairness import Fairness
 from smoa.errors import ResourceExhausted
 
 PROMPT_COST, NEW_COST = 1, 2
 """What a prompt token and a new token count for in a tenant's service (Sheng et al., Fairness in Serving LLMs, arXiv 2401.00588)."""
+
+
+class Lease(Protocol):
+    """A job's hold on the adapters of its mixture."""
+
+    def acquire(self) -> bool:
+        """Take slots for all of them, or none (False)."""
+
+    def release(self) -> None:
+        """Let go of them; again is fine."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -22,20 +32,20 @@ class Job:
     tenant: str
     tokens: list[int]
     """The prompt, then what was generated."""
-    max_new: int
-    """Most tokens that may be added; 0 for one that is only read."""
-    adapters: Mapping[str, int] = field(default_factory=dict)
-    """Slot key -> bytes."""
+    lease: Lease
     mixture_key: bytes = b""
     """Names tenant, adapters and weights: only jobs of one key share cache blocks."""
+    wanted_from: int = -1
+    """The first token whose logits are wanted: what is before it may come out of the cache. Default: the prompt's last."""
     prompt_tokens: int = field(init=False)
     computed: int = 0
     """Tokens whose keys and values are in the cache."""
     blocks: list[int] = field(default_factory=list)
     ready: bool = False
     """Set once the mixture is on the device; until then the job holds its place and computes nothing."""
-    acquired: Acquired | None = None
-    _keys: list[bytes] = field(default_factory=list)
+    passed: int = 0
+    """Jobs behind it that were started before it, because it did not fit."""
+    keys: PrefixKeys | None = None
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
@@ -47,39 +57,42 @@ JobT = TypeVar("JobT", bound=Job)
 class Scheduler(Generic[JobT]):
     """Iteration-level scheduling (Orca, OSDI 2022) with chunked prefill (Sarathi-Serve, arXiv 2403.02310) and fair tenants.
 
-    A job is admitted when a row, slots for all its adapters and cache for its longest possible answer are there, so nothing is ever
-    taken back from a running one. The tenant that has been served least goes first; within a tenant, first come first served. A job
-    that does not fit keeps those behind it waiting, so a large one cannot starve.
+    A job is admitted when a row, slots for all its adapters and cache for what it has so far are there. Its cache grows with its answer;
+    when there is no more, the job that was admitted last gives its blocks up and waits, with its slots, before all others (vLLM's
+    recomputation, arXiv 2309.06180). The tenant that has been served least goes first; within a tenant, first come first served. A job
+    that does not fit is passed by as many others as there are rows, so the batch stays full; then it keeps those behind it waiting, so it
+    cannot starve.
     """
 
-    def __init__(self, *, rows: int, slots: SlotPool, blocks: BlockPool, block_tokens: int, step_tokens: int, max_waiting: int) -> None:
+    def __init__(self, *, rows: int, blocks: BlockPool, block_tokens: int, step_tokens: int, max_waiting: int) -> None:
         if step_tokens < rows:
             raise ValueError(f"step_tokens {step_tokens} is under the {rows} rows: every row decodes at every step")
         self.rows, self.max_waiting, self.step_tokens = rows, max_waiting, step_tokens
-        self.slots, self.blocks, self._block_tokens = slots, blocks, block_tokens
+        self.blocks, self._block_tokens = blocks, block_tokens
         self._waiting: dict[str, deque[JobT]] = {}
-        self._served: dict[str, int] = {}
+        self._preempted: deque[JobT] = deque()
         self._running: dict[JobT, None] = {}
-        self.prefix_hits = self.prefix_lookups = 0
+        self._fairness = Fairness()
+        self.prefix_hits = self.prefix_lookups = self.preemptions = 0
 
     @property
     def waiting(self) -> int:
-        """Jobs not yet admitted."""
-        return sum(map(len, self._waiting.values()))
+        """Jobs without a row."""
+        return sum(map(len, self._waiting.values())) + len(self._preempted)
 
     @property
     def running(self) -> list[JobT]:
-        """Admitted jobs, in order of admission."""
+        """Jobs with a row, in order of admission."""
         return list(self._running)
 
     def is_running(self, job: JobT) -> bool:
-        """Whether it has been admitted and has not left."""
+        """Whether it has a row."""
         return job in self._running
 
     @property
     def jobs(self) -> list[JobT]:
         """Every job, running ones first."""
-        return [*self._running, *(job for queue in self._waiting.values() for job in queue)]
+        return [*self._running, *self._preempted, *(job for queue in self._waiting.values() for job in queue)]
 
     def add(self, job: JobT) -> None:
         """Queue a job.
@@ -89,85 +102,127 @@ class Scheduler(Generic[JobT]):
         """
         if self.waiting >= self.max_waiting:
             raise ResourceExhausted(f"queue: {self.max_waiting} requests wait", "retry with backoff or add executors")
-        if job.tenant not in self._served:  # a newcomer starts level with the least served, not with the past
-            self._served[job.tenant] = min(self._served.values(), default=0)
+        job.keys = PrefixKeys(job.mixture_key, self._block_tokens)
+        self._fairness.enter(job.tenant)
         self._waiting.setdefault(job.tenant, deque()).append(job)
 
     def admit(self) -> list[JobT]:
-        """Start waiting jobs while what they need is there; returns those started, not yet ready."""
+        """Start waiting jobs while what they need is there; returns those started for the first time, not yet ready."""
+        while self._preempted and len(self._running) < self.rows and self._take_blocks(self._preempted[0]):
+            self._running[self._preempted.popleft()] = None
         admitted: list[JobT] = []
-        while self._waiting and len(self._running) < self.rows:
-            tenant = min(self._waiting, key=lambda name: self._served[name])
-            job = self._waiting[tenant][0]
-            if not self._start(job):
+        blocked: list[JobT] = []
+        for job in self._by_turn():
+            if self._preempted or len(self._running) >= self.rows:
                 break
-            self._take_waiting(job)
-            self._running[job] = None
-            admitted.append(job)
+            if self._start(job):
+                self._take_waiting(job)
+                self._running[job] = None
+                admitted.append(job)
+                for other in blocked:
+                    other.passed += 1
+            else:
+                blocked.append(job)
+            if len(blocked) >= self.rows or any(other.passed >= self.rows for other in blocked):
+                break
         return admitted
 
     def plan(self) -> list[tuple[JobT, int]]:
         """(job, tokens) of the next step: one token of every job that generates, then prompts up to the step's budget."""
-        ready = [job for job in self._running if job.ready]
-        plan = [(job, 1) for job in ready if len(job.tokens) - job.computed == 1]
+        plan = [(job, 1) for job in self.running if job.ready and len(job.tokens) - job.computed == 1 and self._grown(job)]
         budget = self.step_tokens - len(plan)
-        for job in ready:
+        for job in self._running:
             count = min(len(job.tokens) - job.computed, budget)
-            if count and len(job.tokens) - job.computed > 1:
+            if job.ready and count and len(job.tokens) - job.computed > 1:
                 plan.append((job, count))
                 budget -= count
         return plan
 
     def computed(self, job: JobT, tokens: int) -> None:
-        """A step has put so many more of the job's tokens into the cache: account for them, and offer full prompt blocks to others."""
+        """A step has put so many more of the job's tokens into the cache: account for them, and offer full blocks to others."""
         if job not in self._running:
             return
+        assert job.keys is not None
         prompt = max(0, min(job.prompt_tokens - job.computed, tokens))
         before, job.computed = job.computed // self._block_tokens, job.computed + tokens
-        self._served[job.tenant] += PROMPT_COST * prompt + NEW_COST * (tokens - prompt)
-        for index in range(before, min(job.computed // self._block_tokens, len(job._keys))):
-            self.blocks.publish(job.blocks[index], job._keys[index])
+        self._fairness.serve(job.tenant, PROMPT_COST * prompt + NEW_COST * (tokens - prompt))
+        keys = job.keys.of(job.tokens, job.computed)
+        for index in range(before, len(keys)):
+            self.blocks.publish(job.blocks[index], keys[index])
 
     def remove(self, job: JobT) -> None:
         """Take a job out, wherever it is, and free what it holds; absent is fine."""
+        known = True
         if job in self._running:
             del self._running[job]
-            self.blocks.release(job.blocks)
-            self.slots.release(job.adapters)
+            self._give_up_blocks(job)
+        elif job in self._preempted:
+            self._preempted.remove(job)
         else:
-            self._take_waiting(job)
-        if job.tenant not in self._waiting and not any(other.tenant == job.tenant for other in self._running):
-            self._served.pop(job.tenant, None)
+            known = self._take_waiting(job)
+        job.lease.release()
+        if known:
+            self._fairness.leave(job.tenant)
+
+    def _by_turn(self) -> Iterator[JobT]:
+        """Waiting jobs, those of the tenant served least first."""
+        for tenant in self._fairness.by_turn(self._waiting):
+            yield from list(self._waiting[tenant])
 
     def _start(self, job: JobT) -> bool:
-        if not job._keys:
-            # A job that is only read wants the logits of its tokens: it cannot skip any.
-            job._keys = prefix_keys(job.mixture_key, job.tokens, self._block_tokens) if job.max_new else []
-        taken = self.blocks.take(-(-(len(job.tokens) + job.max_new) // self._block_tokens), job._keys)
+        if not self._take_blocks(job):
+            return False
+        if not job.lease.acquire():
+            self._give_up_blocks(job)
+            return False
+        return True
+
+    def _take_blocks(self, job: JobT) -> bool:
+        """Blocks for the tokens that there are, beside one more for each row that runs: or it would soon be taken back."""
+        assert job.keys is not None
+        known = len(job.tokens) - 1 if job.wanted_from < 0 else job.wanted_from
+        keys = job.keys.of(job.tokens, known)
+        taken = self.blocks.take(-(-len(job.tokens) // self._block_tokens), keys)
         if taken is None:
             return False
-        job.acquired = self.slots.acquire(job.adapters)
-        if job.acquired is None:
-            self.blocks.release(taken[0])
-            return False
         job.blocks, job.computed = taken[0], taken[1] * self._block_tokens
-        self.prefix_lookups += len(job._keys)
+        if self._running and self.blocks.available < len(self._running):
+            self._give_up_blocks(job)
+            return False
+        self.prefix_lookups += len(keys)
         self.prefix_hits += taken[1]
         return True
 
-    def _take_waiting(self, job: JobT) -> None:
+    def _grown(self, job: JobT) -> bool:
+        """Whether there is cache for all its tokens, if need be by taking it from those admitted last; False: its own was taken."""
+        while job in self._running and len(job.blocks) * self._block_tokens < len(job.tokens):
+            if (taken := self.blocks.take(1)) is not None:
+                job.blocks += taken[0]
+                continue
+            last = next(reversed(self._running))
+            del self._running[last]
+            self._give_up_blocks(last)
+            self._preempted.appendleft(last)
+            self.preemptions += 1
+        return job in self._running
+
+    def _give_up_blocks(self, job: JobT) -> None:
+        self.blocks.release(job.blocks)
+        job.blocks, job.computed = [], 0
+
+    def _take_waiting(self, job: JobT) -> bool:
         queue = self._waiting.get(job.tenant)
-        if queue and job in queue:
-            queue.remove(job)
-            if not queue:
-                del self._waiting[job.tenant]
+        if not queue or job not in queue:
+            return False
+        queue.remove(job)
+        if not queue:
+            del self._waiting[job.tenant]
+        return True
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if a row, block or slot is lost or shared, or a tenant's account is."""
+        """Raise AssertionError if a row or a block is lost or shared, or a tenant's account is."""
         self.blocks.check_integrity()
-        self.slots.check_integrity()
         assert len(self._running) <= self.rows, "more jobs run than there are rows"
-        tenants = {job.tenant for job in self._running} | set(self._waiting)
-        assert tenants == set(self._served), "a tenant's account is missing or left over"
+        self._fairness.check_integrity([job.tenant for job in self.jobs])
         held = sum(len(job.blocks) for job in self._running)
         assert held == sum(self.blocks._holders.values()), "a block is held by nobody"

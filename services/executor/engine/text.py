@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from typing import Literal
+
+Finish = Literal["end", "stop_string", "length"]
 
 
 class TextAssembler:
@@ -50,3 +53,22 @@ class TextAssembler:
     def _send(self, count: int) -> str:
         sent, self._held = self._held[:count], self._held[count:]
         return sent
+
+
+class Answer:
+    """Tokens of one answer as they come, up to what ends it: an end token, a stop string, or `max_tokens`."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str], eos_ids: Container[int], max_tokens: int) -> None:
+        self._assembler = TextAssembler(decode, stops)
+        self._eos_ids, self._max_tokens = eos_ids, max_tokens
+        self.tokens = 0
+
+    def push(self, token: int) -> tuple[str, Finish | None]:
+        """Text to send after one more token, and how it ended, if it did."""
+        self.tokens += 1
+        if token in self._eos_ids:
+            return self._assembler.finish(), "end"
+        text = self._assembler.push(token)
+        if self._assembler.stopped:
+            return text, "stop_string"
+        return (text + self._assembler.finish(), "length") if self.tokens == self._max_tokens else (text, None)

@@ -1,0 +1,308 @@
+"""Three tiers of adapters: device slots, host memory, the store. A request's `AdapterLease` owns its adapters from the fetch to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from services.executor.adapters.device import Device
+from services.executor.adapters.host_memory import HostMemory
+from services.executor.adapters.mixture import LoadedAdapter
+from services.executor.adapters.slots import Acquired, SlotPool
+from smoa.adapter import Adapter, decode
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from smoa.store import AdapterStore
+
+T = TypeVar("T")
+CONCURRENT_LOADS = 4
+CONCURRENT_FETCHES = 8
+"""Requests that bring adapters to the host at a time: what they load before it is held is all that may exceed the host's budget."""
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """Exactly which weights a request wants, and how much of them."""
+
+    adapter_id: str
+    version: int
+    digest: str
+    weight: float
+
+    @property
+    def key(self) -> str:
+        """Names the adapter in every tier. Id and version are part of it so that a wrong pairing with the digest is noticed."""
+        return f"{self.adapter_id}:{self.version}:{self.digest}"
+
+
+@dataclass(frozen=True)
+class Resident:
+    """An adapter in a slot."""
+
+    ref: AdapterRef
+    leases: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of an adapter that was loaded, wherever its weights are now."""
+
+    ref: AdapterRef
+    owner: str
+    shared: bool
+    slot_bytes: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    known: _Known
+    adapter: LoadedAdapter
+
+
+@dataclass
+class LoadCounts:
+    """What the tiers below the slots did (the slots count their own hits), and what loading from the store took."""
+
+    host_hits: int = 0
+    store_loads: int = 0
+    load_us: int = 0
+
+
+class AdapterLease:
+    """A request's adapters: first held in host memory, where they are not in slots already; then, once acquired, in slots."""
+
+    def __init__(self, tiers: AdapterTiers, known: Sequence[_Known], held: Sequence[str]) -> None:
+        self._tiers, self._held = tiers, held
+        self.sizes = {one.ref.key: one.slot_bytes for one in known}
+        """Slot key -> bytes it takes in a slot."""
+        self._refs = [one.ref for one in known]
+        self._acquired: Acquired | None = None
+
+    @property
+    def missing(self) -> int:
+        """Adapters that were in no slot when theirs were acquired."""
+        return len(self._acquired.missing) if self._acquired else 0
+
+    def acquire(self) -> bool:
+        """Take slots for all of them at once; False, and nothing is taken, while others need too much."""
+        self._acquired = self._tiers.slots.acquire(self.sizes)
+        if self._acquired is None:
+            return False
+        self._tiers._evict(self._acquired.evicted)
+        return True
+
+    async def place(self) -> None:
+        """Put them on the device.
+
+        Raises:
+            FailedPrecondition, InvalidArgument, Unavailable: one left its slot while this waited, and cannot be loaded any more.
+        """
+        await self._tiers._place(self._refs)
+        self._let_go_of_host()
+
+    def release(self) -> None:
+        """Let go of all that it has; again is fine."""
+        self._let_go_of_host()
+        if self._acquired is not None:
+            self._acquired = None
+            self._tiers.slots.release(self.sizes)
+            self._tiers._forget_unplaced(self.sizes)
+
+    def _let_go_of_host(self) -> None:
+        held, self._held = self._held, ()
+        self._tiers._release_host(held)
+
+
+class AdapterTiers:
+    """Owner of what the slots and the host hold.
+
+    `check_and_convert` turns a file into host tensors in the model's dtype, checked against the model, so that an adapter that cannot
+    run is refused before it takes a slot.
+    """
+
+    def __init__(
+        self,
+        slots: SlotPool,
+        store: AdapterStore,
+        check_and_convert: Callable[[Adapter], LoadedAdapter],
+        device: Device,
+        *,
+        host_bytes: int,
+        load_timeout_s: float,
+    ) -> None:
+        self.slots, self._store, self._convert, self._device = slots, store, check_and_convert, device
+        self._load_timeout_s = load_timeout_s
+        self.host: HostMemory[_Loaded] = HostMemory(host_bytes)
+        self.counts = LoadCounts()
+        self._released = asyncio.Event()
+        self._waiting = asyncio.Lock()  # first come first served: a large request is not overtaken for ever
+        self._placed: dict[str, _Known] = {}
+        self._loading: dict[str, asyncio.Task[_Loaded]] = {}
+        self._placing: dict[str, asyncio.Task[None]] = {}
+        self._concurrent = asyncio.Semaphore(CONCURRENT_LOADS)
+        self._fetching = asyncio.Semaphore(CONCURRENT_FETCHES)
+        self._one_placement = asyncio.Lock()  # a slot that a late one gives back is there for the next
+
+    async def lease(self, tenant: str, *mixtures: Sequence[AdapterRef], ahead: bool = False) -> AdapterLease:
+        """Bring the adapters of a request's mixtures to the host ahead of their slots, and hold them there.
+
+        Those in slots are not looked for elsewhere, so a store that hangs stops nobody whose adapters are here; but `ahead` of several
+        leases that follow, all are held: a later one must not wait for room that this one has. When others hold too much of the host's
+        memory, it waits for them.
+
+        Raises:
+            NotFound: an adapter belongs to another tenant and is not shared.
+            FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots or the host together.
+            Unavailable: the store gave nothing in time.
+        """
+        refs = {ref.key: ref for mixture in mixtures for ref in mixture}
+        placed = [self._placed[key] for key in refs if key in self._placed and not ahead]
+        wanted = [ref for key, ref in refs.items() if key not in self._placed or ahead]
+        for ref in wanted:
+            self.counts.host_hits += ref.key in self.host
+        loaded = [one for ref in wanted if (one := self.host.get(ref.key)) is not None]
+        if len(loaded) == len(wanted):
+            self._check(tenant, mixtures, [*placed, *(one.known for one in loaded)])
+            # What is held already takes no room, so it waits for nobody: a pipeline's stages must not wait for those behind it.
+            if all(self.host.is_held(ref.key) for ref in wanted) or not self._waiting.locked():
+                items = self._fitting(loaded)
+                if self.host.hold(items):
+                    return AdapterLease(self, [*placed, *(one.known for one in loaded)], [*items])
+        async with self._fetching:
+            loaded = await asyncio.gather(*(self._on_host(ref) for ref in wanted))
+            known = [*placed, *(one.known for one in loaded)]
+            self._check(tenant, mixtures, known)
+            items = self._fitting(loaded)
+            async with self._waiting:
+                while not self.host.hold(items):
+                    self._released.clear()
+                    await self._released.wait()
+        return AdapterLease(self, known, [*items])
+
+    def _check(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], known: Sequence[_Known]) -> None:
+        """That the tenant may use them, and that every mixture fits the slots."""
+        for one in known:
+            if one.owner != tenant and not one.shared:
+                raise NotFound("adapter", one.ref.adapter_id)
+        sizes = {one.ref.key: one.slot_bytes for one in known}
+        for mixture in mixtures:
+            if len(mixture) > self.slots.slots:
+                raise InvalidArgument("adapters", f"holds {len(mixture)}, the executor has {self.slots.slots} slots", "send fewer")
+            if (total := sum(sizes[ref.key] for ref in mixture)) > self.slots.max_bytes:
+                raise InvalidArgument(
+                    "adapters",
+                    f"take {total:,} bytes, the executor's slots hold {self.slots.max_bytes:,}",
+                    "send fewer, or raise SMOA_EXECUTOR_SLOT_BYTES",
+                )
+
+    def _fitting(self, loaded: Iterable[_Loaded]) -> dict[str, tuple[_Loaded, int]]:
+        """What is to be held in host memory, with its bytes."""
+        items = {one.known.ref.key: (one, one.adapter.nbytes) for one in loaded}
+        if (total := sum(nbytes for _, nbytes in items.values())) > self.host.max_bytes:
+            raise InvalidArgument(
+                "adapters",
+                f"take {total:,} bytes, the executor's host memory holds {self.host.max_bytes:,}",
+                "send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
+            )
+        return items
+
+    def residents(self) -> list[Resident]:
+        """What is in the slots, least recently used first."""
+        placed = [(self._placed[key], leases) for key, leases in self.slots.residents() if key in self._placed]
+        return [Resident(one.ref, leases, one.slot_bytes) for one, leases in placed]
+
+    def hosted(self, count: int) -> list[AdapterRef]:
+        """What is in host memory, most recently used first."""
+        return [one.known.ref for one in self.host.latest(count)]
+
+    async def close(self) -> None:
+        """End the loads that nobody waits for any more."""
+        tasks = [*self._loading.values(), *self._placing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _on_host(self, ref: AdapterRef) -> _Loaded:
+        if loaded := self.host.get(ref.key):
+            return loaded
+        return await _shared(self._loading, ref.key, partial(self._load, ref))
+
+    async def _load(self, ref: AdapterRef) -> _Loaded:
+        async with self._concurrent:
+            began_ns = time.perf_counter_ns()
+            try:
+                async with asyncio.timeout(self._load_timeout_s):
+                    data = await self._store.get(ref.digest)
+            except NotFound as error:
+                raise FailedPrecondition(
+                    f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
+                ) from error
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"store: {self._store.location} did not give {ref.adapter_id} in {self._load_timeout_s:g} s; retry", 1.0
+                ) from error
+            adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
+            if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
+                raise InvalidArgument(
+                    "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
+                )
+            converted = await asyncio.to_thread(self._convert, adapter)
+            known = _Known(ref, adapter.manifest.tenant, adapter.manifest.shared, self._device.slot_bytes_of(converted))
+            loaded = _Loaded(known, converted)
+            self.counts.store_loads += 1
+            self.counts.load_us += (time.perf_counter_ns() - began_ns) // 1000
+            self.host.keep(ref.key, loaded, converted.nbytes)
+            return loaded
+
+    async def _place(self, refs: Sequence[AdapterRef]) -> None:
+        missing = [ref for ref in refs if ref.key not in self._placed]
+        await asyncio.gather(*(_shared(self._placing, ref.key, partial(self._place_one, ref)) for ref in missing))
+
+    async def _place_one(self, ref: AdapterRef) -> None:
+        loaded = await self._on_host(ref)
+        async with self._one_placement:
+            await asyncio.to_thread(self._device.place, ref.key, loaded.adapter)
+            if ref.key in self.slots:
+                self._placed[ref.key] = loaded.known
+            else:  # whoever asked has left, and the slot went to another
+                self._device.evict(ref.key)
+
+    def _evict(self, keys: Sequence[str]) -> None:
+        """Empty slots that were taken for others: before anything else is placed in them."""
+        for key in keys:
+            if self._placed.pop(key, None) is not None:
+                self._device.evict(key)
+
+    def _forget_unplaced(self, keys: Iterable[str]) -> None:
+        """Empty the slots of adapters whose load failed or was given up."""
+        for key in keys:
+            if key not in self._placed and key not in self._placing:
+                self.slots.forget(key)
+
+    def _release_host(self, keys: Sequence[str]) -> None:
+        self.host.release(keys)
+        self._released.set()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a tier holds what it does not account for."""
+        self.slots.check_integrity()
+        self.host.check_integrity()
+        assert set(self._placed) <= {key for key, _ in self.slots.residents()}, "an adapter is on the device without a slot"
+
+
+async def _shared(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[None, None, T]]) -> T:
+    """One task for all who want the same; it goes on, and may fail, after everybody who waited for it has left."""
+    if key not in running:
+        task = running[key] = asyncio.create_task(work(), name=key)
+
+        def ended(task: asyncio.Task[T]) -> None:
+            del running[key]
+            if not task.cancelled():
+                task.exception()
+
+        task.add_done_callback(ended)
+    return await asyncio.shield(running[key])

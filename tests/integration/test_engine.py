@@ -1,0 +1,220 @@
+"""The engine under faults of its own: steps that fail, a store that hangs, readers that are slow, a cache that is short."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.executor.adapters.leases import AdapterRef
+from services.executor.app import Executor, load
+from services.executor.engine.pipeline import Generation
+from services.executor.models.base_model import fingerprint
+from services.executor.models.config import ModelConfig
+from services.executor.settings import ExecutorSettings
+from smoa.adapter import encode
+from smoa.errors import Unavailable
+from smoa.store import AdapterStore
+from tests.model_support import BACKENDS, isolated_cache, make_model, random_adapter
+
+
+@dataclasses.dataclass
+class World:
+    executor: Executor
+    store: AdapterStore
+    broken: asyncio.Event
+
+    async def ref(self, seed: int, weight: float = 1.0) -> AdapterRef:
+        config, name = ModelConfig.from_folder(self.executor.folder), self.executor.fingerprint
+        adapter = random_adapter(config, name, seed=seed, size=1.0, shared=True)
+        return AdapterRef(adapter.manifest.adapter_id, 1, await self.store.put(encode(adapter)), weight)
+
+    async def text(self, *adapters: AdapterRef, prompt: str = "w1 w2 w3", **changes: Any) -> str:
+        request = Generation(tenant="a", prompt=prompt, adapters=adapters, **{"max_tokens": 8, **changes})
+        async with asyncio.timeout(60):
+            return "".join([piece.text async for piece in self.executor.requests.generate(request)])
+
+
+@asynccontextmanager
+async def world_of(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator[World]:
+    if not (tmp_path / "cache").exists():
+        isolated_cache(tmp_path / "cache", monkeypatch)
+        make_model(tmp_path / "model")
+    settings = ExecutorSettings(
+        base_model=str(tmp_path / "model"), store=str(tmp_path / "store"), backend=backend, dtype="float32", context=200
+    )
+    executor = load(dataclasses.replace(settings, **changes))
+    broken = asyncio.Event()
+    executor.engine._broken = broken.set
+    await executor.engine.start()
+    try:
+        yield World(executor, AdapterStore(settings.store), broken)
+        executor.engine.check_integrity()
+    finally:
+        await executor.engine.stop()
+
+
+@pytest.fixture(params=BACKENDS)
+async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    async with world_of(request.param, tmp_path, monkeypatch) as made:
+        yield made
+
+
+async def test_a_step_that_fails_once_fails_its_own_and_one_that_keeps_failing_ends_the_process(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await world.text()
+    forward = world.executor.engine._backend.forward
+    failing = iter([True, False])
+
+    def once(batch: Any) -> Any:
+        if next(failing, False):
+            raise RuntimeError("a cosmic ray")
+        return forward(batch)
+
+    monkeypatch.setattr(world.executor.engine._backend, "forward", once)
+    with pytest.raises(Unavailable, match=r"^executor: the model step failed \(RuntimeError\); retry$"):
+        await world.text()
+    assert await world.text() == expected
+
+    def always(batch: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(world.executor.engine._backend, "forward", always)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="the model step failed"):
+            await world.text()
+        assert not world.broken.is_set()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"^executor: its engine does not run; retry on another$"):
+            await world.text()
+    assert world.broken.is_set()
+
+
+async def test_a_store_that_hangs_stops_nobody_whose_adapters_are_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = await world.ref(1)
+    expected = await world.text(here)
+    away = [await world.ref(seed) for seed in range(2, 22)]
+    asked = asyncio.Event()
+
+    async def hangs(digest: str) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    tiers = world.executor.engine._adapters
+    monkeypatch.setattr(tiers._store, "get", hangs)
+    waiting = [asyncio.create_task(world.text(ref)) for ref in away]
+    await asked.wait()
+    assert await world.text(here) == expected
+    tiers.host._items.clear()  # as if others had needed the room: it is in its slot
+    tiers.host.used_bytes = 0
+    assert await world.text(here) == expected
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_store_that_does_not_answer_in_time_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("torch", tmp_path, monkeypatch, load_timeout_s=0.05) as world:
+        ref = await world.ref(1)
+        expected = await world.text(ref)
+        other, get = await world.ref(2), world.executor.engine._adapters._store.get
+
+        async def hangs(digest: str) -> bytes:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(world.executor.engine._adapters._store, "get", hangs)
+        with pytest.raises(Unavailable, match=rf"did not give {other.adapter_id} in 0.05 s; retry$"):
+            await world.text(other)
+        monkeypatch.setattr(world.executor.engine._adapters._store, "get", get)
+        assert await world.text(ref) == expected
+        assert await world.text(other) != expected
+
+
+async def test_a_request_for_all_slots_leaves_the_batch_full_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, slots=8, rows=4, max_tokens=190) as world:
+        few, many = [await world.ref(seed) for seed in range(8)], [await world.ref(seed) for seed in range(8, 16)]
+        rows: list[int] = []
+
+        async def stream(number: int) -> None:
+            for turn in range(1, 5):
+                adapters = few[number], few[4 + (number + turn) % 4]
+                request = Generation(tenant="a", prompt="w1 w2", adapters=adapters, max_tokens=20)
+                rows.extend([world.executor.engine.state().running async for _ in world.executor.requests.generate(request)])
+
+        streams = [asyncio.create_task(stream(number)) for number in range(4)]
+        while len(rows) < 20:  # noqa: ASYNC110  there is no event for it
+            await asyncio.sleep(0)
+        rows.clear()
+        large = asyncio.create_task(world.text(*many, max_tokens=3))
+        await asyncio.gather(*streams)
+        assert sum(count >= 3 for count in rows) > 0.8 * len(rows), "the rows that were there decode on"
+        assert await large
+
+
+async def test_a_slow_reader_keeps_no_row_after_its_stop_string(world: World) -> None:
+    words = (await world.text(max_tokens=60)).split()
+    stop = next(word for word in words[3:] if words.index(word) >= 3)
+    request = Generation(tenant="a", prompt="w1 w2 w3", max_tokens=180, stop=(stop,))
+    async with aclosing(world.executor.requests.generate(request)) as pieces:
+        first = await anext(pieces)
+        steps = world.executor.engine.state().steps
+        async with asyncio.timeout(60):
+            while world.executor.engine.state().running:  # noqa: ASYNC110  nobody reads: there is no event for it
+                await asyncio.sleep(0)
+        assert world.executor.engine.state().steps - steps <= words.index(stop) + 1
+        rest = [piece async for piece in pieces]
+    whole = first.text + "".join(piece.text for piece in rest)
+    assert whole.split() == words[: words.index(stop)]
+
+
+async def test_a_short_cache_changes_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers grow until they do not fit together: some give way, are computed again, and are the same to the last token."""
+    kinds: dict[str, Any] = {"rows": 6, "max_tokens": 120}
+    async with world_of("native", tmp_path, monkeypatch, **kinds) as world:
+        refs = [await world.ref(seed) for seed in range(3)]
+        alone = [await world.text(*refs[: number % 4], prompt=f"w{number} w7", max_tokens=100) for number in range(6)]
+    block_bytes = 2 * 3 * 2 * 16 * 16 * 4
+    async with world_of("native", tmp_path, monkeypatch, **kinds, cache_bytes=20 * block_bytes) as world:
+        refs = [await world.ref(seed) for seed in range(3)]
+        crowd = [world.text(*refs[: number % 4], prompt=f"w{number} w7", max_tokens=100) for number in range(6)]
+        assert await asyncio.gather(*crowd) == alone
+        assert world.executor.engine.state().preemptions > 0, "the cache was never short"
+
+
+async def test_the_order_of_a_mixture_does_not_matter(world: World) -> None:
+    one, other = await world.ref(1, 0.7), await world.ref(2, -0.4)
+    prompt = " ".join(f"w{number}" for number in range(40))
+    first = await world.text(one, other, prompt=prompt)
+    hits = world.executor.engine.state().prefix_hits
+    assert await world.text(other, one, prompt=prompt) == first
+    assert world.executor.engine.state().prefix_hits == hits + 2
+
+
+async def test_many_completions_of_a_prompt_are_scored_as_each_alone_and_the_prompt_is_computed_once(world: World) -> None:
+    requests, ref = world.executor.requests, await world.ref(1)
+    prompt = " ".join(f"w{number}" for number in range(50))
+    completions = [" ".join(f"w{n}" for n in range(k, k + 1 + k % 5)) for k in range(20)]
+    steps = world.executor.engine.state().step_tokens
+    together = await requests.score("a", prompt, completions, [ref])
+    computed = world.executor.engine.state().step_tokens - steps
+    assert computed < 60 + 20 * (16 + 6)
+    fresh = AdapterRef(ref.adapter_id, ref.version, ref.digest, 1.0)
+    for completion, scores in zip(completions, together, strict=True):
+        alone = (await requests.score("b", prompt, [completion], [fresh]))[0]
+        assert alone == pytest.approx(scores, abs=1e-4)
+
+
+def test_the_fingerprint_is_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    folder = make_model(tmp_path / "model")
+    executor = load(ExecutorSettings(base_model=str(folder), store=str(tmp_path / "store"), backend="torch", context=64))
+    assert executor.fingerprint == fingerprint(folder)
