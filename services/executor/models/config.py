@@ -75,7 +75,8 @@ class ModelConfig:
         raw = config_of(folder)
         family = _family_of(folder, raw)
         _check_known(raw, family)
-        return _read(folder, dict(family.defaults) | raw, family)
+        honoured = {*SIZES, *family.defaults}
+        return _read(folder, dict(family.defaults) | {name: value for name, value in raw.items() if name in honoured}, family)
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -110,9 +111,7 @@ def _family_of(folder: Path, raw: Mapping[str, object]) -> Family:
     kind = raw.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if "text_config" in raw:
-        raise FailedPrecondition(
-            f"base_model: {folder} is {kind!r}, which reads more than text; save its language model alone, and give that"
-        )
+        raise FailedPrecondition(f"base_model: {folder} is {kind!r}, which reads more than text; save its language model alone first")
     if family is None:
         raise FailedPrecondition(f"base_model: model_type {kind!r} of {folder} is not served; use a model of {', '.join(FAMILIES)}")
     if raw.get("quantization_config") is not None:
@@ -168,7 +167,7 @@ def _read(folder: Path, values: dict[str, object], family: Family) -> ModelConfi
     window = fields.size("sliding_window") if any(sliding) else 0
     scale, soft_cap = _attention_scale(values, fields, head_dim), _soft_cap(values, fields, "attn_logit_softcapping")
     attention = [LayerAttention(reach if reach < context else 0, scale, soft_cap) for reach in (0, window)]
-    eos = values.get("eos_token_id")
+    eos = config_of(folder).get("eos_token_id")
     return ModelConfig(
         family=family,
         layers=layers,
@@ -240,7 +239,7 @@ def _sliding(values: Mapping[str, object], fields: Fields, family: Family, rotat
         case "unrotated":
             sliding = [not one for one in rotated]
         case "pattern":
-            period = fields.size("sliding_window_pattern")
+            period, windowed = fields.size("sliding_window_pattern"), bool(fields.size("sliding_window"))
             sliding = [(layer + 1) % period != 0 for layer in range(layers)]
         case "none":
             sliding = [False] * layers

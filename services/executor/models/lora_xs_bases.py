@@ -24,7 +24,7 @@ from services.executor.models.weights import linear_weights
 TELL_S = 10.0
 TOLERANCE = 3e-4
 """Most that a singular vector may be off, in radians, by the bound that its residual gives. bfloat16 puts it off by more."""
-_EXTRA, _STEPS, _MOST_ROUNDS, _ROWS, _FLOOR = 16, 12, 50, 128, 5e-7
+_EXTRA, _STEPS, _MOST_ROUNDS, _ROWS, _FLOOR, _NOTHING = 16, 12, 50, 128, 5e-7, 1e-6
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +101,8 @@ def leading_vectors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         turn = _by_size(images)
         left, images = left @ turn, images @ turn
         values = images.norm(dim=0)
-        right = images[:, :rank] / values[:rank].clamp(min=1e-300)
+        values = values.where(values > _NOTHING * values.max(), 0.0)
+        right = torch.where(values[:rank] > 0, images[:, :rank] / values[:rank], 0.0)
         scaled_left = _product(matrix, right)
         if _converged(values, (scaled_left - left[:, :rank] * values[:rank]).norm(dim=0)):
             break
@@ -132,16 +133,25 @@ def _converged(values: Tensor, residuals: Tensor) -> bool:
 def _krylov(matrix: Tensor, start: Tensor, block: int) -> Tensor:
     """The `block` best left vectors [rows, block] in the space of `start` and its images under up to `_STEPS` - 1 powers of W W^T."""
     basis = _orthonormal(start)
-    image = matrix.T @ basis
-    images = [image]
+    images = [matrix.T @ basis]
     while len(images) < _STEPS and basis.shape[1] + block <= len(matrix):
-        new = matrix @ image
-        for _ in range(2):  # once is not enough in float32
-            new = _orthonormal(new - basis @ (basis.T @ new))
+        new = _beside(basis, matrix @ images[-1])
+        if new is None:
+            break
         basis = torch.cat((basis, new), 1)
-        image = matrix.T @ new
-        images.append(image)
+        images.append(matrix.T @ new)
     return basis @ _by_size(torch.cat(images, 1).double())[:, :block].float()
+
+
+def _beside(basis: Tensor, vectors: Tensor) -> Tensor | None:
+    """An orthonormal basis of what the vectors have beside a basis; None when that is nothing."""
+    vectors = _orthonormal(vectors)
+    for _ in range(4):  # What is left of a vector that has hardly anything is rounding errors, and shares much with the basis again.
+        shared = basis.T @ vectors
+        vectors = _orthonormal(vectors - basis @ shared)
+        if float(shared.abs().max()) < 1e-3:
+            return vectors
+    return None
 
 
 def _by_size(images: Tensor) -> Tensor:

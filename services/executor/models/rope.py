@@ -140,13 +140,15 @@ def ropes_of(values: Mapping[str, object], family: Family, head_dim: int, contex
 
     old, new = fields.object("rope_scaling"), fields.object("rope_parameters")
     if not family.local_rope:
-        whole = rope("rope_scaling", old, "rope_theta") if old else rope("rope_parameters", new, "rope_theta")
-        return whole, whole
+        same = rope("rope_scaling", old, "rope_theta") if old else rope("rope_parameters", new, "rope_theta")
+        return same, same
     if other := sorted(set(new) - {"full_attention", "sliding_attention"}):
         raise fields.refused("rope_parameters", f"has {', '.join(other)} beside full_attention and sliding_attention", REMEDY)
     by_type = Fields(new, "rope_parameters.")
+    # So transformers reads an old `type` beside the default `rope_type` that it puts there: what it means is refused below.
+    whole = (by_type.object("full_attention") or {"rope_type": "default"}) | old
     return (
-        rope("rope_scaling" if old else "rope_parameters.full_attention", by_type.object("full_attention") | old, "rope_theta"),
+        rope("rope_scaling" if old else "rope_parameters.full_attention", whole, "rope_theta"),
         rope("rope_parameters.sliding_attention", by_type.object("sliding_attention"), "rope_local_base_freq"),
     )
 

@@ -86,13 +86,12 @@ def check_files(config: ModelConfig) -> None:
                     raise _refused(f"{name} is {shape}, and by config.json it would be {tensor.shape}", "take the model's own config.json")
     if config.tied:
         wanted.pop(HEAD, None)
-    if wanted:
+    if wanted.keys() == {HEAD}:
         raise _refused(
-            f"{config.folder} lacks {min(wanted)} and {len(wanted) - 1} other tensors"
-            if wanted.keys() != {HEAD}
-            else f"{config.folder} lacks {HEAD}, and tie_word_embeddings is false",
-            "fetch all files of the model, or take its own config.json",
+            f"{config.folder} lacks {HEAD}, and tie_word_embeddings is false", "fetch all files of the model, or take its own config.json"
         )
+    if wanted:
+        raise _refused(f"{config.folder} lacks {min(wanted)}", "fetch all files of the model, or take its own config.json")
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
