@@ -89,7 +89,7 @@ class BatchingEngine(Generic[MixtureT]):
     @asynccontextmanager
     async def hold(self, tenant: str, mixtures: Many[Many[AdapterRef]]) -> AsyncIterator[None]:
         """See `Engine`."""
-        lease = await self._adapters.lease(tenant, *mixtures, ahead=True)
+        lease = await self._adapters.lease(tenant, *mixtures)
         try:
             yield
         finally:

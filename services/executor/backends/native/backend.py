@@ -130,6 +130,10 @@ class NativeBackend:
         """See `Device`. The host's memory is the device's: nothing is copied."""
         self._placed[key] = adapter
 
+    def read(self, key: str) -> LoadedAdapter:
+        """See `Device`. It is the one that was placed."""
+        return self._placed[key]
+
     def evict(self, key: str) -> None:
         """See `Device`."""
         del self._placed[key]
