@@ -43,9 +43,9 @@ class ExecutorSettings:
     """Most tokens of a prompt and its answer together."""
     step_tokens: int = 128
     """Most tokens of one step of the model, of prompts and of answers."""
-    cache_bytes: int = 384 * MIB
-    """Memory of the key/value cache."""
-    slots: int = 32
+    cache_bytes: int = 0
+    """Memory of the key/value cache; 0: what all rows need for whole contexts, at most half of what is free."""
+    slots: int = 128
     """Adapters that are ready on the device at once."""
     slot_bytes: int = 256 * MIB
     """Memory of the slots."""
