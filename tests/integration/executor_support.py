@@ -29,12 +29,13 @@ PROMPT = "w1 w2 w3 w4"
 
 @dataclasses.dataclass
 class World:
-    """A running executor's client, store and base model."""
+    """A running executor: its client, store, base model and engine."""
 
     client: SmoaClient
     store: AdapterStore
     base_model: str
     address: str
+    engine: Engine
 
     async def adapter(self, seed: int, weight: float = 1.0, size: float = 1.0, **changes: object) -> common.WeightedAdapter:
         """A random lora_xs adapter in the store, as a decision would name it."""
@@ -104,7 +105,7 @@ async def running_executor(backend: str, tmp_path: Path, monkeypatch: pytest.Mon
         await server.ready()
         address = f"127.0.0.1:{server.port}"
         client = await stack.enter_async_context(SmoaClient(executor=address))
-        made = World(client, AdapterStore(settings.store), fingerprint(folder), address)
+        made = World(client, AdapterStore(settings.store), fingerprint(folder), address, engines[0])
         yield made
         await made.idle()
         engines[0].scheduler.check_integrity()

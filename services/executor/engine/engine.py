@@ -19,12 +19,17 @@ from services.executor.adapters.residency import AdapterRef, Held, Residency
 from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
 from services.executor.engine.blocks import BlockPool
 from services.executor.engine.pipeline import Finish, Generation, GenerationUsage, Piece, Stage, run_pipeline
-from services.executor.engine.runner import Result, Sampler, Work, run_step
+from services.executor.engine.runner import Result, Work, run_step
+from services.executor.engine.sampling import Sampler, TokenPicker
 from services.executor.engine.scheduler import Job, Scheduler
 from services.executor.engine.text import TextAssembler
 from services.executor.models.prompt import PromptTokenizer
 from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
 
+LONGEST_TOKEN = 128
+"""Characters of the longest tokens there are (runs of spaces): a text with more for each token of the context is refused unread."""
+_SHORT_TEXT = 16_384
+"""Characters that are tokenised in a few milliseconds; longer texts are on a thread, so that the others' tokens go out meanwhile."""
 FAILED = "executor: its engine does not run; retry on another"
 _log = logging.getLogger(__name__)
 
@@ -33,6 +38,7 @@ _log = logging.getLogger(__name__)
 class _Sequence(Job):
     refs: tuple[AdapterRef, ...]
     sampler: Sampler | None = None
+    eos_ids: frozenset[int] = frozenset()
     scored: list[int] = field(default_factory=list)
     """The whole text of a sequence that is only read; log-probabilities are wanted from `scored_from` on."""
     scored_from: int = 0
@@ -68,6 +74,7 @@ class Engine:
     ) -> None:
         self._broken = broken
         self._backend, self.tokenizer, self.residency = backend, tokenizer, residency
+        self.vocabulary = backend.config.vocabulary
         # In flight is the one bound: a burst may all be waiting for a moment, with rows still free.
         self._max_in_flight, self._in_flight = rows + max_waiting, 0
         self.steps = self.step_tokens = 0
@@ -81,6 +88,7 @@ class Engine:
         )
         self._max_tokens = max_tokens
         self._base = backend.mix([])
+        self._picker = TokenPicker(rows)
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
         self._preparing: set[asyncio.Task[None]] = set()
@@ -124,7 +132,7 @@ class Engine:
                 yield piece
 
     async def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
-        """Stream one stage's text; the last piece carries its usage."""
+        """Stream one stage's text."""
         arrived_ns = time.perf_counter_ns()
         sequence = _Sequence(
             tenant=generation.tenant,
@@ -132,20 +140,19 @@ class Engine:
             max_new=stage.max_tokens,
             mixture_key=_mixture_key(generation.tenant, stage.adapters),
             refs=stage.adapters,
-            sampler=Sampler(generation.sampling),
+            sampler=Sampler(generation.sampling, prompt),
+            eos_ids=frozenset() if generation.sampling.ignore_eos else self.tokenizer.eos_ids,
         )
         assembler = TextAssembler(self.tokenizer.text, stop)
         tokens, first_ns = 0, 0
         async with self._submitted(sequence):
-            while True:
-                token = (await self._result(sequence)).token
-                assert token is not None, "a sampler picks a token"
+            finish: Finish | None = None
+            while finish is None:
+                result = await self._result(sequence)
+                assert result.token is not None, "a sampler picks a token"
                 tokens += 1
                 first_ns = first_ns or time.perf_counter_ns()
-                text, finish = self._finish(assembler, token, last=tokens == stage.max_tokens)
-                if finish is None:
-                    yield Piece(text, 1)
-                    continue
+                text, finish = self._finish(assembler, result.token, sequence.eos_ids, last=tokens == stage.max_tokens)
                 misses = len(sequence.acquired.missing) if sequence.acquired else 0
                 usage = GenerationUsage(
                     prompt_tokens=sequence.prompt_tokens,
@@ -157,8 +164,7 @@ class Engine:
                     adapter_misses=misses,
                     finish=finish,
                 )
-                yield Piece(text, 1, usage)
-                return
+                yield Piece(text, 1, usage, (result.token_logprob,) if result.token_logprob else ())
 
     async def score(self, tenant: str, prompt: str, completion: str, adapters: Sequence[AdapterRef]) -> list[float]:
         """Log-probabilities of the completion's tokens under a mixture.
@@ -167,7 +173,8 @@ class Engine:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before, after = self.tokenizer.prompt_ids(prompt), self.tokenizer.ids(completion)
+        before = await self._ids("prompt", prompt, self.tokenizer.prompt_ids)
+        after = await self._ids("completion", completion, self.tokenizer.ids)
         if not after:
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if len(before) + len(after) > self._backend.context:
@@ -182,7 +189,7 @@ class Engine:
                 logprobs += (await self._result(sequence)).logprobs
         return logprobs
 
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    async def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
         """A stage's input as the model sees it.
 
         Raises:
@@ -190,7 +197,7 @@ class Engine:
         """
         if not 1 <= max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(text)
+        prompt = await self._ids(field, text, self.tokenizer.prompt_ids)
         if len(prompt) + max_tokens > self._backend.context:
             raise InvalidArgument(
                 field,
@@ -199,8 +206,14 @@ class Engine:
             )
         return prompt
 
-    def _finish(self, assembler: TextAssembler, token: int, *, last: bool) -> tuple[str, Finish | None]:
-        if token in self.tokenizer.eos_ids:
+    async def _ids(self, field: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        if len(text) > self._backend.context * LONGEST_TOKEN:
+            raise InvalidArgument(field, f"has more tokens than the context of {self._backend.context}", "shorten it")
+        return encode(text) if len(text) <= _SHORT_TEXT else await asyncio.to_thread(encode, text)
+
+    @staticmethod
+    def _finish(assembler: TextAssembler, token: int, eos_ids: frozenset[int], *, last: bool) -> tuple[str, Finish | None]:
+        if token in eos_ids:
             return assembler.finish(), "end"
         text = assembler.push(token)
         if assembler.stopped:
@@ -250,7 +263,7 @@ class Engine:
             self.steps, self.step_tokens = self.steps + 1, self.step_tokens + sum(count for _, count in plan)
             try:
                 works = [sequence.work(count) for sequence, count in plan]
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, self._picker, works)
             except Exception as error:  # noqa: BLE001  a step that fails fails its own requests; the loop goes on for the others
                 _log.exception("a model step failed")
                 for sequence, _ in plan:
@@ -297,7 +310,7 @@ class Engine:
             sequence.tokens.append(result.token)
         if result.token is not None or result.logprobs:
             sequence.results.put_nowait(result)
-        ended = len(sequence.tokens) - sequence.prompt_tokens >= sequence.max_new or result.token in self.tokenizer.eos_ids
+        ended = len(sequence.tokens) - sequence.prompt_tokens >= sequence.max_new or result.token in sequence.eos_ids
         if ended and sequence.computed >= sequence.prompt_tokens:
             self._remove(sequence)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from services.executor.adapters.residency import AdapterRef, Residency
-from services.executor.engine.runner import Sampling
+from services.executor.engine.sampling import Sampling, TokenLogprob
 from smoa.errors import FailedPrecondition
 
 Finish = Literal["end", "stop_string", "length"]
@@ -44,7 +44,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationUsage:
-    """What a finished request cost; times in microseconds."""
+    """What a request has cost; times in microseconds."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -53,18 +53,21 @@ class GenerationUsage:
     total_us: int
     adapter_hits: int
     adapter_misses: int
-    finish: Finish
+    finish: Finish | None
+    """How it ended; None while it goes on."""
     stages: tuple[GenerationUsage, ...] = ()
     """Of a pipeline: each stage's own; the fields above are their sums, times from the request on, and how the last one ended."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """New text; the last piece carries the usage."""
+    """New text and tokens, and what has been spent with them; the last piece's usage says how the text ended."""
 
     text: str
     tokens: int
-    usage: GenerationUsage | None = None
+    usage: GenerationUsage
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of the tokens, if the sampling asks for them."""
 
 
 class StageRunner(Protocol):
@@ -72,15 +75,15 @@ class StageRunner(Protocol):
 
     residency: Residency
 
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    async def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
 
     def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
-        """Stream one stage's text; the last piece carries its usage."""
+        """Stream one stage's text."""
 
 
 async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGenerator[Piece, None]:
-    """Stream the last stage's text; the last piece carries the usage of all.
+    """Stream the last stage's text, with the usage of all.
 
     Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
 
@@ -89,9 +92,9 @@ async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGene
         FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
     """
     began_ns = time.perf_counter_ns()
-    prompt = engine.checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+    prompt = await engine.checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
     for stage in generation.stages[1:]:
-        engine.checked_prompt("prompt", "", stage.max_tokens)
+        await engine.checked_prompt("prompt", "", stage.max_tokens)
     # One hold for all stages: two pipelines that took them one by one could wait for each other.
     mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
     held = await engine.residency.fetch(generation.tenant, *mixtures)
@@ -102,23 +105,20 @@ async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGene
             async with aclosing(engine.run_stage(generation, stage, prompt, ())) as pieces:
                 async for piece in pieces:
                     text += piece.text
-                    spent += [piece.usage] if piece.usage else []
+                    spent += [piece.usage] if piece.usage.finish else []
             if not text.strip():
                 raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
-            prompt = engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+            prompt = await engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
         started_us = (time.perf_counter_ns() - began_ns) // 1000
         async with aclosing(engine.run_stage(generation, generation.stages[-1], prompt, generation.stop)) as pieces:
             async for piece in pieces:
-                usage = piece.usage and _whole([*spent, piece.usage], started_us)
-                yield replace(piece, usage=usage)
+                yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
     finally:
         held.release()
 
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:
     last = spent[-1]
-    if len(spent) == 1:
-        return last
     return GenerationUsage(
         prompt_tokens=sum(one.prompt_tokens for one in spent),
         completion_tokens=sum(one.completion_tokens for one in spent),
