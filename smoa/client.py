@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import Unpack
 
 import grpc
 
 from smoa.errors import FailedPrecondition
+from smoa.sampling_options import SamplingOptions
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import (
     executor_pb2,
@@ -114,14 +116,11 @@ class SmoaClient:
         tenant: str = "public",
         decision_id: str = "",
         max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         stages: Iterable[common.Stage] = (),
         executor: str = "",
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
-        """Generate under the adapters, or through the stages of a composition; the last message carries the usage.
+        """Generate under the adapters, or through the stages of a composition; an answer's last message carries its usage.
 
         A client that was made without an executor calls the one at `executor`, which a decision names.
         """
@@ -131,11 +130,8 @@ class SmoaClient:
             adapters=adapters,
             decision_id=decision_id,
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=stop,
-            seed=seed,
             stages=stages,
+            **sampling,
         )
         async for response in self._executor_at(executor).Generate(request, timeout=self._timeout_s):
             yield response
@@ -161,14 +157,7 @@ class SmoaClient:
         return text, usage
 
     def carry_out(
-        self,
-        prompt: str,
-        decision: router_pb2.Decision,
-        *,
-        max_tokens: int = 64,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
+        self, prompt: str, decision: router_pb2.Decision, *, max_tokens: int = 64, **sampling: Unpack[SamplingOptions]
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
         """Stream the answer under a decision: its mixture, or the stages of the composition that it names."""
         return self.stream(
@@ -177,11 +166,9 @@ class SmoaClient:
             tenant=decision.tenant,
             decision_id=decision.decision_id,
             max_tokens=max_tokens,
-            temperature=temperature,
-            stop=stop,
-            seed=seed,
             stages=decision.stages,
             executor=decision.executor,
+            **sampling,
         )
 
     async def score(

@@ -14,7 +14,7 @@ import pytest
 from services.executor.adapters.leases import AdapterRef
 from services.executor.app import Executor, load
 from services.executor.engine.pipeline import Generation
-from services.executor.engine.runner import Sampling
+from services.executor.engine.sampling import Sampling
 from services.executor.models.base_model import MODULES, fingerprint
 from services.executor.models.config import ModelConfig
 from services.executor.settings import MIB, ExecutorSettings
@@ -101,6 +101,20 @@ async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World
         await executor.engine.stop()
 
 
+def _sampling(rng: random.Random) -> Sampling:
+    return Sampling(
+        temperature=rng.choice([0.0, 0.8, 1.5]),
+        top_p=rng.choice([1.0, 0.9, 0.3]),
+        top_k=rng.choice([0, 0, 20]),
+        min_p=rng.choice([0.0, 0.0, 0.1]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        frequency_penalty=rng.choice([0.0, 0.5]),
+        logit_bias=rng.choice([{}, {7: 3.0}]),
+        logprobs=rng.choice([None, 2]),
+        seed=rng.randrange(100),
+    )
+
+
 def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
     chosen = rng.sample(refs, rng.randint(0, 3))
     return Generation(
@@ -108,7 +122,7 @@ def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
         prompt=" ".join(f"w{rng.randrange(3) if i < 40 else rng.randrange(200)}" for i in range(rng.choice([1, 5, 17, 33, 60]))),
         adapters=tuple(AdapterRef(ref.adapter_id, 1, ref.digest, rng.choice([-0.5, 0.4, 1.0])) for ref in chosen),
         max_tokens=rng.randint(1, 24),
-        sampling=Sampling(temperature=rng.choice([0.0, 0.0, 0.8]), seed=rng.randrange(100)),
+        sampling=rng.choice([Sampling(), Sampling(), _sampling(rng)]),
     )
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
-from services.executor.engine.runner import Sampling
+from services.executor.engine.sampling import Sampling
 from services.executor.models.prompt import PromptTokenizer
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+
+LONGEST_TOKEN: Final = 128
+"""Characters of the longest tokens there are (runs of spaces): a text with more for each token of the context is refused unread."""
+_SHORT_TEXT: Final = 16_384
+"""Characters that are tokenised in a few milliseconds; longer texts are on a thread, so that the others' tokens go out meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Requests:
         self._in_flight = 0
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream the last stage's text; the last piece carries the usage of all. Closing the iterator frees all that it holds.
+        """Stream the last stage's text, with the usage of all. Closing the iterator frees all that it holds.
 
         Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
 
@@ -61,9 +68,9 @@ class Requests:
         """
         async with self._place():
             began_ns = time.perf_counter_ns()
-            prompt = self._checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+            prompt = await self._checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
             for stage in generation.stages[1:]:
-                self._checked_prompt("prompt", "", stage.max_tokens)
+                await self._checked_prompt("prompt", "", stage.max_tokens)
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
             mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
             async with self._engine.hold(generation.tenant, mixtures):
@@ -80,12 +87,12 @@ class Requests:
                     async with aclosing(self._engine.run_stage(request)) as pieces:
                         async for piece in pieces:
                             text += piece.text
-                            spent += [piece.usage] if piece.usage else []
+                            spent += [piece.usage] if piece.usage.finish else []
                     if not text.strip():
                         raise FailedPrecondition(
                             f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters"
                         )
-                    prompt = self._checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+                    prompt = await self._checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
                 started_us = (time.perf_counter_ns() - began_ns) // 1000
                 request = StageRequest(
                     tenant=generation.tenant,
@@ -97,7 +104,7 @@ class Requests:
                 )
                 async with aclosing(self._engine.run_stage(request)) as pieces:
                     async for piece in pieces:
-                        yield replace(piece, usage=piece.usage and _whole([*spent, piece.usage], started_us))
+                        yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
 
     async def score(self, tenant: str, prompt: str, completions: Sequence[str], mixture: Sequence[AdapterRef]) -> list[list[float]]:
         """Log-probabilities of each completion's tokens under a mixture.
@@ -106,7 +113,8 @@ class Requests:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before, after = self.tokenizer.prompt_ids(prompt), [self.tokenizer.ids(completion) for completion in completions]
+        before = await self._ids("prompt", prompt, self.tokenizer.prompt_ids)
+        after = [await self._ids("completion", completion, self.tokenizer.ids) for completion in completions]
         if not all(after):
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if (most := len(before) + max(map(len, after))) > self._engine.context:
@@ -114,15 +122,20 @@ class Requests:
         async with self._place():
             return await self._engine.score(tenant, before, after, mixture)
 
+    @property
+    def vocabulary(self) -> int:
+        """The base model's token ids are under it."""
+        return self._engine.vocabulary
+
     def state(self) -> EngineState:
         """The engine's."""
         return self._engine.state()
 
-    def _checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    async def _checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
         if not 1 <= max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(text)
+        prompt = await self._ids(field, text, self.tokenizer.prompt_ids)
         if len(prompt) + max_tokens > self._engine.context:
             raise InvalidArgument(
                 field,
@@ -130,6 +143,11 @@ class Requests:
                 "shorten it or lower max_tokens",
             )
         return prompt
+
+    async def _ids(self, field: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        if len(text) > self._engine.context * LONGEST_TOKEN:
+            raise InvalidArgument(field, f"has more tokens than the context of {self._engine.context}", "shorten it")
+        return encode(text) if len(text) <= _SHORT_TEXT else await asyncio.to_thread(encode, text)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -145,8 +163,6 @@ class Requests:
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:
     last = spent[-1]
-    if len(spent) == 1:
-        return last
     return GenerationUsage(
         prompt_tokens=sum(one.prompt_tokens for one in spent),
         completion_tokens=sum(one.completion_tokens for one in spent),

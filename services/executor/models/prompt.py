@@ -29,7 +29,8 @@ class PromptTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text as it stands."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # As a batch: unlike `encode` it releases the interpreter's lock, for which a long text's caller may run it on a thread.
+        return list(self._tokenizer.encode_batch([text], add_special_tokens=False)[0].ids)
 
     def text(self, ids: list[int]) -> str:
         """Text of ids, without special tokens."""
