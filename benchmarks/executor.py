@@ -7,6 +7,7 @@ first row's end; a peer, which answers whole batches, by a long run less a short
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -34,6 +35,7 @@ from services.executor.engine.engine import Engine
 from services.executor.engine.pipeline import Generation
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.config import ModelConfig
+from services.executor.models.prompt import user_turn
 from services.executor.settings import MIB, ExecutorSettings
 from smoa.adapter import Adapter, Kind, encode
 from smoa.store import AdapterStore
@@ -41,6 +43,7 @@ from tests.model_support import random_adapter
 
 BATCHES = (1, 8, 16, 32)
 SLOTS = 32
+CHAT_TEMPLATE = Path(__file__).with_name("chatml.jinja")
 console = Console(stderr=True)
 
 
@@ -57,8 +60,8 @@ class World:
         self._prompts = random.Random(0)
 
     def make_engine(self, settings: ExecutorSettings) -> Engine:
-        """An engine that never ends an answer early."""
-        engine, _, _ = load_engine(settings)
+        """An engine that never ends an answer early, and adds no system turn, whose blocks all prompts would share."""
+        engine, _, _ = load_engine(dataclasses.replace(settings, chat_template=str(CHAT_TEMPLATE)))
         engine.tokenizer.eos_ids = frozenset()
         return engine
 
@@ -78,7 +81,7 @@ class World:
 
     async def answer(self, engine: Engine, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
         """Seconds from the request to each of its tokens."""
-        request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
+        request = Generation(tenant="public", messages=user_turn(self.prompt(words)), adapters=tuple(refs), max_tokens=tokens)
         began = time.perf_counter()
         return [time.perf_counter() - began async for piece in engine.generate(request) for _ in range(piece.tokens)]
 
