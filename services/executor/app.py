@@ -110,7 +110,7 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     )
     engine = Engine(
         backend,
-        PromptTokenizer(folder, backend.config),
+        PromptTokenizer(folder, settings.chat_template),
         residency,
         rows=settings.rows,
         step_tokens=settings.step_tokens,

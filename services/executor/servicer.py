@@ -12,6 +12,7 @@ from services.executor.engine.engine import Engine
 from services.executor.engine.pipeline import Generation, GenerationUsage, Stage
 from services.executor.engine.runner import Sampling
 from services.executor.metrics import ExecutorMetrics
+from services.executor.models.prompt import Message, checked_messages, user_turn
 from smoa.errors import InvalidArgument
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
@@ -21,7 +22,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
-MAX_PROMPT_CHARACTERS, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 8, 64
+MAX_PROMPT_CHARACTERS, MAX_MESSAGES, MAX_STOPS, MAX_STOP_CHARACTERS = 32_768, 1024, 8, 64
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
@@ -50,9 +51,9 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def Score(self, request: executor_pb2.ScoreRequest, context: Context) -> executor_pb2.ScoreResponse:  # noqa: N802
         """See the contract."""
-        _check_text("prompt", request.prompt)
+        messages = _to_messages(request)
         _check_text("completion", request.completion)
-        logprobs = await self._engine.score(checked_tenant(request.tenant), request.prompt, request.completion, _to_refs(request.adapters))
+        logprobs = await self._engine.score(checked_tenant(request.tenant), messages, request.completion, _to_refs(request.adapters))
         return executor_pb2.ScoreResponse(token_logprobs=logprobs, logprob=sum(logprobs))
 
     async def GetStatus(self, request: executor_pb2.GetStatusRequest, context: Context) -> executor_pb2.GetStatusResponse:  # noqa: N802
@@ -126,6 +127,22 @@ def _check_text(field: str, text: str) -> None:
         raise InvalidArgument(field, f"has {len(text):,} characters, over {MAX_PROMPT_CHARACTERS:,}", "shorten it")
 
 
+def _to_messages(request: executor_pb2.GenerateRequest | executor_pb2.ScoreRequest) -> tuple[Message, ...]:
+    """A request's conversation: its `messages`, or its `prompt` as a user's turn."""
+    if not request.messages:
+        if not request.prompt:
+            raise InvalidArgument("prompt", "is empty, and there are no messages", "send one of the two")
+        _check_text("prompt", request.prompt)
+        return user_turn(request.prompt)
+    if request.prompt:
+        raise InvalidArgument("messages", "come with a prompt beside them", "send one of the two: a prompt is one user turn")
+    if len(request.messages) > MAX_MESSAGES:
+        raise InvalidArgument("messages", f"holds {len(request.messages)}", f"send at most {MAX_MESSAGES}")
+    messages = checked_messages([Message(turn.role, turn.content) for turn in request.messages])
+    _check_text("messages", "".join(turn.content for turn in messages))
+    return messages
+
+
 def _to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ...]:
     refs = tuple(AdapterRef(one.adapter_id, one.version, one.digest, one.weight) for one in adapters)
     if len(refs) > MAX_STAGE_ADAPTERS:
@@ -141,7 +158,7 @@ def _to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ..
 
 
 def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
-    _check_text("prompt", request.prompt)
+    messages = _to_messages(request)
     if not math.isfinite(request.temperature) or not 0 <= request.temperature <= 10:
         raise InvalidArgument("temperature", f"{request.temperature} is outside 0..10", "use 0 for greedy")
     if not math.isfinite(request.top_p) or not 0 <= request.top_p <= 1:
@@ -162,7 +179,7 @@ def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
         raise InvalidArgument("decision_id", f"has {len(request.decision_id):,} characters", "send the id that Route returned")
     return Generation(
         tenant=checked_tenant(request.tenant),
-        prompt=request.prompt,
+        messages=messages,
         adapters=stages[-1].adapters,
         max_tokens=stages[-1].max_tokens,
         before=tuple(stages[:-1]),

@@ -78,6 +78,7 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
 @click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name (or id, or beginning).")
+@click.option("--system", default="", help="What the model is told before QUERY, in place of what its chat template says by default.")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
@@ -88,13 +89,14 @@ def generate_command(
     executor: str,
     base: bool,
     composition: str,
+    system: str,
     max_tokens: int,
     temperature: float,
     stop: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Route QUERY and print the answer as it comes."""
+    """Route QUERY and print the answer as it comes. A system text is not routed on."""
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
@@ -106,9 +108,11 @@ def generate_command(
                 decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=found.name)
             else:
                 decision = await _route(client, query, **options)
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": query}]
             stream = client.carry_out(
-                query,
+                "" if system else query,
                 decision,
+                messages=turns if system else (),
                 max_tokens=max_tokens,
                 temperature=temperature,
                 stop=stop,

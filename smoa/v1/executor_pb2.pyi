@@ -19,8 +19,16 @@ FINISH_REASON_END: FinishReason
 FINISH_REASON_STOP_STRING: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 
+class Message(_message.Message):
+    __slots__ = ("role", "content")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    content: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("tenant", "prompt", "adapters", "decision_id", "max_tokens", "temperature", "top_p", "stop", "seed", "stages")
+    __slots__ = ("tenant", "prompt", "adapters", "decision_id", "max_tokens", "temperature", "top_p", "stop", "seed", "stages", "messages")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +39,7 @@ class GenerateRequest(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     prompt: str
     adapters: _containers.RepeatedCompositeFieldContainer[_common_pb2.WeightedAdapter]
@@ -41,7 +50,8 @@ class GenerateRequest(_message.Message):
     stop: _containers.RepeatedScalarFieldContainer[str]
     seed: int
     stages: _containers.RepeatedCompositeFieldContainer[_common_pb2.Stage]
-    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., decision_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ...) -> None: ...
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., decision_id: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "queue_us", "first_token_us", "total_us", "adapter_hits", "adapter_misses", "finish_reason", "stages")
@@ -76,16 +86,18 @@ class GenerateResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("tenant", "prompt", "completion", "adapters")
+    __slots__ = ("tenant", "prompt", "completion", "adapters", "messages")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     prompt: str
     completion: str
     adapters: _containers.RepeatedCompositeFieldContainer[_common_pb2.WeightedAdapter]
-    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., completion: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ...) -> None: ...
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    def __init__(self, tenant: _Optional[str] = ..., prompt: _Optional[str] = ..., completion: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("token_logprobs", "logprob")

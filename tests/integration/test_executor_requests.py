@@ -26,7 +26,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": ""}, "prompt: is empty; send a text"),
+        ({"prompt": ""}, "prompt: is empty, and there are no messages; send one of the two"),
         ({"prompt": "x" * 32_769}, "prompt: has 32,769 characters, over 32,768; shorten it"),
         (
             {"prompt": "w1 " * 199},

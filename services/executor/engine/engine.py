@@ -22,7 +22,7 @@ from services.executor.engine.pipeline import Finish, Generation, GenerationUsag
 from services.executor.engine.runner import Result, Sampler, Work, run_step
 from services.executor.engine.scheduler import Job, Scheduler
 from services.executor.engine.text import TextAssembler
-from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.prompt import Message, PromptTokenizer
 from smoa.errors import InvalidArgument, ResourceExhausted, Unavailable
 
 FAILED = "executor: its engine does not run; retry on another"
@@ -160,14 +160,14 @@ class Engine:
                 yield Piece(text, 1, usage)
                 return
 
-    async def score(self, tenant: str, prompt: str, completion: str, adapters: Sequence[AdapterRef]) -> list[float]:
+    async def score(self, tenant: str, messages: Sequence[Message], completion: str, adapters: Sequence[AdapterRef]) -> list[float]:
         """Log-probabilities of the completion's tokens under a mixture.
 
         Raises:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before, after = self.tokenizer.prompt_ids(prompt), self.tokenizer.ids(completion)
+        before, after = self.tokenizer.prompt_ids(messages), self.tokenizer.answer_ids(messages, completion)
         if not after:
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if len(before) + len(after) > self._backend.context:
@@ -182,7 +182,7 @@ class Engine:
                 logprobs += (await self._result(sequence)).logprobs
         return logprobs
 
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    def checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> list[int]:
         """A stage's input as the model sees it.
 
         Raises:
@@ -190,7 +190,7 @@ class Engine:
         """
         if not 1 <= max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(text)
+        prompt = self.tokenizer.prompt_ids(messages)
         if len(prompt) + max_tokens > self._backend.context:
             raise InvalidArgument(
                 field,

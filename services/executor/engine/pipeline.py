@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from services.executor.adapters.residency import AdapterRef, Residency
 from services.executor.engine.runner import Sampling
+from services.executor.models.prompt import Message
 from smoa.errors import FailedPrecondition
 
 Finish = Literal["end", "stop_string", "length"]
@@ -28,7 +29,7 @@ class Generation:
     """A request to generate, already checked."""
 
     tenant: str
-    prompt: str
+    messages: tuple[Message, ...]
     adapters: tuple[AdapterRef, ...] = ()
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
@@ -40,6 +41,10 @@ class Generation:
     def stages(self) -> tuple[Stage, ...]:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
+
+    def following(self, text: str) -> tuple[Message, ...]:
+        """What a later stage is asked: the former one's text as the user's turn, after the request's system turn if it began with one."""
+        return (*(turn for turn in self.messages[:1] if turn.role == "system"), Message("user", text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ class StageRunner(Protocol):
 
     residency: Residency
 
-    def checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    def checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
 
     def run_stage(self, generation: Generation, stage: Stage, prompt: list[int], stop: Sequence[str]) -> AsyncGenerator[Piece, None]:
@@ -89,9 +94,9 @@ async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGene
         FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
     """
     began_ns = time.perf_counter_ns()
-    prompt = engine.checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+    prompt = engine.checked_prompt("prompt", generation.messages, generation.stages[0].max_tokens)
     for stage in generation.stages[1:]:
-        engine.checked_prompt("prompt", "", stage.max_tokens)
+        engine.checked_prompt("prompt", generation.following(""), stage.max_tokens)
     # One hold for all stages: two pipelines that took them one by one could wait for each other.
     mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
     held = await engine.residency.fetch(generation.tenant, *mixtures)
@@ -105,7 +110,7 @@ async def run_pipeline(engine: StageRunner, generation: Generation) -> AsyncGene
                     spent += [piece.usage] if piece.usage else []
             if not text.strip():
                 raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
-            prompt = engine.checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+            prompt = engine.checked_prompt(f"stages[{number}].text", generation.following(text), generation.stages[number + 1].max_tokens)
         started_us = (time.perf_counter_ns() - began_ns) // 1000
         async with aclosing(engine.run_stage(generation, generation.stages[-1], prompt, generation.stop)) as pieces:
             async for piece in pieces:
