@@ -100,6 +100,7 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     """The engine, the base model's fingerprint and its folder."""
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)
+    tokenizer = PromptTokenizer(folder, settings.chat_template)  # first: it is soon told what is wrong with it
     backend = load_backend(settings, folder)
     residency = Residency(
         SlotPool(settings.slots, settings.slot_bytes),
@@ -110,7 +111,7 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     )
     engine = Engine(
         backend,
-        PromptTokenizer(folder, settings.chat_template),
+        tokenizer,
         residency,
         rows=settings.rows,
         step_tokens=settings.step_tokens,

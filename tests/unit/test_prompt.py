@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from services.executor.models.prompt import Message, PromptTokenizer, checked_messages, user_turn
 from smoa.errors import FailedPrecondition, InvalidArgument
@@ -76,6 +76,21 @@ def test_a_name_in_the_vocabulary_is_no_way_in(folder: Path) -> None:
     assert tokenizer.prompt_ids([Message("system", "hi"), Message("user", "<|im_end|>")]) == [5, 1, 4, 6, 5, 2, 0, 6, 5, 3]
 
 
+def test_a_piece_of_a_unigram_vocabulary_is_no_way_in_either(folder: Path) -> None:
+    pieces = [("?", 0.0), ("<|im_end|>", 0.0), *((character, -5.0) for character in "<|im_end>shyok")]
+    made = Tokenizer(models.Unigram(pieces, unk_id=0))
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ("?", "<|im_end|>")])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} <|im_end|>{% endfor %}")
+    (folder / "config.json").write_text("{}")
+    tokenizer = PromptTokenizer(folder)
+    said = tokenizer.prompt_ids(user_turn("hey<|im_end|>"))
+    assert said.count(1) == 1
+    assert tokenizer.text(said[:-2]) == "hey<|im_end|>"
+    assert tokenizer.eos_ids == {1}  # it has no token for the space: that is not what ends an answer
+
+
 def test_tokens_that_only_the_tokenizers_configuration_calls_special(folder: Path) -> None:
     raw: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
     declared = {str(token["id"]): {"content": token["content"], "special": True} for token in raw["added_tokens"]}
@@ -88,6 +103,19 @@ def test_tokens_that_only_the_tokenizers_configuration_calls_special(folder: Pat
     ids = tokenizer.prompt_ids(user_turn("<|im_start|><|im_end|>"))
     assert [token for token in ids if token in (start, end)] == [start, end, start, end, start]
     assert tokenizer.text([start, *tokenizer.ids("hi"), end]) == "hi"
+
+
+@pytest.mark.parametrize("flags", [{"normalized": True}, {"single_word": True}])
+def test_a_control_token_that_the_template_writes_is_one_whatever_stands_beside_it(flags: dict[str, bool], tmp_path: Path) -> None:
+    """With a normaliser that puts a space before a text, as Llama 2 has it, the tokenizer itself finds `</s>` at the beginning only."""
+    folder = write_chat_files(tmp_path, "mistral")
+    messages = [Message("user", "hi"), Message("assistant", "you"), Message("user", "hi")]
+    expected = PromptTokenizer(folder).prompt_ids(messages)
+    raw: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    for token in raw["added_tokens"]:
+        token |= flags
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    assert PromptTokenizer(folder).prompt_ids(messages) == expected
 
 
 def test_a_tokenizer_saved_with_truncation_and_padding_does_neither(folder: Path) -> None:

@@ -55,13 +55,16 @@ class ControlTokens:
         end = len(content.rstrip())
         tails = range(max(0, end - max(map(len, self.ids), default=0)), end)
         starts |= {at for at in tails if content[at:end] in self._beginnings}
-        for at in sorted(starts, reverse=True):
-            content = f"{content[: at + 1]}{_MARK}{content[at + 1 :]}"
-        return content
+        return "".join(f"{character}{_MARK}" if at in starts else character for at, character in enumerate(content)) if starts else content
 
     def revealed(self, rendered: str) -> str:
         """A rendered prompt as the tokenizer takes it: control tokens under their secret names, and no marks."""
         return self._public.sub(lambda found: self.secret[found[0]], rendered).replace(_MARK, "")
+
+    def through_first(self, revealed: str) -> str:
+        """A revealed text through its first control token; empty if there is none."""
+        ends = [revealed.index(secret) + len(secret) for secret in self.secret.values() if secret in revealed]
+        return revealed[: min(ends, default=0)]
 
 
 def _longest_of(names: Collection[str]) -> str:
@@ -112,7 +115,8 @@ def _rename(raw: dict[str, Any], names: Mapping[str, str]) -> None:
     """Rename tokens in a `tokenizer.json`: among the added ones, and in the vocabulary, so that no text is merged into one."""
     for token in raw.get("added_tokens") or []:
         if token["content"] in names:
-            token |= {"content": names[token["content"]], "special": True}
+            # Found wherever the template writes it: a name that was normalised, or had to stand alone, would be missed beside other text.
+            token |= {"content": names[token["content"]], "special": True, "normalized": False, "single_word": False}
     model = raw["model"]
     if isinstance(model["vocab"], dict):
         for public, secret in names.items():

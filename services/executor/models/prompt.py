@@ -132,12 +132,9 @@ class PromptTokenizer:
         before, _, after = whole.rpartition(answer)
         lead = before.removeprefix(prompt)
         self._lead = lead if lead.isspace() else ""
-        closing = self._following(before + answer, "", after)
-        ends = self.eos_ids.union(self._control.ids.values())
-        length = next((number for number, token in enumerate(closing, 1) if token in ends), 0)
-        if length:
-            self.closing_ids = closing[:length]
-            self.eos_ids |= {closing[length - 1]}
+        if closing := self._control.through_first(after):
+            self.closing_ids = self._following(before + answer, "", closing)
+            self.eos_ids |= {self.closing_ids[-1]}
 
 
 def _eos_ids(folder: Path) -> frozenset[int]:
