@@ -7,6 +7,7 @@ first row's end; a peer, which answers whole batches, by a long run less a short
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -33,6 +34,7 @@ from services.executor.backends.native.library import VARIANTS, processor_varian
 from services.executor.engine.pipeline import Generation
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.config import ModelConfig
+from services.executor.models.prompt import user_turn
 from services.executor.settings import MIB, ExecutorSettings
 from smoa.adapter import Adapter, Kind, encode
 from smoa.store import AdapterStore
@@ -40,6 +42,7 @@ from tests.model_support import random_adapter
 
 BATCHES = (1, 8, 16, 32)
 SLOTS = 32
+CHAT_TEMPLATE = Path(__file__).with_name("chatml.jinja")
 console = Console(stderr=True)
 
 
@@ -56,8 +59,8 @@ class World:
         self._prompts = random.Random(0)
 
     def make(self, settings: ExecutorSettings) -> Executor:
-        """One that never ends an answer early; not started yet."""
-        made = load(settings)
+        """One that never ends an answer early, and adds no system turn, whose blocks all prompts would share; not started yet."""
+        made = load(dataclasses.replace(settings, chat_template=str(CHAT_TEMPLATE)))
         made.requests.tokenizer.eos_ids = frozenset()
         return made
 
@@ -77,7 +80,7 @@ class World:
 
     async def answer(self, executor: Executor, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
         """Seconds from the request to each of its tokens."""
-        request = Generation(tenant="public", prompt=self.prompt(words), adapters=tuple(refs), max_tokens=tokens)
+        request = Generation(tenant="public", messages=user_turn(self.prompt(words)), adapters=tuple(refs), max_tokens=tokens)
         began = time.perf_counter()
         return [time.perf_counter() - began async for piece in executor.requests.generate(request) for _ in range(piece.tokens)]
 

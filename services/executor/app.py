@@ -121,7 +121,7 @@ def load(settings: ExecutorSettings) -> Executor:
         host_bytes=settings.host_bytes,
         load_timeout_s=settings.load_timeout_s,
     )
-    tokenizer = PromptTokenizer(folder, backend.config)
+    tokenizer = PromptTokenizer(folder, settings.chat_template)
     engine = BatchingEngine(
         backend,
         tokenizer,

@@ -11,13 +11,14 @@ from typing import Final
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.pipeline import Generation, Stage
 from services.executor.engine.sampling import Sampling
+from services.executor.models.prompt import Message, checked_messages, user_turn
 from smoa.errors import InvalidArgument
 from smoa.identifiers import checked_tenant
 from smoa.limits import MAX_ID_CHARACTERS, MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
 
-MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES, MAX_LOGIT_BIAS = 8, 64, 1024, 100.0
+MAX_MESSAGES, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES, MAX_LOGIT_BIAS = 1024, 8, 64, 1024, 100.0
 _RANGES: Final[tuple[tuple[str, float, float, str], ...]] = (
     ("temperature", 0, 10, "use 0 for greedy"),
     ("top_p", 0, 1, "leave it out for 1"),
@@ -38,7 +39,7 @@ def to_generations(request: executor_pb2.GenerateRequest, vocabulary: int) -> li
     Raises:
         InvalidArgument: a value that the contract does not allow.
     """
-    check_text("prompt", request.prompt)
+    messages = to_messages(request)
     stops: Sequence[str] = request.stop
     if len(stops) > MAX_STOPS or any(not stop or len(stop) > MAX_STOP_CHARACTERS for stop in stops):
         raise InvalidArgument(
@@ -50,7 +51,7 @@ def to_generations(request: executor_pb2.GenerateRequest, vocabulary: int) -> li
     sampling = _to_sampling(request, vocabulary)
     generation = Generation(
         tenant=checked_tenant(request.tenant),
-        prompt=request.prompt,
+        messages=messages,
         adapters=stages[-1].adapters,
         max_tokens=stages[-1].max_tokens,
         before=tuple(stages[:-1]),
@@ -68,6 +69,23 @@ def check_text(field: str, text: str) -> None:
     """
     if not text:
         raise InvalidArgument(field, "is empty", "send a text")
+
+
+def to_messages(request: executor_pb2.GenerateRequest | executor_pb2.ScoreRequest) -> tuple[Message, ...]:
+    """A request's conversation: its `messages`, or its `prompt` as a user's turn.
+
+    Raises:
+        InvalidArgument: neither is there, or both are, or turns that no model takes.
+    """
+    if not request.messages:
+        if not request.prompt:
+            raise InvalidArgument("prompt", "is empty, and there are no messages", "send one of the two")
+        return user_turn(request.prompt)
+    if request.prompt:
+        raise InvalidArgument("messages", "come with a prompt beside them", "send one of the two: a prompt is one user turn")
+    if len(request.messages) > MAX_MESSAGES:
+        raise InvalidArgument("messages", f"holds {len(request.messages)}", f"send at most {MAX_MESSAGES}")
+    return checked_messages([Message(turn.role, turn.content) for turn in request.messages])
 
 
 def to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ...]:

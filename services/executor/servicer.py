@@ -12,7 +12,7 @@ from services.executor.engine.pipeline import Requests, Stage
 from services.executor.engine.port import GenerationUsage, Piece
 from services.executor.engine.sampling import TokenLogprob
 from services.executor.metrics import ExecutorMetrics
-from services.executor.requests import check_text, to_generations, to_refs
+from services.executor.requests import check_text, to_generations, to_messages, to_refs
 from smoa.errors import InvalidArgument
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
@@ -66,7 +66,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def Score(self, request: executor_pb2.ScoreRequest, context: Context) -> executor_pb2.ScoreResponse:  # noqa: N802
         """See the contract."""
-        check_text("prompt", request.prompt)
+        messages = to_messages(request)
         completions = request.completions or [request.completion]
         for completion in completions:
             check_text("completion", completion)
@@ -74,7 +74,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             problem = "come with a completion beside them" if request.completion else f"holds {len(completions)}"
             raise InvalidArgument("completions", problem, f"send one completion, or 1 to {MAX_COMPLETIONS} completions")
         tenant, refs = checked_tenant(request.tenant), to_refs(request.adapters)
-        logprobs = await self._requests.score(tenant, request.prompt, completions, refs)
+        logprobs = await self._requests.score(tenant, messages, completions, refs)
         scores = [executor_pb2.CompletionScore(token_logprobs=one, logprob=sum(one)) for one in logprobs]
         return executor_pb2.ScoreResponse(token_logprobs=logprobs[0], logprob=sum(logprobs[0]), scores=scores)
 

@@ -29,6 +29,8 @@ class ExecutorSettings:
     """Kafka's address."""
     base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
     """Name of the model that ships with SMoA, or a folder or hub id of a Llama, SmolLM, Qwen2, Qwen3 or Mistral model."""
+    chat_template: str = ""
+    """A file with a Jinja template that writes conversations for the model; empty: the base model's own."""
     backend: str = "auto"
     """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
     dtype: str = "auto"

@@ -79,16 +79,26 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
 @click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name (or id, or beginning).")
+@click.option("--system", default="", help="What the model is told before QUERY, in place of what its chat template says by default.")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, its decision and its usage as JSON.")
 def generate_command(
-    query: str, router: str, executor: str, base: bool, composition: str, max_tokens: int, as_json: bool, **options: Any
+    query: str,
+    router: str,
+    executor: str,
+    base: bool,
+    composition: str,
+    system: str,
+    max_tokens: int,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Route QUERY and print the answer as it comes; of several answers (--n), each when all are there."""
+    """Route QUERY and print the answer as it comes; of several answers (--n), each when all are there. A system text is not routed on."""
     sampling = sampling_of(options)
     if "logprobs" in sampling and not as_json:
         raise click.UsageError("--logprobs goes with --json")
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": query}] if system else []
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
@@ -101,7 +111,8 @@ def generate_command(
             else:
                 decision = await _route(client, query, **{name: options[name] for name in ("tenant", "strategy", "top_k", "tags")})
             answers = [executor_pb2.GenerateResponse() for _ in range(max(1, sampling.get("n", 1)))]
-            async for response in client.carry_out(query, decision, max_tokens=max_tokens, **sampling):
+            prompt = "" if turns else query
+            async for response in client.carry_out(prompt, decision, messages=turns, max_tokens=max_tokens, **sampling):
                 answer = answers[response.index]
                 answer.text += response.text
                 answer.logprobs.extend(response.logprobs)

@@ -26,7 +26,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": ""}, "prompt: is empty; send a text"),
+        ({"prompt": ""}, "prompt: is empty, and there are no messages; send one of the two"),
         ({"prompt": "x" * 25_601}, "prompt: has more tokens than the context of 200; shorten it"),
         (
             {"prompt": "w1 " * 199},

@@ -72,4 +72,4 @@ def test_every_option_arrives() -> None:
 def test_answers_differ_in_their_seeds_only() -> None:
     generations = to_generations(_request(n=3, seed=2**64 - 2), VOCABULARY)
     assert [one.sampling.seed for one in generations] == [2**64 - 2, 2**64 - 1, 0]
-    assert len({(one.prompt, one.max_tokens, one.stop) for one in generations}) == 1
+    assert len({(one.messages, one.max_tokens, one.stop) for one in generations}) == 1

@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
 from services.executor.engine.sampling import Sampling
-from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.prompt import Message, PromptTokenizer
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 LONGEST_TOKEN: Final = 128
@@ -34,7 +35,7 @@ class Generation:
     """A request to generate, already checked."""
 
     tenant: str
-    prompt: str
+    messages: tuple[Message, ...]
     adapters: tuple[AdapterRef, ...] = ()
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
@@ -46,6 +47,10 @@ class Generation:
     def stages(self) -> tuple[Stage, ...]:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
+
+    def following(self, text: str) -> tuple[Message, ...]:
+        """What a later stage is asked: the former one's text as the user's turn, after the request's system turn if it began with one."""
+        return (*(turn for turn in self.messages[:1] if turn.role == "system"), Message("user", text))
 
 
 class Requests:
@@ -68,9 +73,9 @@ class Requests:
         """
         async with self._place():
             began_ns = time.perf_counter_ns()
-            prompt = await self._checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+            prompt = await self._checked_prompt("prompt", generation.messages, generation.stages[0].max_tokens)
             for stage in generation.stages[1:]:
-                await self._checked_prompt("prompt", "", stage.max_tokens)
+                await self._checked_prompt("prompt", generation.following(""), stage.max_tokens)
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
             mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
             async with self._engine.hold(generation.tenant, mixtures):
@@ -92,7 +97,8 @@ class Requests:
                         raise FailedPrecondition(
                             f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters"
                         )
-                    prompt = await self._checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+                    following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
+                    prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
                 started_us = (time.perf_counter_ns() - began_ns) // 1000
                 request = StageRequest(
                     tenant=generation.tenant,
@@ -106,15 +112,21 @@ class Requests:
                     async for piece in pieces:
                         yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
 
-    async def score(self, tenant: str, prompt: str, completions: Sequence[str], mixture: Sequence[AdapterRef]) -> list[list[float]]:
+    async def score(
+        self, tenant: str, messages: Sequence[Message], completions: Sequence[str], mixture: Sequence[AdapterRef]
+    ) -> list[list[float]]:
         """Log-probabilities of each completion's tokens under a mixture.
 
         Raises:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before = await self._ids("prompt", prompt, self.tokenizer.prompt_ids)
-        after = [await self._ids("completion", completion, self.tokenizer.ids) for completion in completions]
+        before = await self._prompt_ids("prompt", messages)
+        size = sum(len(turn.content) for turn in messages)
+        after = [
+            await self._ids("completion", size + len(completion), partial(self.tokenizer.answer_ids, messages, completion))
+            for completion in completions
+        ]
         if not all(after):
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if (most := len(before) + max(map(len, after))) > self._engine.context:
@@ -131,11 +143,11 @@ class Requests:
         """The engine's."""
         return self._engine.state()
 
-    async def _checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    async def _checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
         if not 1 <= max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = await self._ids(field, text, self.tokenizer.prompt_ids)
+        prompt = await self._prompt_ids(field, messages)
         if len(prompt) + max_tokens > self._engine.context:
             raise InvalidArgument(
                 field,
@@ -144,10 +156,13 @@ class Requests:
             )
         return prompt
 
-    async def _ids(self, field: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        if len(text) > self._engine.context * LONGEST_TOKEN:
+    async def _prompt_ids(self, field: str, messages: Sequence[Message]) -> list[int]:
+        return await self._ids(field, sum(len(turn.content) for turn in messages), partial(self.tokenizer.prompt_ids, messages))
+
+    async def _ids(self, field: str, characters: int, encode: Callable[[], list[int]]) -> list[int]:
+        if characters > self._engine.context * LONGEST_TOKEN:
             raise InvalidArgument(field, f"has more tokens than the context of {self._engine.context}", "shorten it")
-        return encode(text) if len(text) <= _SHORT_TEXT else await asyncio.to_thread(encode, text)
+        return encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

@@ -28,7 +28,6 @@ class ModelConfig:
     vocabulary: int
     context: int
     norm_eps: float
-    eos_ids: tuple[int, ...]
     windows: tuple[int, ...]
     """Tokens a token of each layer sees, itself included; 0 is all."""
     folder: Path
@@ -49,7 +48,6 @@ class ModelConfig:
         if (kind.startswith("qwen") and not raw.get("use_sliding_window")) or kind == "llama" or window >= context:
             window = 0
         kinds = raw.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
-        eos = raw.get("eos_token_id")
         return cls(
             layers=layers,
             hidden=raw["hidden_size"],
@@ -60,7 +58,6 @@ class ModelConfig:
             vocabulary=raw["vocab_size"],
             context=context,
             norm_eps=float(raw["rms_norm_eps"]),
-            eos_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,)),
             windows=tuple(window if one == "sliding_attention" else 0 for one in kinds),
             folder=folder,
         )
