@@ -93,10 +93,12 @@ class PromptTokenizer:
 
     def _encode(self, text: str, *, whole: bool = False) -> list[int]:
         """`whole`: a text from its beginning, which a tokenizer may open with a BOS; a template writes its own."""
-        return list(self._tokenizer.encode(text, add_special_tokens=whole and self._template is None).ids)
+        # As a batch: unlike `encode` it releases the interpreter's lock, for which a long text's caller may run it on a thread.
+        return list(self._tokenizer.encode_batch([text], add_special_tokens=whole and self._template is None)[0].ids)
 
     def _following(self, before: str, lead: str, text: str) -> list[int]:
         """Ids of a text where it follows another: a tokenizer of whole words begins a text in another way than it goes on with one."""
+        before = self._control.from_last(before)
         start, all_ids = self._encode(before, whole=True), self._encode(before + lead + text, whole=True)
         return all_ids[len(start) :] if all_ids[: len(start)] == start else self._encode(text)  # else they are merged over the seam
 
