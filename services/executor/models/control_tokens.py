@@ -30,10 +30,10 @@ class ControlTokens:
     """A tokenizer's control tokens: their ids, and their public and secret names."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
-        nonce = secrets.token_hex(16)
+        self._opens, self._closes = f"\U0010fffe{secrets.token_hex(16)}.", "\U0010ffff"
         self.ids = dict(ids)
         """Public name -> id."""
-        self.secret = {name: f"\U0010fffe{nonce}.{token}\U0010ffff" for name, token in ids.items()}
+        self.secret = {name: f"{self._opens}{token}{self._closes}" for name, token in ids.items()}
         """Public name -> secret one."""
         self._public = re.compile(_longest_of(ids) or _NOTHING)
         self._begins = re.compile(f"(?={self._public.pattern})")
@@ -63,8 +63,12 @@ class ControlTokens:
 
     def through_first(self, revealed: str) -> str:
         """A revealed text through its first control token; empty if there is none."""
-        ends = [revealed.index(secret) + len(secret) for secret in self.secret.values() if secret in revealed]
-        return revealed[: min(ends, default=0)]
+        at = revealed.find(self._opens)
+        return revealed[: revealed.index(self._closes, at) + 1] if at >= 0 else ""
+
+    def from_last(self, revealed: str) -> str:
+        """A revealed text from its last control token on, or all of it: as much as the tokens of what follows it depend on."""
+        return revealed[max(revealed.rfind(self._opens), 0) :]
 
 
 def _longest_of(names: Collection[str]) -> str:

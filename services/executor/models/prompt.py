@@ -98,6 +98,7 @@ class PromptTokenizer:
 
     def _following(self, before: str, lead: str, text: str) -> list[int]:
         """Ids of a text where it follows another: a tokenizer of whole words begins a text in another way than it goes on with one."""
+        before = self._control.from_last(before)
         start, all_ids = self._encode(before, whole=True), self._encode(before + lead + text, whole=True)
         return all_ids[len(start) :] if all_ids[: len(start)] == start else self._encode(text)  # else they are merged over the seam
 
