@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
+from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.answers import run_answers
 from services.executor.engine.pipeline import Requests, Stage
 from services.executor.engine.port import GenerationUsage, Piece
 from services.executor.engine.sampling import TokenLogprob
 from services.executor.metrics import ExecutorMetrics
 from services.executor.requests import check_text, to_generations, to_messages, to_refs
-from smoa.errors import InvalidArgument
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
 from smoa.publisher import EventPublisher
@@ -39,18 +40,28 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         """See the contract."""
         generations = to_generations(request, self._requests.vocabulary)
         stages, spent = generations[0].stages, list[GenerationUsage]()
-        async with aclosing(run_answers(self._requests, generations)) as pieces:
+        async with AsyncExitStack() as stack:
+            publish = stack.enter_context(self._publisher.room_for(_largest_events(request, stages)))
+            pieces = await stack.enter_async_context(aclosing(run_answers(self._requests, generations)))
             async for index, piece in pieces:
                 if piece.usage.finish:
                     self._metrics.finished(piece.usage)
                     spent.append(piece.usage)
                 if len(spent) == len(generations):
-                    self._publisher.publish(_usage_events(request, stages, spent))
+                    self._publish(publish, _usage_events(request, stages, spent))
                 response = self._to_response(index, piece)
                 if piece.usage.finish or request.stream_usage:
                     response.usage.CopyFrom(_to_usage(piece.usage))
                     response.usage.seed = generations[index].sampling.seed
                 yield response
+
+    def _publish(self, publish: Callable[[Sequence[Event]], None], events: Sequence[Event]) -> None:
+        """Of an answer that is there: it goes out, whatever becomes of its events."""
+        try:
+            publish(events)
+        except SmoaError as error:
+            self._metrics.lost(len(events))
+            _log.error("%d usage events of a finished request are lost, so its adapters' tokens are not counted: %s", len(events), error)
 
     def _to_response(self, index: int, piece: Piece) -> executor_pb2.GenerateResponse:
         logprobs = [self._to_logprob(one) for one in piece.logprobs]
@@ -113,19 +124,24 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
 def _usage_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage], spent: Sequence[GenerationUsage]) -> list[Event]:
     """One for each adapter of each stage, however many answers it had a part in: a request counts once."""
-    events: list[Event] = []
-    for stage, usages in zip(stages, zip(*(usage.stages or (usage,) for usage in spent), strict=True), strict=True):
-        tokens, total_us = sum(usage.completion_tokens for usage in usages), max(usage.total_us for usage in usages)
-        for ref in stage.adapters:
-            value = events_pb2.UsageEvent(
-                adapter_id=ref.adapter_id,
-                tenant=request.tenant or "public",
-                decision_id=request.decision_id,
-                tokens=tokens,
-                total_us=total_us,
-            )
-            events.append(event(USAGE, ref.adapter_id, value))
-    return events
+    of_stages = zip(*(usage.stages or (usage,) for usage in spent), strict=True)
+    return [
+        _usage_event(request, ref, sum(usage.completion_tokens for usage in usages), max(usage.total_us for usage in usages))
+        for stage, usages in zip(stages, of_stages, strict=True)
+        for ref in stage.adapters
+    ]
+
+
+def _largest_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage]) -> list[Event]:
+    """Events that are no smaller than those that the request will have."""
+    return [_usage_event(request, ref, 2**31 - 1, 2**63 - 1) for stage in stages for ref in stage.adapters]
+
+
+def _usage_event(request: executor_pb2.GenerateRequest, ref: AdapterRef, tokens: int, total_us: int) -> Event:
+    value = events_pb2.UsageEvent(
+        adapter_id=ref.adapter_id, tenant=request.tenant or "public", decision_id=request.decision_id, tokens=tokens, total_us=total_us
+    )
+    return event(USAGE, ref.adapter_id, value)
 
 
 def _to_usage(usage: GenerationUsage) -> executor_pb2.Usage:

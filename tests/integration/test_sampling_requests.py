@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner, Result
 
+from smoa.cli.main import cli
 from smoa.v1 import executor_pb2
 from tests.integration.executor_support import PROMPT, World, refused, running_executor
 from tests.model_support import BACKENDS
@@ -170,3 +173,27 @@ async def test_the_end_of_an_answer_is_passed_over(world: World) -> None:
     responses = await _responses(world, max_tokens=8, ignore_eos=True)
     assert "".join(response.text for response in responses) == whole
     assert responses[-1].usage.finish_reason == executor_pb2.FINISH_REASON_LENGTH
+
+
+async def test_the_command_line_tells_several_answers_and_their_log_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_executor("torch", tmp_path, monkeypatch) as world:
+
+        async def generate(*options: str) -> Result:
+            arguments = ["generate", PROMPT, "--base", "--max-tokens", "3", "--executor", world.address, *options]
+            return await asyncio.to_thread(CliRunner().invoke, cli, arguments)
+
+        expected = await _answers(world, max_tokens=3, temperature=1.0, top_k=9, seed=5, n=2)
+        pick = ("--temperature", "1", "--top-k-tokens", "9", "--seed", "5", "--n", "2")
+        shown = await generate(*pick)
+        assert [line for line in shown.stdout.splitlines() if line] == [f"[1] {expected[0]}", f"[2] {expected[1]}"]
+        assert shown.stderr.count("seed 5]") == shown.stderr.count("seed 6]") == 1
+        told = json.loads((await generate(*pick, "--logprobs", "2", "--json")).stdout)
+        assert [answer["text"] for answer in told["answers"]] == [expected[0], expected[1]]
+        assert [answer["usage"]["seed"] for answer in told["answers"]] == ["5", "6"]
+        assert [[len(one["alternatives"]) for one in answer["logprobs"]] for answer in told["answers"]] == [[2] * 3] * 2
+        alone = json.loads((await generate("--json", "--logit-bias", "7=100", "--logit-bias", "8=-100")).stdout)
+        assert alone["text"] == "w7 w7 w7"
+        assert (await generate()).stdout.strip() == await world.text(max_tokens=3)
+        wrong = await generate("--logit-bias", "seven")
+        assert "'seven' is not a token's number and what is added to its logit, such as 42=-100" in " ".join(wrong.output.split())
+        assert "--logprobs goes with --json" in (await generate("--logprobs", "1")).output
