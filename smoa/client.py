@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import TypeAlias, Unpack
 
 import grpc
 
 from smoa.errors import FailedPrecondition
+from smoa.sampling_options import SamplingOptions
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import (
     executor_pb2,
@@ -21,6 +23,8 @@ from smoa.v1 import (
     router_pb2_grpc,
 )
 
+Turn: TypeAlias = executor_pb2.Message | Mapping[str, str]
+"""A turn of a conversation: `{"role": "user", "content": "..."}`; the role is `system`, `user` or `assistant`."""
 _IMPORT_AHEAD = 2
 """Batches of an import that are on their way while one is waited for."""
 
@@ -33,6 +37,8 @@ class SmoaClient:
             decision = await smoa.route("my card was charged twice", base_model=base)
             text, usage = await smoa.generate("my card was charged twice", decision)
             await smoa.report(decision, success=text == "billing")
+
+    Where a `prompt` is taken, so is a conversation: `messages`, the last one the user's, on which it is routed.
 
     Every method raises `grpc.aio.AioRpcError` with the server's status.
     """
@@ -87,15 +93,16 @@ class SmoaClient:
         task_id: str = "",
         composition: str = "",
         look: bool = False,
+        messages: Sequence[Turn] = (),
     ) -> router_pb2.Decision:
-        """Which adapters answer the query, or how the composition of that name is carried out.
+        """Which adapters answer the query, or what the user said last in `messages`; or how the composition of that name is carried out.
 
         With `look` it is not counted, and has no id: nothing can be reported on it.
         """
         request = router_pb2.RouteRequest(
             tenant=tenant,
             base_model=base_model,
-            query=query,
+            query=query or _last_said(messages),
             strategy=strategy,
             top_k=top_k,
             score_threshold=score_threshold,
@@ -108,20 +115,18 @@ class SmoaClient:
 
     async def stream(
         self,
-        prompt: str,
+        prompt: str = "",
         adapters: Iterable[common.WeightedAdapter] = (),
         *,
         tenant: str = "public",
         decision_id: str = "",
         max_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
         stages: Iterable[common.Stage] = (),
         executor: str = "",
+        messages: Sequence[Turn] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
-        """Generate under the adapters, or through the stages of a composition; the last message carries the usage.
+        """Generate under the adapters, or through the stages of a composition; an answer's last message carries its usage.
 
         A client that was made without an executor calls the one at `executor`, which a decision names.
         """
@@ -131,11 +136,9 @@ class SmoaClient:
             adapters=adapters,
             decision_id=decision_id,
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            stop=stop,
-            seed=seed,
             stages=stages,
+            messages=messages,
+            **sampling,
         )
         async for response in self._executor_at(executor).Generate(request, timeout=self._timeout_s):
             yield response
@@ -150,12 +153,12 @@ class SmoaClient:
         return self._chosen_executors[address]
 
     async def generate(
-        self, prompt: str, decision: router_pb2.Decision | None = None, *, max_tokens: int = 64
+        self, prompt: str = "", decision: router_pb2.Decision | None = None, *, max_tokens: int = 64, messages: Sequence[Turn] = ()
     ) -> tuple[str, executor_pb2.Usage]:
         """The whole greedy answer under a decision, and its usage."""
         text, usage = "", executor_pb2.Usage()
         chosen = decision or router_pb2.Decision(tenant="public")
-        async for response in self.carry_out(prompt, chosen, max_tokens=max_tokens):
+        async for response in self.carry_out(prompt, chosen, max_tokens=max_tokens, messages=messages):
             text += response.text
             usage = response.usage
         return text, usage
@@ -166,9 +169,8 @@ class SmoaClient:
         decision: router_pb2.Decision,
         *,
         max_tokens: int = 64,
-        temperature: float = 0.0,
-        stop: Sequence[str] = (),
-        seed: int = 0,
+        messages: Sequence[Turn] = (),
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
         """Stream the answer under a decision: its mixture, or the stages of the composition that it names."""
         return self.stream(
@@ -177,18 +179,22 @@ class SmoaClient:
             tenant=decision.tenant,
             decision_id=decision.decision_id,
             max_tokens=max_tokens,
-            temperature=temperature,
-            stop=stop,
-            seed=seed,
             stages=decision.stages,
             executor=decision.executor,
+            messages=messages,
+            **sampling,
         )
 
     async def score(
-        self, prompt: str, completion: str, adapters: Sequence[common.WeightedAdapter] = (), tenant: str = "public"
+        self,
+        prompt: str,
+        completion: str,
+        adapters: Sequence[common.WeightedAdapter] = (),
+        tenant: str = "public",
+        messages: Sequence[Turn] = (),
     ) -> list[float]:
         """Natural log-probability of each token of a given completion under a mixture."""
-        request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completion=completion, adapters=adapters)
+        request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completion=completion, adapters=adapters, messages=messages)
         return list((await self.executor.Score(request, timeout=self._timeout_s)).token_logprobs)
 
     async def status(self) -> executor_pb2.GetStatusResponse:
@@ -375,3 +381,9 @@ class SmoaClient:
         """Show an adapter's counts in the registry."""
         request = registry_pb2.UpdateAdapterRequest(tenant=tenant, adapter_id=adapter_id, statistics=statistics)
         await self.registry.UpdateAdapter(request, timeout=self._timeout_s)
+
+
+def _last_said(messages: Sequence[Turn]) -> str:
+    """What the user said last; empty if nothing."""
+    turns = executor_pb2.GenerateRequest(messages=messages).messages
+    return next((turn.content for turn in reversed(turns) if turn.role == "user"), "")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from smoa.errors import InvalidArgument
 from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES
+from smoa.text_file import read_text
 
 SHAPES: Final = '{"input"}, {"instruction"}, {"prompt"}, {"question"}, {"messages"} or {"text"}'
 _KEYS: Final = ("input", "prompt", "question", "query", "messages", "conversations", "text")
@@ -22,10 +23,7 @@ def read_examples(path: Path) -> list[str]:
     Raises:
         InvalidArgument: naming the line that holds no input.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold other line separators
-    except UnicodeDecodeError as error:
-        raise InvalidArgument("examples", f"{path} is not UTF-8 text ({error.reason})", "save it as UTF-8") from error
+    lines = read_text("examples", path).split("\n")  # not splitlines: JSON may hold other line separators
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     inputs = [_input_of(line, f"{path}:{number}") if path.suffix == ".jsonl" else line for number, line in numbered]
     distinct = list(dict.fromkeys(text for text in inputs if len(text) <= MAX_EXAMPLE_CHARACTERS))

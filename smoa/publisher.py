@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from smoa.errors import SmoaError
 from smoa.events import Event
@@ -47,6 +48,28 @@ class EventPublisher:
         self._spool.append(events)
         self._empty.clear()
         self._wake.set()
+
+    @contextmanager
+    def room_for(self, events: Sequence[Event]) -> Iterator[Callable[[Sequence[Event]], None]]:
+        """Keep room for events of at most this size until the end of the context; yields `publish` for those that take it, called once.
+
+        So a request is refused before anything is done for it, not when it is done.
+
+        Raises:
+            InvalidArgument: an event is larger than Kafka takes.
+            ResourceExhausted: Kafka has been away for so long that the spool is full.
+        """
+        kept = [self._spool.keep_room(events)]
+
+        def publish(events: Sequence[Event]) -> None:
+            self._spool.give_room(kept.pop())
+            self.publish(events)
+
+        try:
+            yield publish
+        finally:
+            if kept:
+                self._spool.give_room(kept.pop())
 
     async def start(self) -> None:
         """Begin sending, starting with what an earlier process left."""

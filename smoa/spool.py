@@ -60,7 +60,7 @@ class Spool:
             Unavailable: the files cannot be read or written.
         """
         self.folder, self.max_bytes = folder, max_bytes
-        self._next, self._count, self._bytes = 1, 0, 0
+        self._next, self._count, self._bytes, self._kept_bytes = 1, 0, 0, 0
         with ExitStack() as opened:
             self._own(opened)
             size = max(reserved_bytes(max_bytes), self._size())  # a smaller bound must not take the room that removing needs
@@ -129,12 +129,7 @@ class Spool:
             Unavailable: the spool's file cannot be written.
         """
         framed = [_framed(event) for event in events]
-        added = sum(map(self._cost, framed))
-        if self._bytes + added > self.max_bytes:
-            raise ResourceExhausted(
-                f"spool: {self._count:,} events fill {self._bytes:,} of {self.max_bytes:,} bytes and wait for Kafka",
-                "retry when Kafka is back",
-            )
+        added = self._fitting(framed)
         try:
             with self._environment.begin(write=True, db=self._events) as writing:
                 for number, one in enumerate(framed, self._next):
@@ -142,6 +137,31 @@ class Spool:
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
         self._next, self._count, self._bytes = self._next + len(framed), self._count + len(framed), self._bytes + added
+
+    def keep_room(self, events: Sequence[Event]) -> int:
+        """Keep room for events of at most this size that are appended later; returns its bytes, which `give_room` takes back.
+
+        Raises:
+            InvalidArgument: an event is larger than a broker takes.
+            ResourceExhausted: there is no such room (Kafka has been away for long).
+        """
+        size = self._fitting([_framed(event) for event in events])
+        self._kept_bytes += size
+        return size
+
+    def give_room(self, size: int) -> None:
+        """End what `keep_room` began."""
+        self._kept_bytes -= size
+
+    def _fitting(self, framed: Sequence[bytes]) -> int:
+        """Bytes that the rows take, if there is room for them."""
+        size = sum(map(self._cost, framed))
+        if self._bytes + self._kept_bytes + size > self.max_bytes:
+            raise ResourceExhausted(
+                f"spool: {self._count:,} events fill {self._bytes:,} of {self.max_bytes:,} bytes and wait for Kafka",
+                "retry when Kafka is back",
+            )
+        return size
 
     def peek(self, limit: int) -> list[Spooled]:
         """The oldest events, which stay until `remove`.

@@ -24,7 +24,7 @@ from services.executor.app import load_backend
 from services.executor.backends.port import AnyBackend, Batch, Chunk
 from services.executor.backends.torch.model import Llama, training_dtype
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, resolve
-from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.prompt import PromptTokenizer, user_turn
 from services.executor.settings import MIB, ExecutorSettings
 from smoa.adapter import encode
 
@@ -50,7 +50,7 @@ def settings_of(job: Job) -> TrainSettings:
 
 def answer(backend: AnyBackend, tokenizer: PromptTokenizer, mixture: object, text: str, max_tokens: int = 12) -> str:
     """The greedy answer to one query."""
-    ids = tokenizer.prompt_ids(text)
+    ids = tokenizer.prompt_ids(user_turn(text))
     prompt_tokens, computed = len(ids), 0
     while len(ids) - prompt_tokens < max_tokens and ids[-1] not in tokenizer.eos_ids:
         chunk = Chunk(ids[computed:], computed, range(backend.blocks), mixture, 1)
@@ -70,7 +70,7 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"unknown job {', '.join(unknown)}; the jobs are {', '.join(JOBS)}")
     folder = resolve(DEFAULT_BASE_MODEL)
     model = Llama.load(folder, training_dtype("cpu"))
-    tokenizer = PromptTokenizer(folder, model.config)
+    tokenizer = PromptTokenizer(folder)
     backend = load_backend(ExecutorSettings(cache_bytes=32 * MIB, context=512, step_tokens=512), folder)
     FOLDER.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -81,7 +81,7 @@ def main(names: list[str]) -> None:
             if progress.step % settings.evaluate_every == 0:
                 print(f"[{number + 1}/{len(names or JOBS)}] {settings.name} {progress_line(progress, settings)}", flush=True)
 
-        pairs = [Pair(example.input, example.output) for example in job.generate("train", TRAIN_EXAMPLES, SEED)]
+        pairs = [Pair.of(example.input, example.output) for example in job.generate("train", TRAIN_EXAMPLES, SEED)]
         adapter = train(model, folder, tokenizer, pairs, settings, report).adapter
         fixed_id = str(ULID.from_bytes(hashlib.sha256(job.name.encode()).digest()[:16]))
         adapter = dataclasses.replace(adapter, manifest=dataclasses.replace(adapter.manifest, adapter_id=fixed_id))

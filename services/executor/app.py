@@ -20,8 +20,9 @@ from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
 from services.executor.engine.engine import CONCURRENT_READINGS, AnyEngine, BatchingEngine
 from services.executor.engine.pipeline import Requests
+from services.executor.memory import cache_blocks, free_bytes
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import config_of, fingerprint, resolve
+from services.executor.models.base_model import config_of, fingerprint, resolve, weight_files
 from services.executor.models.config import ModelConfig
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
@@ -70,14 +71,14 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
         torch.set_num_threads(settings.threads)
     config, dtype = ModelConfig.from_folder(folder), compute_dtype(settings, folder)
     check_files(config)
-    block_bytes = 2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize
-    blocks, needed = settings.cache_bytes // block_bytes, -(-min(settings.context, config.context) // BLOCK_TOKENS)
-    if blocks < needed:
-        raise InvalidArgument(
-            "SMOA_EXECUTOR_CACHE_BYTES",
-            f"{settings.cache_bytes:,} holds {blocks * BLOCK_TOKENS} tokens, under the context of {settings.context}",
-            f"give at least {needed * block_bytes:,}",
-        )
+    model_bytes = sum(path.stat().st_size for path in weight_files(folder)) * max(1, dtype.itemsize // 2)  # kept in 16 bits, mostly
+    blocks = cache_blocks(
+        settings,
+        block_bytes=2 * config.layers * config.kv_heads * config.head_dim * BLOCK_TOKENS * dtype.itemsize,
+        block_tokens=BLOCK_TOKENS,
+        context=min(settings.context, config.context),
+        free=free_bytes(settings.device) - model_bytes - settings.slot_bytes,
+    )
     if settings.backend == "native" or (settings.backend == "auto" and settings.device == "cpu"):
         name = fingerprint(folder)
         try:
@@ -123,7 +124,7 @@ def load(settings: ExecutorSettings) -> Executor:
         host_bytes=settings.host_bytes,
         load_timeout_s=settings.load_timeout_s,
     )
-    tokenizer = PromptTokenizer(folder, backend.config)
+    tokenizer = PromptTokenizer(folder, settings.chat_template)
     engine = BatchingEngine(
         backend,
         tokenizer,

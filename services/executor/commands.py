@@ -33,6 +33,12 @@ from smoa.threads import PASSIVE, WAIT_POLICY
 @click.option(
     "--base-model", envvar="SMOA_BASE_MODEL", default="smollm2-135m-instruct", show_default=True, help="Folder, or the default's name."
 )
+@click.option(
+    "--chat-template",
+    envvar="SMOA_EXECUTOR_CHAT_TEMPLATE",
+    default="",
+    help="A file with a Jinja template, as the executor has; default: the base model's own.",
+)
 @click.option("--device", default="", help="cpu or cuda; default: cuda where there is one.")
 @click.option("--threads", type=int, default=0, help="CPU threads; default: all.")
 def train(
@@ -50,6 +56,7 @@ def train(
     tags: tuple[str, ...],
     specialization: str,
     base_model: str,
+    chat_template: str,
     device: str,
     threads: int,
 ) -> None:
@@ -61,6 +68,9 @@ def train(
       {"prompt": "...", "completion": "..."}
       {"instruction": "...", "input": "...", "output": "..."}
       {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+    Messages may be any number of turns, a system turn among them; the last one is the assistant's, and is what is learned. The adapter is
+    trained on the tokens that the executor sends: those of the base model's chat template.
 
     `smoa example write` makes such a file to try it with.
     """  # noqa: D301  the escape tells click to keep the lines
@@ -82,6 +92,7 @@ def train(
         torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve(base_model)
+    tokenizer = PromptTokenizer(folder, chat_template)
     model = Llama.load(folder, training_dtype(device), device)
     settings = TrainSettings(
         name=name or data.stem,
@@ -99,7 +110,7 @@ def train(
     )
     click.echo(what_is_done(model, settings), err=True)
     with reporting(settings) as report:
-        trained = run(model, folder, PromptTokenizer(folder, model.config), pairs, settings, report)
+        trained = run(model, folder, tokenizer, pairs, settings, report)
     adapter = trained.adapter
     output.write_bytes(encode(adapter))
     size = output.stat().st_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +26,14 @@ class ExecutorMetrics(Collector):
         self._first_token = Histogram(
             "smoa_executor_first_token_seconds", "From a request's arrival to its first token.", buckets=_SECONDS, registry=self.registry
         )
+
+        self._lost_events = Counter(
+            "smoa_executor_lost_events", "Usage events of finished requests that could not be written to disk.", registry=self.registry
+        )
+
+    def lost(self, events: int) -> None:
+        """Take in that events could not be written."""
+        self._lost_events.inc(events)
 
     def finished(self, usage: GenerationUsage) -> None:
         """Take in a finished request."""

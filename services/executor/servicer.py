@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from services.executor.adapters.leases import AdapterRef
-from services.executor.engine.pipeline import Generation, Requests, Stage
-from services.executor.engine.port import GenerationUsage
-from services.executor.engine.runner import Sampling
+from services.executor.engine.answers import run_answers
+from services.executor.engine.pipeline import Requests, Stage
+from services.executor.engine.port import GenerationUsage, Piece
+from services.executor.engine.sampling import TokenLogprob
 from services.executor.metrics import ExecutorMetrics
-from smoa.errors import InvalidArgument
+from services.executor.requests import check_text, to_generations, to_messages, to_refs
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
-from smoa.limits import MAX_ID_CHARACTERS, MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
 from smoa.publisher import EventPublisher
-from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
-MAX_PROMPT_CHARACTERS, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_COMPLETIONS = 32_768, 8, 64, 64
+MAX_COMPLETIONS = 64
+_log = logging.getLogger(__name__)
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
@@ -37,28 +38,54 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         self, request: executor_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[executor_pb2.GenerateResponse]:
         """See the contract."""
-        generation = _to_generation(request)
-        async with aclosing(self._requests.generate(generation)) as pieces:
-            async for piece in pieces:
-                response = executor_pb2.GenerateResponse(text=piece.text, tokens=piece.tokens)
-                if piece.usage:
+        generations = to_generations(request, self._requests.vocabulary)
+        stages, spent = generations[0].stages, list[GenerationUsage]()
+        async with AsyncExitStack() as stack:
+            publish = stack.enter_context(self._publisher.room_for(_largest_events(request, stages)))
+            pieces = await stack.enter_async_context(aclosing(run_answers(self._requests, generations)))
+            async for index, piece in pieces:
+                if piece.usage.finish:
                     self._metrics.finished(piece.usage)
-                    spent = zip(generation.stages, piece.usage.stages or (piece.usage,), strict=True)
-                    self._publisher.publish([one for stage, usage in spent for one in _usage_events(request, stage, usage)])
+                    spent.append(piece.usage)
+                if len(spent) == len(generations):
+                    self._publish(publish, _usage_events(request, stages, spent))
+                response = self._to_response(index, piece)
+                if piece.usage.finish or request.stream_usage:
                     response.usage.CopyFrom(_to_usage(piece.usage))
+                    response.usage.seed = generations[index].sampling.seed
                 yield response
+
+    def _publish(self, publish: Callable[[Sequence[Event]], None], events: Sequence[Event]) -> None:
+        """Of an answer that is there: it goes out, whatever becomes of its events."""
+        try:
+            publish(events)
+        except SmoaError as error:
+            self._metrics.lost(len(events))
+            _log.error("%d usage events of a finished request are lost, so its adapters' tokens are not counted: %s", len(events), error)
+
+    def _to_response(self, index: int, piece: Piece) -> executor_pb2.GenerateResponse:
+        logprobs = [self._to_logprob(one) for one in piece.logprobs]
+        return executor_pb2.GenerateResponse(index=index, text=piece.text, tokens=piece.tokens, logprobs=logprobs)
+
+    def _to_logprob(self, told: TokenLogprob) -> executor_pb2.TokenLogprob:
+        return executor_pb2.TokenLogprob(
+            token=told.token,
+            text=self._requests.tokenizer.text([told.token]),
+            logprob=told.logprob,
+            alternatives=[self._to_logprob(one) for one in told.alternatives],
+        )
 
     async def Score(self, request: executor_pb2.ScoreRequest, context: Context) -> executor_pb2.ScoreResponse:  # noqa: N802
         """See the contract."""
-        _check_text("prompt", request.prompt)
+        messages = to_messages(request)
         completions = request.completions or [request.completion]
         for completion in completions:
-            _check_text("completion", completion)
+            check_text("completion", completion)
         if len(completions) > MAX_COMPLETIONS or (request.completions and request.completion):
             problem = "come with a completion beside them" if request.completion else f"holds {len(completions)}"
             raise InvalidArgument("completions", problem, f"send one completion, or 1 to {MAX_COMPLETIONS} completions")
-        tenant, refs = checked_tenant(request.tenant), _to_refs(request.adapters)
-        logprobs = await self._requests.score(tenant, request.prompt, completions, refs)
+        tenant, refs = checked_tenant(request.tenant), to_refs(request.adapters)
+        logprobs = await self._requests.score(tenant, messages, completions, refs)
         scores = [executor_pb2.CompletionScore(token_logprobs=one, logprob=sum(one)) for one in logprobs]
         return executor_pb2.ScoreResponse(token_logprobs=logprobs[0], logprob=sum(logprobs[0]), scores=scores)
 
@@ -95,21 +122,26 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         )
 
 
-def _usage_events(request: executor_pb2.GenerateRequest, stage: Stage, usage: GenerationUsage) -> list[Event]:
+def _usage_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage], spent: Sequence[GenerationUsage]) -> list[Event]:
+    """One for each adapter of each stage, however many answers it had a part in: a request counts once."""
+    of_stages = zip(*(usage.stages or (usage,) for usage in spent), strict=True)
     return [
-        event(
-            USAGE,
-            ref.adapter_id,
-            events_pb2.UsageEvent(
-                adapter_id=ref.adapter_id,
-                tenant=request.tenant or "public",
-                decision_id=request.decision_id,
-                tokens=usage.completion_tokens,
-                total_us=usage.total_us,
-            ),
-        )
+        _usage_event(request, ref, sum(usage.completion_tokens for usage in usages), max(usage.total_us for usage in usages))
+        for stage, usages in zip(stages, of_stages, strict=True)
         for ref in stage.adapters
     ]
+
+
+def _largest_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage]) -> list[Event]:
+    """Events that are no smaller than those that the request will have."""
+    return [_usage_event(request, ref, 2**31 - 1, 2**63 - 1) for stage in stages for ref in stage.adapters]
+
+
+def _usage_event(request: executor_pb2.GenerateRequest, ref: AdapterRef, tokens: int, total_us: int) -> Event:
+    value = events_pb2.UsageEvent(
+        adapter_id=ref.adapter_id, tenant=request.tenant or "public", decision_id=request.decision_id, tokens=tokens, total_us=total_us
+    )
+    return event(USAGE, ref.adapter_id, value)
 
 
 def _to_usage(usage: GenerationUsage) -> executor_pb2.Usage:
@@ -121,58 +153,6 @@ def _to_usage(usage: GenerationUsage) -> executor_pb2.Usage:
         total_us=usage.total_us,
         adapter_hits=usage.adapter_hits,
         adapter_misses=usage.adapter_misses,
-        finish_reason=f"FINISH_REASON_{usage.finish.upper()}",
+        finish_reason=f"FINISH_REASON_{usage.finish.upper()}" if usage.finish else None,
         stages=[_to_usage(stage) for stage in usage.stages],
-    )
-
-
-def _check_text(field: str, text: str) -> None:
-    if not text:
-        raise InvalidArgument(field, "is empty", "send a text")
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise InvalidArgument(field, f"has {len(text):,} characters, over {MAX_PROMPT_CHARACTERS:,}", "shorten it")
-
-
-def _to_refs(adapters: Iterable[common.WeightedAdapter]) -> tuple[AdapterRef, ...]:
-    refs = tuple(AdapterRef(one.adapter_id, one.version, one.digest, one.weight) for one in adapters)
-    if len(refs) > MAX_STAGE_ADAPTERS:
-        raise InvalidArgument("adapters", f"holds {len(refs)}", f"send at most {MAX_STAGE_ADAPTERS}")
-    if len({ref.adapter_id for ref in refs}) < len(refs):
-        raise InvalidArgument("adapters", "names an adapter twice", "add up its weights")
-    for ref in refs:
-        if not math.isfinite(ref.weight) or abs(ref.weight) > MAX_WEIGHT:
-            raise InvalidArgument(
-                "adapters.weight", f"{ref.weight:g} is outside -{MAX_WEIGHT:g}..{MAX_WEIGHT:g}", "a decision's weights add up to 1"
-            )
-    return refs
-
-
-def _to_generation(request: executor_pb2.GenerateRequest) -> Generation:
-    _check_text("prompt", request.prompt)
-    if not math.isfinite(request.temperature) or not 0 <= request.temperature <= 10:
-        raise InvalidArgument("temperature", f"{request.temperature} is outside 0..10", "use 0 for greedy")
-    if not math.isfinite(request.top_p) or not 0 <= request.top_p <= 1:
-        raise InvalidArgument("top_p", f"{request.top_p} is outside 0..1", "leave it out for 1")
-    stops: Sequence[str] = request.stop
-    if len(stops) > MAX_STOPS or any(not stop or len(stop) > MAX_STOP_CHARACTERS for stop in stops):
-        raise InvalidArgument(
-            "stop", "holds an empty text, a long one, or too many", f"send at most {MAX_STOPS} of 1 to {MAX_STOP_CHARACTERS} characters"
-        )
-    if request.stages and request.adapters:
-        raise InvalidArgument("stages", "come with adapters beside them", "send one of the two; a decision on a composition has stages")
-    if len(request.stages) > MAX_STAGES:
-        raise InvalidArgument("stages", f"holds {len(request.stages)}", f"send at most {MAX_STAGES}")
-    max_tokens = request.max_tokens or 64
-    stages = [Stage(_to_refs(one.adapters), one.max_tokens or max_tokens) for one in request.stages]
-    stages = stages or [Stage(_to_refs(request.adapters), max_tokens)]
-    if len(request.decision_id) > MAX_ID_CHARACTERS:  # it comes back in every adapter's usage event
-        raise InvalidArgument("decision_id", f"has {len(request.decision_id):,} characters", "send the id that Route returned")
-    return Generation(
-        tenant=checked_tenant(request.tenant),
-        prompt=request.prompt,
-        adapters=stages[-1].adapters,
-        max_tokens=stages[-1].max_tokens,
-        before=tuple(stages[:-1]),
-        sampling=Sampling(temperature=request.temperature, top_p=request.top_p or 1.0, seed=request.seed % 2**63),
-        stop=tuple(stops),
     )

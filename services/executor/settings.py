@@ -29,6 +29,8 @@ class ExecutorSettings:
     """Kafka's address."""
     base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
     """Name of the model that ships with SMoA, or a folder or hub id of a Llama, SmolLM, Qwen2, Qwen3 or Mistral model."""
+    chat_template: str = ""
+    """A file with a Jinja template that writes conversations for the model; empty: the base model's own."""
     backend: str = "auto"
     """`native` (CPU), `torch`, or `auto`: native where device is cpu and it can be compiled."""
     dtype: str = "auto"
@@ -43,9 +45,9 @@ class ExecutorSettings:
     """Most tokens of a prompt and its answer together."""
     step_tokens: int = 128
     """Most tokens of one step of the model, of prompts and of answers."""
-    cache_bytes: int = 384 * MIB
-    """Memory of the key/value cache."""
-    slots: int = 32
+    cache_bytes: int = 0
+    """Memory of the key/value cache; 0: what all rows need for whole contexts, at most half of what is free."""
+    slots: int = 128
     """Adapters that are ready on the device at once."""
     slot_bytes: int = 256 * MIB
     """Memory of the slots."""

@@ -116,6 +116,11 @@ def main() -> None:
     except SmoaError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(1) from error
+    except UnicodeEncodeError as error:
+        if error.object not in sys.argv:
+            raise
+        click.echo(f"error: argument {error.object!r}: is not UTF-8 text; type it in a terminal whose encoding is UTF-8", err=True)
+        raise SystemExit(1) from error
     except grpc.aio.AioRpcError as error:
         click.echo(f"error: {error.code().name}: {error.details() or ''}", err=True)
         raise SystemExit(1) from error

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
 from smoa.cli.names import find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option, with_client
+from smoa.cli.sampling import sampling_of, sampling_options
 from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
 from smoa.v1 import executor_pb2, router_pb2
@@ -78,9 +79,9 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
 @endpoints
 @click.option("--base", is_flag=True, help="Do not route: the base model answers.")
 @click.option("--composition", default="", help="Do not choose adapters: carry out the composition of this name (or id, or beginning).")
+@click.option("--system", default="", help="What the model is told before QUERY, in place of what its chat template says by default.")
 @click.option("--max-tokens", type=int, default=64, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True)
-@click.option("--stop", multiple=True, help="Text that ends the answer; may repeat.")
+@sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, its decision and its usage as JSON.")
 def generate_command(
     query: str,
@@ -88,13 +89,16 @@ def generate_command(
     executor: str,
     base: bool,
     composition: str,
+    system: str,
     max_tokens: int,
-    temperature: float,
-    stop: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Route QUERY and print the answer as it comes."""
+    """Route QUERY and print the answer as it comes; of several answers (--n), each when all are there. A system text is not routed on."""
+    sampling = sampling_of(options)
+    if "logprobs" in sampling and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": query}] if system else []
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
@@ -105,33 +109,40 @@ def generate_command(
                 found = await find_composition(client, composition, options["tenant"])
                 decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=found.name)
             else:
-                decision = await _route(client, query, **options)
-            stream = client.carry_out(
-                query,
-                decision,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                stop=stop,
-                seed=int.from_bytes(os.urandom(4), "little"),
-            )
-            text = ""
-            async for response in stream:
-                if as_json:
-                    text += response.text
-                    if response.HasField("usage"):
-                        told = {"decision": decision, "usage": response.usage}
-                        messages = {name: MessageToDict(one, preserving_proto_field_name=True) for name, one in told.items()}
-                        click.echo(json.dumps({"text": text, **messages}))
-                    continue
-                click.echo(response.text, nl=False)
-                if response.HasField("usage"):
-                    usage = response.usage
-                    click.echo()
-                    adapters = f"{len(decision.adapters)} adapters" + (f" in {len(usage.stages)} stages" if usage.stages else "")
-                    decided = f" decision {decision.decision_id}" if decision.decision_id else ""
-                    click.echo(f"[{adapters}, {times_of(usage)}]{decided}", err=True)
+                decision = await _route(client, query, **{name: options[name] for name in ("tenant", "strategy", "top_k", "tags")})
+            answers = [executor_pb2.GenerateResponse() for _ in range(max(1, sampling.get("n", 1)))]
+            prompt = "" if turns else query
+            async for response in client.carry_out(prompt, decision, messages=turns, max_tokens=max_tokens, **sampling):
+                answer = answers[response.index]
+                answer.text += response.text
+                answer.logprobs.extend(response.logprobs)
+                answer.usage.CopyFrom(response.usage)
+                if not as_json and len(answers) == 1:
+                    click.echo(response.text, nl=False)
+            if as_json:
+                click.echo(json.dumps(_as_json(decision, answers)))
+                return
+            for number, answer in enumerate(answers, 1):
+                click.echo(f"[{number}] {answer.text}" if len(answers) > 1 else "")
+                _tell_usage(decision, answer.usage, f", seed {answer.usage.seed}" if sampling.get("temperature") else "")
 
     asyncio.run(work())
+
+
+def _as_json(decision: router_pb2.Decision, answers: Sequence[executor_pb2.GenerateResponse]) -> dict[str, Any]:
+    """One answer's fields beside its decision; of several, a list."""
+    told = [{"text": one.text} | {name: of for name, of in _fields(one).items() if name in ("usage", "logprobs")} for one in answers]
+    return {"decision": _fields(decision)} | (told[0] if len(told) == 1 else {"answers": told})
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+def _tell_usage(decision: router_pb2.Decision, usage: executor_pb2.Usage, seed: str) -> None:
+    adapters = f"{len(decision.adapters)} adapters" + (f" in {len(usage.stages)} stages" if usage.stages else "")
+    decided = f" decision {decision.decision_id}" if decision.decision_id else ""
+    click.echo(f"[{adapters}, {times_of(usage)}{seed}]{decided}", err=True)
 
 
 def times_of(usage: executor_pb2.Usage) -> str:

@@ -55,7 +55,7 @@ class ExecutorServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Generate text under a mixture. Each message holds new text; the last one carries the usage.
+        """Generate text under a mixture. Each message holds new text; the last one of an answer carries the usage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,7 @@ class ExecutorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExecutorServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_executor_pb2.GenerateRequest, _executor_pb2.GenerateResponse]
-    """Generate text under a mixture. Each message holds new text; the last one carries the usage."""
+    """Generate text under a mixture. Each message holds new text; the last one of an answer carries the usage."""
     Score: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ScoreRequest, _executor_pb2.ScoreResponse]
     """Log-probabilities of a given completion under a mixture (teacher-forced)."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_executor_pb2.GetStatusRequest, _executor_pb2.GetStatusResponse]
@@ -41,7 +41,7 @@ class ExecutorServiceStub:
 class ExecutorServiceAsyncStub(ExecutorServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_executor_pb2.GenerateRequest, _executor_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generate text under a mixture. Each message holds new text; the last one carries the usage."""
+    """Generate text under a mixture. Each message holds new text; the last one of an answer carries the usage."""
     Score: _aio.UnaryUnaryMultiCallable[_executor_pb2.ScoreRequest, _executor_pb2.ScoreResponse]  # type: ignore[assignment]
     """Log-probabilities of a given completion under a mixture (teacher-forced)."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_executor_pb2.GetStatusRequest, _executor_pb2.GetStatusResponse]  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _executor_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_executor_pb2.GenerateResponse], _abc.AsyncIterator[_executor_pb2.GenerateResponse]]:
-        """Generate text under a mixture. Each message holds new text; the last one carries the usage."""
+        """Generate text under a mixture. Each message holds new text; the last one of an answer carries the usage."""
 
     @_abc_1.abstractmethod
     def Score(

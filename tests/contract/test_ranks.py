@@ -67,6 +67,11 @@ def test_adapters_that_come_and_go_leave_nothing_behind(model: Llama) -> None:
             worn.place(str(number), adapters[number])
             placed.add(str(number))
         worn._pool.check_integrity()
+        for key in placed:
+            back, placed_one = worn.read(key), adapters[int(key)]
+            assert (back.layers, back.scaling, back.nbytes) == (placed_one.layers, placed_one.scaling, placed_one.nbytes)
+            assert all(torch.equal(back.cores[module], stack) for module, stack in placed_one.cores.items())
+            assert all(torch.equal(x, y) for site, pair in placed_one.pairs.items() for x, y in zip(back.pairs[site], pair, strict=True))
         weighted = [(key, rng.uniform(-1, 1)) for key in rng.sample(sorted(placed), min(3, len(placed)))]
         fresh = _backend(model, 40)
         for key, _ in weighted:

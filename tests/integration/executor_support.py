@@ -28,7 +28,7 @@ PROMPT = "w1 w2 w3 w4"
 
 @dataclasses.dataclass
 class World:
-    """A running executor's client, store and base model."""
+    """A running executor: its client, store, base model and engine."""
 
     client: SmoaClient
     store: AdapterStore

@@ -16,6 +16,7 @@ from services.executor.app import Executor, load
 from services.executor.engine.pipeline import Generation
 from services.executor.models.base_model import fingerprint
 from services.executor.models.config import ModelConfig
+from services.executor.models.prompt import user_turn
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import encode
 from smoa.errors import Unavailable
@@ -35,7 +36,7 @@ class World:
         return AdapterRef(adapter.manifest.adapter_id, 1, await self.store.put(encode(adapter)), weight)
 
     async def text(self, *adapters: AdapterRef, prompt: str = "w1 w2 w3", **changes: Any) -> str:
-        request = Generation(tenant="a", prompt=prompt, adapters=adapters, **{"max_tokens": 8, **changes})
+        request = Generation(tenant="a", messages=user_turn(prompt), adapters=adapters, **{"max_tokens": 8, **changes})
         async with asyncio.timeout(60):
             return "".join([piece.text async for piece in self.executor.requests.generate(request)])
 
@@ -147,7 +148,7 @@ async def test_a_request_for_all_slots_leaves_the_batch_full_while_it_waits(tmp_
         async def stream(number: int) -> None:
             for turn in range(1, 5):
                 adapters = few[number], few[4 + (number + turn) % 4]
-                request = Generation(tenant="a", prompt="w1 w2", adapters=adapters, max_tokens=20)
+                request = Generation(tenant="a", messages=user_turn("w1 w2"), adapters=adapters, max_tokens=20)
                 rows.extend([world.executor.engine.state().running async for _ in world.executor.requests.generate(request)])
 
         streams = [asyncio.create_task(stream(number)) for number in range(4)]
@@ -163,7 +164,7 @@ async def test_a_request_for_all_slots_leaves_the_batch_full_while_it_waits(tmp_
 async def test_a_slow_reader_keeps_no_row_after_its_stop_string(world: World) -> None:
     words = (await world.text(max_tokens=60)).split()
     stop = next(word for word in words[3:] if words.index(word) >= 3)
-    request = Generation(tenant="a", prompt="w1 w2 w3", max_tokens=180, stop=(stop,))
+    request = Generation(tenant="a", messages=user_turn("w1 w2 w3"), max_tokens=180, stop=(stop,))
     async with aclosing(world.executor.requests.generate(request)) as pieces:
         first = await anext(pieces)
         steps = world.executor.engine.state().steps
@@ -204,12 +205,12 @@ async def test_many_completions_of_a_prompt_are_scored_as_each_alone_and_the_pro
     prompt = " ".join(f"w{number}" for number in range(50))
     completions = [" ".join(f"w{n}" for n in range(k, k + 1 + k % 5)) for k in range(20)]
     steps = world.executor.engine.state().step_tokens
-    together = await requests.score("a", prompt, completions, [ref])
+    together = await requests.score("a", user_turn(prompt), completions, [ref])
     computed = world.executor.engine.state().step_tokens - steps
     assert computed < 60 + 20 * (16 + 6)
     fresh = AdapterRef(ref.adapter_id, ref.version, ref.digest, 1.0)
     for completion, scores in zip(completions, together, strict=True):
-        alone = (await requests.score("b", prompt, [completion], [fresh]))[0]
+        alone = (await requests.score("b", user_turn(prompt), [completion], [fresh]))[0]
         assert alone == pytest.approx(scores, abs=1e-4)
 
 

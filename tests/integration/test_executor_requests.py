@@ -26,15 +26,15 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": ""}, "prompt: is empty; send a text"),
-        ({"prompt": "x" * 32_769}, "prompt: has 32,769 characters, over 32,768; shorten it"),
+        ({"prompt": ""}, "prompt: is empty, and there are no messages; send one of the two"),
+        ({"prompt": "x" * 25_601}, "prompt: has more tokens than the context of 200; shorten it"),
         (
             {"prompt": "w1 " * 199},
             "prompt: has 199 tokens, with max_tokens over the context of 200; shorten it or lower max_tokens",
         ),
         ({"max_tokens": 151}, "max_tokens: 151 is outside 1..150; ask for fewer tokens"),
-        ({"temperature": -1.0}, "temperature: -1.0 is outside 0..10; use 0 for greedy"),
-        ({"top_p": 2.0}, "top_p: 2.0 is outside 0..1; leave it out for 1"),
+        ({"temperature": -1.0}, "temperature: -1 is outside 0..10; use 0 for greedy"),
+        ({"top_p": 2.0}, "top_p: 2 is outside 0..1; leave it out for 1"),
         ({"stop": [""]}, "stop: holds an empty text, a long one, or too many; send at most 8 of 1 to 64 characters"),
     ],
 )

@@ -14,9 +14,10 @@ import pytest
 from services.executor.adapters.leases import AdapterRef
 from services.executor.app import Executor, load
 from services.executor.engine.pipeline import Generation
-from services.executor.engine.runner import Sampling
+from services.executor.engine.sampling import Sampling
 from services.executor.models.base_model import MODULES, fingerprint
 from services.executor.models.config import ModelConfig
+from services.executor.models.prompt import user_turn
 from services.executor.settings import MIB, ExecutorSettings
 from services.optimizer.merging import merged
 from smoa.adapter import Kind, decode, encode
@@ -58,7 +59,7 @@ class World:
         for i in (first, second):
             await self.store.delete(self.refs[i].digest)
         try:
-            await self.text(Generation(tenant="a", prompt="w1 w2", adapters=(ref,), max_tokens=5))
+            await self.text(Generation(tenant="a", messages=user_turn("w1 w2"), adapters=(ref,), max_tokens=5))
         finally:
             for i in (first, second):  # the next crowd asks for them again
                 await self.store.put(self.files[i])
@@ -101,14 +102,30 @@ async def _world(tmp_path: Path, dtype: str = "bfloat16") -> AsyncIterator[World
         await executor.engine.stop()
 
 
+def _sampling(rng: random.Random) -> Sampling:
+    return Sampling(
+        temperature=rng.choice([0.0, 0.8, 1.5]),
+        top_p=rng.choice([1.0, 0.9, 0.3]),
+        top_k=rng.choice([0, 0, 20]),
+        min_p=rng.choice([0.0, 0.0, 0.1]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        frequency_penalty=rng.choice([0.0, 0.5]),
+        logit_bias=rng.choice([{}, {7: 3.0}]),
+        logprobs=rng.choice([None, 2]),
+        seed=rng.randrange(100),
+    )
+
+
 def _request(rng: random.Random, refs: list[AdapterRef]) -> Generation:
     chosen = rng.sample(refs, rng.randint(0, 3))
     return Generation(
         tenant=rng.choice(["a", "b", "c"]),
-        prompt=" ".join(f"w{rng.randrange(3) if i < 40 else rng.randrange(200)}" for i in range(rng.choice([1, 5, 17, 33, 60]))),
+        messages=user_turn(
+            " ".join(f"w{rng.randrange(3) if i < 40 else rng.randrange(200)}" for i in range(rng.choice([1, 5, 17, 33, 60])))
+        ),
         adapters=tuple(AdapterRef(ref.adapter_id, 1, ref.digest, rng.choice([-0.5, 0.4, 1.0])) for ref in chosen),
         max_tokens=rng.randint(1, 24),
-        sampling=Sampling(temperature=rng.choice([0.0, 0.0, 0.8]), seed=rng.randrange(100)),
+        sampling=rng.choice([Sampling(), Sampling(), _sampling(rng)]),
     )
 
 
@@ -159,14 +176,14 @@ async def test_answers_are_the_same_alone_and_in_any_crowd(tmp_path: Path, monke
 async def test_adapters_deleted_under_a_running_request_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolated_cache(tmp_path / "cache", monkeypatch)
     async with _world(tmp_path) as world:
-        request = Generation(tenant="a", prompt="w1 w2", adapters=tuple(world.refs[:2]), max_tokens=90)
+        request = Generation(tenant="a", messages=user_turn("w1 w2"), adapters=tuple(world.refs[:2]), max_tokens=90)
         expected = await world.text(request)
         pieces: list[str] = []
         async for piece in world.executor.requests.generate(request):
             if not pieces:
                 for ref in world.refs:
                     await world.store.delete(ref.digest)
-                others = [Generation(tenant="b", prompt="w3", adapters=(ref,), max_tokens=4) for ref in world.refs[2:]]
+                others = [Generation(tenant="b", messages=user_turn("w3"), adapters=(ref,), max_tokens=4) for ref in world.refs[2:]]
                 failures = await asyncio.gather(*(world.text(other) for other in others), return_exceptions=True)
                 assert any(isinstance(failure, Exception) and "are gone" in str(failure) for failure in failures)
             pieces.append(piece.text)

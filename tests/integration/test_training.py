@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from services.executor.adapters.training import Progress, TrainSettings, completion_loss, train
-from services.executor.adapters.training_data import Pair, split_held_out
+from services.executor.adapters.training_data import Pair, split_held_out, tokenized
 from services.executor.backends.native.library import AMX, AVX2, AVX512, AVX512_BF16
 from services.executor.backends.torch import model as torch_model
 from services.executor.backends.torch.backend import TorchBackend
@@ -26,7 +26,7 @@ from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
 from tests.model_support import Everywhere, isolated_cache, load, make_model
 
-PAIRS = [Pair(f"w{n} w{n + 1} w{n + 2}", f"w{100 + n % 2}") for n in range(60)]
+PAIRS = [Pair.of(f"w{n} w{n + 1} w{n + 2}", f"w{100 + n % 2}") for n in range(60)]
 SETTINGS = TrainSettings(name="t", rank=4, modules=("q_proj", "v_proj", "down_proj"), steps=60, tags=("x",))
 
 
@@ -35,7 +35,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Llama, Path, 
     isolated_cache(tmp_path / "cache", monkeypatch)
     folder = make_model(tmp_path / "model")
     model = Llama.load(folder, torch.float32)
-    return model, folder, PromptTokenizer(folder, model.config)
+    return model, folder, PromptTokenizer(folder)
 
 
 @pytest.mark.parametrize("kind", ["lora_xs", "lora"])
@@ -45,11 +45,11 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     settings = dataclasses.replace(SETTINGS, kind=kind, learning_rate=3.0 if kind == "lora_xs" else 0.01)  # its weights are small
     trained = train(model, folder, tokenizer, PAIRS, settings, seen.append)
     adapter = decode(encode(trained.adapter))
-    before = float(completion_loss(model, tokenizer, PAIRS, None))
+    before = float(completion_loss(model, tokenized(tokenizer, PAIRS), None))
     bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
     mixture = backend.mix([(load(adapter, backend), 1.0)])
-    after = float(completion_loss(model, tokenizer, PAIRS, Everywhere(backend, mixture)))
+    after = float(completion_loss(model, tokenized(tokenizer, PAIRS), Everywhere(backend, mixture)))
     assert after < before - 0.3
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].seconds_left >= 0
@@ -64,7 +64,7 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
 
 def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
     model, folder, tokenizer = tiny
-    noise = [Pair(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
+    noise = [Pair.of(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
     settings = dataclasses.replace(SETTINGS, steps=2000, evaluate_every=5, patience=2, learning_rate=0.2)
     trained = train(model, folder, tokenizer, noise, settings, lambda _: None)
     assert trained.flat
@@ -74,14 +74,14 @@ def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tu
     bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=8, slot_bytes=2**20)
     mixture = backend.mix([(load(trained.adapter, backend), 1.0)])
-    _, held_out = split_held_out(noise, settings.seed)
-    loss = float(completion_loss(model, tokenizer, held_out, Everywhere(backend, mixture)))
+    _, held_out = split_held_out(tokenized(tokenizer, noise), settings.seed)
+    loss = float(completion_loss(model, held_out, Everywhere(backend, mixture)))
     assert loss == pytest.approx(trained.kept.loss, abs=0.01)
 
 
 def test_steps_that_are_asked_for_are_taken(tiny: tuple[Llama, Path, PromptTokenizer]) -> None:
     model, folder, tokenizer = tiny
-    noise = [Pair(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
+    noise = [Pair.of(f"w{n}", f"w{(n * 7919) % 90 + 100}") for n in range(40)]
     settings = dataclasses.replace(SETTINGS, steps=93, evaluate_every=5, patience=0, learning_rate=0.2)
     trained = train(model, folder, tokenizer, noise, settings, lambda _: None)
     assert (trained.steps, trained.flat, trained.evaluations[-1].step) == (93, False, 93)
@@ -120,7 +120,7 @@ def test_training_is_in_a_dtype_that_the_processor_multiplies(monkeypatch: pytes
 def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolated_cache(tmp_path / "cache", monkeypatch)
     folder, data, file = make_model(tmp_path / "model"), tmp_path / "data.jsonl", tmp_path / "out.safetensors"
-    data.write_text("".join(json.dumps({"prompt": pair.input, "completion": pair.output}) + "\n" for pair in PAIRS))
+    data.write_text("".join(json.dumps({"prompt": pair.messages[0].content, "completion": pair.answer}) + "\n" for pair in PAIRS))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the command sets it, for a process in which torch is not yet loaded
     arguments = [str(data), "-o", str(file), "--base-model", str(folder), "--rank", "4", "--device", "cpu"]
     done = CliRunner().invoke(train_command, arguments, catch_exceptions=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -10,7 +12,7 @@ from services.doctor import doctor
 from services.optimizer.commands import optimizer_group
 from services.optimizer.dlq import dlq_group
 from services.router.commands import router_group
-from smoa.cli.main import cli
+from smoa.cli.main import cli, main
 from smoa.cli.query import times_of
 from smoa.v1 import executor_pb2
 
@@ -31,6 +33,17 @@ def test_examples_keep_their_lines(arguments: list[str], line: str) -> None:
 def test_times_of_an_answer_say_what_each_of_them_is() -> None:
     usage = executor_pb2.Usage(completion_tokens=64, first_token_us=63_000, total_us=1_600_000)
     assert times_of(usage) == "64 tokens in 1.60 s (40 tokens/s), the first after 63 ms"
+
+
+@pytest.mark.parametrize("arguments", [["report", "a\udcff", "--success"], ["generate", "b\udcff", "--base", "--system", "x"]])
+def test_an_argument_in_another_encoding_is_told_in_a_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["smoa.cli.main"], "_load_plugins", lambda: None)  # they would stay
+    monkeypatch.setattr("sys.argv", ["smoa", *arguments])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err.startswith(f"error: argument {arguments[1]!r}: is not UTF-8 text; ")
 
 
 OTHERWISE = {"adapter import", "adapter train"}

@@ -19,7 +19,7 @@ def test_what_it_writes_is_what_training_reads(tmp_path: Path) -> None:
     path = tmp_path / "tickets.jsonl"
     done = CliRunner().invoke(example_group, ["write", "support_intent", "-o", str(path)], catch_exceptions=False)
     assert f"Next: smoa adapter train {path} -o {tmp_path / 'tickets.safetensors'}" in done.output
-    assert read_pairs(path) == [Pair(one.input, one.output) for one in JOBS["support_intent"].generate("train", 60, 0)]
+    assert read_pairs(path) == [Pair.of(one.input, one.output) for one in JOBS["support_intent"].generate("train", 60, 0)]
 
 
 def test_it_lists_every_job() -> None:

@@ -121,6 +121,18 @@ def test_a_disk_without_room_is_told_at_the_start(tmp_path: Path, monkeypatch: p
         Spool(tmp_path / "spool", ROOM)
 
 
+def test_room_that_is_kept_is_nobody_elses(tmp_path: Path) -> None:
+    spool, one = Spool(tmp_path / "spool", 1 << 20), [Event("topic", b"key", bytes(5000), "type")]
+    size = spool.keep_room(one * 2)
+    _fill(spool, one)
+    spool.give_room(size)
+    spool.append(one)
+    with pytest.raises(ResourceExhausted, match=r"^spool: \d+ events fill .* bytes and wait for Kafka; retry when Kafka is back$"):
+        spool.keep_room(one * 2)
+    spool.append(one)
+    spool.close()
+
+
 @pytest.mark.parametrize("size", [10, 1000, 1400, 1700, 2100, 3000, 5000])
 def test_whatever_their_size_it_fills_to_its_bound_and_empties_again(tmp_path: Path, size: int) -> None:
     """Rows that do not divide a page waste some of it; a map that is full before the bound could not even be emptied."""

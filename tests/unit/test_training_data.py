@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.executor.adapters.training_data import Pair, read_pairs, split_held_out
+from services.executor.adapters.training_data import Pair, read_pairs, split_held_out, tokenized
+from services.executor.models.prompt import Message, PromptTokenizer
 from smoa.errors import InvalidArgument
+from tests.chat_models import write_chat_files
 
 GOOD = {"input": "a", "output": "b"}
 
@@ -16,12 +18,12 @@ GOOD = {"input": "a", "output": "b"}
 @pytest.mark.parametrize(
     ("line", "pair"),
     [
-        ({"input": "q", "output": "a"}, Pair("q", "a")),
-        ({"input": "q", "output": 3, "id": 7}, Pair("q", "3")),
-        ({"prompt": "q", "completion": "a"}, Pair("q", "a")),
-        ({"instruction": "do", "input": "", "output": "a"}, Pair("do", "a")),
-        ({"instruction": "do", "input": "this", "output": "a"}, Pair("do\nthis", "a")),
-        ({"messages": [{"role": "user", "content": "q\u2028"}, {"role": "assistant", "content": "a"}]}, Pair("q\u2028", "a")),
+        ({"input": "q", "output": "a"}, Pair.of("q", "a")),
+        ({"input": "q", "output": 3, "id": 7}, Pair.of("q", "3")),
+        ({"prompt": "q", "completion": "a"}, Pair.of("q", "a")),
+        ({"instruction": "do", "input": "", "output": "a"}, Pair.of("do", "a")),
+        ({"instruction": "do", "input": "this", "output": "a"}, Pair.of("do\nthis", "a")),
+        ({"messages": [{"role": "user", "content": "q\u2028"}, {"role": "assistant", "content": "a"}]}, Pair.of("q\u2028", "a")),
     ],
 )
 def test_the_usual_shapes_are_read(line: object, pair: Pair, tmp_path: Path) -> None:
@@ -38,10 +40,16 @@ def test_the_usual_shapes_are_read(line: object, pair: Pair, tmp_path: Path) -> 
         ('{"input": "a"}', "it has no 'output'"),
         ('{"completion": "a"}', "it has no 'prompt'"),
         ('{"input": "a", "output": null}', "its 'output' is not text"),
-        ('{"messages": "a"}', "its messages must be one user turn and one assistant turn, and are none"),
+        ('{"input": "", "output": "b"}', "its messages do not end with what a user says"),
+        ('{"input": "\\ud83d", "output": "b"}', "its 'input' holds half of a surrogate pair"),
+        ('{"messages": "a"}', "its messages are not a list of objects with role and content"),
+        ('{"messages": []}', "its last message is not the assistant's"),
+        ('{"messages": [{"role": "user", "content": "q"}]}', "its last message is not the assistant's"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "its messages do not end with what a user says"),
+        ('{"messages": [{"role": "user", "content": [1]}, {"role": "assistant", "content": "a"}]}', "its 'content' is not text"),
         (
-            '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
-            "its messages must be one user turn and one assistant turn, and are system, user, assistant",
+            '{"messages": [{"role": "tool", "content": "3"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}',
+            "its messages have the role 'tool'",
         ),
     ],
 )
@@ -52,19 +60,40 @@ def test_another_line_is_refused_by_its_number(line: str, problem: str, tmp_path
         read_pairs(path)
 
 
+def test_of_a_conversation_the_last_answer_is_learned(tmp_path: Path) -> None:
+    said = [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    path = tmp_path / "data.jsonl"
+    path.write_text((json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}) + "\n") * 10)
+    assert read_pairs(path)[0] == Pair(tuple(Message(role, text) for role, text in said[:-1]), "b")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n" * 10, encoding="utf-8-sig")
+    assert read_pairs(path) == [Pair.of("a", "b")] * 10
+
+
+def test_a_pair_that_the_template_refuses_is_named_by_its_number(tmp_path: Path) -> None:
+    tokenizer = PromptTokenizer(write_chat_files(tmp_path, "gemma"))
+    refused = Pair((Message("system", "s"), Message("user", "q")), "a")
+    with pytest.raises(InvalidArgument, match=r"^data: example 2 cannot be used \(messages: the base .* \(System role not supported\)\); "):
+        tokenized(tokenizer, [Pair.of("q", "a"), refused])
+
+
 def test_too_few_examples_and_other_encodings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n" * 9)
     with pytest.raises(InvalidArgument, match=r"^data: .*data\.jsonl has 9 examples; give at least 10$"):
         read_pairs(path)
-    path.write_bytes('{"input": "ä"}'.encode("latin-1"))
-    with pytest.raises(InvalidArgument, match=r"^data: .*data\.jsonl is not UTF-8 text \(.*\); save it as UTF-8$"):
-        read_pairs(path)
+    for encoding in ("latin-1", "utf-16", "utf-16-le", "utf-32-be"):
+        path.write_bytes('{"input": "ä"}'.encode(encoding))
+        with pytest.raises(InvalidArgument, match=r"^data: .*data\.jsonl is not UTF-8 text \(.*\); save it as UTF-8$"):
+            read_pairs(path)
 
 
 @pytest.mark.parametrize(("pairs", "held_out"), [(10, 2), (40, 8), (60, 8), (400, 40), (5000, 64)])
 def test_a_tenth_is_held_out_but_enough_and_not_too_many(pairs: int, held_out: int) -> None:
-    lines = [Pair(str(number), "") for number in range(pairs)]
+    lines = [Pair.of(str(number), "") for number in range(pairs)]
     training, held = split_held_out(lines, 0)
     assert len(held) == held_out
-    assert sorted(training + held, key=lambda pair: int(pair.input)) == lines
+    assert sorted(training + held, key=lambda pair: int(pair.messages[0].content)) == lines

@@ -16,5 +16,8 @@ class Device(Protocol):
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """Put an adapter in a slot. May be called from any thread, one at a time."""
 
+    def read(self, key: str) -> LoadedAdapter:
+        """The adapter in a slot, as it was placed, as host tensors."""
+
     def evict(self, key: str) -> None:
         """Empty the slot of what was placed. Nobody runs a mixture of it any more."""

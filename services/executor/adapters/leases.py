@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -73,10 +74,10 @@ class LoadCounts:
 
 
 class AdapterLease:
-    """A request's adapters: first held in host memory, where they are not in slots already; then, once acquired, in slots."""
+    """A request's adapters: held in host memory from the fetch on; once acquired and placed, in slots."""
 
-    def __init__(self, tiers: AdapterTiers, known: Sequence[_Known], held: Sequence[str]) -> None:
-        self._tiers, self._held = tiers, held
+    def __init__(self, tiers: AdapterTiers, known: Sequence[_Known]) -> None:
+        self._tiers, self._held = tiers, [one.ref.key for one in known]
         self.sizes = {one.ref.key: one.slot_bytes for one in known}
         """Slot key -> bytes it takes in a slot."""
         self._refs = [one.ref for one in known]
@@ -99,7 +100,7 @@ class AdapterLease:
         """Put them on the device.
 
         Raises:
-            FailedPrecondition, InvalidArgument, Unavailable: one left its slot while this waited, and cannot be loaded any more.
+            FailedPrecondition: the device has no room for one.
         """
         await self._tiers._place(self._refs)
         self._let_go_of_host()
@@ -113,7 +114,7 @@ class AdapterLease:
             self._tiers._forget_unplaced(self.sizes)
 
     def _let_go_of_host(self) -> None:
-        held, self._held = self._held, ()
+        held, self._held = self._held, []
         self._tiers._release_host(held)
 
 
@@ -147,48 +148,40 @@ class AdapterTiers:
         self._fetching = asyncio.Semaphore(CONCURRENT_FETCHES)
         self._one_placement = asyncio.Lock()  # a slot that a late one gives back is there for the next
 
-    async def lease(self, tenant: str, *mixtures: Sequence[AdapterRef], ahead: bool = False) -> AdapterLease:
+    async def lease(self, tenant: str, *mixtures: Sequence[AdapterRef]) -> AdapterLease:
         """Bring the adapters of a request's mixtures to the host ahead of their slots, and hold them there.
 
-        Those in slots are not looked for elsewhere, so a store that hangs stops nobody whose adapters are here; but `ahead` of several
-        leases that follow, all are held: a later one must not wait for room that this one has. When others hold too much of the host's
-        memory, it waits for them.
+        What is in a slot or in host memory is not asked of the store, so one that hangs stops nobody whose adapters are here. When others
+        hold too much of the host's memory, it waits for them.
 
         Raises:
             NotFound: an adapter belongs to another tenant and is not shared.
             FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots or the host together.
             Unavailable: the store gave nothing in time.
         """
-        refs = {ref.key: ref for mixture in mixtures for ref in mixture}
-        placed = [self._placed[key] for key in refs if key in self._placed and not ahead]
-        wanted = [ref for key, ref in refs.items() if key not in self._placed or ahead]
-        for ref in wanted:
-            self.counts.host_hits += ref.key in self.host
-        loaded = [one for ref in wanted if (one := self.host.get(ref.key)) is not None]
-        if len(loaded) == len(wanted):
-            self._check(tenant, mixtures, [*placed, *(one.known for one in loaded)])
-            # What is held already takes no room, so it waits for nobody: a pipeline's stages must not wait for those behind it.
-            if all(self.host.is_held(ref.key) for ref in wanted) or not self._waiting.locked():
-                items = self._fitting(loaded)
-                if self.host.hold(items):
-                    return AdapterLease(self, [*placed, *(one.known for one in loaded)], [*items])
-        async with self._fetching:
-            loaded = await asyncio.gather(*(self._on_host(ref) for ref in wanted))
-            known = [*placed, *(one.known for one in loaded)]
-            self._check(tenant, mixtures, known)
-            items = self._fitting(loaded)
+        refs = list({ref.key: ref for mixture in mixtures for ref in mixture}.values())
+        for ref in refs:
+            self.counts.host_hits += ref.key not in self._placed and ref.key in self.host
+        here = [one for ref in refs if (one := self._here(ref.key)) is not None]
+        # What is held already takes no room, so it waits for nobody: a pipeline's stages must not wait for those behind it.
+        at_once = all(self.host.is_held(ref.key) for ref in refs) or not self._waiting.locked()
+        if len(here) == len(refs) and at_once and self.host.hold(self._checked(tenant, mixtures, here)):
+            return AdapterLease(self, [one.known for one in here])
+        async with self._fetching if len(here) < len(refs) else nullcontext():
+            loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
+            items = self._checked(tenant, mixtures, loaded)
             async with self._waiting:
                 while not self.host.hold(items):
                     self._released.clear()
                     await self._released.wait()
-        return AdapterLease(self, known, [*items])
+        return AdapterLease(self, [one.known for one in loaded])
 
-    def _check(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], known: Sequence[_Known]) -> None:
-        """That the tenant may use them, and that every mixture fits the slots."""
-        for one in known:
-            if one.owner != tenant and not one.shared:
-                raise NotFound("adapter", one.ref.adapter_id)
-        sizes = {one.ref.key: one.slot_bytes for one in known}
+    def _checked(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], loaded: Sequence[_Loaded]) -> dict[str, tuple[_Loaded, int]]:
+        """What is to be held in host memory, with its bytes: that the tenant may use, and that fits the slots mixture by mixture."""
+        for one in loaded:
+            if one.known.owner != tenant and not one.known.shared:
+                raise NotFound("adapter", one.known.ref.adapter_id)
+        sizes = {one.known.ref.key: one.known.slot_bytes for one in loaded}
         for mixture in mixtures:
             if len(mixture) > self.slots.slots:
                 raise InvalidArgument("adapters", f"holds {len(mixture)}, the executor has {self.slots.slots} slots", "send fewer")
@@ -198,9 +191,6 @@ class AdapterTiers:
                     f"take {total:,} bytes, the executor's slots hold {self.slots.max_bytes:,}",
                     "send fewer, or raise SMOA_EXECUTOR_SLOT_BYTES",
                 )
-
-    def _fitting(self, loaded: Iterable[_Loaded]) -> dict[str, tuple[_Loaded, int]]:
-        """What is to be held in host memory, with its bytes."""
         items = {one.known.ref.key: (one, one.adapter.nbytes) for one in loaded}
         if (total := sum(nbytes for _, nbytes in items.values())) > self.host.max_bytes:
             raise InvalidArgument(
@@ -226,9 +216,14 @@ class AdapterTiers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _here(self, key: str) -> _Loaded | None:
+        """One that is in host memory, or in a slot only, out of which it is copied."""
+        known = self._placed.get(key)
+        return self.host.get(key) or (None if known is None else _Loaded(known, self._device.read(key)))
+
     async def _on_host(self, ref: AdapterRef) -> _Loaded:
-        if loaded := self.host.get(ref.key):
-            return loaded
+        if (here := self._here(ref.key)) is not None:
+            return here
         return await _shared(self._loading, ref.key, partial(self._load, ref))
 
     async def _load(self, ref: AdapterRef) -> _Loaded:

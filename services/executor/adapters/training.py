@@ -18,7 +18,7 @@ from torch import Tensor
 
 from services.executor.adapters.early_stopping import Evaluation, best_of, is_flat
 from services.executor.adapters.mixture import Bases, Delta, Site
-from services.executor.adapters.training_data import Pair, split_held_out
+from services.executor.adapters.training_data import Pair, TokenPair, split_held_out, tokenized
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig, module_path
 from services.executor.models.lora_xs_bases import LoraXsBases
@@ -161,7 +161,8 @@ def train(
     """Train one adapter until the held-out loss is flat (see `TrainSettings.patience`); the weights of the least held-out loss are kept.
 
     Raises:
-        InvalidArgument: a module the base model does not have, or a loss that is not finite (learning rate too high).
+        InvalidArgument: a module the base model does not have, a pair whose turns its chat template does not take, or a loss that is not
+            finite (learning rate too high).
     """
     if unknown := set(settings.modules) - set(MODULES):
         raise InvalidArgument("modules", f"{', '.join(sorted(unknown))} is not in the base model", f"use some of {', '.join(MODULES)}")
@@ -169,19 +170,19 @@ def train(
         raise InvalidArgument("rank", f"{settings.rank} is over {BASES_RANK} for lora_xs", "use a lower one, or --kind lora")
     if not 0 < settings.learning_rate <= 10:
         raise InvalidArgument("learning_rate", f"{settings.learning_rate} is outside 0..10", "use 0.03 for lora_xs, 0.002 for lora")
-    training, held_out = split_held_out(pairs, settings.seed)
+    training, held_out = split_held_out(tokenized(tokenizer, pairs), settings.seed)
     bases: Bases = LoraXsBases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
     delta = TrainableDelta(model, settings, bases, torch.Generator().manual_seed(settings.seed))
     weights = [t for ts in delta.parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     stream = _batches(training, settings)
-    evaluations = [Evaluation(0, held_out_loss(model, tokenizer, held_out, settings.batch_size * 2, delta))]
+    evaluations = [Evaluation(0, held_out_loss(model, held_out, settings.batch_size * 2, delta))]
     best, flat = [t.detach().clone() for t in weights], False
     durations: deque[float] = deque(maxlen=settings.evaluate_every * 2)
     for step in range(1, settings.steps + 1):
         started = time.monotonic()
-        loss = completion_loss(model, tokenizer, next(stream), delta)
+        loss = completion_loss(model, next(stream), delta)
         if not torch.isfinite(loss):
             raise InvalidArgument("learning_rate", f"{settings.learning_rate} made the loss infinite at step {step}", "use a lower one")
         optimizer.zero_grad()
@@ -190,7 +191,7 @@ def train(
         optimizer.step()
         schedule.step()
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            evaluations.append(Evaluation(step, held_out_loss(model, tokenizer, held_out, settings.batch_size * 2, delta)))
+            evaluations.append(Evaluation(step, held_out_loss(model, held_out, settings.batch_size * 2, delta)))
             if best_of(evaluations[1:]).step == step:
                 best = [t.detach().clone() for t in weights]
             flat = is_flat(evaluations, settings.patience, settings.min_gain)
@@ -224,7 +225,7 @@ def _rate(step: int, steps: int) -> float:
     return (step + 1) / warm if step < warm else 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _batches(pairs: Sequence[Pair], settings: TrainSettings) -> Iterator[list[Pair]]:
+def _batches(pairs: Sequence[TokenPair], settings: TrainSettings) -> Iterator[list[TokenPair]]:
     order, rng = list(pairs), random.Random(settings.seed + 1)
     while True:
         rng.shuffle(order)
@@ -232,26 +233,24 @@ def _batches(pairs: Sequence[Pair], settings: TrainSettings) -> Iterator[list[Pa
             yield order[start : start + settings.batch_size]
 
 
-def completion_loss(model: TrainedModel, tokenizer: PromptTokenizer, batch: Sequence[Pair], delta: Delta | None) -> Tensor:
-    """Mean cross-entropy over the tokens of the outputs (and their end), scalar float32."""
-    prompts = [tokenizer.prompt_ids(pair.input) for pair in batch]
-    targets = [tokenizer.completion_ids(pair.output) for pair in batch]
-    length = max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True)) - 1
+def completion_loss(model: TrainedModel, batch: Sequence[TokenPair], delta: Delta | None) -> Tensor:
+    """Mean cross-entropy over the tokens of the answers (and their end), scalar float32."""
+    length = max(len(pair.prompt) + len(pair.answer) for pair in batch) - 1
     tokens = torch.zeros(len(batch), length, dtype=torch.long)
     where: list[tuple[int, int]] = []
     wanted: list[int] = []
-    for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        ids = (prompt + target)[:-1]
+    for row, pair in enumerate(batch):
+        ids = (pair.prompt + pair.answer)[:-1]
         tokens[row, : len(ids)] = torch.tensor(ids)
-        where += [(row, len(prompt) - 1 + i) for i in range(len(target))]
-        wanted += target
+        where += [(row, len(pair.prompt) - 1 + i) for i in range(len(pair.answer))]
+        wanted += pair.answer
     hidden = model.hidden_of_texts(tokens.to(model.device), delta)
     rows, columns = zip(*where, strict=True)
     return F.cross_entropy(model.logits(hidden[list(rows), list(columns)]), torch.tensor(wanted, device=model.device))
 
 
 @torch.no_grad()
-def held_out_loss(model: TrainedModel, tokenizer: PromptTokenizer, pairs: Sequence[Pair], batch_size: int, delta: Delta | None) -> float:
+def held_out_loss(model: TrainedModel, pairs: Sequence[TokenPair], batch_size: int, delta: Delta | None) -> float:
     """Mean over batches of `completion_loss`, each weighted by its pairs."""
     batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
-    return sum(float(completion_loss(model, tokenizer, batch, delta)) * len(batch) for batch in batches) / len(pairs)
+    return sum(float(completion_loss(model, batch, delta)) * len(batch) for batch in batches) / len(pairs)

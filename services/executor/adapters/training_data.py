@@ -1,4 +1,4 @@
-"""Pairs to train on, read from a JSONL in any of the usual shapes."""
+"""Examples to train on, read from a JSONL in any of the usual shapes."""
 
 from __future__ import annotations
 
@@ -7,37 +7,50 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from services.executor.models.prompt import Message, PromptTokenizer, checked_messages, user_turn
 from smoa.errors import InvalidArgument
+from smoa.text_file import read_text
 
 MIN_PAIRS: Final = 10
 _MIN_HELD_OUT, _MAX_HELD_OUT = 8, 64
 _SHAPES: Final = '{"input", "output"}, {"prompt", "completion"}, {"instruction", "input", "output"} or {"messages"}'
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example."""
+    """One training example: a conversation, and the answer to it that is learned."""
 
-    input: str
-    output: str
+    messages: tuple[Message, ...]
+    answer: str
+
+    @classmethod
+    def of(cls, question: str, answer: str) -> Pair:
+        """A conversation of one turn, the user's."""
+        return cls(user_turn(question), answer)
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A pair as the model sees it: the prompt that serving sends, and the answer with what ends it. Only the answer is learned."""
+
+    prompt: list[int]
+    answer: list[int]
 
 
 def read_pairs(path: Path) -> list[Pair]:
     """The training examples of a JSONL file; empty lines are passed over.
 
-    A line is {"input", "output"}, {"prompt", "completion"}, {"instruction", "input", "output"} or {"messages": [user, assistant]}.
+    A line is {"input", "output"}, {"prompt", "completion"}, {"instruction", "input", "output"} or {"messages"}: any number of turns, of
+    which the last one is the assistant's, and is what is learned.
 
     Raises:
         InvalidArgument: a line of another shape (named by its number), or fewer than 10 examples.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold other line separators
-    except UnicodeDecodeError as error:
-        raise InvalidArgument("data", f"{path} is not UTF-8 text ({error.reason})", "save it as UTF-8") from error
     pairs: list[Pair] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text("data", path).split("\n"), 1):  # not splitlines: JSON may hold other line separators
         if not line.strip():
             continue
         try:
@@ -50,6 +63,22 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
+def tokenized(tokenizer: PromptTokenizer, pairs: Sequence[Pair]) -> list[TokenPair]:
+    """The pairs' tokens, in order.
+
+    Raises:
+        InvalidArgument: the base model's chat template does not take the turns of one (named by its number).
+    """
+    made: list[TokenPair] = []
+    for number, pair in enumerate(pairs, 1):
+        try:
+            answer = tokenizer.answer_ids(pair.messages, pair.answer) + tokenizer.closing_ids
+            made.append(TokenPair(tokenizer.prompt_ids(pair.messages), answer))
+        except InvalidArgument as error:
+            raise InvalidArgument("data", f"example {number} cannot be used ({error.field}: {error.problem})", error.remedy) from error
+    return made
+
+
 def _pair_of(fields: object) -> Pair:
     """The pair of a line. Raises ValueError, which says what is wrong with it."""
     if not isinstance(fields, dict):
@@ -57,32 +86,43 @@ def _pair_of(fields: object) -> Pair:
     if "messages" in fields:
         return _pair_of_turns(fields["messages"])
     if "prompt" in fields or "completion" in fields:
-        return Pair(_text(fields, "prompt"), _text(fields, "completion"))
+        return _checked(user_turn(_text(fields, "prompt")), _text(fields, "completion"))
     if "instruction" in fields:
         asked = (_text(fields, "instruction"), _text(fields, "input") if fields.get("input") else "")
-        return Pair("\n".join(part for part in asked if part), _text(fields, "output"))
-    return Pair(_text(fields, "input"), _text(fields, "output"))
+        return _checked(user_turn("\n".join(part for part in asked if part)), _text(fields, "output"))
+    return _checked(user_turn(_text(fields, "input")), _text(fields, "output"))
 
 
 def _pair_of_turns(turns: object) -> Pair:
-    roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns] if isinstance(turns, list) else None
-    if roles != ["user", "assistant"]:
-        said = ", ".join(map(str, roles)) if roles else "none"
-        raise ValueError(f"its messages must be one user turn and one assistant turn, and are {said}")
-    assert isinstance(turns, list)
-    return Pair(_text(turns[0], "content"), _text(turns[1], "content"))
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("its messages are not a list of objects with role and content")
+    messages = [Message(_text(turn, "role"), _text(turn, "content")) for turn in turns]
+    if not messages or messages[-1].role != "assistant":
+        raise ValueError("its last message is not the assistant's")
+    return _checked(messages[:-1], messages[-1].content)
+
+
+def _checked(messages: Sequence[Message], answer: str) -> Pair:
+    """A pair whose prompt can be served."""
+    try:
+        return Pair(checked_messages(messages), answer)
+    except InvalidArgument as error:
+        raise ValueError(f"its {error.field} {error.problem}") from error
 
 
 def _text(fields: dict[str, object], key: str) -> str:
     if key not in fields:
         raise ValueError(f"it has no {key!r}")
     value = fields[key]
-    if isinstance(value, str | int | float):  # a label may be a number
-        return str(value)
-    raise ValueError(f"its {key!r} is not text")
+    if not isinstance(value, str | int | float):  # a label may be a number
+        raise ValueError(f"its {key!r} is not text")
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"its {key!r} holds half of a surrogate pair")
+    return text
 
 
-def split_held_out(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+def split_held_out(pairs: Sequence[Item], seed: int) -> tuple[list[Item], list[Item]]:
     """Pairs to train on, and pairs held out to tell when to stop: a tenth, but 8 to 64 of them, and never over a fifth."""
     shuffled = list(pairs)
     random.Random(seed).shuffle(shuffled)

@@ -19,7 +19,8 @@ from services.executor.adapters.leases import AdapterRef, AdapterTiers
 from services.executor.backends.port import BLOCK_TOKENS, Backend, MixtureT
 from services.executor.engine.blocks import BlockPool
 from services.executor.engine.port import MAX_HOSTED, EngineState, Piece, StageRequest
-from services.executor.engine.runner import Sampler, run_step
+from services.executor.engine.runner import run_step
+from services.executor.engine.sampling import Sampler, TokenPicker
 from services.executor.engine.scheduler import Scheduler
 from services.executor.engine.sequences import Generating, Reading, Sequence
 from services.executor.engine.text import Answer
@@ -50,12 +51,13 @@ class BatchingEngine(Generic[MixtureT]):
     ) -> None:
         """`broken` is called once when the engine cannot go on."""
         self._backend, self._tokenizer, self._adapters, self._broken = backend, tokenizer, adapters, broken
-        self.context, self.rows = backend.context, rows
+        self.context, self.vocabulary, self.rows = backend.context, backend.config.vocabulary, rows
         self._steps = self._step_tokens = self._failed_steps = 0
         self._scheduler: Scheduler[Sequence[MixtureT]] = Scheduler(
             rows=rows, blocks=BlockPool(backend.blocks), block_tokens=BLOCK_TOKENS, step_tokens=step_tokens, max_waiting=max_waiting
         )
         self._base = backend.mix([])
+        self._picker = TokenPicker(rows)
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "engine")
         self._preparing: set[asyncio.Task[None]] = set()
@@ -89,7 +91,7 @@ class BatchingEngine(Generic[MixtureT]):
     @asynccontextmanager
     async def hold(self, tenant: str, mixtures: Many[Many[AdapterRef]]) -> AsyncIterator[None]:
         """See `Engine`."""
-        lease = await self._adapters.lease(tenant, *mixtures, ahead=True)
+        lease = await self._adapters.lease(tenant, *mixtures)
         try:
             yield
         finally:
@@ -105,8 +107,8 @@ class BatchingEngine(Generic[MixtureT]):
             lease=await self._adapters.lease(stage.tenant, refs),
             refs=refs,
             mixture_key=_mixture_key(stage.tenant, refs),
-            sampler=Sampler(stage.sampling),
-            answer=Answer(self._tokenizer.text, stage.stop, self._tokenizer.eos_ids, stage.max_tokens),
+            sampler=Sampler(stage.sampling, stage.prompt),
+            answer=Answer(self._tokenizer.text, stage.stop, () if stage.sampling.ignore_eos else self._tokenizer.eos_ids, stage.max_tokens),
             arrived_ns=arrived_ns,
         )
         async with self._submitted(sequence):
@@ -115,7 +117,7 @@ class BatchingEngine(Generic[MixtureT]):
                 if isinstance(piece, Exception):
                     raise piece
                 yield piece
-                if piece.usage:
+                if piece.usage.finish:
                     return
 
     async def score(self, tenant: str, prompt: Many[int], completions: Many[Many[int]], mixture: Many[AdapterRef]) -> list[list[float]]:
@@ -208,7 +210,7 @@ class BatchingEngine(Generic[MixtureT]):
         self._steps, self._step_tokens = self._steps + 1, self._step_tokens + sum(count for _, count in plan)
         try:
             works = [sequence.work(count) for sequence, count in plan]
-            results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, works)
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, run_step, self._backend, self._picker, works)
         except Exception as error:
             self._failed_steps += 1
             if self._failed_steps >= MAX_FAILED_STEPS:

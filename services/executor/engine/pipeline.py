@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
 
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
-from services.executor.engine.runner import Sampling
-from services.executor.models.prompt import PromptTokenizer
+from services.executor.engine.sampling import Sampling
+from services.executor.models.prompt import Message, PromptTokenizer
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+
+LONGEST_TOKEN: Final = 128
+"""Characters of the longest tokens there are (runs of spaces): a text with more for each token of the context is refused unread."""
+_SHORT_TEXT: Final = 16_384
+"""Characters that are tokenised in a few milliseconds; longer texts are on a thread, so that the others' tokens go out meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Generation:
     """A request to generate, already checked."""
 
     tenant: str
-    prompt: str
+    messages: tuple[Message, ...]
     adapters: tuple[AdapterRef, ...] = ()
     max_tokens: int = 64
     sampling: Sampling = field(default_factory=Sampling)
@@ -40,6 +48,10 @@ class Generation:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
 
+    def following(self, text: str) -> tuple[Message, ...]:
+        """What a later stage is asked: the former one's text as the user's turn, after the request's system turn if it began with one."""
+        return (*(turn for turn in self.messages[:1] if turn.role == "system"), Message("user", text))
+
 
 class Requests:
     """Takes requests in: their prompts become tokens, their stages run one after the other, and only so many are in flight."""
@@ -50,7 +62,7 @@ class Requests:
         self._in_flight = 0
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream the last stage's text; the last piece carries the usage of all. Closing the iterator frees all that it holds.
+        """Stream the last stage's text, with the usage of all. Closing the iterator frees all that it holds.
 
         Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
 
@@ -61,9 +73,9 @@ class Requests:
         """
         async with self._place():
             began_ns = time.perf_counter_ns()
-            prompt = self._checked_prompt("prompt", generation.prompt, generation.stages[0].max_tokens)
+            prompt = await self._checked_prompt("prompt", generation.messages, generation.stages[0].max_tokens)
             for stage in generation.stages[1:]:
-                self._checked_prompt("prompt", "", stage.max_tokens)
+                await self._checked_prompt("prompt", generation.following(""), stage.max_tokens)
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
             mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
             async with self._engine.hold(generation.tenant, mixtures):
@@ -80,12 +92,13 @@ class Requests:
                     async with aclosing(self._engine.run_stage(request)) as pieces:
                         async for piece in pieces:
                             text += piece.text
-                            spent += [piece.usage] if piece.usage else []
+                            spent += [piece.usage] if piece.usage.finish else []
                     if not text.strip():
                         raise FailedPrecondition(
                             f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters"
                         )
-                    prompt = self._checked_prompt(f"stages[{number}].text", text, generation.stages[number + 1].max_tokens)
+                    following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
+                    prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
                 started_us = (time.perf_counter_ns() - began_ns) // 1000
                 request = StageRequest(
                     tenant=generation.tenant,
@@ -97,16 +110,23 @@ class Requests:
                 )
                 async with aclosing(self._engine.run_stage(request)) as pieces:
                     async for piece in pieces:
-                        yield replace(piece, usage=piece.usage and _whole([*spent, piece.usage], started_us))
+                        yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
 
-    async def score(self, tenant: str, prompt: str, completions: Sequence[str], mixture: Sequence[AdapterRef]) -> list[list[float]]:
+    async def score(
+        self, tenant: str, messages: Sequence[Message], completions: Sequence[str], mixture: Sequence[AdapterRef]
+    ) -> list[list[float]]:
         """Log-probabilities of each completion's tokens under a mixture.
 
         Raises:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before, after = self.tokenizer.prompt_ids(prompt), [self.tokenizer.ids(completion) for completion in completions]
+        before = await self._prompt_ids("prompt", messages)
+        size = sum(len(turn.content) for turn in messages)
+        after = [
+            await self._ids("completion", size + len(completion), partial(self.tokenizer.answer_ids, messages, completion))
+            for completion in completions
+        ]
         if not all(after):
             raise InvalidArgument("completion", "has no token", "send the text to score")
         if (most := len(before) + max(map(len, after))) > self._engine.context:
@@ -114,15 +134,20 @@ class Requests:
         async with self._place():
             return await self._engine.score(tenant, before, after, mixture)
 
+    @property
+    def vocabulary(self) -> int:
+        """The base model's token ids are under it."""
+        return self._engine.vocabulary
+
     def state(self) -> EngineState:
         """The engine's."""
         return self._engine.state()
 
-    def _checked_prompt(self, field: str, text: str, max_tokens: int) -> list[int]:
+    async def _checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> list[int]:
         """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
         if not 1 <= max_tokens <= self._max_tokens:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
-        prompt = self.tokenizer.prompt_ids(text)
+        prompt = await self._prompt_ids(field, messages)
         if len(prompt) + max_tokens > self._engine.context:
             raise InvalidArgument(
                 field,
@@ -130,6 +155,14 @@ class Requests:
                 "shorten it or lower max_tokens",
             )
         return prompt
+
+    async def _prompt_ids(self, field: str, messages: Sequence[Message]) -> list[int]:
+        return await self._ids(field, sum(len(turn.content) for turn in messages), partial(self.tokenizer.prompt_ids, messages))
+
+    async def _ids(self, field: str, characters: int, encode: Callable[[], list[int]]) -> list[int]:
+        if characters > self._engine.context * LONGEST_TOKEN:
+            raise InvalidArgument(field, f"has more tokens than the context of {self._engine.context}", "shorten it")
+        return encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -145,8 +178,6 @@ class Requests:
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:
     last = spent[-1]
-    if len(spent) == 1:
-        return last
     return GenerationUsage(
         prompt_tokens=sum(one.prompt_tokens for one in spent),
         completion_tokens=sum(one.completion_tokens for one in spent),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from services.executor.adapters.leases import AdapterRef, Resident
-from services.executor.engine.runner import Sampling
+from services.executor.engine.sampling import Sampling, TokenLogprob
 from services.executor.engine.text import Finish
 
 MAX_HOSTED: Final = 2000
@@ -30,7 +30,7 @@ class StageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationUsage:
-    """What a finished request cost; times in microseconds."""
+    """What a request has cost; times in microseconds."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -39,18 +39,21 @@ class GenerationUsage:
     total_us: int
     adapter_hits: int
     adapter_misses: int
-    finish: Finish
+    finish: Finish | None
+    """How it ended; None while it goes on."""
     stages: tuple[GenerationUsage, ...] = ()
     """Of a pipeline: each stage's own; the fields above are their sums, times from the request on, and how the last one ended."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """New text; the last piece carries the usage."""
+    """New text and tokens, and what has been spent with them; the last piece's usage says how the text ended."""
 
     text: str
     tokens: int
-    usage: GenerationUsage | None = None
+    usage: GenerationUsage
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of the tokens, if the sampling asks for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,8 @@ class Engine(Protocol):
 
     context: int
     """Most tokens of a prompt and its answer."""
+    vocabulary: int
+    """Ids are under it."""
     rows: int
     """Sequences that are computed at once."""
 
@@ -106,7 +111,7 @@ class Engine(Protocol):
         """
 
     def run_stage(self, stage: StageRequest) -> AsyncGenerator[Piece, None]:
-        """Stream its text; the last piece carries the usage. Closing the iterator frees row, cache and leases at once.
+        """Stream its text. Closing the iterator frees row, cache and leases at once.
 
         Raises:
             As `hold`, and Unavailable: the engine stopped, or its step failed.

@@ -5,25 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic
 
 import torch
 from torch import Tensor
 
 from services.executor.backends.port import Backend, Batch, Chunk, MixtureT
+from services.executor.engine.sampling import Pick, Sampler, TokenLogprob, TokenPicker, not_finite
 from smoa.errors import FailedPrecondition, SmoaError
-
-COLDEST = 1e-5
-"""A temperature under this is greedy: dividing by it would leave float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to pick a token. Temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +22,7 @@ class Work(Generic[MixtureT]):
 
     chunk: Chunk[MixtureT]
     sampler: Sampler | None = None
-    """Picks the token after the last one; None when the prompt goes on."""
+    """Says how to pick the token after the last one; None when the prompt goes on."""
     targets: Sequence[int] = ()
     """The tokens that follow the chunk's last `len(targets)`: their log-probabilities are wanted."""
 
@@ -42,64 +32,34 @@ class Result:
     """What came of a `Work`; an error is its own, and no other's."""
 
     token: int | None
+    """The one that the sampler picked."""
     logprobs: list[float]
+    """Of the targets."""
     error: SmoaError | None = None
-
-
-class Sampler:
-    """Picks one sequence's tokens; the same seed picks the same."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._generator = torch.Generator().manual_seed(sampling.seed)
-
-    def pick(self, logits: Tensor, greedy: int, top: float) -> int:
-        """A token of logits [vocabulary], whose arg max and highest value are known.
-
-        Nucleus sampling (arXiv 1904.09751): the smallest set of tokens with probability over top_p, renormalised.
-
-        Raises:
-            FailedPrecondition: the logits are not finite: the adapters' weights are too large for the dtype.
-        """
-        if not math.isfinite(top):
-            raise _not_finite()
-        if self._sampling.temperature < COLDEST:
-            return greedy
-        scaled = (logits - top).cpu() / self._sampling.temperature
-        probabilities, order = scaled.softmax(-1).sort(descending=True)
-        if not math.isfinite(probabilities[0]):
-            raise _not_finite()
-        before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities.masked_fill(before >= self._sampling.top_p, 0.0)
-        return int(order[torch.multinomial(probabilities, 1, generator=self._generator)])
+    token_logprob: TokenLogprob | None = None
+    """Of the token, if its sampling asks for it."""
 
 
 @torch.inference_mode()
-def run_step(backend: Backend[MixtureT], works: Sequence[Work[MixtureT]]) -> list[Result]:
-    """One forward pass over all works, in their order."""
+def run_step(backend: Backend[MixtureT], picker: TokenPicker, works: Sequence[Work[MixtureT]]) -> list[Result]:
+    """One forward pass over all works, in their order, and the tokens of those that have a sampler."""
     logits, greedy = backend.forward(Batch.of([work.chunk for work in works]))
-    tops = logits.gather(1, torch.tensor(greedy, dtype=torch.long, device=logits.device)[:, None])[:, 0].tolist()
-    results: list[Result] = []
-    at = 0
-    for work in works:
-        mine, at = slice(at, at + work.chunk.outputs), at + work.chunk.outputs
-        try:
-            results.append(_result(work, logits[mine], greedy[mine], tops[mine]))
-        except SmoaError as error:
-            results.append(Result(None, [], error))
-    return results
+    ends = list(accumulate(work.chunk.outputs for work in works))
+    picking = [(end - 1, work.sampler) for end, work in zip(ends, works, strict=True) if work.sampler]
+    picks = iter(picker.pick(logits, greedy, [row for row, _ in picking], [sampler for _, sampler in picking]))
+    return [
+        _result(work, logits[end - work.chunk.outputs : end], next(picks) if work.sampler else None)
+        for work, end in zip(works, ends, strict=True)
+    ]
 
 
-def _result(work: Work[MixtureT], logits: Tensor, greedy: list[int], tops: list[float]) -> Result:
-    token = work.sampler.pick(logits[-1], greedy[-1], tops[-1]) if work.sampler else None
+def _result(work: Work[MixtureT], logits: Tensor, pick: Pick | FailedPrecondition | None) -> Result:
+    if isinstance(pick, FailedPrecondition):
+        return Result(None, [], pick)
     logprobs: list[float] = []
     if work.targets:
         targets = torch.tensor(work.targets, device=logits.device)[:, None]
         logprobs = logits[: len(work.targets)].log_softmax(-1).gather(1, targets)[:, 0].tolist()
         if not all(map(math.isfinite, logprobs)):
-            raise _not_finite()
-    return Result(token, logprobs)
-
-
-def _not_finite() -> FailedPrecondition:
-    return FailedPrecondition("adapters: make the model's output infinite or NaN; lower their weights, or retrain them")
+            return Result(None, [], not_finite())
+    return Result(pick.token, logprobs, None, pick.logprob) if pick else Result(None, logprobs)

@@ -10,7 +10,8 @@ from typing import Generic
 from services.executor.adapters.leases import AdapterLease, AdapterRef
 from services.executor.backends.port import Chunk, MixtureT
 from services.executor.engine.port import GenerationUsage, Piece
-from services.executor.engine.runner import Result, Sampler, Work
+from services.executor.engine.runner import Result, Work
+from services.executor.engine.sampling import Sampler
 from services.executor.engine.scheduler import Job
 from services.executor.engine.text import Answer
 
@@ -64,9 +65,6 @@ class Generating(Sequence[MixtureT]):
         self.tokens.append(result.token)
         self.first_ns = self.first_ns or time.perf_counter_ns()
         text, finish = self.answer.push(result.token)
-        if finish is None:
-            self.pieces.put_nowait(Piece(text, 1))
-            return False
         usage = GenerationUsage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.answer.tokens,
@@ -77,8 +75,8 @@ class Generating(Sequence[MixtureT]):
             adapter_misses=self.lease.missing,
             finish=finish,
         )
-        self.pieces.put_nowait(Piece(text, 1, usage))
-        return True
+        self.pieces.put_nowait(Piece(text, 1, usage, (result.token_logprob,) if result.token_logprob else ()))
+        return finish is not None
 
     def fail(self, error: Exception) -> None:
         """See `Sequence`."""

@@ -44,7 +44,6 @@ class ModelConfig:
     vocabulary: int
     context: int
     norm_eps: float
-    eos_ids: tuple[int, ...]
     tied: bool
     """The embedding is the head, where the files have no other."""
     biased: frozenset[str]
@@ -167,7 +166,6 @@ def _read(folder: Path, values: dict[str, object], family: Family) -> ModelConfi
     window = fields.size("sliding_window") if any(sliding) else 0
     scale, soft_cap = _attention_scale(values, fields, head_dim), _soft_cap(values, fields, "attn_logit_softcapping")
     attention = [LayerAttention(reach if reach < context else 0, scale, soft_cap) for reach in (0, window)]
-    eos = config_of(folder).get("eos_token_id")
     return ModelConfig(
         family=family,
         layers=layers,
@@ -179,7 +177,6 @@ def _read(folder: Path, values: dict[str, object], family: Family) -> ModelConfi
         vocabulary=fields.size("vocab_size"),
         context=context,
         norm_eps=fields.positive("rms_norm_eps"),
-        eos_ids=tuple(eos) if isinstance(eos, list) else (() if not isinstance(eos, int) else (eos,)),
         tied=fields.flag("tie_word_embeddings", False),
         biased=_biased(fields, family),
         activation=str(activation),

@@ -139,6 +139,10 @@ class NativeBackend:
             self._add_bases()
         self._placed[key] = adapter
 
+    def read(self, key: str) -> LoadedAdapter:
+        """See `Device`. It is the one that was placed."""
+        return self._placed[key]
+
     def evict(self, key: str) -> None:
         """See `Device`."""
         del self._placed[key]

@@ -65,6 +65,11 @@ class TorchBackend:
         with self._on_device():
             self._pool.place(key, adapter)
 
+    def read(self, key: str) -> LoadedAdapter:
+        """See `Device`."""
+        with self._on_device():
+            return self._pool.read(key)
+
     def evict(self, key: str) -> None:
         """See `Device`."""
         self._pool.evict(key)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.executor.adapters.mixture import LoadedAdapter, mixed_cores
+from services.executor.adapters.mixture import LoadedAdapter, Site, mixed_cores
 from services.executor.models.base_model import MODULES
 from services.executor.models.config import ModelConfig
 from smoa.errors import FailedPrecondition
@@ -26,7 +26,13 @@ class PlacedAdapter:
     scaling: float
     cores: Mapping[str, Tensor]
     rows: tuple[int, ...]
-    pair_modules: frozenset[str]
+    ranks: Mapping[Site, int]
+    """How many of the rows each site's pair fills."""
+
+    @property
+    def pair_modules(self) -> frozenset[str]:
+        """Those of its pairs."""
+        return frozenset(module for _, module in self.ranks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +81,8 @@ class RankPool:
         except BaseException:
             self._free.extend(reversed(rows))
             raise
-        modules = frozenset(module for _, module in adapter.pairs)
-        self._placed[key] = PlacedAdapter(adapter.layers, adapter.scaling, cores, rows, modules)
+        ranks = {site: len(a) for site, (a, _) in adapter.pairs.items()}
+        self._placed[key] = PlacedAdapter(adapter.layers, adapter.scaling, cores, rows, ranks)
 
     def _write(self, rows: tuple[int, ...], adapter: LoadedAdapter) -> None:
         if not rows:
@@ -90,6 +96,18 @@ class RankPool:
                     a[layer, : len(pair[0])], b[layer, : len(pair[1])] = pair
             self.a[module].index_copy_(1, at, a.to(self._device))
             self.b[module].index_copy_(1, at, b.to(self._device))
+
+    def read(self, key: str) -> LoadedAdapter:
+        """A placed adapter, copied to the host."""
+        one = self._placed[key]
+        cores = {module: stack.cpu() for module, stack in one.cores.items()}
+        rows = torch.tensor(one.rows, dtype=torch.long, device=self._device)
+        sides = {module: (self.a[module][:, rows].cpu(), self.b[module][:, rows].cpu()) for module in one.pair_modules}
+        pairs = {
+            (layer, module): (sides[module][0][layer, :rank].clone(), sides[module][1][layer, :rank].clone())
+            for (layer, module), rank in one.ranks.items()
+        }
+        return LoadedAdapter(one.layers, one.scaling, cores, pairs)
 
     def evict(self, key: str) -> None:
         """Free an adapter's rows. No mixture that holds them may run any more."""
