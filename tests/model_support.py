@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ def isolated_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOA_CACHE", str(folder))
 
 
-def make_model(folder: Path, family: str = "llama", seed: int = 1, **fields: object) -> Path:
+def make_model(folder: Path, family: str = "llama", seed: int = 1, fields: Mapping[str, object] | None = None) -> Path:
     """A tiny random model with a word-level tokenizer of w0 to w199; `fields` are put into its `config.json` as they are."""
     torch.manual_seed(seed)
-    raw = {
+    raw: dict[str, object] = {
         "model_type": family,
         "vocab_size": 200,
         "hidden_size": 64,
@@ -106,8 +106,9 @@ def make_model(folder: Path, family: str = "llama", seed: int = 1, **fields: obj
         "bos_token_id": None,
         "pad_token_id": None,
     }
-    raw = copy.deepcopy(raw | FAMILIES[family] | fields)
-    config = AutoConfig.for_model(**copy.deepcopy(raw))
+    raw = raw | FAMILIES[family] | dict(fields or {})
+    given: dict[str, Any] = copy.deepcopy(raw)  # it is changed in there
+    config = AutoConfig.for_model(given.pop("model_type"), **given)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():  # an untrained norm or bias would hide that it is left out
         if name.endswith("bias") or "norm" in name:

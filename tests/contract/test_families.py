@@ -70,7 +70,7 @@ def greedy(backend: AnyBackend, prompt: list[int], count: int) -> list[int]:
     ids=lambda one: one if isinstance(one, str) else "-".join(f"{name}={value}" for name, value in one.items())[:60] or "plain",
 )
 def test_log_probabilities_and_greedy_tokens_equal_transformers(kind: str, family: str, fields: dict[str, object], tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model", family, **fields)
+    folder = make_model(tmp_path / "model", family, fields=fields)
     reference, backend = reference_model(folder), make_backend(kind, folder)
     with torch.inference_mode():
         theirs = reference(torch.tensor([TOKENS])).logits[0].log_softmax(-1)
@@ -166,7 +166,7 @@ def test_a_config_with_other_fields_is_refused_or_means_what_it_means_in_transfo
     try:
         ModelConfig.from_folder(folder)
         if weights_too:
-            make_model(folder, family, **fields)
+            make_model(folder, family, fields=fields)
         model, reference = Llama.load(folder, torch.float32), reference_model(folder)
     except FailedPrecondition as error:
         event("refused")

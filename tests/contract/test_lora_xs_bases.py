@@ -38,7 +38,8 @@ def with_values(values: np.ndarray, outputs: int, inputs: int, seed: int) -> Ten
     left, right = (
         torch.linalg.qr(torch.randn(size, len(values), dtype=torch.float64, generator=generator)).Q for size in (outputs, inputs)
     )
-    return (left * torch.from_numpy(values)) @ right.T
+    weight: Tensor = (left * torch.from_numpy(values)) @ right.T
+    return weight
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -113,7 +113,7 @@ def test_other_tensors_than_the_config_says_are_refused(change: Callable[[Tensor
 
 def test_a_head_beside_a_tied_embedding_is_used(tmp_path: Path) -> None:
     """So does transformers, where they differ."""
-    folder = make_model(tmp_path / "model", tie_word_embeddings=True)
+    folder = make_model(tmp_path / "model", fields={"tie_word_embeddings": True})
     assert "lm_head.weight" not in load_weights(folder)
     changed(folder, lambda tensors: tensors.update({"lm_head.weight": torch.full((200, 64), 2.0)}))
     assert load_weights(folder)["lm_head.weight"].eq(2).all()

@@ -132,7 +132,7 @@ def _check_known(raw: Mapping[str, object], family: Family) -> None:
         if name in family.only and not any(value is one or (value == one and not isinstance(value, bool)) for one in family.only[name]):
             values = " or ".join(map(repr, family.only[name]))
             raise fields.refused(name, f"is {value!r}, and only {values} is implemented", "use another base model")
-        if name not in known and value is not None and value is not False and not _is_default(raw["model_type"], name, value):
+        if name not in known and value is not None and value is not False and not _is_default(str(raw["model_type"]), name, value):
             raise fields.refused(
                 name,
                 f"is {value!r}, which this executor knows nothing of for {raw['model_type']}",
@@ -140,7 +140,7 @@ def _check_known(raw: Mapping[str, object], family: Family) -> None:
             )
 
 
-def _is_default(kind: object, name: str, value: object) -> bool:
+def _is_default(kind: str, name: str, value: object) -> bool:
     """Whether a field has the value that the config class of transformers gives it anyway."""
     from transformers import AutoConfig  # late: a second, and seldom needed
 
@@ -162,7 +162,7 @@ def _read(folder: Path, values: dict[str, object], family: Family) -> ModelConfi
     rotated = _rotated(values, fields, layers)
     sliding = _sliding(values, fields, family, rotated)
     ropes = ropes_of(values, family, head_dim, context)
-    context = min(rope.context or context for rope in ropes)
+    context = min(context, *(rope.context or context for rope in ropes))
     window = fields.size("sliding_window") if any(sliding) else 0
     scale, soft_cap = _attention_scale(values, fields, head_dim), _soft_cap(values, fields, "attn_logit_softcapping")
     attention = [LayerAttention(reach if reach < context else 0, scale, soft_cap) for reach in (0, window)]
@@ -199,7 +199,7 @@ def _biased(fields: Fields, family: Family) -> frozenset[str]:
 def _attention_scale(values: Mapping[str, object], fields: Fields, head_dim: int) -> float:
     if "attention_multiplier" in values:
         return fields.number("attention_multiplier")
-    return fields.positive("query_pre_attn_scalar", head_dim) ** -0.5
+    return float(fields.positive("query_pre_attn_scalar", head_dim) ** -0.5)
 
 
 def _soft_cap(values: Mapping[str, object], fields: Fields, name: str) -> float:

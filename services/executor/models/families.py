@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+ROPE_TYPES: dict[str, str] = {name: name for name in ("default", "linear", "dynamic", "llama3", "yarn", "longrope")}
 Windows = Literal["none", "all", "late", "unrotated", "pattern"]
 """Which layers see a window only, where `layer_types` does not say: none, all, those from `max_window_layers` on, those without rotary
 positions, or all but every `sliding_window_pattern`-th."""
@@ -70,7 +71,6 @@ class Family:
         return COMMON | {self.activation: ACTIVATIONS[0]} | {name: values[0] for name, values in self.only.items()} | dict(self.reads)
 
 
-ROPE_TYPES = {name: name for name in ("default", "linear", "dynamic", "llama3", "yarn", "longrope")}
 COMMON: dict[str, object] = {
     "num_key_value_heads": None,
     "head_dim": None,

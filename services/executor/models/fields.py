@@ -52,7 +52,7 @@ class Fields:
             raise self.refused(name, f"is {value!r}, not true or false", REMEDY)
         return value
 
-    def object(self, name: str) -> dict[str, object]:
+    def parameters(self, name: str) -> dict[str, object]:
         """A JSON object, empty where there is none."""
         value = self._value(name, {})
         if not isinstance(value, dict):

@@ -156,7 +156,8 @@ def _beside(basis: Tensor, vectors: Tensor) -> Tensor | None:
 
 def _by_size(images: Tensor) -> Tensor:
     """The rotation that makes of W^T Q, for an orthonormal Q, right singular vectors times values, largest first."""
-    return torch.linalg.eigh(images.T @ images).eigenvectors.flip(1)
+    vectors: Tensor = torch.linalg.eigh(images.T @ images)[1]
+    return vectors.flip(1)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
@@ -165,21 +166,22 @@ def _orthonormal(vectors: Tensor) -> Tensor:
     for _ in range(2):
         factor, failed = torch.linalg.cholesky_ex(wide.T @ wide)
         if failed:  # some columns are in the span of the others
-            return torch.linalg.qr(vectors).Q
+            by_reflections: Tensor = torch.linalg.qr(vectors)[0]
+            return by_reflections
         wide = torch.linalg.solve_triangular(factor, wide.T, upper=False).T
     return wide.float()
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """Matrix [rows, columns] times x [columns, n] in float64, without a copy of the matrix in it."""
-    return torch.cat([rows.double() @ x for rows in matrix.split(_ROWS)])
+    return torch.cat([matrix[at : at + _ROWS].double() @ x for at in range(0, len(matrix), _ROWS)])
 
 
 def _transposed_product(matrix: Tensor, x: Tensor) -> Tensor:
     """The matrix's transpose times x [rows, n] in float64."""
     out = torch.zeros(matrix.shape[1], x.shape[1], dtype=torch.float64)
-    for rows, part in zip(matrix.split(_ROWS), x.split(_ROWS), strict=True):
-        out.addmm_(rows.double().T, part)
+    for at in range(0, len(matrix), _ROWS):
+        out.addmm_(matrix[at : at + _ROWS].double().T, x[at : at + _ROWS])
     return out
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from services.executor.models.families import Family
 from services.executor.models.fields import REMEDY, Fields
 
+_ORIGINAL = "original_max_position_embeddings"
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -64,7 +66,7 @@ def _dynamic(head: _Head, fields: Fields) -> Rope:
 def _llama3(head: _Head, fields: Fields) -> Rope:
     """Llama 3.1: long waves are slowed, short ones kept, and what is between is blended."""
     factor, low, high = (fields.positive(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    context = fields.size("original_max_position_embeddings", head.context)
+    context = fields.size(_ORIGINAL, head.context)
     if low == high:
         raise fields.refused("high_freq_factor", "is that of low_freq_factor", REMEDY)
     kept = head.frequencies()
@@ -76,7 +78,7 @@ def _llama3(head: _Head, fields: Fields) -> Rope:
 def _yarn(head: _Head, fields: Fields) -> Rope:
     """YaRN (arXiv 2309.00071)."""
     factor = fields.positive("factor")
-    context = fields.size("original_max_position_embeddings", head.context)
+    context = fields.size(_ORIGINAL, head.context)
     fast, slow = fields.positive("beta_fast", 32.0), fields.positive("beta_slow", 1.0)
 
     def dimension(turns: float) -> float:
@@ -101,7 +103,7 @@ def _longrope(head: _Head, fields: Fields) -> Rope:
 
     A longer text takes the long factors for all of its positions, those in the cache too: so a sequence would change as it grows.
     """
-    context = fields.size("original_max_position_embeddings", head.context)
+    context = fields.size(_ORIGINAL, head.context)
     for name in ("short_factor", "long_factor"):
         if len(fields.numbers(name)) != head.dimensions // 2:
             raise fields.refused(name, f"has not {head.dimensions // 2} numbers", REMEDY)
@@ -112,7 +114,6 @@ def _longrope(head: _Head, fields: Fields) -> Rope:
     return _rope(head.frequencies() / torch.tensor(fields.numbers("short_factor"), dtype=torch.float64), amplitude, context)
 
 
-_ORIGINAL = "original_max_position_embeddings"
 _STRETCHES: dict[str, tuple[Callable[[_Head, Fields], Rope], tuple[str, ...]]] = {
     "default": (_plain, ()),
     "linear": (_linear, ("factor",)),
@@ -134,11 +135,11 @@ def ropes_of(values: Mapping[str, object], family: Family, head_dim: int, contex
     """
     fields = Fields(values)
 
-    def rope(name: str, parameters: Mapping[str, object], theta: str) -> Rope:
+    def rope(name: str, parameters: dict[str, object], theta: str) -> Rope:
         outside = {"rope_theta": values[theta], "partial_rotary_factor": values.get("partial_rotary_factor", 1.0)}
         return _rope_of(name, outside | parameters, values, family, head_dim, context)
 
-    old, new = fields.object("rope_scaling"), fields.object("rope_parameters")
+    old, new = fields.parameters("rope_scaling"), fields.parameters("rope_parameters")
     if not family.local_rope:
         same = rope("rope_scaling", old, "rope_theta") if old else rope("rope_parameters", new, "rope_theta")
         return same, same
@@ -146,10 +147,10 @@ def ropes_of(values: Mapping[str, object], family: Family, head_dim: int, contex
         raise fields.refused("rope_parameters", f"has {', '.join(other)} beside full_attention and sliding_attention", REMEDY)
     by_type = Fields(new, "rope_parameters.")
     # So transformers reads an old `type` beside the default `rope_type` that it puts there: what it means is refused below.
-    whole = (by_type.object("full_attention") or {"rope_type": "default"}) | old
+    whole = (by_type.parameters("full_attention") or {"rope_type": "default"}) | old
     return (
         rope("rope_scaling" if old else "rope_parameters.full_attention", whole, "rope_theta"),
-        rope("rope_parameters.sliding_attention", by_type.object("sliding_attention"), "rope_local_base_freq"),
+        rope("rope_parameters.sliding_attention", by_type.parameters("sliding_attention"), "rope_local_base_freq"),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from safetensors import safe_open
@@ -109,7 +110,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
             if name == HEAD:
                 weights[HEAD] = tensor
             elif not name.endswith(_COMPUTED):
-                weights |= zip(stored[name].parts, tensor.split(list(stored[name].parts.values())), strict=True)
+                weights |= zip(stored[name].parts, _apart(tensor, stored[name]), strict=True)
     return weights
 
 
@@ -121,9 +122,13 @@ def linear_weights(config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118  safe_open is no mapping
                 if name in stored and linear.issuperset(stored[name].parts):
-                    parts = stored[name].parts
-                    for part, tensor in zip(parts, handle.get_tensor(name).split(list(parts.values())), strict=True):
+                    for part, tensor in zip(stored[name].parts, _apart(handle.get_tensor(name), stored[name]), strict=True):
                         yield part.removesuffix(".weight"), tensor
+
+
+def _apart(tensor: Tensor, stored: StoredTensor) -> Sequence[Tensor]:
+    starts = accumulate(stored.parts.values(), initial=0)
+    return [tensor[start : start + rows] for start, rows in zip(starts, stored.parts.values(), strict=False)]
 
 
 def _refused(problem: str, remedy: str) -> FailedPrecondition:

@@ -179,7 +179,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of the leading dimensions, in the half-split layout of Llama checkpoints."""
-    turned, kept = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turned.chunk(2, -1)
     turned = turned * cos + torch.cat((-second, first), -1) * sin
     return torch.cat((turned, kept), -1) if kept.shape[-1] else turned
