@@ -18,8 +18,9 @@ from smoa.cli.names import state_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
 from smoa.example_inputs import examples_file, read_examples
+from smoa.folder_kinds import CONFIG_FILE
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
-from smoa.peft import CONFIG_FILE, content_id, import_folder
+from smoa.peft import content_id, import_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2

@@ -217,7 +217,7 @@ class Residency:
                     raise FailedPrecondition(
                         f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
                     ) from error
-                adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
+                adapter = await asyncio.to_thread(decode, data)
                 if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
                     raise InvalidArgument(
                         "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
