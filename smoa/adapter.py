@@ -40,7 +40,8 @@ GRANULARITIES = (
 SINGULAR_VALUES = ".s"
 FUSED: Final[Mapping[str, tuple[str, ...]]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Linears that hold several others, in the order of their outputs (as Phi-3 has them)."""
-_PATH: Final = re.compile(r"model\.layers\.(\d{1,5})\.(?:self_attn|mlp)\.(\w+)")
+_OF_ATTENTION: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"})
+_PATH: Final = re.compile(r"model\.layers\.(\d{1,5})\.(self_attn|mlp)\.(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +121,11 @@ def site_of(path: str) -> tuple[int, str]:
         InvalidArgument: no path of a decoder layer's linear.
     """
     found = _PATH.fullmatch(path)
-    if found is None:
+    if found is None or (found[2] == "self_attn") != (found[3] in _OF_ATTENTION):
         raise InvalidArgument(
             "file", f"{path[:200]!r} is no linear of a decoder layer", "name tensors model.layers.N.self_attn.q_proj.lora_A"
         )
-    return int(found[1]), found[2]
+    return int(found[1]), found[3]
 
 
 def encode(adapter: Adapter) -> bytes:

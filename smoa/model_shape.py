@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from smoa.adapter import FUSED, Adapter, site_of
 from smoa.errors import InvalidArgument
@@ -44,6 +45,9 @@ class ModelShape:
         for module in manifest.modules:
             if not self.parts_of(module):
                 raise InvalidArgument("adapter", f"changes {module}, the base model has {', '.join(sorted(self.modules))}", _OTHER_MODEL)
+        parts = [part for module in manifest.modules for part in self.parts_of(module)]
+        if twice := {part for part in parts if parts.count(part) > 1}:
+            raise InvalidArgument("adapter", f"changes {min(twice)} by itself and in a fused linear", "train one of the two")
         for layer in manifest.layers:
             if not 0 <= layer < self.layers:
                 raise InvalidArgument("adapter", f"changes layer {layer}, the base model has layers 0 to {self.layers - 1}", _OTHER_MODEL)
@@ -105,6 +109,12 @@ def model_name(text: str) -> str:
     cached = re.search(r"models--([^/\\]+?)--([^/\\]+)", text)
     name = f"{cached[1]}/{cached[2]}" if cached else text
     return name if len(name) <= MAX_NAME_CHARACTERS else _last_part(name)[:MAX_NAME_CHARACTERS]
+
+
+def folder_name(folder: Path) -> str:
+    """What to call the base model in a folder: its hub's id, or the folder's name."""
+    path = str(folder.absolute())
+    return folder.absolute().name if model_name(path) == path else model_name(path)
 
 
 def may_be_same_model(first: str, second: str) -> bool:

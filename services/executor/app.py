@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from services.executor.adapters.mixture import load_adapter
+from services.executor.adapters.mixture import load_adapter, shape_of
 from services.executor.adapters.residency import Residency
 from services.executor.adapters.slots import SlotPool
 from services.executor.backends.native.backend import NativeBackend
@@ -19,7 +19,7 @@ from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
 from services.executor.engine.engine import Engine
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import config_of, fingerprint, load_weights, lora_xs_bases, resolve
+from services.executor.models.base_model import MODULES, config_of, fingerprint, load_weights, lora_xs_bases, resolve
 from services.executor.models.config import ModelConfig
 from services.executor.models.prompt import PromptTokenizer
 from services.executor.servicer import ExecutorServicer
@@ -27,6 +27,7 @@ from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
+from smoa.model_shape import ModelShape, folder_name
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
@@ -96,6 +97,15 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> Backend:
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
+def model_shape(settings: ExecutorSettings, folder: Path) -> ModelShape:
+    """What an adapter must fit to be served here."""
+    config, dtype, max_rank = ModelConfig.from_folder(folder), compute_dtype(settings, folder), settings.max_rank
+    if settings.backend == "torch" or settings.device != "cpu":  # its slots hold whole ranks, whatever modules an adapter has
+        rank_bytes = sum(sum(config.shape(module)) for module in MODULES) * config.layers * dtype.itemsize
+        max_rank = min(max_rank, settings.slot_bytes // rank_bytes)
+    return shape_of(config, max_rank, dtype, min(settings.slot_bytes, settings.host_bytes))
+
+
 def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     """The engine, the base model's fingerprint and its folder."""
     folder = resolve(settings.base_model)
@@ -103,7 +113,8 @@ def load_engine(settings: ExecutorSettings) -> tuple[Engine, str, Path]:
     backend = load_backend(settings, folder)
     residency = Residency(
         SlotPool(settings.slots, settings.slot_bytes),
-        AdapterStore(settings.store),
+        # A file may hold wider numbers than the slots do.
+        AdapterStore(settings.store, 4 * min(settings.slot_bytes, settings.host_bytes), "SMOA_EXECUTOR_SLOT_BYTES"),
         lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
         backend,
         host_bytes=settings.host_bytes,
@@ -131,15 +142,15 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await engine.start()
     stack.push_async_callback(engine.stop)
-    metrics = ExecutorMetrics(engine)
+    metrics, shape = ExecutorMetrics(engine), model_shape(settings, folder).to_message()
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(engine, publisher, metrics, name, folder.name, settings.rows), server.server
+        ExecutorServicer(engine, publisher, metrics, name, folder_name(folder), settings.rows, shape), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)
     if settings.advertised_address:
-        reporter = StatusReporter(engine, publisher, settings.advertised_address, name, settings.rows, settings.status_interval_s)
+        reporter = StatusReporter(engine, publisher, settings.advertised_address, name, shape, settings.rows, settings.status_interval_s)
         reporter.start()
         stack.push_async_callback(reporter.stop)  # pushed last, so done first: routers hear that it leaves before it refuses
     return server

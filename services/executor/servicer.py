@@ -28,10 +28,17 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """`smoa.v1.ExecutorService`."""
 
     def __init__(
-        self, engine: Engine, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str, rows: int
+        self,
+        engine: Engine,
+        publisher: EventPublisher,
+        metrics: ExecutorMetrics,
+        base_model: str,
+        base_model_name: str,
+        rows: int,
+        shape: common.ModelShape,
     ) -> None:
         self._engine, self._publisher, self._metrics = engine, publisher, metrics
-        self._base_model, self._base_model_name, self._rows = base_model, base_model_name, rows
+        self._base_model, self._base_model_name, self._rows, self._shape = base_model, base_model_name, rows, shape
 
     async def Generate(  # noqa: N802
         self, request: executor_pb2.GenerateRequest, context: Context
@@ -85,6 +92,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             cache_blocks_free=scheduler.blocks.available,
             prefix_lookups=scheduler.prefix_lookups,
             prefix_hits=scheduler.prefix_hits,
+            model=self._shape,
         )
 
 

@@ -48,11 +48,11 @@ class ExecutorSettings:
     slots: int = 32
     """Adapters that are ready on the device at once."""
     slot_bytes: int = 256 * MIB
-    """Memory of the slots."""
+    """Memory of the slots. It bounds one adapter, too: rank 16 on all linears of an 8B model takes 80 MiB in bfloat16."""
     host_bytes: int = 512 * MIB
-    """Memory of the adapters that are kept outside the slots, to be loaded again without the store."""
-    max_rank: int = 64
-    """Highest rank of an adapter that is served."""
+    """Memory of the adapters that are kept outside the slots, to be loaded again without the store. It bounds one adapter, too."""
+    max_rank: int = 256
+    """Highest rank of a `lora` adapter that is served. How large one may be is for the slots to say."""
     max_waiting: int = 128
     """Requests that may wait for a row; one more is refused with RESOURCE_EXHAUSTED."""
     max_tokens: int = 512

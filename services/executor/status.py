@@ -12,6 +12,7 @@ from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
 from smoa.tasks import begin, end
+from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,18 @@ MAX_BEHIND: Final = 1000
 class StatusReporter:
     """Owns the task that reports."""
 
-    def __init__(self, engine: Engine, publisher: EventPublisher, address: str, base_model: str, rows: int, interval_s: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        publisher: EventPublisher,
+        address: str,
+        base_model: str,
+        shape: common.ModelShape,
+        rows: int,
+        interval_s: float,
+    ) -> None:
         self._engine, self._publisher, self._address = engine, publisher, address
-        self._base_model, self._rows, self._interval_s = base_model, rows, interval_s
+        self._base_model, self._shape, self._rows, self._interval_s = base_model, shape, rows, interval_s
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,6 +69,7 @@ class StatusReporter:
             rows=self._rows,
             reported_at_us=time.time_ns() // 1000,
             leaving=leaving,
+            model=self._shape,
         )
         try:
             self._publisher.publish([event(EXECUTORS, self._address, status)])

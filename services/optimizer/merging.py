@@ -73,7 +73,9 @@ def random_sketch(adapter: Adapter) -> NDArray[np.float32]:
     else:
         for path in _paths([adapter]):
             a, b = tensors[f"{path}.lora_A"].astype(np.float64), tensors[f"{path}.lora_B"].astype(np.float64)
-            total += adapter.manifest.scaling_of(path) * (_directions(f"{path}/out", len(b)) @ b) @ (a @ _directions(f"{path}/in", a.shape[1]).T)
+            total += (
+                adapter.manifest.scaling_of(path) * (_directions(f"{path}/out", len(b)) @ b) @ (a @ _directions(f"{path}/in", a.shape[1]).T)
+            )
     length = float(np.linalg.norm(total))
     return (total.ravel() / length if length else total.ravel()).astype(np.float32)
 

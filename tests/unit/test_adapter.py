@@ -22,7 +22,6 @@ from smoa.adapter import (
     SPECIALIZATIONS,
     Adapter,
     Manifest,
-    check,
     decode,
     digest_of,
     encode,
@@ -126,7 +125,8 @@ def test_bfloat16_stays_bfloat16(rank: int, width: int, out: int, seed: int) -> 
     adapter = Adapter(adapter.manifest, {name: tensor.astype(BFLOAT16) for name, tensor in adapter.tensors.items()})
     data = encode(adapter)
     _assert_equal(decode(data), adapter)
-    assert [entry["dtype"] for _, entry in deserialize(data)] == ["BF16", "BF16"]
+    entries = deserialize(data)  # type: ignore[no-untyped-call]
+    assert [entry["dtype"] for _, entry in entries] == ["BF16", "BF16"]
     assert encode(decode(data)) == data
 
 
@@ -162,7 +162,10 @@ def test_a_lora_xs_adapter_has_one_scaling() -> None:
     assert _refusal(_raw(_lora_xs(), scalings={"q_proj": 1.0})).startswith("manifest.scalings: is not empty; ")
 
 
-@pytest.mark.parametrize("path", ["model.layers.x.self_attn.q_proj", "model.layers.0.self_attn", "lm_head", "model.layers.0.moe.q_proj"])
+@pytest.mark.parametrize(
+    "path",
+    ["model.layers.x.self_attn.q_proj", "model.layers.0.self_attn", "lm_head", "model.layers.0.moe.q_proj", "model.layers.0.mlp.q_proj"],
+)
 def test_a_linear_outside_the_decoder_layers_is_refused(path: str) -> None:
     tensors = {f"{path}.lora_A": np.ones((2, 4), np.float32), f"{path}.lora_B": np.ones((3, 2), np.float32)}
     assert _refusal(_raw(Adapter(_lora().manifest, tensors))).startswith(f"file: {path!r} is no linear of a decoder layer; ")

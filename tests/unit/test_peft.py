@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from smoa.adapter import Adapter, Manifest, decode, encode
 from smoa.errors import InvalidArgument
 from smoa.peft import export_folder, import_folder
-from smoa.peft_config import READ_FIELDS, FIELDS_WITHOUT_EFFECT, parse_config
+from smoa.peft_config import FIELDS_WITHOUT_EFFECT, READ_FIELDS, parse_config
 from smoa.tensor_file import BFLOAT16, read_tensors
 
 PREFIX = "base_model.model.model.layers"

@@ -42,7 +42,7 @@ def test_an_altered_header_is_read_as_the_library_reads_it(data: st.DataObject) 
     for _ in range(data.draw(st.integers(1, 3))):
         file[data.draw(st.integers(0, len(file) - 33))] = data.draw(st.sampled_from(list(b'0123456789[]{}":,aF\xff\x00')))
     try:
-        wanted = {name: entry["data"] for name, entry in deserialize(bytes(file))}
+        wanted = {name: entry["data"] for name, entry in deserialize(bytes(file))}  # type: ignore[no-untyped-call]
     except SafetensorError:
         wanted = None
     try:
@@ -76,7 +76,7 @@ def test_an_altered_header_is_read_as_the_library_reads_it(data: st.DataObject) 
 )
 def test_a_header_that_says_what_is_not_so_is_refused(header: object) -> None:
     text = json.dumps(header).encode()
-    with pytest.raises(ValueError, match="header|left over|unpack|missing|hold"):
+    with pytest.raises(ValueError, match=r"header|left over|unpack|missing|hold"):
         read_tensors(struct.pack("<Q", len(text)) + text + bytes(4))
     with pytest.raises(ValueError, match="header"):
         read_tensors(struct.pack("<Q", 200_000) + b"[" * 200_000)
