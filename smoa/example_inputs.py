@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +23,11 @@ def read_examples(path: Path) -> list[str]:
     Raises:
         InvalidArgument: naming the line that holds no input.
     """
+    data = path.read_bytes()
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in data:
+        raise InvalidArgument("examples", f"{path} is UTF-16 text, or none at all", "save it as UTF-8")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON may hold other line separators
+        lines = data.decode("utf-8-sig").split("\n")  # not splitlines: JSON may hold other line separators
     except UnicodeDecodeError as error:
         raise InvalidArgument("examples", f"{path} is not UTF-8 text ({error.reason})", "save it as UTF-8") from error
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
