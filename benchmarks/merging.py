@@ -22,7 +22,8 @@ from rich.table import Table
 from benchmarks.machine import machine
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, lora_xs_bases, resolve
 from services.optimizer.merging import merged
-from smoa.adapter import Adapter, Array, Manifest, decode, new_adapter_id
+from smoa.adapter import Adapter, Manifest, decode, new_adapter_id
+from smoa.tensor_file import Array
 
 T = TypeVar("T")
 Matrix = NDArray[np.float32]
