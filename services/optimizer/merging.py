@@ -302,6 +302,7 @@ def _manifest(adapters: Sequence[Adapter], merge_id: str, scaling: float, rank: 
         name=first.name,
         kind=first.kind,
         base_model=first.base_model,
+        base_model_name=first.base_model_name,
         rank=rank,
         modules=first.modules,
         layers=tuple(sorted({layer for one in manifests for layer in one.layers})),
