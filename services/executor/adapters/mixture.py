@@ -19,7 +19,7 @@ from torch import Tensor
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig
 from smoa.adapter import Adapter, site_of
-from smoa.errors import FailedPrecondition
+from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.model_shape import ModelShape
 from smoa.tensor_file import BFLOAT16, Array
 
@@ -94,6 +94,8 @@ def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_ra
             outputs = shape.modules[part][0]
             pairs[layer, part] = (a, _tensor(b[first : first + outputs].T).to(dtype))
             first += outputs
+            if not all(side.isfinite().all() for side in pairs[layer, part]):  # 0 times infinity would be others' NaN
+                raise InvalidArgument("file", f"{path} holds weights that {dtype} cannot", "retrain it, or serve the model in bfloat16")
     return LoadedAdapter(manifest.layers, manifest.scaling, {}, pairs)
 
 
