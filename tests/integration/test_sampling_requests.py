@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,6 +46,21 @@ async def test_a_prompt_of_megabytes_is_refused_unread(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="completion: has more tokens than the context of 200; shorten it"):
         await world.client.executor.Score(request, timeout=20)
     assert time.perf_counter() - began < 2
+
+
+async def test_a_long_text_is_tokenised_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_loop: list[bool] = []
+
+    def ids(text: str) -> list[int]:
+        on_the_loop.append(threading.current_thread() is threading.main_thread())
+        return encode(text)
+
+    encode = world.engine.tokenizer.ids
+    monkeypatch.setattr(world.engine.tokenizer, "ids", ids)
+    _, details = await refused(world, prompt="w1 " * 6000)
+    assert details == "prompt: has 6000 tokens, with max_tokens over the context of 200; shorten it or lower max_tokens"
+    await refused(world, prompt="w1 " * 600)
+    assert on_the_loop == [False, True]
 
 
 async def test_a_bias_brings_a_token_and_penalties_drive_it_away(world: World) -> None:
