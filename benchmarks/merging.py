@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, lora_xs_bases, resolve
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
+from services.executor.models.lora_xs_bases import LoraXsBases
 from services.optimizer.merging import merged
 from smoa.adapter import Adapter, Manifest, decode, new_adapter_id
 from smoa.tensor_file import Array
@@ -61,7 +62,7 @@ def random_adapters(width: int, spread: float) -> list[Adapter]:
 def real_adapters() -> list[Adapter]:
     """Four of the example library, on the first layer they change."""
     folder = resolve(DEFAULT_BASE_MODEL)
-    bases = lora_xs_bases(folder, fingerprint(folder))
+    bases = LoraXsBases(folder, fingerprint(folder))
     found = []
     for file in sorted((Path("examples") / "library" / "adapters").glob("*.safetensors"))[:4]:
         adapter = decode(file.read_bytes())

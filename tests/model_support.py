@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +23,10 @@ from services.executor.backends.port import BLOCK_TOKENS, AnyBackend, Batch, Chu
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
 from services.executor.backends.torch.ranks import TorchMixture
-from services.executor.models.base_model import BASES_RANK, cache_home, load_weights, lora_xs_bases
+from services.executor.models.base_model import BASES_RANK, cache_home
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.lora_xs_bases import LoraXsBases
+from services.executor.models.weights import load_weights
 from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
 
 CAN_RUN_NATIVE = bool(library.processor_variants())
@@ -34,6 +39,7 @@ VARIANTS = [
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "llama3": {
+        "model_type": "llama",
         "rope_parameters": {
             "rope_type": "llama3",
             "rope_theta": 10000.0,
@@ -41,12 +47,33 @@ FAMILIES: dict[str, dict[str, object]] = {
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
-        }
+        },
     },
     "mistral": {"sliding_window": 24},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 32},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True, "use_sliding_window": True, "sliding_window": 24},
+    "granite": {"embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.4, "logits_scaling": 3.0},
+    "gemma2": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 24,
+        "sliding_window_pattern": 2,
+        "rope_theta": 50000.0,
+        "rope_local_base_freq": 1000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        "final_logit_softcapping": 3.0,
+    },
+    "phi3": {"partial_rotary_factor": 0.5},
 }
+"""Fields of `config.json` beside the sizes: at least one model for every type that is served, with values that make a difference."""
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,10 +90,11 @@ def isolated_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOA_CACHE", str(folder))
 
 
-def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
-    """A tiny random model with a word-level tokenizer of w0 to w199."""
+def make_model(folder: Path, family: str = "llama", seed: int = 1, fields: Mapping[str, object] | None = None) -> Path:
+    """A tiny random model with a word-level tokenizer of w0 to w199; `fields` are put into its `config.json` as they are."""
     torch.manual_seed(seed)
-    settings = {
+    raw: dict[str, object] = {
+        "model_type": family,
         "vocab_size": 200,
         "hidden_size": 64,
         "intermediate_size": 96,
@@ -76,8 +104,11 @@ def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
         "max_position_embeddings": 256,
         "eos_token_id": None,
         "bos_token_id": None,
+        "pad_token_id": None,
     }
-    config = AutoConfig.for_model(family.removesuffix("3") if family == "llama3" else family, **(settings | FAMILIES[family]))
+    raw = raw | FAMILIES[family] | dict(fields or {})
+    given: dict[str, Any] = copy.deepcopy(raw)  # it is changed in there
+    config = AutoConfig.for_model(given.pop("model_type"), **given)
     model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():  # an untrained norm or bias would hide that it is left out
         if name.endswith("bias") or "norm" in name:
@@ -85,10 +116,16 @@ def make_model(folder: Path, family: str = "llama", seed: int = 1) -> Path:
         elif parameter.ndim == 2:
             parameter.data = torch.randn_like(parameter) * 0.15
     model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(raw | {"architectures": [type(model).__name__], "dtype": "float32"}))
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(200)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The same model in transformers. With its plain attention: another leaves out the soft caps of Gemma 2."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
 
 
 def make_backend(
@@ -96,7 +133,7 @@ def make_backend(
 ) -> AnyBackend:
     """A backend of a model folder. `fused` is torch with the Triton kernels."""
     model = Llama.load(folder, dtype, DEVICE if kind == "fused" else "cpu")
-    bases = lora_xs_bases(folder, model.fingerprint)
+    bases = LoraXsBases(folder, model.fingerprint)
     if kind in ("torch", "fused"):
         return TorchBackend(model, bases, blocks=blocks, context=context, slot_bytes=slot_mib * 2**20, fused=kind == "fused")
     return NativeBackend(
@@ -156,7 +193,7 @@ def random_adapter(
 
 def delta_of(adapter: Adapter, folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """What an adapter adds to each weight, by checkpoint path: the definition, in float64."""
-    bases = lora_xs_bases(folder, adapter.manifest.base_model)
+    bases = LoraXsBases(folder, adapter.manifest.base_model)
     deltas: dict[str, torch.Tensor] = {}
     for index, layer in enumerate(adapter.manifest.layers):
         for module in adapter.manifest.modules:

@@ -22,9 +22,11 @@ from services.executor.engine.engine import CONCURRENT_READINGS, AnyEngine, Batc
 from services.executor.engine.pipeline import Requests
 from services.executor.memory import cache_blocks, free_bytes
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import MODULES, config_of, fingerprint, load_weights, lora_xs_bases, resolve, weight_files
+from services.executor.models.base_model import MODULES, config_of, fingerprint, resolve, weight_files
 from services.executor.models.config import ModelConfig
+from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.weights import check_files, load_weights
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
@@ -62,13 +64,14 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
 
     Raises:
         InvalidArgument: an unknown backend or dtype, or a cache that does not hold one context.
-        FailedPrecondition: `native` was asked for and cannot run here.
+        FailedPrecondition: the model is not served, or `native` was asked for and cannot run here.
     """
     if settings.backend not in BACKENDS:
         raise InvalidArgument("SMOA_EXECUTOR_BACKEND", f"{settings.backend!r} is unknown", f"use one of {', '.join(BACKENDS)}")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     config, dtype = ModelConfig.from_folder(folder), compute_dtype(settings, folder)
+    check_files(config)
     model_bytes = sum(path.stat().st_size for path in weight_files(folder)) * max(1, dtype.itemsize // 2)  # kept in 16 bits, mostly
     blocks = cache_blocks(
         settings,
@@ -84,7 +87,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
                 config,
                 load_weights(folder),
                 name,
-                lora_xs_bases(folder, name),
+                LoraXsBases(folder, name),
                 dtype=dtype,
                 blocks=blocks,
                 context=settings.context,
@@ -96,7 +99,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
                 raise
             _log.warning("running on torch, which is slower: %s", error)
     model = Llama.load(folder, dtype, settings.device)
-    bases = lora_xs_bases(folder, model.fingerprint)
+    bases = LoraXsBases(folder, model.fingerprint)
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 

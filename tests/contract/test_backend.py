@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 from services.executor.backends.native.backend import NativeBackend
 from services.executor.backends.port import BLOCK_TOKENS, AnyBackend, Batch, Chunk
 from services.executor.backends.torch.model import Llama
-from services.executor.models.base_model import MODULES, load_weights
+from services.executor.models.base_model import MODULES
 from services.executor.models.config import ModelConfig
+from services.executor.models.weights import load_weights
 from smoa.adapter import Kind
 from tests.model_support import (
     CAN_RUN_NATIVE,
@@ -29,6 +29,7 @@ from tests.model_support import (
     make_backend,
     make_model,
     random_adapter,
+    reference_model,
 )
 
 TOKENS = torch.randint(0, 200, (70,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -51,9 +52,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["torch", *VARIANTS])
 def test_logits_equal_transformers(kind: str, folder: Path) -> None:
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
-        theirs = reference(torch.tensor([TOKENS])).logits[0]
+        theirs = reference_model(folder)(torch.tensor([TOKENS])).logits[0]
     ours = logits_of(make_backend(kind, folder), TOKENS)
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
@@ -61,8 +61,8 @@ def test_logits_equal_transformers(kind: str, folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["torch", *VARIANTS])
 def test_bfloat16_is_as_close_to_float32_as_transformers_is(kind: str, folder: Path) -> None:
     with torch.inference_mode():
-        exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([TOKENS])).logits[0]
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(torch.tensor([TOKENS])).logits[0].float()
+        exact = reference_model(folder)(torch.tensor([TOKENS])).logits[0]
+        theirs = reference_model(folder, torch.bfloat16)(torch.tensor([TOKENS])).logits[0].float()
     ours = logits_of(make_backend(kind, folder, torch.bfloat16), TOKENS)
     assert (ours - exact).abs().mean() < 1.2 * (theirs - exact).abs().mean()
 

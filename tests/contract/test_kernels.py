@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.executor.backends.port import Batch, Chunk
 from services.executor.backends.torch.kernels import PagedAttention, add_ranks
+from services.executor.models.config import LayerAttention
 from tests.model_support import DEVICE
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -74,10 +75,10 @@ def test_ranks_of_another_that_overflow_stay_with_it(fused: bool) -> None:
     positions=st.lists(st.integers(0, 79), min_size=1, max_size=4),
     heads=st.sampled_from([(2, 1), (6, 2), (4, 4), (9, 3)]),
     size=st.sampled_from([16, 24, 64]),
-    window=st.sampled_from([0, 1, 5, 16, 40]),
+    how=st.builds(LayerAttention, st.sampled_from([0, 1, 5, 16, 40]), st.sampled_from([0.125, 0.4]), st.sampled_from([0.0, 1.5])),
     seed=st.integers(0, 100),
 )
-def test_attention(positions: list[int], heads: tuple[int, int], size: int, window: int, seed: int) -> None:
+def test_attention(positions: list[int], heads: tuple[int, int], size: int, how: LayerAttention, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     from services.executor.backends.torch.triton_kernels import FusedAttention
 
@@ -88,6 +89,6 @@ def test_attention(positions: list[int], heads: tuple[int, int], size: int, wind
     blocks = [[order.pop() for _ in range(5)] for _ in positions]
     batch = Batch.of([Chunk([0], at, table, None, 1) for at, table in zip(positions, blocks, strict=True)])
     slots, tables, at = (torch.from_numpy(part).to(DEVICE) for part in (batch.cache_slots, batch.tables, batch.positions))
-    plain = PagedAttention(cache.clone(), batch, (window,)).attend(0, queries, keys, values)
-    fused = FusedAttention(cache.clone(), slots, tables, at, (window,)).attend(0, queries, keys, values)
+    plain = PagedAttention(cache.clone(), batch, [how]).attend(0, queries, keys, values)
+    fused = FusedAttention(cache.clone(), slots, tables, at, [how]).attend(0, queries, keys, values)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,8 @@ from services.executor.adapters.mixture import LoadedAdapter, load_adapter
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
 from services.executor.backends.torch.ranks import RankPool
-from services.executor.models.base_model import MODULES, lora_xs_bases
+from services.executor.models.base_model import MODULES
+from services.executor.models.lora_xs_bases import LoraXsBases
 from smoa.adapter import Kind
 from smoa.errors import FailedPrecondition, InvalidArgument
 from tests.model_support import isolated_cache, logits_of, make_model, random_adapter
@@ -44,7 +45,7 @@ def _adapters(model: Llama, count: int) -> list[LoadedAdapter]:
 
 def _backend(model: Llama, ranks: int) -> TorchBackend:
     one = RankPool(model.config, 0, torch.float32, model.device).rank_bytes
-    return TorchBackend(model, lora_xs_bases(model.config.folder, model.fingerprint), blocks=8, context=64, slot_bytes=ranks * one)
+    return TorchBackend(model, LoraXsBases(model.config.folder, model.fingerprint), blocks=8, context=64, slot_bytes=ranks * one)
 
 
 def test_adapters_that_come_and_go_leave_nothing_behind(model: Llama) -> None:

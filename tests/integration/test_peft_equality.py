@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama
-from services.executor.models.base_model import DEFAULT_BASE_MODEL, MODULES, lora_xs_bases, resolve
+from services.executor.models.base_model import DEFAULT_BASE_MODEL, MODULES, resolve
 from services.executor.models.config import module_path
+from services.executor.models.lora_xs_bases import LoraXsBases
 from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
 from smoa.peft import import_folder
 from tests.model_support import BACKENDS, CAN_RUN_NATIVE, Everywhere, isolated_cache, load, logits_of, make_backend, make_model
@@ -55,7 +56,7 @@ def _save_adapters(folder: Path, out: Path, configs: list[LoraConfig]) -> list[P
 
 def _lora_xs_twin(folder: Path, name: str, path: Path, seed: int) -> Adapter:
     """A `lora_xs` adapter of ours, written to `path` as the PEFT adapter with A = V^T and B = U S R."""
-    bases = lora_xs_bases(folder, name)
+    bases = LoraXsBases(folder, name)
     modules, rank = ("q_proj", "v_proj", "down_proj"), 8
     model: Any = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(r=rank, lora_alpha=rank, target_modules=list(modules))
@@ -112,7 +113,7 @@ def test_a_lone_adapter_at_half_weight_gives_exactly_half_its_delta(number: int,
         adapter = _lora_xs_twin(folder, model.fingerprint, tmp_path / "xs", 0)
     else:
         adapter = import_folder(_save_adapters(folder, tmp_path, [_random_config(random.Random(number))])[0], model.fingerprint)
-    backend = TorchBackend(model, lora_xs_bases(folder, model.fingerprint), blocks=1, context=16, slot_bytes=80 * 2**20)
+    backend = TorchBackend(model, LoraXsBases(folder, model.fingerprint), blocks=1, context=16, slot_bytes=80 * 2**20)
     loaded = load(adapter, backend)
     for layer in adapter.manifest.layers:
         for module in adapter.manifest.modules:

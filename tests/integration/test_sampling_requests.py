@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
+from services.executor.models.prompt import Message
 from smoa.cli.main import cli
 from smoa.v1 import executor_pb2
 from tests.integration.executor_support import PROMPT, World, refused, running_executor
@@ -51,12 +52,12 @@ async def test_a_prompt_of_megabytes_is_refused_unread(world: World) -> None:
 async def test_a_long_text_is_tokenised_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     on_the_loop: list[bool] = []
 
-    def ids(text: str) -> list[int]:
+    def ids(messages: Sequence[Message]) -> list[int]:
         on_the_loop.append(threading.current_thread() is threading.main_thread())
-        return encode(text)
+        return encode(messages)
 
-    encode = world.engine.tokenizer.ids
-    monkeypatch.setattr(world.engine.tokenizer, "ids", ids)
+    encode = world.executor.requests.tokenizer.prompt_ids
+    monkeypatch.setattr(world.executor.requests.tokenizer, "prompt_ids", ids)
     _, details = await refused(world, prompt="w1 " * 6000)
     assert details == "prompt: has 6000 tokens, with max_tokens over the context of 200; shorten it or lower max_tokens"
     await refused(world, prompt="w1 " * 600)

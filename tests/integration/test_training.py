@@ -20,7 +20,7 @@ from services.executor.backends.torch import model as torch_model
 from services.executor.backends.torch.backend import TorchBackend
 from services.executor.backends.torch.model import Llama, training_dtype
 from services.executor.commands import train as train_command
-from services.executor.models.base_model import lora_xs_bases
+from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import Kind, decode, encode
 from smoa.errors import InvalidArgument
@@ -46,7 +46,7 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     trained = train(model, folder, tokenizer, PAIRS, settings, seen.append)
     adapter = decode(encode(trained.adapter))
     before = float(completion_loss(model, tokenized(tokenizer, PAIRS), None))
-    bases = lora_xs_bases(folder, model.fingerprint)
+    bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
     mixture = backend.mix([(load(adapter, backend), 1.0)])
     after = float(completion_loss(model, tokenized(tokenizer, PAIRS), Everywhere(backend, mixture)))
@@ -71,7 +71,7 @@ def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tu
     assert trained.steps == trained.evaluations[-1].step < 1000
     least = min(one.loss for one in trained.evaluations[:-2])
     assert least - min(one.loss for one in trained.evaluations[-2:]) <= settings.min_gain
-    bases = lora_xs_bases(folder, model.fingerprint)
+    bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=8, slot_bytes=2**20)
     mixture = backend.mix([(load(trained.adapter, backend), 1.0)])
     _, held_out = split_held_out(tokenized(tokenizer, noise), settings.seed)

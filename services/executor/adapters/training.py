@@ -19,8 +19,9 @@ from torch import Tensor
 from services.executor.adapters.early_stopping import Evaluation, best_of, is_flat
 from services.executor.adapters.mixture import Bases, Delta, Site
 from services.executor.adapters.training_data import Pair, TokenPair, split_held_out, tokenized
-from services.executor.models.base_model import BASES_RANK, MODULES, lora_xs_bases
+from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
 from smoa.errors import InvalidArgument
@@ -171,7 +172,7 @@ def train(
     if not 0 < settings.learning_rate <= 10:
         raise InvalidArgument("learning_rate", f"{settings.learning_rate} is outside 0..10", "use 0.03 for lora_xs, 0.002 for lora")
     training, held_out = split_held_out(tokenized(tokenizer, pairs), settings.seed)
-    bases = lora_xs_bases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
+    bases: Bases = LoraXsBases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
     delta = TrainableDelta(model, settings, bases, torch.Generator().manual_seed(settings.seed))
     weights = [t for ts in delta.parameters.values() for t in ts]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)

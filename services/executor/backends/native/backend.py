@@ -18,6 +18,7 @@ from services.executor.backends.native.library import AMX, Flags, loaded, proces
 from services.executor.backends.port import BLOCK_TOKENS, Batch
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.weights import EMBEDDING, FINAL_NORM, HEAD, norm_names
 from smoa.errors import FailedPrecondition
 
 _PANEL, _MATRIX_INPUTS = 32, 32
@@ -36,7 +37,8 @@ class _Linear(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = [
         ("linear", _Linear * len(MODULES)),
-        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")),
+        *((name, ctypes.c_void_p) for name in ("query_norm", "key_norm", "cosine", "sine")),
         ("window", ctypes.c_int64),
     ]
 
@@ -45,9 +47,11 @@ class _Model(ctypes.Structure):
     _fields_ = [
         ("layer", ctypes.POINTER(_Layer)),
         ("head", _Linear),
-        *((name, ctypes.c_void_p) for name in ("embedding", "final_norm", "cosine", "sine")),
+        *((name, ctypes.c_void_p) for name in ("embedding", "final_norm")),
         *((name, ctypes.c_int32) for name in ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary")),
-        *((name, ctypes.c_float) for name in ("epsilon", "scale")),
+        *((name, ctypes.c_int32) for name in ("rotary", "gelu", "apart")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scale", "soft_cap", "logits_soft_cap")),
+        *((name, ctypes.c_float) for name in ("embedding_scale", "residual_scale", "logits_scale")),
     ]
 
 
@@ -86,7 +90,8 @@ class NativeBackend:
         max_step_tokens: int = 512,
         flags: Flags | None = None,
     ) -> None:
-        """Packs `weights`, emptying the mapping as it goes. `flags` asks for another variant than the processor's best.
+        """Packs `weights`, emptying the mapping as it goes; `bases` are not looked into before an adapter needs them. `flags` asks for
+        another variant than the processor's best.
 
         Raises:
             FailedPrecondition: a dtype or shape that the kernels do not have, or no compiler (see `library`).
@@ -110,7 +115,9 @@ class NativeBackend:
         self._kept: list[object] = []  # what the structs point to
         self._placed: dict[str, LoadedAdapter] = {}
         self._sites = [(layer, module) for layer in range(config.layers) for module in MODULES]
-        self._model = self._packed_model(weights, padded_bases(bases))
+        self._bases: Bases | None = bases  # until they are packed
+        self._layers = (_Layer * config.layers)()
+        self._model = self._packed_model(weights)
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
         self._team = ctypes.c_void_p(library.smoa_team(threads or torch.get_num_threads()))
         weakref.finalize(self, library.smoa_end_team, self._team)
@@ -128,6 +135,8 @@ class NativeBackend:
 
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """See `Device`. The host's memory is the device's: nothing is copied."""
+        if adapter.cores:
+            self._add_bases()
         self._placed[key] = adapter
 
     def read(self, key: str) -> LoadedAdapter:
@@ -189,34 +198,26 @@ class NativeBackend:
         self._forward(ctypes.byref(self._model), ctypes.byref(struct), self._team)
         return logits, greedy.tolist()
 
-    def _packed_model(self, weights: dict[str, Tensor], bases: Bases) -> _Model:
+    def _packed_model(self, weights: dict[str, Tensor]) -> _Model:
         config = self.config
-        layers = (_Layer * config.layers)()
-        for index in range(config.layers):
-            layer, prefix = layers[index], f"model.layers.{index}."
+        tables = {rope: [self._pointer(part) for part in rope.table(config.context)] for rope in set(config.ropes) if rope is not None}
+        (how,) = {(layer.scale, layer.soft_cap) for layer in config.attention}
+        for index, layer in enumerate(self._layers):
             for number, module in enumerate(MODULES):
                 path = module_path(index, module)
-                bias = weights.pop(f"{path}.bias", None)
-                layer.linear[number] = self._linear(weights.pop(f"{path}.weight"), bias, bases.get(path))
-            layer.attention_norm = self._pointer(weights.pop(f"{prefix}input_layernorm.weight").float())
-            layer.mlp_norm = self._pointer(weights.pop(f"{prefix}post_attention_layernorm.weight").float())
-            for name in ("query_norm", "key_norm"):
-                norm = weights.pop(f"{prefix}self_attn.{name[0]}_norm.weight", None)
-                setattr(layer, name, None if norm is None else self._pointer(norm.float()))
-            layer.window = config.windows[index]
-        embedding = weights.pop("model.embed_tokens.weight")
-        head = weights.pop("lm_head.weight", None)
-        cosine, sine = config.rotary()
-        packed = self._pointer(self._packed(embedding))
-        linear = _Linear(weight=packed, outputs=config.vocabulary, inputs=config.hidden) if head is None else self._linear(head, None, None)
-        self._kept.append(layers)
+                layer.linear[number] = self._linear(weights.pop(f"{path}.weight"), weights.pop(f"{path}.bias", None))
+            for norm, name in norm_names(config, index).items():
+                setattr(layer, f"{norm}_norm", self._norm(weights.pop(name)))
+            if (rope := config.ropes[index]) is not None:
+                layer.cosine, layer.sine = tables[rope]
+            layer.window = config.attention[index].window
+        head = weights.pop(HEAD, None)
+        embedding = self._linear(weights.pop(EMBEDDING))
         return _Model(
-            layer=layers,
-            head=linear,
-            embedding=packed,
-            final_norm=self._pointer(weights.pop("model.norm.weight").float()),
-            cosine=self._pointer(cosine),
-            sine=self._pointer(sine),
+            layer=self._layers,
+            head=embedding if head is None else self._linear(head),
+            embedding=embedding.weight,
+            final_norm=self._norm(weights.pop(FINAL_NORM)),
             layers=config.layers,
             hidden=config.hidden,
             intermediate=config.intermediate,
@@ -224,18 +225,37 @@ class NativeBackend:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             vocabulary=config.vocabulary,
+            rotary=max((rope.dimensions for rope in tables), default=0),
+            gelu=config.activation == "gelu_pytorch_tanh",
+            apart=config.family.post_norms or config.residual_scale != 1,
             epsilon=config.norm_eps,
-            scale=config.head_dim**-0.5,
+            scale=how[0],
+            soft_cap=how[1],
+            logits_soft_cap=config.logits_soft_cap,
+            embedding_scale=torch.tensor(config.embedding_scale, dtype=self.dtype).item(),  # rounded, as it was in training
+            residual_scale=config.residual_scale,
+            logits_scale=config.logits_scale,
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor | None, basis: tuple[Tensor, Tensor] | None) -> _Linear:
+    def _add_bases(self) -> None:
+        """Pack the LoRA-XS bases: when the first adapter that needs them is placed, before any mixture of it can run."""
+        if self._bases is None:
+            return
+        linears = {module_path(layer, module): self._layers[layer].linear[MODULES.index(module)] for layer, module in self._sites}
+        for path, (left, right) in padded_bases(self._bases).items():
+            linear = linears[path]
+            linear.right = self._pointer(self._packed(right.T, BASES_RANK))
+            linear.left = self._pointer(self._packed(F.pad(left, (0, _MATRIX_INPUTS - BASES_RANK))))
+        self._bases = None
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None) -> _Linear:
         made = _Linear(weight=self._pointer(self._packed(weight)), outputs=weight.shape[0], inputs=weight.shape[1])
         if bias is not None:
             made.bias = self._pointer(bias.float())
-        if basis is not None:
-            left = F.pad(basis[0], (0, _MATRIX_INPUTS - BASES_RANK))
-            made.left, made.right = self._pointer(self._packed(left)), self._pointer(self._packed(basis[1].T, BASES_RANK))
         return made
+
+    def _norm(self, weight: Tensor) -> int:
+        return self._pointer(weight.float() + self.config.family.norm_offset)
 
     def _packed(self, weight: Tensor, panel: int = _PANEL) -> Tensor:
         """[outputs, inputs] to [panels, inputs / pair, panel, pair], outputs padded with zeros."""

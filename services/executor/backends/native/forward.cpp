@@ -1,4 +1,4 @@
-// One forward step of a Llama-family model for a batch in which every sequence has its own mixture of adapters.
+// One forward step of a model of Llama's kind for a batch in which every sequence has its own mixture of adapters.
 //
 // The rule that everything here keeps: the arithmetic of one token never depends on what else is in the batch. Every sum runs in one
 // fixed order, whatever the number of rows, the chunking of the prompt or the place in the cache. So a sequence's output is the same,
@@ -24,7 +24,7 @@ struct Step {
     int layer = 0;
     int width;  // of q, k and v together
     // Scratch, [tokens, ...]:
-    float *stream, *qkv, *gated, *scores;
+    float *stream, *branch, *qkv, *gated, *scores;
     T *x, *query, *attended, *inner, *last, *mixed[MODULES];
     bool uses_core[MODULES], uses_pairs[MODULES];
 
@@ -38,6 +38,7 @@ struct Step {
         auto padded = [](int64_t count) { return (count + 31) / 32 * 32; };  // matrix registers read whole groups of tokens
         int64_t tokens = padded(batch.tokens), heads = int64_t(model.heads) * model.head_dim;
         take(stream, tokens * model.hidden);
+        take(branch, model.apart ? tokens * model.hidden : 0);
         take(qkv, tokens * width);
         take(gated, tokens * 2 * model.intermediate);
         take(x, tokens * model.hidden);
@@ -174,7 +175,7 @@ struct Step {
         // Within a panel: input pair, vector of outputs, output, member of the pair.
         for (int k = 0; k < model.hidden; k++)
             stream[int64_t(token) * model.hidden + k] =
-                E::to(panel[(int64_t(k / E::PAIR) * WIDTH + id % WIDTH) * E::PAIR + k % E::PAIR]);
+                E::to(panel[(int64_t(k / E::PAIR) * WIDTH + id % WIDTH) * E::PAIR + k % E::PAIR]) * model.embedding_scale;
     }
 
     T* block(int token, int index, int kv_head) const {
@@ -183,10 +184,10 @@ struct Step {
         return static_cast<T*>(batch.cache) + ((layer * batch.blocks + number) * model.kv_heads + kv_head) * size;
     }
 
-    // Rotary position embedding (arXiv 2104.09864), halves layout, in place.
-    void rotate(float* head, int position) const {
-        int half = model.head_dim / 2;
-        const float *cosine = model.cosine + int64_t(position) * half, *sine = model.sine + int64_t(position) * half;
+    // Rotary position embedding (arXiv 2104.09864) of the leading dimensions, halves layout, in place.
+    void rotate(const Layer& weights, float* head, int position) const {
+        int half = model.rotary / 2;
+        const float *cosine = weights.cosine + int64_t(position) * half, *sine = weights.sine + int64_t(position) * half;
         for (int i = 0; i < half; i++) {
             float first = head[i], second = head[i + half];
             head[i] = first * cosine[i] - second * sine[i];
@@ -206,7 +207,7 @@ struct Step {
         for (int head = 0; head < model.heads + model.kv_heads; head++) {
             const float* weight = head < model.heads ? weights.query_norm : weights.key_norm;
             if (weight) norm(q + head * size, weight, size, q + head * size);
-            rotate(q + head * size, position);
+            if (weights.cosine) rotate(weights, q + head * size, position);
         }
         for (int i = 0; i < model.heads * size; i++) query[int64_t(token) * model.heads * size + i] = E::from(q[i] * model.scale);
         for (int head = 0; head < model.kv_heads; head++) {
@@ -236,6 +237,8 @@ struct Step {
             Integers at = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + index * BLOCK;
             Integers hidden = at > position;
             if (window > 0) hidden |= at <= position - window;
+            if (model.soft_cap > 0)
+                for (int g = 0; g < G; g++) dot[g] = soft_capped(dot[g], model.soft_cap);
             for (int g = 0; g < G; g++) {
                 dot[g] = hidden ? splat(-std::numeric_limits<float>::infinity()) : dot[g];
                 largest[g] = larger(dot[g], largest[g]);
@@ -295,7 +298,14 @@ struct Step {
         }
     }
 
-    // inner = silu(gate) * up
+    // SiLU is x s(x) for the logistic s, and GELU's tanh formula x s(2 u(x)): this is what s takes, negated.
+    template <bool GELU, class V>
+    static V logistic_argument(V x) {
+        if constexpr (GELU) return x * (x * x * -0.0713548163f - 1.59576912f);
+        else return -x;
+    }
+    // inner = activation(gate) * up
+    template <bool GELU>
     void activate(int token) {
         float *gate = gated + int64_t(token) * 2 * model.intermediate, *up = gate + model.intermediate;
         add_pairs(GATE, token, x + int64_t(token) * model.hidden, gate);
@@ -305,10 +315,24 @@ struct Step {
         for (; k + LANES <= model.intermediate; k += LANES) {
             Vector value = load(gate + k);
             float wide[LANES];
-            store(wide, value / (splat(1.0f) + exponential(-value)) * load(up + k));
+            store(wide, value / (splat(1.0f) + exponential(logistic_argument<GELU>(value))) * load(up + k));
             narrow<E>(out + k, wide, LANES);
         }
-        for (; k < model.intermediate; k++) out[k] = E::from(gate[k] / (1.0f + std::exp(-gate[k])) * up[k]);
+        for (; k < model.intermediate; k++) out[k] = E::from(gate[k] / (1.0f + std::exp(logistic_argument<GELU>(gate[k]))) * up[k]);
+    }
+
+    // What attention or MLP gave a token, to the residual stream.
+    void add_branch(int token, const float* post_norm) const {
+        float *from = branch + int64_t(token) * model.hidden, *to = stream + int64_t(token) * model.hidden;
+        if (post_norm) norm(from, post_norm, model.hidden, from);
+        for (int k = 0; k < model.hidden; k++) to[k] += from[k] * model.residual_scale;
+    }
+
+    void scale_logits(float* logits) const {
+        if (model.logits_scale != 1.0f)
+            for (int k = 0; k < model.vocabulary; k++) logits[k] /= model.logits_scale;
+        if (model.logits_soft_cap > 0)
+            for (int k = 0; k < model.vocabulary; k++) logits[k] = model.logits_soft_cap * std::tanh(logits[k] / model.logits_soft_cap);
     }
 
     // Runs body(first, last) over tiles of tokens, the same ones on the same thread each time: so what it left in its cache is there. Ends
@@ -324,6 +348,7 @@ struct Step {
     void run(int thread) {
         int tokens = batch.tokens, hidden = model.hidden, heads = model.heads * model.head_dim, inter = model.intermediate;
         int keys = heads, values = heads + model.kv_heads * model.head_dim;
+        float* sum = model.apart ? branch : stream;
         for (int index = 0; index < model.layers; index++) {
             const Layer& weights = model.layer[index];
             auto core = [&](Module module) { return uses_core[module] ? mixed[module] : nullptr; };
@@ -351,10 +376,11 @@ struct Step {
                 attend(item / model.kv_heads, item % model.kv_heads, scores + int64_t(thread) * model.heads * batch.context);
             });
             if (uses_core[O]) by_tile(thread, [&](int first, int last) { mix(O, attended, first, last); });
-            linears<E, 1>(team, {site(O, attended, stream, hidden, true)}, tokens);
+            linears<E, 1>(team, {site(O, attended, sum, hidden, !model.apart)}, tokens);
             by_tile(thread, [&](int first, int last) {
                 for (int token = first; token < last; token++) {
-                    add_pairs(O, token, attended + int64_t(token) * heads, stream + int64_t(token) * hidden);
+                    add_pairs(O, token, attended + int64_t(token) * heads, sum + int64_t(token) * hidden);
+                    if (model.apart) add_branch(token, weights.attention_post_norm);
                     norm_to(stream + int64_t(token) * hidden, weights.mlp_norm, x + int64_t(token) * hidden);
                 }
                 for (Module module : {GATE, UP}) {
@@ -364,22 +390,28 @@ struct Step {
             });
             linears<E, 2>(team, {site(GATE, x, gated, 2 * inter), site(UP, x, gated + inter, 2 * inter)}, tokens);
             by_tile(thread, [&](int first, int last) {
-                for (int token = first; token < last; token++) activate(token);
+                for (int token = first; token < last; token++) model.gelu ? activate<true>(token) : activate<false>(token);
                 mix(DOWN, inner, first, last);
                 prefetch_pairs(DOWN, first, last);
             });
-            linears<E, 1>(team, {site(DOWN, inner, stream, hidden, true)}, tokens);
-            if (uses_pairs[DOWN])
+            linears<E, 1>(team, {site(DOWN, inner, sum, hidden, !model.apart)}, tokens);
+            if (uses_pairs[DOWN] || model.apart)
                 by_tile(thread, [&](int first, int last) {
-                    for (int token = first; token < last; token++)
-                        add_pairs(DOWN, token, inner + int64_t(token) * inter, stream + int64_t(token) * hidden);
+                    for (int token = first; token < last; token++) {
+                        add_pairs(DOWN, token, inner + int64_t(token) * inter, sum + int64_t(token) * hidden);
+                        if (model.apart) add_branch(token, weights.mlp_post_norm);
+                    }
                 });
         }
         team.each(batch.outputs, 1, [&](int i) {
             norm_to(stream + int64_t(batch.output[i]) * hidden, model.final_norm, last + int64_t(i) * hidden);
         });
         linears<E, 1>(team, {Site<E>{&model.head, last, hidden, nullptr, batch.logits, model.vocabulary, false}}, batch.outputs);
-        team.each(batch.outputs, 1, [&](int i) { batch.greedy[i] = arg_max(batch.logits + int64_t(i) * model.vocabulary); });
+        team.each(batch.outputs, 1, [&](int i) {
+            float* logits = batch.logits + int64_t(i) * model.vocabulary;
+            scale_logits(logits);
+            batch.greedy[i] = arg_max(logits);
+        });
     }
 
     int arg_max(const float* values) const {

@@ -21,16 +21,24 @@ struct Linear {
 };
 struct Layer {
     Linear linear[MODULES];
-    const float *attention_norm, *mlp_norm, *query_norm, *key_norm;  // the last two [head_dim] or null
-    int64_t window;                                                   // tokens a token sees, itself included; 0: all
+    const float *attention_norm, *mlp_norm;            // [hidden], of what these read
+    const float *attention_post_norm, *mlp_post_norm;  // [hidden], of what they give, or null
+    const float *query_norm, *key_norm;                // [head_dim] or null
+    const float *cosine, *sine;                        // [context, rotary / 2], or null: positions are not rotated
+    int64_t window;                                    // tokens a token sees, itself included; 0: all
 };
 struct Model {
     const Layer* layer;
     Linear head;
     const void* embedding;  // packed [vocabulary, hidden]
-    const float *final_norm, *cosine, *sine;  // cosine, sine [context, head_dim / 2]
+    const float* final_norm;
     int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary;
-    float epsilon, scale;
+    int32_t rotary;  // dimensions of a head that are rotated
+    int32_t gelu;    // the MLP's activation is GELU by its tanh formula, not SiLU
+    int32_t apart;   // what attention and MLP give is normed or scaled before it is added to the stream
+    float epsilon, scale;  // scale: of products of queries and keys
+    float soft_cap, logits_soft_cap;  // 0: none
+    float embedding_scale, residual_scale, logits_scale;  // the last divides
 };
 struct Pair {
     const void *a, *b;  // [rank, inputs], [rank, outputs]

@@ -55,6 +55,11 @@ inline Vector exponential(Vector x) {
     return p * (Vector)power;
 }
 
+// cap tanh(x / cap), to some units in the last place of the cap.
+inline Vector soft_capped(Vector x, float cap) {
+    return splat(cap) - splat(2.0f * cap) / (exponential(x * splat(2.0f / cap)) + splat(1.0f));
+}
+
 // What the two dtypes do differently. `Packed` is a vector of PAIR inputs for LANES outputs; `factor` is what multiplies all of its lanes.
 // `dot` adds LANES * PAIR products to a vector of partial sums.
 struct Float32 {

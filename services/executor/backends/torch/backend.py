@@ -45,12 +45,9 @@ class TorchBackend:
         self.model, self.config, self.fingerprint, self.dtype = model, model.config, model.fingerprint, model.dtype
         self.blocks, self.context, self._rows = blocks, min(context, model.config.context), rows
         self._fused = model.device.type == "cuda" if fused is None else fused
-        on_device = {
-            path: (left.to(model.device, model.dtype), right.to(model.device, model.dtype))
-            for path, (left, right) in padded_bases(bases).items()
-        }
         self._pool = RankPool(model.config, slot_bytes, model.dtype, model.device)
-        self._deltas = DeltaBuffers(self._pool, on_device, model.config, rows, model.dtype, model.device)
+        self._bases = bases
+        self._deltas = DeltaBuffers(self._pool, model.config, rows, model.dtype, model.device)
         # One block more than are given out: rows that only fill a graph up write there.
         shape = (model.config.layers, 2, blocks + 1, BLOCK_TOKENS, model.config.kv_heads, model.config.head_dim)
         self._cache = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -63,6 +60,11 @@ class TorchBackend:
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """See `Device`."""
         with self._on_device():
+            if adapter.cores and not self._deltas.bases:
+                self._deltas.bases = {
+                    path: (left.to(self.model.device, self.dtype), right.to(self.model.device, self.dtype))
+                    for path, (left, right) in padded_bases(self._bases).items()
+                }
             self._pool.place(key, adapter)
 
     def read(self, key: str) -> LoadedAdapter:
@@ -96,7 +98,7 @@ class TorchBackend:
                 torch.from_numpy(part).long().to(device) for part in (batch.tokens, batch.positions, batch.sequence, batch.outputs)
             )
             self._deltas.set(batch.mixtures)
-            attention = PagedAttention(self._cache, batch, self.config.windows)
+            attention = PagedAttention(self._cache, batch, self.config.attention)
             logits, greedy = self.step(tokens, positions, self._deltas.of_tokens(row_of), attention, outputs)
             return logits, greedy.tolist()
 
@@ -162,7 +164,9 @@ class _DecodeStep:
         from services.executor.backends.torch.triton_kernels import FusedAttention
 
         backend = self._backend
-        attention = FusedAttention(backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows], backend.config.windows)
+        attention = FusedAttention(
+            backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows], backend.config.attention
+        )
         return backend.step(self._ids[:rows], self._positions[:rows], delta, attention)
 
     def _graph(self, rows: int, delta: RowsDelta | None) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.executor.backends.port import BLOCK_TOKENS, Batch, MixtureT
 from services.executor.backends.torch.model import masked_attention, seen_from
+from services.executor.models.config import LayerAttention
 
 
 def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
@@ -44,9 +45,9 @@ class _Group:
 class PagedAttention:
     """`model.Attention` of a batch's tokens to their sequences' blocks: new keys and values go to their slots first."""
 
-    def __init__(self, cache: Tensor, batch: Batch[MixtureT], windows: Sequence[int]) -> None:
+    def __init__(self, cache: Tensor, batch: Batch[MixtureT], layers: Sequence[LayerAttention]) -> None:
         """`cache` is [layers, 2 (keys, values), blocks, BLOCK_TOKENS, kv_heads, head_dim]."""
-        self._cache, self._windows = cache.flatten(2, 3), windows
+        self._cache, self._layers = cache.flatten(2, 3), layers
         self._slots = torch.from_numpy(batch.cache_slots).long().to(cache.device)
         counts = np.diff(batch.bounds)
         # Prompts would pad every row that decodes to their length.
@@ -68,7 +69,7 @@ class PagedAttention:
             real=torch.from_numpy(real).to(device),
             slots=torch.from_numpy(slots).to(device),
             behind=(at > torch.from_numpy(last)[:, None].to(device))[:, :, None, None],
-            seen={window: seen_from(positions, at, window) for window in set(self._windows)},
+            seen={window: seen_from(positions, at, window) for window in {how.window for how in self._layers}},
         )
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -79,6 +80,6 @@ class PagedAttention:
         out = torch.empty_like(queries)
         for group in self._groups:
             k, v = (part[group.slots].masked_fill(group.behind, 0.0) for part in cache)
-            read = masked_attention(queries[group.tokens], k, v, group.seen[self._windows[layer]])
+            read = masked_attention(queries[group.tokens], k, v, group.seen[self._layers[layer].window], self._layers[layer])
             out[group.tokens[group.real]] = read[group.real]
         return out

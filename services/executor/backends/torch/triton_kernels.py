@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from services.executor.models.config import LayerAttention
 
 
 @triton.jit
@@ -52,6 +55,7 @@ def attend(
     size,
     scale,
     WINDOW: tl.constexpr,
+    SOFT_CAP: tl.constexpr,
     TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
@@ -75,6 +79,8 @@ def attend(
         inside = ((block * TOKENS + t[:, None]) * kv_heads + head) * size + d[None, :]
         key = tl.load(keys + inside, mask=d[None, :] < size, other=0.0).to(tl.float32)
         score = tl.sum(query[:, None, :] * key[None, :, :], 2)
+        if SOFT_CAP > 0:  # by tanh, which Triton has not
+            score = SOFT_CAP - 2 * SOFT_CAP / (tl.exp(score * (2 / SOFT_CAP)) + 1)
         seen = at <= position
         if WINDOW > 0:
             seen = seen & (at > position - WINDOW)
@@ -118,11 +124,11 @@ class FusedAttention:
     """[rows, width] each row's blocks, in order."""
     positions: Tensor
     """[rows]."""
-    windows: tuple[int, ...]
+    layers: Sequence[LayerAttention]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `model.Attention`."""
-        cache = self.cache[layer]
+        cache, how = self.cache[layer], self.layers[layer]
         for part, new in zip(cache, (keys, values), strict=True):
             part.flatten(0, 1)[self.slots] = new
         rows, heads, size = queries.shape
@@ -141,8 +147,9 @@ class FusedAttention:
             kv_heads,
             group,
             size,
-            size**-0.5,
-            WINDOW=self.windows[layer],
+            how.scale,
+            WINDOW=how.window,
+            SOFT_CAP=how.soft_cap,
             TOKENS=tokens,
             GROUP=triton.next_power_of_2(group),
             SIZE=triton.next_power_of_2(size),
