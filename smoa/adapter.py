@@ -2,7 +2,9 @@
 
 `lora_xs` tensors: one stack a module, `<module>` [layers, rank, rank], the cores R of dW = scaling * U S R V^T, and
 `<module>.s` [layers, rank], the singular values S, so that norms and inner products of deltas need no base model.
-`lora` tensors: a pair a linear, `<path>.lora_A` [rank, in] and `<path>.lora_B` [out, rank], dW = scaling * B A.
+`lora` tensors: a pair a linear, `<path>.lora_A` [r, in] and `<path>.lora_B` [out, r], dW = scaling * B A. Each has a rank r of its own, up
+to the manifest's, and a scaling of its own where the manifest's `scalings` names it. Linears that some models fuse (`FUSED`) may be adapted
+as one: its outputs are theirs, one after the other.
 """
 
 from __future__ import annotations
@@ -10,36 +12,45 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 from ulid import ULID
 
 from smoa.errors import InvalidArgument
-from smoa.limits import MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_TAGS, MAX_VERSION
+from smoa.limits import MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_RANK, MAX_TAGS, MAX_VERSION
+from smoa.tensor_file import DTYPES, Array, all_finite, read_tensors, write_tensors
 
 Kind = Literal["lora", "lora_xs"]
-Array = NDArray[np.floating]
 
 KINDS: tuple[Kind, ...] = ("lora", "lora_xs")
 SPECIALIZATIONS = ("general", "domain", "task", "language", "style", "format", "reasoning", "tool", "persona", "safety")
-GRANULARITIES = (("NANO", 10_000), ("MICRO", 50_000), ("MINI", 250_000), ("SMALL", 1_000_000), ("MEDIUM", 10_000_000))
-MAX_FILE_BYTES = 64 * 1024 * 1024
-MAX_RANK = 256
+GRANULARITIES = (
+    ("NANO", 10_000),
+    ("MICRO", 50_000),
+    ("MINI", 250_000),
+    ("SMALL", 1_000_000),
+    ("MEDIUM", 10_000_000),
+    ("LARGE", sys.maxsize),
+)
 SINGULAR_VALUES = ".s"
-_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
+FUSED: Final[Mapping[str, tuple[str, ...]]] = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Linears that hold several others, in the order of their outputs (as Phi-3 has them)."""
+_OF_ATTENTION: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj"})
+_PATH: Final = re.compile(r"model\.layers\.(\d{1,5})\.(self_attn|mlp)\.(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What an adapter file says of itself. `shared` lets every tenant use it.
 
-    `weights_sha256` covers the tensor bytes and is filled in by `encode`.
+    `base_model` is a fingerprint, `base_model_name` what its owner calls it (a hub's id or a folder; empty where nobody said). `rank` is
+    the highest of its pairs. `scalings` are those of the paths whose scaling is not `scaling`. `weights_sha256` covers the tensor bytes and
+    is filled in by `encode`.
     """
 
     adapter_id: str
@@ -50,6 +61,8 @@ class Manifest:
     modules: tuple[str, ...]
     layers: tuple[int, ...]
     scaling: float = 1.0
+    scalings: Mapping[str, float] = field(default_factory=dict)
+    base_model_name: str = ""
     version: int = 1
     tenant: str = "public"
     shared: bool = False
@@ -58,10 +71,14 @@ class Manifest:
     parents: tuple[str, ...] = ()
     weights_sha256: str = ""
 
+    def scaling_of(self, path: str) -> float:
+        """Factor on B A of a `lora` pair."""
+        return self.scalings.get(path, self.scaling)
+
 
 @dataclass(frozen=True)
 class Adapter:
-    """A manifest and its tensors (float16 or float32; bfloat16 files are widened)."""
+    """A manifest and its tensors, of a dtype of `smoa.tensor_file.DTYPES`."""
 
     manifest: Manifest
     tensors: Mapping[str, Array] = field(repr=False)
@@ -72,8 +89,13 @@ class Adapter:
         return sum(tensor.size for name, tensor in self.tensors.items() if not name.endswith(SINGULAR_VALUES))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, in the file's dtype."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
     def granularity(self) -> str:
-        """NANO to MEDIUM, by parameter count."""
+        """NANO to LARGE, by parameter count."""
         return granularity_of(self.parameter_count)
 
 
@@ -88,50 +110,50 @@ def digest_of(data: bytes) -> str:
 
 
 def granularity_of(parameter_count: int) -> str:
-    """The smallest granularity that holds so many parameters.
+    """The smallest granularity that holds so many parameters."""
+    return next(name for name, limit in GRANULARITIES if parameter_count <= limit)
+
+
+def site_of(path: str) -> tuple[int, str]:
+    """(layer, module) of a linear's path; `model.layers.3.self_attn.q_proj` is (3, `q_proj`).
 
     Raises:
-        InvalidArgument: more parameters than MEDIUM allows.
+        InvalidArgument: no path of a decoder layer's linear.
     """
-    for name, limit in GRANULARITIES:
-        if parameter_count <= limit:
-            return name
-    raise InvalidArgument("file", f"{parameter_count:,} parameters are over the {GRANULARITIES[-1][1]:,} limit", "use a smaller rank")
+    found = _PATH.fullmatch(path)
+    if found is None or (found[2] == "self_attn") != (found[3] in _OF_ATTENTION):
+        raise InvalidArgument(
+            "file", f"{path[:200]!r} is no linear of a decoder layer", "name tensors model.layers.N.self_attn.q_proj.lora_A"
+        )
+    return int(found[1]), found[3]
 
 
 def encode(adapter: Adapter) -> bytes:
     """Serialise; equal adapters give equal bytes. Checks what `decode` checks."""
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(adapter.tensors.items())}
-    manifest = dataclasses.replace(adapter.manifest, weights_sha256=_weights_sha256(tensors))
-    check(Adapter(manifest, tensors))
-    return save(tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)})
+    manifest = dataclasses.replace(adapter.manifest, weights_sha256=_weights_sha256(adapter.tensors))
+    check(Adapter(manifest, adapter.tensors))
+    return write_tensors(adapter.tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)})
 
 
-def decode(data: bytes, digest: str | None = None, max_bytes: int = MAX_FILE_BYTES) -> Adapter:
-    """Parse and check an adapter file.
+def decode(data: bytes) -> Adapter:
+    """Parse and check an adapter file. The tensors are views of `data`.
 
     Raises:
-        InvalidArgument: oversized, not safetensors, truncated, no or wrong manifest, shapes that disagree with it, NaN or
-            infinite weights, or (with `digest`) other content than the digest names.
+        InvalidArgument: not safetensors, truncated, no or wrong manifest, shapes that disagree with it, NaN or infinite weights.
     """
-    if len(data) > max_bytes:
-        raise InvalidArgument("file", f"{len(data):,} bytes is over the {max_bytes:,} byte limit", "use a smaller rank or fewer modules")
-    if digest is not None and digest_of(data) != digest:
-        raise InvalidArgument("digest", f"content has sha256 {digest_of(data)[:12]}, not {digest[:12]}", "push the file again")
     try:
-        entries = deserialize(data)  # type: ignore[no-untyped-call]
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
+        tensors, metadata = read_tensors(data)
+    except ValueError as error:
         raise InvalidArgument("file", f"is not a whole safetensors file ({error})", "write it again and push the new one") from error
     try:
-        raw = json.loads(header["__metadata__"]["smoa"])
+        raw = json.loads(metadata["smoa"])
         sequences = {key: tuple(raw[key]) for key in ("modules", "layers", "tags", "parents") if key in raw}
         manifest = Manifest(**{**raw, **sequences})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument(
             "manifest", f"is missing or malformed ({error})", "write the file with `smoa adapter train` or import it"
         ) from error
-    adapter = Adapter(manifest, {name: to_array(info) for name, info in entries})
+    adapter = Adapter(manifest, tensors)
     check(adapter)
     if manifest.weights_sha256 != _weights_sha256(adapter.tensors):
         raise InvalidArgument("file", "weights do not match the manifest's weights_sha256", "the file was altered: push the original")
@@ -144,6 +166,8 @@ def _check_types(manifest: Manifest) -> None:
     for name, value in vars(manifest).items():
         if isinstance(value, tuple):
             good = all(type(item) is (int if name == "layers" else str) for item in value)
+        elif name == "scalings":
+            good = isinstance(value, Mapping) and all(type(item) in (int, float) for item in value.values())
         else:
             kind = wanted.get(name, str)
             good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -167,15 +191,20 @@ def check(adapter: Adapter) -> None:
         raise InvalidArgument("manifest.rank", f"{manifest.rank} is outside 1..{MAX_RANK}", "retrain with a rank inside it")
     check_labels("manifest.", manifest.name, manifest.tags)
     check_texts("manifest.base_model", (manifest.base_model,), 1)
+    check_texts("manifest.base_model_name", (manifest.base_model_name,), 1)
     check_texts("manifest.modules", manifest.modules, MAX_MODULES)
     check_texts("manifest.parents", manifest.parents, MAX_PARENTS)
     if not 1 <= manifest.version <= MAX_VERSION:
         raise InvalidArgument("manifest.version", f"{manifest.version} is outside 1..{MAX_VERSION}", "count versions from 1")
-    if not np.isfinite(manifest.scaling):
+    if not all(abs(scaling) <= sys.float_info.max for scaling in (manifest.scaling, *manifest.scalings.values())):
         raise InvalidArgument("manifest.scaling", "is not finite", "write a finite scaling")
+    if manifest.scalings and not manifest.scaling:  # the others are kept as multiples of it
+        raise InvalidArgument("manifest.scaling", "is 0 beside others", "write the scaling that most pairs have")
     if not manifest.modules or not adapter.tensors:
         raise InvalidArgument("manifest.modules", "is empty", "an adapter changes at least one module")
     if manifest.kind == "lora_xs":
+        if manifest.scalings:
+            raise InvalidArgument("manifest.scalings", "is not empty", "lora_xs adapters have one scaling")
         shape = (len(manifest.layers), manifest.rank, manifest.rank)
         wanted = dict.fromkeys(manifest.modules, shape) | {name + SINGULAR_VALUES: shape[:2] for name in manifest.modules}
         if set(adapter.tensors) != set(wanted):
@@ -190,11 +219,10 @@ def check(adapter: Adapter) -> None:
     else:
         _check_lora(adapter)
     for name, tensor in adapter.tensors.items():
-        if tensor.dtype not in (np.float16, np.float32, np.float64):
+        if tensor.dtype not in DTYPES:
             raise InvalidArgument("file", f"{name} has dtype {tensor.dtype}", "save weights as float16, bfloat16 or float32")
-        if not np.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise InvalidArgument("file", f"{name} holds NaN or infinite weights", "retrain with a lower learning rate")
-    granularity_of(adapter.parameter_count)
 
 
 def check_labels(where: str, name: str, tags: Sequence[str]) -> None:
@@ -221,35 +249,32 @@ def check_texts(field: str, texts: Sequence[str], most: int) -> None:
 
 
 def _check_lora(adapter: Adapter) -> None:
-    rank = adapter.manifest.rank
+    manifest = adapter.manifest
     paths = {name.rpartition(".")[0] for name in adapter.tensors}
+    ranks = set[int]()
     for path in sorted(paths):
         a, b = adapter.tensors.get(f"{path}.lora_A"), adapter.tensors.get(f"{path}.lora_B")
         if a is None or b is None:
             raise InvalidArgument("file", f"{path} lacks lora_A or lora_B", "write both")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
-            raise InvalidArgument("file", f"{path} has shapes {a.shape} and {b.shape}", f"make them [{rank}, in] and [out, {rank}]")
-    if len(paths) * 2 != len(adapter.tensors) or {path.rpartition(".")[2] for path in paths} != set(adapter.manifest.modules):
+        if a.ndim != 2 or b.ndim != 2 or not 1 <= a.shape[0] == b.shape[1] <= manifest.rank:
+            raise InvalidArgument(
+                "file", f"{path} has shapes {a.shape} and {b.shape}", f"make them [r, in] and [out, r], r up to {manifest.rank}"
+            )
+        ranks.add(a.shape[0])
+    if max(ranks) != manifest.rank:
+        raise InvalidArgument("manifest.rank", f"{manifest.rank} is no pair's: the highest is {max(ranks)}", "write the highest")
+    sites = [site_of(path) for path in paths]
+    if len(paths) * 2 != len(adapter.tensors) or {module for _, module in sites} != set(manifest.modules):
         raise InvalidArgument("file", "tensors are not the manifest's modules", "write lora_A and lora_B for each module")
+    if {layer for layer, _ in sites} - set(manifest.layers):
+        raise InvalidArgument("file", "holds tensors outside the manifest's layers", "write only the layers that the manifest names")
+    if set(manifest.scalings) - paths:
+        raise InvalidArgument("manifest.scalings", "names a path that has no pair", "name those whose scaling differs")
 
 
 def _weights_sha256(tensors: Mapping[str, Array]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}|{tensors[name].dtype}|{tensors[name].shape}|".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+        digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def to_array(info: Mapping[str, object]) -> Array:
-    """An entry of `safetensors.deserialize` as an array; bfloat16, which numpy lacks, is widened to float32.
-
-    Raises:
-        InvalidArgument: an integer or 8-bit dtype.
-    """
-    dtype, shape, data = cast(str, info["dtype"]), cast(list[int], info["shape"]), cast(bytes, info["data"])
-    if dtype == "BF16":
-        return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    if dtype not in _DTYPES:
-        raise InvalidArgument("file", f"dtype {dtype} is not supported", "save weights as float16, bfloat16 or float32")
-    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)

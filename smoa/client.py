@@ -226,9 +226,11 @@ class SmoaClient:
         )
         await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)
 
-    async def register(self, digest: str, examples: Sequence[str], tenant: str = "public") -> registry_pb2.Adapter:
-        """Register an adapter whose file is in the store."""
-        request = registry_pb2.RegisterAdapterRequest(tenant=tenant, digest=digest, examples=examples)
+    async def register(
+        self, digest: str, examples: Sequence[str], tenant: str = "public", *, replace: bool = False
+    ) -> registry_pb2.Adapter:
+        """Register an adapter whose file is in the store; with `replace`, in the place of the live one of its name."""
+        request = registry_pb2.RegisterAdapterRequest(tenant=tenant, digest=digest, examples=examples, replace=replace)
         return await self.registry.RegisterAdapter(request, timeout=self._timeout_s)
 
     async def import_adapters(

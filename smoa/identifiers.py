@@ -23,6 +23,16 @@ def checked_tenant(tenant: str) -> str:
     return name
 
 
+def is_utf8(text: str) -> bool:
+    """Whether an argument or a name of the file system is text: what is not, Python gives as surrogates, which nothing can send."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def shown(text: str) -> str:
+    """The text as it can be printed."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def is_ulid(text: str) -> bool:
     """True for the form of an adapter's id."""
     return _ULID.fullmatch(text) is not None

@@ -12,6 +12,8 @@ MAX_TAGS = 64
 """Tags of an adapter."""
 MAX_MODULES = 64
 """Kinds of linear layer that an adapter changes."""
+MAX_RANK = 1024
+"""Of an adapter's pairs, in a file; an executor serves up to a limit of its own."""
 MAX_PARENTS = 64
 """Adapters that a merged one replaces."""
 MIN_EXAMPLES, MAX_EXAMPLES = 5, 50

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 from ulid import ULID
 
-from smoa.adapter import Adapter, Array, Manifest, new_adapter_id, to_array
+from smoa.adapter import Adapter, Manifest, new_adapter_id, site_of
 from smoa.errors import InvalidArgument
+from smoa.folder_kinds import CONFIG_FILE, WEIGHTS_FILE, describe
+from smoa.model_shape import model_name
+from smoa.peft_config import LoraSettings, parse_config
+from smoa.tensor_file import Array, read_tensors
 
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-_KEY = re.compile(r"(?:base_model\.model\.)?(model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+))\.lora_(A|B)(?:\.\w+)?\.weight")
-_UNSUPPORTED = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
+_WRAPPERS: Final = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of a name that torch.compile, DDP, DeepSpeed and FSDP leave in it."""
+_PREFIX: Final = "base_model.model."
+_KEY: Final = re.compile(
+    r"((?:(?:base_model|model|language_model|text_model)\.)*(layers\.\d+\.(?:self_attn|mlp)\.\w+))\.lora_(A|B)(?:\.([^.]+))?\.weight"
 )
+_OUTSIDE: Final[Mapping[str, str]] = {
+    "lora_magnitude_vector": "DoRA's magnitudes, which cannot be served: train again without use_dora",
+    "embed": "embeddings, which every other adapter shares: train again on attention and MLP modules only",
+    "lm_head": "the output layer, which every other adapter shares: train again on attention and MLP modules only",
+    ".bias": "biases, which would change the base model: train again with bias none",
+    "experts": "experts, which no base model here has: train on attention and MLP modules only",
+}
+_DECODER: Final = "outside the decoder layers: train on attention and MLP modules only"
 
 
 def import_folder(
@@ -48,55 +50,74 @@ def import_folder(
 ) -> Adapter:
     """Read a PEFT LoRA folder as a `lora` adapter for `base_model` (a fingerprint: PEFT itself does not record one).
 
-    Without an id it gets a new one; `content_id` makes the same one each time.
+    Without an id it gets a new one; `content_id` makes the same one each time. Tensors keep their dtype.
 
     Raises:
         InvalidArgument: no such files, not plain LoRA, or tensors of modules outside the decoder layers.
     """
+    config, weights = _read(folder)
     try:
-        config_text, data = _read(folder)
-        config = json.loads(config_text)
-        entries = deserialize(data)  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError) as error:
+        settings = parse_config(json.loads(config))
+        named, _ = read_tensors(weights)
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
-    if not isinstance(config, dict):
-        raise InvalidArgument("adapter_config.json", "is not an object", "save the adapter again with PEFT")
-    extra = [key for key in _UNSUPPORTED if config.get(key)]
-    if config.get("peft_type") != "LORA" or extra or config.get("bias", "none") != "none":
-        what = ", ".join(extra) or f"{config.get('peft_type')} with bias {config.get('bias')!r}"
-        raise InvalidArgument("adapter_config.json", f"asks for {what}", "only plain LoRA can be imported")
-    rank = config.get("r")
-    if type(rank) is not int or rank < 1:
-        raise InvalidArgument("adapter_config.json", f"has r {rank!r}", "save the adapter again with PEFT")
-    tensors: dict[str, Array] = {}
-    layers: set[int] = set()
-    modules: set[str] = set()
-    for key, info in entries:
-        found = _KEY.fullmatch(key)
-        if found is None:
-            raise InvalidArgument(
-                "adapter_model.safetensors", f"holds {key}, outside the decoder layers", "train on attention and MLP modules only"
-            )
-        path, layer, module, side = found.groups()
-        tensors[f"{path}.lora_{side}"] = to_array(info)
-        layers.add(int(layer))
-        modules.add(module)
-    alpha = float(config.get("lora_alpha", rank))
+    tensors, scalings = _by_path(named, settings)
+    scaling = Counter(filter(None, scalings.values())).most_common(1)[0][0] if any(scalings.values()) else 0.0
+    sites = [site_of(path) for path in scalings]
     manifest = Manifest(
         adapter_id=adapter_id or new_adapter_id(),
         name=name or folder.name,
         kind="lora",
         base_model=base_model,
-        rank=rank,
-        modules=tuple(sorted(modules)),
-        layers=tuple(sorted(layers)),
-        scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        base_model_name=model_name(settings.base_model_name),
+        rank=max(len(tensors[f"{path}.lora_A"]) for path in scalings),
+        modules=tuple(sorted({module for _, module in sites})),
+        layers=tuple(sorted({layer for layer, _ in sites})),
+        scaling=scaling,
+        scalings={path: one for path, one in scalings.items() if one != scaling},
         tenant=tenant,
         shared=shared,
         tags=tags,
         specialization=specialization,
     )
     return Adapter(manifest, tensors)
+
+
+def _by_path(named: Mapping[str, Array], settings: LoraSettings) -> tuple[dict[str, Array], dict[str, float]]:
+    """Tensors by their names in an adapter file, and the scaling of every path."""
+    tensors: dict[str, Array] = {}
+    scalings: dict[str, float] = {}
+    adapters: set[str] = set()
+    for name, tensor in named.items():
+        found = _KEY.fullmatch(".".join(part for part in name.split(".") if part not in _WRAPPERS))
+        if found is None:
+            raise _outside(name)
+        key, path, side = found[1].removeprefix(_PREFIX), f"model.{found[2]}", found[3]
+        adapters.add(found[4] or "")
+        if tensor.ndim != 2 or not tensor.size:
+            problem = f"holds {name} of shape {tensor.shape}, a part of it"
+            raise InvalidArgument(WEIGHTS_FILE, problem, "gather the parts (DeepSpeed ZeRO-3, FSDP) and save the adapter again")
+        if not settings.targets(key):
+            problem = f"does not target {key}, which {WEIGHTS_FILE} holds, so PEFT would leave it out"
+            raise InvalidArgument(CONFIG_FILE, problem, "correct target_modules, exclude_modules or layers_to_transform")
+        rank = tensor.shape[0 if side == "A" else 1]
+        if rank != settings.rank_of(key):
+            problem = f"says rank {settings.rank_of(key)} for {key}, {WEIGHTS_FILE} has {rank}"
+            raise InvalidArgument(CONFIG_FILE, problem, "correct r or rank_pattern, or save the adapter again")
+        if f"{path}.lora_{side}" in tensors:
+            raise InvalidArgument(WEIGHTS_FILE, f"holds {path} twice, once as {name}", "save one adapter of one model in a folder")
+        tensors[f"{path}.lora_{side}"] = tensor
+        scalings[path] = settings.scaling_of(key)
+    if len(adapters) > 1:
+        raise InvalidArgument(WEIGHTS_FILE, f"holds the adapters {', '.join(sorted(adapters))}", "save each in a folder of its own")
+    if not tensors:
+        raise InvalidArgument(WEIGHTS_FILE, "holds no weights", "save the adapter again with PEFT")
+    return tensors, scalings
+
+
+def _outside(name: str) -> InvalidArgument:
+    what, _, remedy = next((text for part, text in _OUTSIDE.items() if part in name), _DECODER).partition(": ")
+    return InvalidArgument(WEIGHTS_FILE, f"holds {name[:200]}, {what}", remedy)
 
 
 def content_id(folder: Path, tenant: str, base_model: str) -> str:
@@ -115,14 +136,14 @@ def _read(folder: Path) -> tuple[bytes, bytes]:
     """Its configuration and its weights."""
     try:
         return (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
-    except FileNotFoundError as error:
-        raise InvalidArgument(
-            "folder", f"{folder} lacks {Path(error.filename).name}", "give a folder written by PEFT's save_pretrained"
-        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        problem, remedy = describe(folder)
+        raise InvalidArgument("folder", f"{folder} {problem}", remedy) from error
 
 
 def export_folder(adapter: Adapter, folder: Path) -> None:
-    """Write a `lora` adapter as a PEFT folder.
+    """Write a `lora` adapter as a PEFT folder, its tensors as they are. PEFT and vLLM read it (vLLM from 0.32 on where ranks or scalings
+    differ from pair to pair).
 
     Raises:
         InvalidArgument: a `lora_xs` adapter, whose bases PEFT's LoRA cannot share.
@@ -130,19 +151,26 @@ def export_folder(adapter: Adapter, folder: Path) -> None:
     manifest = adapter.manifest
     if manifest.kind != "lora":
         raise InvalidArgument("kind", f"is {manifest.kind}", "only lora adapters have a PEFT form")
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {name.removesuffix(".lora_A"): len(tensor) for name, tensor in adapter.tensors.items() if name.endswith(".lora_A")}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alphas = {path: manifest.scaling_of(path) * one for path, one in ranks.items()}
+    alpha = manifest.scaling * rank
+    everywhere = len(ranks) == len(manifest.modules) * len(manifest.layers)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": manifest.base_model,
-        "r": manifest.rank,
-        "lora_alpha": manifest.scaling * manifest.rank,
+        "base_model_name_or_path": manifest.base_model_name or None,
+        "r": rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(manifest.modules),
-        "layers_to_transform": list(manifest.layers),
+        "target_modules": sorted(manifest.modules) if everywhere else sorted(ranks),
+        "layers_to_transform": list(manifest.layers) if everywhere else None,
+        "rank_pattern": {re.escape(path): one for path, one in sorted(ranks.items()) if one != rank},
+        "alpha_pattern": {re.escape(path): one for path, one in sorted(alphas.items()) if one != alpha},
         "inference_mode": True,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    named = {f"base_model.model.{name}.weight": np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()}
+    named = {f"{_PREFIX}{name}.weight": np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()}
     save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})

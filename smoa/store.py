@@ -17,7 +17,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from smoa.adapter import MAX_FILE_BYTES, digest_of
+from smoa.adapter import digest_of
 from smoa.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
 P = ParamSpec("P")
@@ -27,10 +27,13 @@ _THREADS: Final = 16
 
 
 class AdapterStore:
-    """Immutable blobs by sha256. Any process may hold one over the same location."""
+    """Immutable blobs by sha256. Any process may hold one over the same location.
 
-    def __init__(self, location: str, max_bytes: int = MAX_FILE_BYTES) -> None:
-        self.location, self.max_bytes = location, max_bytes
+    With `max_bytes`, larger files are not read; `limit_name` is what its owner calls that limit, for whoever meets it.
+    """
+
+    def __init__(self, location: str, max_bytes: int | None = None, limit_name: str = "") -> None:
+        self.location, self._max_bytes, self._limit_name = location, max_bytes, limit_name
         self._threads = ThreadPoolExecutor(_THREADS, "store")
         self._folder = None if "://" in location else Path(location).absolute()
         self._store: ObjectStore = from_url(location) if self._folder is None else LocalStore(self._folder, mkdir=True)
@@ -58,7 +61,7 @@ class AdapterStore:
             ResourceExhausted: the disk or bucket refused for lack of space.
             Unavailable: any other failure of the store.
         """
-        digest = digest_of(data)
+        digest = await self._call(digest_of, data)
         await self.put_object(self.key(digest), data)
         return digest
 
@@ -117,19 +120,23 @@ class AdapterStore:
             Unavailable: the store failed.
         """
         try:
-            result = await self._call(obstore.get, self._store, self.key(digest))
-            if result.meta["size"] > self.max_bytes:
-                raise InvalidArgument(
-                    "file", f"{result.meta['size']:,} bytes is over the {self.max_bytes:,} byte limit", "push a smaller adapter"
-                )
-            data = await self._call(lambda: bytes(result.bytes()))
+            data = await self._call(self._read, digest)
         except FileNotFoundError as error:
             raise NotFound("adapter file", digest, "push it again with `smoa adapter push`") from error
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
-        if digest_of(data) != digest:
+        return data
+
+    def _read(self, digest: str) -> bytes:
+        result = obstore.get(self._store, self.key(digest))
+        size = result.meta["size"]
+        if self._max_bytes is not None and size > self._max_bytes:
+            remedy = f"push a smaller adapter{f', or raise {self._limit_name}' if self._limit_name else ''}"
+            raise InvalidArgument("file", f"{size:,} bytes is over the {self._max_bytes:,} byte limit", remedy)
+        data = bytes(result.bytes())
+        if (found := digest_of(data)) != digest:
             raise InvalidArgument(
-                "digest", f"stored content of {digest[:12]} has sha256 {digest_of(data)[:12]}", "the object was altered: push it again"
+                "digest", f"stored content of {digest[:12]} has sha256 {found[:12]}", "the object was altered: push it again"
             )
         return data
 

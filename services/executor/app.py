@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from services.executor.adapters.leases import AdapterTiers
-from services.executor.adapters.mixture import load_adapter
+from services.executor.adapters.mixture import load_adapter, shape_of
 from services.executor.adapters.slots import SlotPool
 from services.executor.backends.native.backend import NativeBackend
 from services.executor.backends.port import BLOCK_TOKENS, AnyBackend
@@ -22,7 +22,7 @@ from services.executor.engine.engine import CONCURRENT_READINGS, AnyEngine, Batc
 from services.executor.engine.pipeline import Requests
 from services.executor.memory import cache_blocks, free_bytes
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import config_of, fingerprint, resolve, weight_files
+from services.executor.models.base_model import MODULES, config_of, fingerprint, resolve, weight_files
 from services.executor.models.config import ModelConfig
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
@@ -32,6 +32,7 @@ from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
+from smoa.model_shape import ModelShape, folder_name
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
@@ -102,6 +103,15 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
+def model_shape(settings: ExecutorSettings, folder: Path) -> ModelShape:
+    """What an adapter must fit to be served here."""
+    config, dtype, max_rank = ModelConfig.from_folder(folder), compute_dtype(settings, folder), settings.max_rank
+    if settings.backend == "torch" or settings.device != "cpu":  # its slots hold whole ranks, whatever modules an adapter has
+        rank_bytes = sum(sum(config.shape(module)) for module in MODULES) * config.layers * dtype.itemsize
+        max_rank = min(max_rank, settings.slot_bytes // rank_bytes)
+    return shape_of(config, max_rank, dtype, min(settings.slot_bytes, settings.host_bytes))
+
+
 class Executor(NamedTuple):
     """What answers requests, and of which base model."""
 
@@ -118,7 +128,8 @@ def load(settings: ExecutorSettings) -> Executor:
     backend = load_backend(settings, folder)
     adapters = AdapterTiers(
         SlotPool(settings.slots, settings.slot_bytes),
-        AdapterStore(settings.store),
+        # A file may hold wider numbers than the slots do.
+        AdapterStore(settings.store, 4 * min(settings.slot_bytes, settings.host_bytes), "SMOA_EXECUTOR_SLOT_BYTES"),
         lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
         backend,
         host_bytes=settings.host_bytes,
@@ -148,16 +159,16 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await loaded.engine.start()
     stack.push_async_callback(loaded.engine.stop)
-    metrics = ExecutorMetrics(loaded.engine.state)
+    metrics, shape = ExecutorMetrics(loaded.engine.state), model_shape(settings, loaded.folder).to_message()
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, loaded.folder.name), server.server
+        ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, folder_name(loaded.folder), shape), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)
     if settings.advertised_address:
         reporter = StatusReporter(
-            loaded.engine.state, publisher, settings.advertised_address, loaded.fingerprint, settings.status_interval_s
+            loaded.engine.state, publisher, settings.advertised_address, loaded.fingerprint, shape, settings.status_interval_s
         )
         reporter.start()
         stack.push_async_callback(reporter.stop)  # pushed last, so done first: routers hear that it leaves before it refuses

@@ -18,6 +18,7 @@ from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
 from smoa.publisher import EventPublisher
+from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, executor_pb2, executor_pb2_grpc
 
 Context = Any
@@ -29,10 +30,16 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """`smoa.v1.ExecutorService`."""
 
     def __init__(
-        self, requests: Requests, publisher: EventPublisher, metrics: ExecutorMetrics, base_model: str, base_model_name: str
+        self,
+        requests: Requests,
+        publisher: EventPublisher,
+        metrics: ExecutorMetrics,
+        base_model: str,
+        base_model_name: str,
+        shape: common.ModelShape,
     ) -> None:
         self._requests, self._publisher, self._metrics = requests, publisher, metrics
-        self._base_model, self._base_model_name = base_model, base_model_name
+        self._base_model, self._base_model_name, self._shape = base_model, base_model_name, shape
 
     async def Generate(  # noqa: N802
         self, request: executor_pb2.GenerateRequest, context: Context
@@ -119,6 +126,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
             prefix_lookups=state.prefix_lookups,
             prefix_hits=state.prefix_hits,
             preemptions=state.preemptions,
+            model=self._shape,
         )
 
 

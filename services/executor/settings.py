@@ -52,11 +52,11 @@ class ExecutorSettings:
     slot_bytes: int = 256 * MIB
     """Memory of the slots."""
     host_bytes: int = 512 * MIB
-    """Memory of the adapters that are kept outside the slots, to be loaded again without the store."""
+    """Memory of the adapters that are kept outside the slots, to be loaded again without the store. It bounds one adapter, too."""
     load_timeout_s: float = 30.0
     """How long the store may take to give an adapter."""
-    max_rank: int = 64
-    """Highest rank of an adapter that is served."""
+    max_rank: int = 256
+    """Highest rank of a `lora` adapter that is served. How large one may be is for the slots to say."""
     max_waiting: int = 128
     """Requests that may wait for a row; one more is refused with RESOURCE_EXHAUSTED."""
     max_tokens: int = 512

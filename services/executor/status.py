@@ -13,6 +13,7 @@ from smoa.errors import SmoaError
 from smoa.events import EXECUTORS, event
 from smoa.publisher import EventPublisher
 from smoa.tasks import begin, end
+from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2
 
 _log = logging.getLogger(__name__)
@@ -24,10 +25,16 @@ class StatusReporter:
     """Owns the task that reports."""
 
     def __init__(
-        self, state: Callable[[], EngineState], publisher: EventPublisher, address: str, base_model: str, interval_s: float
+        self,
+        state: Callable[[], EngineState],
+        publisher: EventPublisher,
+        address: str,
+        base_model: str,
+        shape: common.ModelShape,
+        interval_s: float,
     ) -> None:
         self._state, self._publisher, self._address = state, publisher, address
-        self._base_model, self._interval_s = base_model, interval_s
+        self._base_model, self._shape, self._interval_s = base_model, shape, interval_s
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -60,6 +67,7 @@ class StatusReporter:
             rows=state.rows,
             reported_at_us=time.time_ns() // 1000,
             leaving=leaving,
+            model=self._shape,
         )
         try:
             self._publisher.publish([event(EXECUTORS, self._address, status)])

@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from smoa.adapter import MAX_RANK, SINGULAR_VALUES, Adapter, Array, Manifest
+from smoa.adapter import SINGULAR_VALUES, Adapter, Manifest
 from smoa.errors import InvalidArgument
-from smoa.limits import MAX_TAGS
+from smoa.limits import MAX_RANK, MAX_TAGS
+from smoa.tensor_file import Array
 
 Matrix = NDArray[np.float64]
 Method = Literal["average", "ties", "dare"]
 METHODS: Final[tuple[Method, ...]] = ("average", "ties", "dare")
 SKETCH_SIDE: Final = 16
 MOST_RANK: Final = 64
-"""What executors take, unless they are set otherwise."""
+"""Highest rank that a merge takes to keep within an error, unless a parent's is higher."""
 _EXTRA_DIRECTIONS: Final = 10  # of the randomised range, and its rounds (Halko et al. 2011)
 _POWER_ROUNDS: Final = 3
 
@@ -63,7 +64,7 @@ def random_sketch(adapter: Adapter) -> NDArray[np.float32]:
     (P B)(A Q). `lora_xs` cores are projected in the coordinates of their bases. Adapters that differ in kind or base do not compare.
     """
     total = np.zeros((SKETCH_SIDE, SKETCH_SIDE))
-    scaling, tensors = adapter.manifest.scaling, adapter.tensors
+    tensors = adapter.tensors
     if adapter.manifest.kind == "lora_xs":
         for module in sorted(adapter.manifest.modules):
             for layer, core in zip(adapter.manifest.layers, _weighed_cores(adapter, module), strict=True):
@@ -72,7 +73,9 @@ def random_sketch(adapter: Adapter) -> NDArray[np.float32]:
     else:
         for path in _paths([adapter]):
             a, b = tensors[f"{path}.lora_A"].astype(np.float64), tensors[f"{path}.lora_B"].astype(np.float64)
-            total += scaling * (_directions(f"{path}/out", len(b)) @ b) @ (a @ _directions(f"{path}/in", a.shape[1]).T)
+            total += (
+                adapter.manifest.scaling_of(path) * (_directions(f"{path}/out", len(b)) @ b) @ (a @ _directions(f"{path}/in", a.shape[1]).T)
+            )
     length = float(np.linalg.norm(total))
     return (total.ravel() / length if length else total.ravel()).astype(np.float32)
 
@@ -85,8 +88,8 @@ def lora_inner(first: Adapter, second: Adapter) -> float:
             path = name.removesuffix(".lora_A")
             b, other_a, other_b = first.tensors[f"{path}.lora_B"], second.tensors[name], second.tensors[f"{path}.lora_B"]
             left, right = b.astype(np.float64).T @ other_b, other_a.astype(np.float64) @ a.T
-            total += float(np.sum(left * right.T))
-    return total * first.manifest.scaling * second.manifest.scaling
+            total += float(np.sum(left * right.T)) * first.manifest.scaling_of(path) * second.manifest.scaling_of(path)
+    return total
 
 
 def cosines(adapters: Sequence[Adapter]) -> dict[tuple[str, str], float]:
@@ -129,9 +132,9 @@ def merged(
 
     `average` is the weighted average of the deltas. `ties` (Yadav et al. 2023, arXiv 2306.01708) keeps the largest `density` of each delta,
     elects each number's sign by weight and averages those that agree. `dare` (Yu et al. 2024, arXiv 2311.03099) drops all but `density` of
-    each delta at random, scales up the rest and averages. A `lora` child has the first's rank, or `rank`, or the least that keeps the
-    relative error within `max_error`, up to `rank` or 64; `lora_xs` children keep theirs, and TIES and DARE work in the coordinates of
-    their bases.
+    each delta at random, scales up the rest and averages. A `lora` child has at most the first's rank, or `rank`, or the least that keeps
+    the relative error within `max_error`, up to `rank` or the highest of 64 and its parents'; `lora_xs` children keep theirs, and TIES and
+    DARE work in the coordinates of their bases.
 
     Raises:
         InvalidArgument: fewer than two adapters, weights that do not fit, a rank, error or density that cannot be, or an error that is
@@ -141,7 +144,7 @@ def merged(
     pairs = sorted(zip(adapters, weights, strict=True), key=lambda pair: pair[0].manifest.adapter_id)
     ordered = [adapter for adapter, _ in pairs]
     shares = np.array([weight for _, weight in pairs], np.float64) / sum(weights)
-    scalings = {adapter.manifest.scaling for adapter in ordered}
+    scalings = {scaling for one in ordered for scaling in (one.manifest.scaling, *one.manifest.scalings.values())}
     scaling = scalings.pop() if len(scalings) == 1 else 1.0  # kept where it can be: then a merge with itself is itself to the last bit
     combine = _combiner(method, density, merge_id)
     if ordered[0].manifest.kind == "lora_xs":
@@ -217,7 +220,8 @@ def _merged_pairs(
     adapters: Sequence[Adapter], shares: Matrix, scaling: float, combine: Combine | None, rank: int | None, max_error: float | None
 ) -> tuple[dict[str, Array], float, int]:
     """(tensors, relative error, rank) of a `lora` child."""
-    most = rank or (MOST_RANK if max_error is not None else adapters[0].manifest.rank)
+    highest = max(MOST_RANK, *(one.manifest.rank for one in adapters))
+    most = rank or (highest if max_error is not None else adapters[0].manifest.rank)
     factors = {path: _wanted(path, adapters, shares / scaling, combine, most) for path in _paths(adapters)}
     total = sum(float(one.s @ one.s) + one.missing for one in factors.values())
     longest = max(len(one.s) for one in factors.values())
@@ -235,10 +239,9 @@ def _merged_pairs(
     tensors: dict[str, Array] = {}
     for path, one in factors.items():
         root = np.sqrt(one.s[:most])
-        short = most - len(root)  # a rank over the module's size: the rest is zeros
-        tensors[f"{path}.lora_B"] = np.pad(one.left[:, :most] * root, ((0, 0), (0, short))).astype(np.float32)
-        tensors[f"{path}.lora_A"] = np.pad((one.right[:most].T * root).T, ((0, short), (0, 0))).astype(np.float32)
-    return tensors, error_at(most), most
+        tensors[f"{path}.lora_B"] = (one.left[:, :most] * root).astype(np.float32)
+        tensors[f"{path}.lora_A"] = (one.right[:most].T * root).T.astype(np.float32)
+    return tensors, error_at(most), min(most, longest)
 
 
 def _wanted(path: str, adapters: Sequence[Adapter], shares: Matrix, combine: Combine | None, rank: int) -> _Factors:
@@ -246,7 +249,7 @@ def _wanted(path: str, adapters: Sequence[Adapter], shares: Matrix, combine: Com
     if combine is None:
         named = [(one, share) for one, share in zip(adapters, shares, strict=True) if f"{path}.lora_A" in one.tensors]
         a = [one.tensors[f"{path}.lora_A"].astype(np.float64) for one, _ in named]
-        b = [one.tensors[f"{path}.lora_B"].astype(np.float64) * (one.manifest.scaling * share) for one, share in named]
+        b = [one.tensors[f"{path}.lora_B"].astype(np.float64) * (one.manifest.scaling_of(path) * share) for one, share in named]
         return _small_svd(np.concatenate(b, 1), np.concatenate(a), rank)
     total = float(shares.sum())
     return _dense_svd(combine([_dense_delta(path, one, adapters) for one in adapters], shares / total) * total, rank)
@@ -254,9 +257,8 @@ def _wanted(path: str, adapters: Sequence[Adapter], shares: Matrix, combine: Com
 
 def _dense_delta(path: str, adapter: Adapter, like: Sequence[Adapter]) -> Matrix:
     if f"{path}.lora_A" in adapter.tensors:
-        return np.asarray(
-            adapter.manifest.scaling * adapter.tensors[f"{path}.lora_B"].astype(np.float64) @ adapter.tensors[f"{path}.lora_A"]
-        )
+        b = adapter.tensors[f"{path}.lora_B"].astype(np.float64) * adapter.manifest.scaling_of(path)
+        return np.asarray(b @ adapter.tensors[f"{path}.lora_A"].astype(np.float64))
     there = next(one for one in like if f"{path}.lora_A" in one.tensors)
     return np.zeros((len(there.tensors[f"{path}.lora_B"]), there.tensors[f"{path}.lora_A"].shape[1]))
 
@@ -300,6 +302,7 @@ def _manifest(adapters: Sequence[Adapter], merge_id: str, scaling: float, rank: 
         name=first.name,
         kind=first.kind,
         base_model=first.base_model,
+        base_model_name=first.base_model_name,
         rank=rank,
         modules=first.modules,
         layers=tuple(sorted({layer for one in manifests for layer in one.layers})),

@@ -52,6 +52,8 @@ _TAKEN_AWAY: Final = (_PRUNED, "merged into ", "rolled back: ")
 """How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
 MAX_PAIRS = 200_000
 """Near pairs of one family that a pass compares."""
+MAX_FILES_BYTES: Final = 2**30
+"""Weights of files that are kept for the next comparison, but for the two of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +248,7 @@ class Optimizer:
                 if len(parts) < len(merge.adapters):
                     return False
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
-                digest = await self._store.put(encode(child.adapter))
+                digest = await self._store.put(await asyncio.to_thread(encode, child.adapter))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
                 refs = [alone(one.manifest, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]
@@ -359,8 +361,11 @@ class Optimizer:
     async def _file(self, view: AdapterView, report: PassReport) -> Adapter | None:
         if view.digest not in self._files:
             try:
-                self._files[view.digest] = await asyncio.to_thread(decode, await self._store.get(view.digest), view.digest)
+                adapter = await asyncio.to_thread(decode, await self._store.get(view.digest))
             except SmoaError as error:
                 self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
                 return None
+            self._files[view.digest] = adapter
+            while len(self._files) > 2 and sum(one.nbytes for one in self._files.values()) > MAX_FILES_BYTES:
+                del self._files[next(iter(self._files))]  # the oldest
         return self._files[view.digest]

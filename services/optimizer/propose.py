@@ -170,7 +170,7 @@ async def learn(
         await _train(data, file, ["--name", region.name, "--tenant", tenant, *tags_of(region), *training])
         encoded = file.read_bytes()
     digest = await store.put(encoded)
-    manifest = decode(encoded, digest).manifest
+    manifest = decode(encoded).manifest
     ref = alone(manifest, digest)
     try:
         lost = await losses(client, tenant, held_out, None, ref)

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from services.router.cache import RoutingCache
+from services.router.canaries import MAX_CANARIES
+from services.router.changes import ARRIVALS, Change, now_us
 from services.router.compositions import Compositions
 from services.router.index import AdapterIndex
 from services.router.library import Scope
-from services.router.merges import MAX_CANARIES
 from services.router.metrics import RouterMetrics
 from services.router.news import News
-from services.router.registry import ARRIVALS, Change, Registry
+from services.router.registry import Registry
 from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
 from services.router.settings import RouterSettings
@@ -72,7 +73,15 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     )
     compositions = Compositions(found)
     router = Router(found, embedder, cache, compositions, defaults)
-    registry = Registry(found, AdapterStore(settings.store), embedder, changed, settings.purge_grace_s, settings.allow_all_tenants)
+    registry = Registry(
+        found,
+        AdapterStore(settings.store, settings.max_adapter_bytes, "SMOA_ROUTER_MAX_ADAPTER_BYTES"),
+        embedder,
+        changed,
+        settings.purge_grace_s,
+        settings.allow_all_tenants,
+        lambda base_model: router.fleet.shapes_of(base_model, now_us()),
+    )
     stack.push_async_callback(registry.close)
     news = News(settings.kafka_bootstrap, router, found, publisher.producer_id)
     await news.start()

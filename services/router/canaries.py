@@ -18,6 +18,8 @@ QUERIES_AN_OUTCOME: Final = 2
 QUERIES_AN_HOUR: Final = 10
 """For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
 MAX_CANARY_SHARE: Final = 0.5
+MAX_CANARIES: Final = 1000
+"""On trial at a time."""
 SUCCESSES_TO_DOUBLE: Final = 10
 """A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
+from smoa.model_shape import ModelShape
+
 STALE_S: Final = 10.0
 """An executor that did not report for so long is not sent anything."""
 MAX_EXECUTORS: Final = 10_000
@@ -31,6 +33,8 @@ class Executor:
     load: float
     """Requests that run or wait, by its rows."""
     reported_at_us: int
+    shape: ModelShape | None = None
+    """What an adapter must fit, if it said so."""
 
     def residency(self, adapter_ids: Sequence[str]) -> float:
         """The better, the sooner it can compute with the adapters."""
@@ -68,6 +72,15 @@ class Fleet:
     def leave(self, address: str) -> None:
         """It drains."""
         self._executors.pop(address, None)
+
+    def shapes_of(self, base_model: str, now_us: int) -> list[ModelShape]:
+        """What an adapter of a base model must fit to be loaded by whichever live executor a query is sent to."""
+        live = [one.shape for one in self._executors.values() if one.base_model == base_model and not self._is_stale(one, now_us)]
+        shapes: list[ModelShape] = []
+        for shape in live:  # mostly one and the same
+            if shape is not None and shape not in shapes:
+                shapes.append(shape)
+        return shapes
 
     def choose(self, base_model: str, adapter_ids: Sequence[str], now_us: int) -> str:
         """Address of the executor to call; empty when none reported of late. Those with a full queue only when all have one."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from services.router.index import Vector
 from services.router.library import AdapterRecord
-from smoa.adapter import MAX_RANK, check_labels, check_texts, granularity_of
+from smoa.adapter import check_labels, check_texts, granularity_of
 from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
-from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_VERSION, MIN_EXAMPLES
+from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_RANK, MAX_VERSION, MIN_EXAMPLES
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000

@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Final
 
 import numpy as np
 
 from services.router.canaries import MAX_CANARY_SHARE
+from services.router.changes import Change, as_it_is, came_back, now_us, same_content
 from services.router.importing import check_reason
 from services.router.index import Vector
 from services.router.journal import Entry
-from services.router.library import AdapterRecord, Scope
-from services.router.registry import Change, Registry, as_it_is, came_back, now_us, same_content
-from smoa.adapter import Adapter
+from services.router.library import AdapterRecord
+from services.router.registry import Registry
+from services.router.replacing import check_not_on_trial
 from smoa.embedding import normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 from smoa.limits import MAX_EXAMPLES
-
-MAX_CANARIES: Final = 1000
 
 
 class Merges:
@@ -58,43 +56,38 @@ class Merges:
                 "canary_share", f"{canary_share} is outside 0..{MAX_CANARY_SHARE}", "send 0 to replace the parents at once"
             )
         check_reason(reason)
-        adapter = await self._registry.read(child_digest)
-        if set(adapter.manifest.parents) != set(parent_ids) or adapter.manifest.tenant != tenant:
+        child = await self._registry.read(child_digest)
+        if set(child.parents) != set(parent_ids) or child.tenant != tenant:
             raise InvalidArgument(
                 "child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first"
             )
         wanted = tuple(dict.fromkeys(parent_ids))
-        work = self._apply(tenant, merge_id, child_digest, adapter, wanted, reason, canary_share, evidence or {})
+        work = self._apply(merge_id, child, wanted, reason, canary_share, evidence or {})
         return await self._registry.whole(work)
 
     async def _apply(
         self,
-        tenant: str,
         merge_id: str,
-        child_digest: str,
-        adapter: Adapter,
+        child: AdapterRecord,
         parent_ids: Sequence[str],
         reason: str,
         canary_share: float,
         evidence: Mapping[str, float],
     ) -> AdapterRecord:
-        registry = self._registry
+        registry, tenant = self._registry, child.tenant
         async with registry.writing:
-            if found := await registry.index.get(adapter.manifest.adapter_id):
+            if found := await registry.index.get(child.adapter_id):
                 if found[0].merge_id != merge_id:
-                    raise AlreadyExists(f"adapter_id: {adapter.manifest.adapter_id} is not the child of merge {merge_id}; use a new id")
-                child = same_content(found[0], child_digest, tenant)
+                    raise AlreadyExists(f"adapter_id: {child.adapter_id} is not the child of merge {merge_id}; use a new id")
+                child = same_content(found[0], child.digest, tenant)
                 again = [await registry.owned(tenant, parent_id) for parent_id in parent_ids]
                 registry.changed([as_it_is(record) for record in (child, *(parent for parent, _ in again))])
                 return child
             parents = [await registry.owned(tenant, parent_id) for parent_id in parent_ids]
-            await self._check_parents([parent for parent, _ in parents], adapter)
+            await self._check_parents([parent for parent, _ in parents], child)
             examples = tuple(example for group in zip_longest(*(parent.examples for parent, _ in parents)) for example in group if example)
-            child = dataclasses.replace(
-                await registry.record(adapter, child_digest, tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]),
-                merge_id=merge_id,
-                state_reason=reason,
-            )
+            examples = tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]
+            child = dataclasses.replace(child, examples=examples, merge_id=merge_id, state_reason=reason)
             retired: list[Entry] = []
             if canary_share:
                 baseline = {parent.adapter_id: parent.statistics for parent, _ in parents}
@@ -107,27 +100,20 @@ class Merges:
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child
 
-    async def _check_parents(self, parents: Sequence[AdapterRecord], child: Adapter) -> None:
-        base_model = child.manifest.base_model
+    async def _check_parents(self, parents: Sequence[AdapterRecord], child: AdapterRecord) -> None:
         for parent in parents:
-            if parent.shared != child.manifest.shared:
+            if parent.shared != child.shared:
                 raise FailedPrecondition(
                     f"parent: {parent.adapter_id} is {'' if parent.shared else 'not '}shared, and its child would "
                     f"{'not ' if parent.shared else ''}be; merge adapters that the same tenants may use"
                 )
-            if parent.state != "active" or parent.base_model != base_model:
+            if parent.state != "active" or parent.base_model != child.base_model:
                 raise FailedPrecondition(
                     f"parent: {parent.adapter_id} is {parent.state} on {parent.base_model[:12]}; merge active ones of one base"
                 )
             if parent.pinned:
                 raise FailedPrecondition(f"parent: {parent.adapter_id} is pinned; unpin it with `smoa adapter pin --off` first")
-        scope = Scope(tenant=parents[0].tenant, include_shared=False, states=("canary",))
-        ids = {parent.adapter_id for parent in parents}
-        for canary in await self._registry.index.scroll(scope, "", MAX_CANARIES):
-            if taken := ids & set(canary.parents):
-                raise FailedPrecondition(
-                    f"parent: {min(taken)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
-                )
+        await check_not_on_trial(self._registry.index, child.tenant, {parent.adapter_id for parent in parents})
 
     async def settle(
         self, tenant: str, child_id: str, *, promote: bool, reason: str, evidence: Mapping[str, float] | None = None

@@ -18,13 +18,14 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 from google.protobuf.message import Message
 
+from services.router.changes import ARRIVALS
 from services.router.fleet import Executor
 from services.router.index import AdapterIndex
 from services.router.ranker import Ranker
-from services.router.registry import ARRIVALS
 from services.router.routing import Router
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
+from smoa.model_shape import ModelShape
 from smoa.tasks import begin, end
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2
@@ -172,8 +173,9 @@ class News:
             return
         load = (status.running + status.waiting) / max(status.rows, 1)
         active, hosted = frozenset(status.active), frozenset(status.hosted)
+        shape = ModelShape.from_message(status.model) if status.HasField("model") else None
         self._router.fleet.report(
-            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us),
+            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us, shape),
             now_us=time.time_ns() // 1000,
         )
 

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 
+from services.router.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
 from services.router.confidence import prototypes_of
 from services.router.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.index import AdapterIndex, Vector
 from services.router.journal import Entry, Journal
 from services.router.library import AdapterRecord, Scope, State
 from services.router.listing import page_after, page_size_of, page_token_of
+from services.router.replacing import check_name, replaced_by
 from services.router.statistics import Statistics
-from smoa.adapter import Adapter, check_labels, decode
+from smoa.adapter import check_labels, decode
 from smoa.embedding import StaticEmbedder, normalised
-from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
+from smoa.model_shape import ModelShape
 from smoa.store import AdapterStore
 from smoa.tasks import Outliving
 
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_WRITES: Final = 256
-Action = Literal["registered", "updated", "retired", "restored", "purged", "merged", "canary", "promoted", "rolled_back"]
-ARRIVALS: Final = frozenset[Action]({"registered", "updated", "restored", "merged", "promoted"})
-"""After these, an adapter may be the better answer to a query that was answered before."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that happened to an adapter."""
-
-    action: Action
-    record: AdapterRecord
-    reason: str = ""
-    evidence: Mapping[str, float] = field(default_factory=dict)
-    """The numbers behind it."""
+_READING: Final = 2  # files at a time: each is in memory as a whole
 
 
 def _whole(
@@ -70,9 +58,12 @@ class Registry:
         changed: Callable[[Sequence[Change]], None],
         purge_grace_s: float = 7 * 86400.0,
         allow_all_tenants: bool = False,
+        shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
     ) -> None:
+        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
         self.index, self._store, self._embedder, self.changed = index, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
+        self._shapes_of, self._reading = shapes_of, asyncio.Semaphore(_READING)
         self.writing, self._journal = asyncio.Lock(), Journal(store)
         self._writes = Outliving()
 
@@ -92,34 +83,45 @@ class Registry:
         await self._writes.close()
 
     @_whole
-    async def register(self, tenant: str, digest: str, examples: Sequence[str]) -> AdapterRecord:
+    async def register(self, tenant: str, digest: str, examples: Sequence[str], *, replace: bool = False) -> AdapterRecord:
         """Add an adapter whose file is in the store; the same again returns what is there. One that was missing is active now.
 
+        With `replace`, the live adapter of its name and base model is retired in the same write: the new one's statistics begin at zero,
+        and requests that run on the old one end on it.
+
         Raises:
-            InvalidArgument: bad examples, a bad file, or a tenant other than the manifest's.
+            InvalidArgument: bad examples, a bad file, one that does not fit its base model, or a tenant other than the manifest's.
             NotFound: no such file in the store.
-            AlreadyExists: the id is taken by other content.
+            AlreadyExists: the id is taken by other content, or the name by an adapter with the same examples.
+            FailedPrecondition: it was retired or purged, or what it would replace cannot be told or retired.
         """
         tenant, examples = checked_tenant(tenant), checked_examples(examples)
-        adapter = await self.read(digest)
-        manifest = adapter.manifest
-        if manifest.tenant != tenant:
+        record = dataclasses.replace(await self.read(digest), examples=tuple(examples))
+        if record.tenant != tenant:
             raise InvalidArgument(
-                "tenant", f"{tenant!r} is not the manifest's {manifest.tenant!r}", "register it for the tenant it was trained for"
+                "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
             )
         async with self.writing:
-            found = await self.index.get(manifest.adapter_id)
+            found = await self.index.get(record.adapter_id)
             kept = None if found is None else same_content(found[0], digest, tenant)
+            if kept is not None and kept.state in ("retired", "purged"):
+                self.changed([as_it_is(kept)])
+                raise gone(kept)
+            replaced = await replaced_by(self.index, record) if replace else []
+            if kept is None and not replace:
+                await check_name(self.index, record)
+            written = list(replaced)
             if kept is not None and kept.state != "missing":
                 record = kept
             else:
-                record = await self.record(adapter, digest, tuple(examples))
+                record = dataclasses.replace(record, pinned=any(old.record.pinned for old in replaced))
                 if kept is not None:
                     record = dataclasses.replace(record, created_at_us=kept.created_at_us, statistics=kept.statistics, pinned=kept.pinned)
                     record = came_back(record)  # nobody could use it until now
-                vector, prototypes = self.understood(examples)
-                await self.write([Entry(record, vector, prototypes)])
-        self.changed([as_it_is(record)])
+                written.insert(0, Entry(record, *self.understood(examples)))
+            if written:
+                await self.write(written)
+        self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
         return record
 
     @_whole
@@ -139,13 +141,13 @@ class Registry:
             for entry in checked:
                 record, kept = entry.record, there.get(entry.record.adapter_id)
                 if kept is not None and (kept.tenant, kept.digest) != (tenant, record.digest):
-                    raise _taken(record.adapter_id)
+                    raise taken(record.adapter_id)
                 state: State = "missing" if record.digest in absent else "active"
                 if kept is None:
-                    written.append(_in_state(entry, state))
+                    written.append(in_state(entry, state))
                 elif kept.state != state and kept.state in ("active", "missing"):  # its file came, or went
                     record, vector = await self.owned(tenant, record.adapter_id)
-                    written.append(_in_state(Entry(came_back(record) if state == "active" else record, vector), state))
+                    written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
                 missing += state == "missing"
             if written:
                 await self.write(written)
@@ -159,7 +161,7 @@ class Registry:
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
-                raise _taken(record.adapter_id)
+                raise taken(record.adapter_id)
             centroid, prototypes = self.understood(examples) if examples else (None, None)
             vector = centroid if one.vector is None else one.vector
             assert vector is not None, "checked: without a vector there are examples"
@@ -253,18 +255,18 @@ class Registry:
         return await self._move(tenant, adapter_id, moves, "retired", reason, evidence or {})
 
     async def restore(self, tenant: str, adapter_id: str) -> AdapterRecord:
-        """Route to it again; again is fine.
+        """Route to it again; again is fine. A purged one comes back where its file was put into the store again.
 
         Raises:
-            FailedPrecondition: its weights were purged or are not in the store, or it is a merge's child whose parents answer in its place.
+            FailedPrecondition: its weights are not in the store, or it is a merge's child whose parents answer in its place.
         """
         record = (await self.owned(checked_tenant(tenant), adapter_id))[0]
-        if record.state == "retired" and await self._store.absent([record.digest]):
+        if record.state in ("retired", "purged") and await self._store.absent([record.digest]):
             raise FailedPrecondition(f"adapter: the file of {adapter_id} is not in the store; put it there with `smoa adapter push` first")
-        for parent_id in record.parents if record.merge_id and record.state == "retired" else ():
+        for parent_id in record.parents if record.merge_id and record.state in ("retired", "purged") else ():
             if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
                 raise FailedPrecondition(f"adapter: {adapter_id} is the child of a merge that was undone: {parent_id} is active")
-        return await self._move(tenant, adapter_id, {"retired": "active", "active": "active"}, "restored", "", {})
+        return await self._move(tenant, adapter_id, {"retired": "active", "purged": "active", "active": "active"}, "restored", "", {})
 
     @_whole
     async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
@@ -275,7 +277,7 @@ class Registry:
         """
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
-            _check_move(record, ("retired", "purged"), "purged")
+            check_move(record, ("retired", "purged"), "purged")
             waited_s = (now_us() - record.updated_at_us) / 1e6
             if record.state == "retired" and waited_s < self._purge_grace_s:
                 raise FailedPrecondition(
@@ -293,14 +295,19 @@ class Registry:
         self.changed([Change("purged", record, record.state_reason)])
         return record
 
-    async def read(self, digest: str) -> Adapter:
-        """A file of the store, checked."""
-        data = await self._store.get(digest)
-        return await asyncio.to_thread(decode, data, digest, self._store.max_bytes)
+    async def read(self, digest: str) -> AdapterRecord:
+        """What the index keeps of a file of the store, which is checked: as a file, and against its base model.
 
-    async def record(self, adapter: Adapter, digest: str, examples: tuple[str, ...]) -> AdapterRecord:
-        """What the index keeps of a file."""
+        Raises:
+            NotFound: there is none.
+            InvalidArgument: it is damaged, too large, or does not fit its base model.
+        """
+        async with self._reading:
+            data = await self._store.get(digest)
+            adapter = await asyncio.to_thread(decode, data)
         manifest, now = adapter.manifest, now_us()
+        for shape in self._shapes_of(manifest.base_model):
+            shape.check(adapter)
         return AdapterRecord(
             adapter_id=manifest.adapter_id,
             version=manifest.version,
@@ -314,10 +321,9 @@ class Registry:
             rank=manifest.rank,
             modules=manifest.modules,
             parameter_count=adapter.parameter_count,
-            file_bytes=len(await self._store.get(digest)),
+            file_bytes=len(data),
             tags=manifest.tags,
             shared=manifest.shared,
-            examples=examples,
             parents=manifest.parents,
             created_at_us=now,
             updated_at_us=now,
@@ -342,7 +348,7 @@ class Registry:
     ) -> AdapterRecord:
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
-            _check_move(record, tuple(moves), action)
+            check_move(record, tuple(moves), action)
             if moves[record.state] != record.state:
                 if action == "restored":
                     record = came_back(record)
@@ -350,49 +356,3 @@ class Registry:
                 await self.write([Entry(record, vector)])
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record
-
-
-def came_back(record: AdapterRecord) -> AdapterRecord:
-    """The record as of an adapter that is judged by what it does from now on."""
-    return dataclasses.replace(record, restored_at_us=now_us(), restored_baseline=record.statistics)
-
-
-def _check_move(record: AdapterRecord, states: Sequence[State], action: Action) -> None:
-    if record.state not in states:
-        raise FailedPrecondition(
-            f"adapter: {record.adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
-        )
-
-
-def as_it_is(record: AdapterRecord, evidence: Mapping[str, float] | None = None) -> Change:
-    """What there is to tell of an adapter, by its state."""
-    arrived: Action = "merged" if record.merge_id else "registered"
-    actions: dict[State, Action] = {
-        "active": arrived,
-        "canary": "canary",
-        "retired": "retired",
-        "purged": "purged",
-        "missing": "updated",
-    }
-    return Change(actions[record.state], record, record.state_reason, evidence or {})
-
-
-def same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterRecord:
-    """The record; raises AlreadyExists unless it is the tenant's and has this content."""
-    if record.tenant != tenant or record.digest != digest:
-        raise _taken(record.adapter_id)
-    return record
-
-
-def _in_state(entry: Entry, state: State) -> Entry:
-    reason = "its file is not in the store" if state == "missing" else ""
-    return entry._replace(record=dataclasses.replace(entry.record, state=state, state_reason=reason, updated_at_us=now_us()))
-
-
-def _taken(adapter_id: str) -> AlreadyExists:
-    return AlreadyExists(f"adapter_id: {adapter_id} is taken by other content; train or import again to get a new id")
-
-
-def now_us() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from services.router.changes import Change
 from services.router.compositions import Composition, Compositions, Stage
 from services.router.importing import Imported
 from services.router.library import AdapterRecord, AdapterRef, Scope, State
 from services.router.merges import Merges
 from services.router.metrics import RouterMetrics
-from services.router.registry import Change, Registry
+from services.router.registry import Registry
 from services.router.routing import Choice, RoutedQuery, RouteQuery, Router
 from services.router.scoring import Hints
 from services.router.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, Statistics
@@ -111,7 +112,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples))
+        return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples, replace=request.replace))
 
     async def ImportAdapters(  # noqa: N802
         self, request_iterator: AsyncIterator[registry_pb2.ImportAdaptersRequest], context: Context

@@ -46,6 +46,8 @@ class RouterSettings:
     """How long running requests may take to finish when the service is stopped."""
     purge_grace_s: float = 7 * 86400.0
     """How long an adapter must be retired before its weights may be deleted."""
+    max_adapter_bytes: int = 2**30
+    """Largest file of an adapter that a tenant may register. Two are read at a time, each into memory as a whole."""
     allow_all_tenants: bool = False
     """Answer listings over all tenants, which the optimizer needs. Then only trusted callers may reach the port."""
     check_interval_s: float = 1.0

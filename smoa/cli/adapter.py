@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 import click
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from smoa.adapter import decode
+from smoa.adapter import Adapter, decode
+from smoa.cli.base_models import served_by
 from smoa.cli.importing import import_command
 from smoa.cli.names import LIVE, PROTECTED, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
-from smoa.cli.options import address_of, check_store, json_lines_option, router_option, store_option, tenant_option, with_client
+from smoa.cli.options import (
+    address_of,
+    check_store,
+    executor_option,
+    json_lines_option,
+    router_option,
+    store_option,
+    tenant_option,
+    with_client,
+)
 from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
@@ -21,6 +32,9 @@ from smoa.peft import export_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+
+ASK_S: Final = 5.0
+"""How long a push waits for an executor that need not be there."""
 
 
 @click.group("adapter")
@@ -32,6 +46,16 @@ def adapter_group() -> None:
 
 
 adapter_group.add_command(import_command)
+
+
+async def _check_base(adapter: Adapter, executor: str) -> None:
+    """Raise InvalidArgument for what the executor could not load. Without one that serves this base model the router may know one."""
+    try:
+        base = await served_by(executor, ASK_S)
+    except grpc.aio.AioRpcError:
+        return
+    if base.shape is not None and base.fingerprint == adapter.manifest.base_model:
+        base.shape.check(adapter)
 
 
 def _show(adapter: registry_pb2.Adapter, as_json: bool) -> None:
@@ -48,19 +72,26 @@ def _show(adapter: registry_pb2.Adapter, as_json: bool) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="5 to 50 example inputs: a training JSONL (the first user input of each line), or text, one a line.",
 )
+@click.option("--replace", is_flag=True, help="Retire the tenant's adapter of the same name in the same step: a new version of it.")
 @json_lines_option
 @router_option
 @store_option
-def push(file: Path, examples_path: Path, as_json: bool, router: str, store: str) -> None:
-    """Put FILE into the store and register it with its example inputs; the router finds it by them."""
+@executor_option
+def push(file: Path, examples_path: Path, replace: bool, as_json: bool, router: str, store: str, executor: str) -> None:
+    """Put FILE into the store and register it with its example inputs; the router finds it by them.
+
+    It is checked against the base model first, where the executor serves that.
+    """
     check_store()
     data, examples = file.read_bytes(), read_examples(examples_path)
-    tenant = decode(data).manifest.tenant
+    adapter = decode(data)
+    tenant = adapter.manifest.tenant
 
     async def work(client: SmoaClient) -> tuple[registry_pb2.Adapter, list[registry_pb2.Adapter]]:
+        await _check_base(adapter, executor)
         digest = await AdapterStore(store).put(data)
         try:
-            made = await client.register(digest, examples, tenant)
+            made = await client.register(digest, examples, tenant, replace=replace)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -76,7 +107,7 @@ def push(file: Path, examples_path: Path, as_json: bool, router: str, store: str
     for one in namesakes[:SHOWN]:
         click.echo(
             f"note: {made.name!r} is the name of {one.adapter_id}, too: commands that are given the name ask which is meant; "
-            f"`smoa adapter retire {one.adapter_id}` if this one takes its place",
+            "push it again with --replace if this one takes its place",
             err=True,
         )
     _show(made, as_json)

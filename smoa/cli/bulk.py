@@ -23,7 +23,7 @@ COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), 
 _ENUMS = {"kind": "ADAPTER_KIND_", "specialization": "SPECIALIZATION_"}
 
 
-def parse_line(line: str, place: str) -> registry_pb2.ImportedAdapter:
+def parse_line(line: bytes, place: str) -> registry_pb2.ImportedAdapter:
     """An adapter of one line: the fields of `smoa.v1.Adapter`, `kind` and `specialization` in words, and `vector` or `examples`.
 
     Raises:
@@ -44,7 +44,7 @@ def parse_line(line: str, place: str) -> registry_pb2.ImportedAdapter:
 def batches(path: Path, skip: int) -> Iterator[list[registry_pb2.ImportedAdapter]]:
     """The file's adapters, after so many lines."""
     batch: list[registry_pb2.ImportedAdapter] = []
-    with path.open() as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if number > skip:
                 batch.append(parse_line(line, f"{path}:{number}"))

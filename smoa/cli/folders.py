@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -14,18 +16,24 @@ from typing import Final, Literal, NamedTuple
 import grpc
 
 from smoa.adapter import encode
+from smoa.cli.base_models import BaseModel
 from smoa.cli.names import state_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
 from smoa.example_inputs import examples_file, read_examples
+from smoa.folder_kinds import CONFIG_FILE, WEIGHTS_FILE, describe
+from smoa.identifiers import is_utf8, shown
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
-from smoa.peft import CONFIG_FILE, content_id, import_folder
+from smoa.peft import content_id, import_folder
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
 CONCURRENT: Final = 8
+LARGE_BYTES: Final = 2**24
+"""Of a folder's weights: one that has more is imported while no other such is, for it is in memory several times over."""
 Status = Literal["imported", "there", "waiting", "failed"]
+_CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 _AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -56,26 +64,33 @@ def find_folders(arguments: Sequence[str]) -> tuple[list[Path], list[Result]]:
     failed = []
     for argument in arguments:
         roots = [argument] if Path(argument).exists() else sorted(glob(argument, recursive=True))
-        here = [folder for root in roots for folder in _folders_in(Path(root).absolute())]
+        here = [folder for root in roots for folder in _folders_in(Path(os.path.abspath(root)))]
         if not here:
-            problem = f"is no PEFT folder, and holds none ({CONFIG_FILE})" if roots else "is not there"
-            failed.append(Result(argument, "failed", reason=f"{problem}; give folders written by PEFT's save_pretrained"))
+            failed.append(Result(argument, "failed", reason="; ".join(describe(Path((roots or [argument])[0])))))
         found |= dict.fromkeys(here)
     return list(found), failed
 
 
 def _folders_in(root: Path) -> Iterator[Path]:
-    """PEFT folders in a tree, in order. What is below one is not looked at: checkpoints of its training, mostly."""
+    """PEFT folders in a tree, in order. What is below one is not looked at: checkpoints of its training, mostly. Of checkpoints beside each
+    other the last is taken.
+    """
     for path, folders, files in os.walk(root):
-        folders.sort()
         if CONFIG_FILE in files:
             folders.clear()
             yield Path(path)
+            continue
+        steps = {name: int(found[1]) for name in folders if (found := _CHECKPOINT.fullmatch(name))}
+        steps = {name: step for name, step in steps.items() if Path(path, name, CONFIG_FILE).is_file()}
+        last = max(steps, key=lambda name: steps[name], default="")
+        folders[:] = sorted(name for name in folders if name not in steps or name == last)
 
 
 def names_of(folders: Sequence[Path]) -> dict[Path, str]:
-    """Names for the folders' adapters: their own, and before it, where several are called alike, what tells them apart."""
-    names = {folder: folder.name for folder in folders}
+    """Names for the folders' adapters: their own (a checkpoint's is its run's), and before it, where several are called alike, what tells
+    them apart.
+    """
+    names = {folder: (_CHECKPOINT.fullmatch(folder.name) and folder.parent.name) or folder.name for folder in folders}
     for parts in range(2, max((len(folder.parts) for folder in folders), default=0) + 1):
         counts = Counter(names.values())
         names |= {folder: "/".join(folder.parts[-parts:]) for folder, name in names.items() if counts[name] > 1}
@@ -89,8 +104,19 @@ class FolderImport:
     in the store already is the same file, and a registration that was made is found.
     """
 
-    def __init__(self, client: SmoaClient, store: AdapterStore, base_model: str, labels: Labels, examples: Sequence[str] = ()) -> None:
-        self._client, self._store, self._base_model, self._labels, self._examples = client, store, base_model, labels, examples
+    def __init__(
+        self,
+        client: SmoaClient,
+        store: AdapterStore,
+        base: BaseModel,
+        labels: Labels,
+        examples: Sequence[str] = (),
+        *,
+        any_base: bool = False,
+        replace: bool = False,
+    ) -> None:
+        self._client, self._store, self._base, self._labels, self._examples = client, store, base, labels, examples
+        self._any_base, self._replace, self._large = any_base, replace, asyncio.Lock()
 
     async def run(self, names: Mapping[Path, str], done: Callable[[Result], None]) -> None:
         """Import all of the folders, several at a time; `done` hears of each. A service or store that is away ends it.
@@ -107,7 +133,8 @@ class FolderImport:
             while waiting and not stopped:
                 folder, name = waiting.popleft()
                 try:
-                    done(await self._import(folder, name))
+                    async with self._large if _weight_bytes(folder) > LARGE_BYTES else nullcontext():
+                        done(await self._import(folder, name))
                 except (InvalidArgument, OSError) as error:
                     done(Result(str(folder), "failed", name, reason=str(error)))
                 except SmoaError as error:
@@ -124,7 +151,9 @@ class FolderImport:
 
     async def _import(self, folder: Path, name: str) -> Result:
         labels = self._labels
-        adapter_id = await asyncio.to_thread(content_id, folder, labels.tenant, self._base_model)
+        if not is_utf8(name):
+            raise InvalidArgument("folder", "has a name that is not UTF-8", "rename it, or import it alone with --name")
+        adapter_id = await asyncio.to_thread(content_id, folder, labels.tenant, self._base.fingerprint)
         kept = await self._kept(adapter_id)
         if kept is not None and kept.state != common.ADAPTER_STATE_MISSING:
             return Result(str(folder), "there", name, adapter_id, state_of(kept))
@@ -137,7 +166,7 @@ class FolderImport:
             return Result(str(folder), "waiting", name, adapter_id, too_few + wanted)
         digest = await self._store.put(data)
         try:
-            await self._client.register(digest, examples, labels.tenant)
+            await self._client.register(digest, examples, labels.tenant, replace=self._replace)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -159,7 +188,7 @@ class FolderImport:
         labels = self._labels
         adapter = import_folder(
             folder,
-            self._base_model,
+            self._base.fingerprint,
             adapter_id=adapter_id,
             name=name,
             tenant=labels.tenant,
@@ -167,7 +196,19 @@ class FolderImport:
             tags=labels.tags,
             specialization=labels.specialization,
         )
+        self._base.check(adapter, any_name=self._any_base)
         return encode(adapter)
+
+
+def _weight_bytes(folder: Path) -> int:
+    file = folder / WEIGHTS_FILE
+    return file.stat().st_size if file.is_file() else 0
+
+
+_GONE: Final = {
+    "retired": "bring it back with `smoa adapter restore {}`",
+    "purged": "to have it again, write a file of it with --output, which gives it a new id, and push that",
+}
 
 
 def summary(results: Sequence[Result], seconds: float) -> str:
@@ -181,6 +222,9 @@ def summary(results: Sequence[Result], seconds: float) -> str:
     ]
     for status in ("waiting", "failed"):
         lines += [f"{status}: {one.folder}: {one.reason}" for one in results if one.status == status]
+    for one in results:
+        if one.status == "there" and one.reason in _GONE:
+            lines.append(f"{one.reason}: {one.folder}: {_GONE[one.reason].format(one.adapter_id)}")
     if counts["waiting"] or counts["failed"]:
         lines.append("The same command again does what is left.")
-    return "\n".join(lines)
+    return shown("\n".join(lines))

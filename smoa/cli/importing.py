@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from smoa.adapter import SPECIALIZATIONS, encode
+from smoa.cli.base_models import BaseModel, served_by
 from smoa.cli.bulk import COLUMNS, import_jsonl
 from smoa.cli.folders import FolderImport, Labels, Result, find_folders, names_of, summary
 from smoa.cli.options import check_store, executor_option, json_lines_option, router_option, store_option, tenant_option
@@ -33,7 +34,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--tag", "tags", multiple=True, help="May repeat.")
 @click.option("--shared", is_flag=True, help="Every tenant may use them.")
 @click.option("--specialization", type=click.Choice(SPECIALIZATIONS), default="task", show_default=True)
-@click.option("--base-model", default="", help="Fingerprint of the base model; asked of the executor when left out.")
+@click.option("--base-model", default="", help="Fingerprint of the base model; the executor's, and checked against it, when left out.")
+@click.option("--any-base", is_flag=True, help="Whatever adapter_config.json calls the base model.")
+@click.option("--replace", is_flag=True, help="Retire the adapters whose names these have, in the same step.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Only write a single folder's adapter file.")
 @click.option("--jsonl", type=_FILE, help="Register the adapters that this file describes instead.")
 @click.option("--no-file-check", is_flag=True, help="With --jsonl: route to them though nobody looked whether their weights are there.")
@@ -47,6 +50,8 @@ def import_command(
     examples_path: Path | None,
     name: str,
     base_model: str,
+    any_base: bool,
+    replace: bool,
     output: Path | None,
     jsonl: Path | None,
     no_file_check: bool,
@@ -63,6 +68,7 @@ def import_command(
       --examples FILE, else in its folder from examples.jsonl, examples.txt or a training JSONL:
       the first user input of each line, be it {"input"}, {"prompt"}, {"messages"} or the like.
     A folder without is waiting for them. The same command again does what is left, and nothing twice.
+    Of a run's checkpoint-N folders the last is taken, under the name of the run.
 
     \b
     A line of a --jsonl file is an object of
@@ -82,7 +88,9 @@ def import_command(
         raise click.UsageError(f"--name and --output are for a single folder, not {len(found)}")
     names = names_of(found) | (dict.fromkeys(found, name) if name else {})
     if output is not None:
-        adapter = import_folder(found[0], base_model or asyncio.run(_base_model(executor)), name=names[found[0]], **labels)
+        base = asyncio.run(_base_model(base_model, executor))
+        adapter = import_folder(found[0], base.fingerprint, name=names[found[0]], **labels)
+        base.check(adapter, any_name=any_base)
         output.write_bytes(encode(adapter))
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
@@ -104,7 +112,9 @@ def import_command(
                 click.echo(json.dumps(result._asdict()))
 
         async with SmoaClient(router=router) as client:
-            importing = FolderImport(client, AdapterStore(store), base_model or await _base_model(executor), Labels(**labels), examples)
+            base = await _base_model(base_model, executor)
+            kept = Labels(**labels)
+            importing = FolderImport(client, AdapterStore(store), base, kept, examples, any_base=any_base, replace=replace)
             await importing.run(names, done)
 
     if as_json:
@@ -122,6 +132,5 @@ def import_command(
     return None
 
 
-async def _base_model(executor: str) -> str:
-    async with SmoaClient(executor=executor) as client:
-        return (await client.status()).base_model
+async def _base_model(fingerprint: str, executor: str) -> BaseModel:
+    return BaseModel(fingerprint) if fingerprint else await served_by(executor)

@@ -16,6 +16,7 @@ from smoa.cli.options import stack_option, why_unanswered
 from smoa.cli.query import generate_command, report_command, route_command, status_command
 from smoa.cli.top import top_command
 from smoa.errors import SmoaError, Unavailable
+from smoa.identifiers import is_utf8, shown
 
 
 class _Explaining(click.Group):
@@ -103,6 +104,11 @@ _HELP = {
 
 def main() -> None:
     """Entry point: every expected error is one sentence and exit code 1; a wrong argument is 2; Ctrl-C is 130."""
+    for place, argument in enumerate(sys.argv[1:], 1):
+        if not is_utf8(argument):
+            remedy = "rename the file, or give the folder that it is in"
+            click.echo(f"error: argument {place}: '{shown(argument)}' is not UTF-8 text; {remedy}", err=True)
+            raise SystemExit(2)
     _load_plugins()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it tells of a broker that is away, the error says once
     try:
@@ -115,11 +121,6 @@ def main() -> None:
         raise SystemExit(130) from None
     except SmoaError as error:
         click.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from error
-    except UnicodeEncodeError as error:
-        if error.object not in sys.argv:
-            raise
-        click.echo(f"error: argument {error.object!r}: is not UTF-8 text; type it in a terminal whose encoding is UTF-8", err=True)
         raise SystemExit(1) from error
     except grpc.aio.AioRpcError as error:
         click.echo(f"error: {error.code().name}: {error.details() or ''}", err=True)

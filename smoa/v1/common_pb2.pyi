@@ -15,6 +15,7 @@ class Granularity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GRANULARITY_MINI: _ClassVar[Granularity]
     GRANULARITY_SMALL: _ClassVar[Granularity]
     GRANULARITY_MEDIUM: _ClassVar[Granularity]
+    GRANULARITY_LARGE: _ClassVar[Granularity]
 
 class Specialization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -67,6 +68,7 @@ GRANULARITY_MICRO: Granularity
 GRANULARITY_MINI: Granularity
 GRANULARITY_SMALL: Granularity
 GRANULARITY_MEDIUM: Granularity
+GRANULARITY_LARGE: Granularity
 SPECIALIZATION_UNSPECIFIED: Specialization
 SPECIALIZATION_GENERAL: Specialization
 SPECIALIZATION_DOMAIN: Specialization
@@ -120,3 +122,34 @@ class Stage(_message.Message):
     adapters: _containers.RepeatedCompositeFieldContainer[WeightedAdapter]
     max_tokens: int
     def __init__(self, adapters: _Optional[_Iterable[_Union[WeightedAdapter, _Mapping]]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class ModelShape(_message.Message):
+    __slots__ = ("layers", "modules", "max_rank", "max_lora_xs_rank", "max_adapter_bytes", "weight_bytes")
+    class ModulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: LinearShape
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[LinearShape, _Mapping]] = ...) -> None: ...
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    MAX_RANK_FIELD_NUMBER: _ClassVar[int]
+    MAX_LORA_XS_RANK_FIELD_NUMBER: _ClassVar[int]
+    MAX_ADAPTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    modules: _containers.MessageMap[str, LinearShape]
+    max_rank: int
+    max_lora_xs_rank: int
+    max_adapter_bytes: int
+    weight_bytes: int
+    def __init__(self, layers: _Optional[int] = ..., modules: _Optional[_Mapping[str, LinearShape]] = ..., max_rank: _Optional[int] = ..., max_lora_xs_rank: _Optional[int] = ..., max_adapter_bytes: _Optional[int] = ..., weight_bytes: _Optional[int] = ...) -> None: ...
+
+class LinearShape(_message.Message):
+    __slots__ = ("outputs", "inputs")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    outputs: int
+    inputs: int
+    def __init__(self, outputs: _Optional[int] = ..., inputs: _Optional[int] = ...) -> None: ...

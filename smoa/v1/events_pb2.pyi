@@ -1,3 +1,4 @@
+from smoa.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -142,7 +143,7 @@ class LifecycleEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., previous_ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving")
+    __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving", "model")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +154,7 @@ class ExecutorStatus(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     address: str
     base_model: str
     free_slots: int
@@ -163,7 +165,8 @@ class ExecutorStatus(_message.Message):
     rows: int
     reported_at_us: int
     leaving: bool
-    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    model: _common_pb2.ModelShape
+    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ..., model: _Optional[_Union[_common_pb2.ModelShape, _Mapping]] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
     __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us", "index", "producer_id", "sequence")

@@ -169,7 +169,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events", "host_hits", "store_loads", "store_load_us", "slot_bytes", "host_bytes", "cache_blocks", "cache_blocks_free", "prefix_lookups", "prefix_hits", "preemptions")
+    __slots__ = ("base_model", "base_model_name", "slots", "residents", "queued", "running", "adapter_hits", "adapter_misses", "evictions", "max_batch", "spooled_events", "host_hits", "store_loads", "store_load_us", "slot_bytes", "host_bytes", "cache_blocks", "cache_blocks_free", "prefix_lookups", "prefix_hits", "preemptions", "model")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,7 @@ class GetStatusResponse(_message.Message):
     PREFIX_LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HITS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     base_model_name: str
     slots: int
@@ -212,7 +213,8 @@ class GetStatusResponse(_message.Message):
     prefix_lookups: int
     prefix_hits: int
     preemptions: int
-    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ..., host_hits: _Optional[int] = ..., store_loads: _Optional[int] = ..., store_load_us: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_free: _Optional[int] = ..., prefix_lookups: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    model: _common_pb2.ModelShape
+    def __init__(self, base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., slots: _Optional[int] = ..., residents: _Optional[_Iterable[_Union[Resident, _Mapping]]] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., adapter_hits: _Optional[int] = ..., adapter_misses: _Optional[int] = ..., evictions: _Optional[int] = ..., max_batch: _Optional[int] = ..., spooled_events: _Optional[int] = ..., host_hits: _Optional[int] = ..., store_loads: _Optional[int] = ..., store_load_us: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., cache_blocks: _Optional[int] = ..., cache_blocks_free: _Optional[int] = ..., prefix_lookups: _Optional[int] = ..., prefix_hits: _Optional[int] = ..., preemptions: _Optional[int] = ..., model: _Optional[_Union[_common_pb2.ModelShape, _Mapping]] = ...) -> None: ...
 
 class Resident(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "leases", "bytes")

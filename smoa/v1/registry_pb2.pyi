@@ -132,14 +132,16 @@ class Adapter(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
-    __slots__ = ("tenant", "digest", "examples")
+    __slots__ = ("tenant", "digest", "examples", "replace")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     digest: str
     examples: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ...) -> None: ...
+    replace: bool
+    def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ..., replace: _Optional[bool] = ...) -> None: ...
 
 class ImportedAdapter(_message.Message):
     __slots__ = ("adapter", "vector", "examples")

@@ -111,7 +111,8 @@ class RegistryServiceServicer:
 
     def RegisterAdapter(self, request, context):
         """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
-        becomes active.
+        becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
+        a live executor said of its base model is INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,7 +154,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreAdapter(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Route to a retired adapter again, or to a purged one whose file is in the store again.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

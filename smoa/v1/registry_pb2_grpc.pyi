@@ -33,7 +33,8 @@ class RegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     RegisterAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterAdapterRequest, _registry_pb2.Adapter]
     """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
-    becomes active.
+    becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
+    a live executor said of its base model is INVALID_ARGUMENT.
     """
     ImportAdapters: _grpc.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]
     """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
@@ -47,6 +48,7 @@ class RegistryServiceStub:
     RetireAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.Adapter]
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]
+    """Route to a retired adapter again, or to a purged one whose file is in the store again."""
     PurgeAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]
@@ -63,7 +65,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
-    becomes active.
+    becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
+    a live executor said of its base model is INVALID_ARGUMENT.
     """
     ImportAdapters: _aio.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]  # type: ignore[assignment]
     """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
@@ -77,6 +80,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     RetireAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """Route to a retired adapter again, or to a purged one whose file is in the store again."""
     PurgeAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
@@ -96,7 +100,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
         """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
-        becomes active.
+        becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
+        a live executor said of its base model is INVALID_ARGUMENT.
         """
 
     @_abc_1.abstractmethod
@@ -145,7 +150,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _registry_pb2.RestoreAdapterRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]: ...
+    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
+        """Route to a retired adapter again, or to a purged one whose file is in the store again."""
 
     @_abc_1.abstractmethod
     def PurgeAdapter(

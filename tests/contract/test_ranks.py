@@ -15,7 +15,7 @@ from services.executor.backends.torch.ranks import RankPool
 from services.executor.models.base_model import MODULES
 from services.executor.models.lora_xs_bases import LoraXsBases
 from smoa.adapter import Kind
-from smoa.errors import FailedPrecondition
+from smoa.errors import FailedPrecondition, InvalidArgument
 from tests.model_support import isolated_cache, logits_of, make_model, random_adapter
 
 
@@ -87,3 +87,10 @@ def test_bytes_are_known_before_an_adapter_is_placed(model: Llama) -> None:
         backend.place(str(number), adapter)
         cores = sum(stack.nbytes for stack in adapter.cores.values())
         assert backend.slot_bytes_of(adapter) == (free - len(backend._pool._free)) * backend._pool.rank_bytes + cores > 0
+
+
+def test_weights_that_the_models_dtype_cannot_hold_are_refused(model: Llama) -> None:
+    adapter = random_adapter(model.config, model.fingerprint, seed=1, kind="lora", rank=2, modules=["q_proj"], size=1e6)
+    assert load_adapter(adapter, model.config, model.fingerprint, 64, torch.bfloat16).pairs
+    with pytest.raises(InvalidArgument, match=r"^file: model\.layers\.0\.self_attn\.q_proj holds weights that torch\.float16 cannot; "):
+        load_adapter(adapter, model.config, model.fingerprint, 64, torch.float16)

@@ -75,14 +75,20 @@ async def test_route(world: RouterWorld, changes: dict[str, object], code: str, 
             lambda data: data.replace(np.float32(0.5).tobytes(), np.float32("nan").tobytes()),
             "file: q_proj holds NaN or infinite weights; retrain with a lower learning rate",
         ),
-        (lambda data: data + bytes(64 * 1024 * 1024), "file: 67,"),
     ],
-    ids=["truncated", "corrupt", "altered", "nan", "oversized"],
+    ids=["truncated", "corrupt", "altered", "nan"],
 )
 async def test_adapter_file(world: RouterWorld, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     digest = await world.put_raw(damage(adapter_file()))
     code, details, _ = await refused(world.client.register(digest, KNEES))
     assert (code, details[: len(message)]) == ("INVALID_ARGUMENT", message)
+
+
+async def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    async with running_router(tmp_path, max_adapter_bytes=1000) as world:
+        code, details, _ = await refused(world.client.register(await world.store.put(adapter_file() + bytes(1000)), KNEES))
+    assert code == "INVALID_ARGUMENT"
+    assert details.endswith(" is over the 1,000 byte limit; push a smaller adapter, or raise SMOA_ROUTER_MAX_ADAPTER_BYTES")
 
 
 async def test_wrong_digest(world: RouterWorld) -> None:
@@ -97,7 +103,8 @@ async def test_wrong_digest(world: RouterWorld) -> None:
 
 
 async def test_duplicate_id_with_other_content(world: RouterWorld) -> None:
-    first, second = adapter_file(adapter_id=(name := new_adapter_id())), adapter_file(0.9, adapter_id=name)
+    name = new_adapter_id()
+    first, second = (adapter_file(value, adapter_id=name, name="twice") for value in (0.5, 0.9))
     made = await world.client.register(await world.store.put(first), KNEES)
     assert await world.client.register(await world.store.put(first), KNEES) == made
     code, details, _ = await refused(world.client.register(await world.store.put(second), KNEES))
@@ -113,7 +120,7 @@ async def test_other_tenants_adapter_is_not_found(world: RouterWorld) -> None:
 
 
 async def test_hints_that_match_nothing(world: RouterWorld) -> None:
-    made = await world.client.register(await world.store.put(adapter_file()), KNEES)
+    made = await world.client.register(await world.store.put(adapter_file(name="hinted")), KNEES)
     by_task = await world.client.route(KNEES[0], base_model="base-a", strategy="ROUTING_STRATEGY_TASK", tags=["no such tag"])
     assert not by_task.adapters
     assert by_task.confidence == 0

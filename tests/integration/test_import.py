@@ -98,8 +98,8 @@ def _with(change: Callable[[Imported], object]) -> Imported:
         (imported(7, kind=99), "kind: 99 is unknown; use a AdapterKind of smoa.v1"),
         (imported(7, base_model=""), "adapters[1].base_model: is empty; "),
         (imported(7, name=""), "adapters[1].name: has 0 characters; "),
-        (imported(7, rank=0), "adapters[1].rank: 0 is outside 1..256; "),
-        (imported(7, parameter_count=10**9), "adapters[1].file: 1,000,000,000 parameters are over the 10,000,000 limit; "),
+        (imported(7, rank=0), "adapters[1].rank: 0 is outside 1..1024; "),
+        (imported(7, parameter_count=0), "adapters[1].parameter_count: 0 is not positive; "),
     ],
 )
 async def test_a_bad_adapter_is_named_and_nothing_of_its_batch_is_added(world: RouterWorld, bad: Imported, message: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
+import grpc
 import pytest
 from click.testing import CliRunner
 
@@ -46,9 +47,11 @@ async def _said(world: RouterWorld, *arguments: str) -> str:
 
 
 async def _error(world: RouterWorld, *arguments: str) -> str:
-    result = await _run(world, *arguments)
-    assert isinstance(result.exception, SmoaError), result.output
-    return str(result.exception)
+    error = (await _run(world, *arguments)).exception
+    if isinstance(error, grpc.aio.AioRpcError):
+        return str(error.details())
+    assert isinstance(error, SmoaError), error
+    return str(error)
 
 
 async def test_an_adapter_is_found_by_id_name_and_beginning(world: RouterWorld) -> None:
@@ -102,8 +105,26 @@ async def test_a_second_name_that_is_taken_says_so(world: RouterWorld, tmp_path:
     assert json.loads(result.stdout)["adapter_id"] != first.adapter_id
     assert result.stderr == (
         f"note: 'tickets' is the name of {first.adapter_id}, too: commands that are given the name ask which is meant; "
-        f"`smoa adapter retire {first.adapter_id}` if this one takes its place\n"
+        "push it again with --replace if this one takes its place\n"
     )
+    await _run(world, "adapter", "push", str(tmp_path / "b.safetensors"), "--examples", str(tmp_path / "b.txt"), "--replace")
+    assert [one.adapter_id async for one in world.client.list_all()] == [json.loads(result.stdout)["adapter_id"]]
+
+
+async def test_a_second_version_of_a_name_replaces_the_first_where_that_is_asked_for(world: RouterWorld, tmp_path: Path) -> None:
+    first = await world.register(MONEY, name="refunds")
+    (tmp_path / "b.safetensors").write_bytes(adapter_file(0.7, name="refunds"))
+    (tmp_path / "b.txt").write_text("\n".join(MONEY))
+    push = ("adapter", "push", str(tmp_path / "b.safetensors"), "--examples", str(tmp_path / "b.txt"), "--json")
+    assert f"name: 'refunds' is the name of {first.adapter_id}, which has the same examples, " in await _error(world, *push)
+    result = await _run(world, *push, "--replace")
+    made = json.loads(result.stdout)
+    assert (made["state"], result.stderr) == ("ADAPTER_STATE_ACTIVE", "")
+    shown = json.loads((await _run(world, "adapter", "show", first.adapter_id, "--json")).stdout)
+    assert (shown["state"], shown["state_reason"]) == ("ADAPTER_STATE_RETIRED", f"replaced by {made['adapter_id']}")
+    (tmp_path / "a.safetensors").write_bytes(await world.store.get(first.digest))
+    again = await _error(world, *push[:2], str(tmp_path / "a.safetensors"), *push[3:])
+    assert again.endswith(f"; bring it back with `smoa adapter restore {first.adapter_id}`")
 
 
 async def test_a_push_to_a_store_that_the_router_does_not_read_names_both(world: RouterWorld, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
 
+import grpc
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -32,6 +33,7 @@ from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, event, headers
 from smoa.outbox import send_once
 from smoa.store import AdapterStore
+from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, adapter_file
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
@@ -125,7 +127,7 @@ async def test_routers_of_one_host_share_a_port(replicas: Replicas, tmp_path: Pa
 
 async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(replicas: Replicas, tmp_path: Path) -> None:
     good = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
-    bad = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    bad = await replicas.clients[0].register(await replicas.store.put(adapter_file(name="bad")), KNEES)
     producer = AIOKafkaProducer(bootstrap_servers=replicas.kafka.bootstrap)
     await producer.start()
     try:
@@ -196,6 +198,17 @@ async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replic
         await until("sending to where it is", 30, sent_to_where_it_is)
         await report("has-it:1", leaving=True)
         await until("sending elsewhere", 20, sent_elsewhere)
+
+        digest = await replicas.store.put(adapter_file(name="other"))
+        shape = common.ModelShape(layers=1, modules={"q_proj": common.LinearShape(outputs=4, inputs=4)}, max_lora_xs_rank=1)
+
+        async def refused_by_both() -> bool:
+            await report("small:1", model=shape)
+            answers = [client.register(digest, MONEY) for client in replicas.clients]
+            errors = await asyncio.gather(*answers, return_exceptions=True)
+            return all(isinstance(error, grpc.aio.AioRpcError) and "over the executor's 1" in str(error.details()) for error in errors)
+
+        await until("what does not fit being refused", 20, refused_by_both)
     finally:
         await producer.stop()
 
@@ -273,8 +286,8 @@ async def _followed(news: News, partitions: int) -> bool:
 
 async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, tmp_path: Path) -> None:
     good = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
-    for _ in range(2):
-        await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
+    for number in range(2):
+        await replicas.clients[0].register(await replicas.store.put(adapter_file(name=str(number))), KNEES)
     await replicas.clients[0].register(await replicas.store.put(adapter_file()), MONEY)
     rng = np.random.default_rng(0)
     for number in range(260):

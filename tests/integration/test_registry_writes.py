@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from services.router import registry as registry_module
+from services.router.changes import Change
 from services.router.index_local import LocalIndex
-from services.router.registry import Change, Registry
+from services.router.registry import Registry
 from smoa.embedding import StaticEmbedder
-from smoa.errors import ResourceExhausted
+from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
 from tests.integration.router_support import KNEES, adapter_file
 
@@ -108,7 +109,8 @@ async def test_what_is_asked_for_again_is_told_as_it_is_now(world: World) -> Non
     made = await world.registry.register("public", digest, KNEES)
     await world.registry.retire("public", made.adapter_id, "why")
     world.told.clear()
-    await world.registry.register("public", digest, KNEES)
+    with pytest.raises(FailedPrecondition, match=rf"^adapter: 'knees' is there as {made.adapter_id}, retired \(why\); bring it back with "):
+        await world.registry.register("public", digest, KNEES)
     assert world.told == [("retired", made.adapter_id)], "on a compacted topic the last word stays"
 
 

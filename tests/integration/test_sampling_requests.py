@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import grpc
 import pytest
 from click.testing import CliRunner, Result
 
+from services.executor.models.prompt import Message
 from smoa.cli.main import cli
 from smoa.v1 import executor_pb2
 from tests.integration.executor_support import PROMPT, World, refused, running_executor
@@ -45,6 +47,21 @@ async def test_a_prompt_of_megabytes_is_refused_unread(world: World) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="completion: has more tokens than the context of 200; shorten it"):
         await world.client.executor.Score(request, timeout=20)
     assert time.perf_counter() - began < 2
+
+
+async def test_a_long_text_is_tokenised_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_loop: list[bool] = []
+
+    def ids(messages: Sequence[Message]) -> list[int]:
+        on_the_loop.append(threading.current_thread() is threading.main_thread())
+        return encode(messages)
+
+    encode = world.executor.requests.tokenizer.prompt_ids
+    monkeypatch.setattr(world.executor.requests.tokenizer, "prompt_ids", ids)
+    _, details = await refused(world, prompt="w1 " * 6000)
+    assert details == "prompt: has 6000 tokens, with max_tokens over the context of 200; shorten it or lower max_tokens"
+    await refused(world, prompt="w1 " * 600)
+    assert on_the_loop == [False, True]
 
 
 async def test_a_bias_brings_a_token_and_penalties_drive_it_away(world: World) -> None:

@@ -15,7 +15,7 @@ from smoa.v1 import common_pb2
 @pytest.mark.parametrize(
     ("enum", "prefix", "names"),
     [
-        (common_pb2.Granularity, "GRANULARITY_", {"NANO", "MICRO", "MINI", "SMALL", "MEDIUM"}),
+        (common_pb2.Granularity, "GRANULARITY_", {"NANO", "MICRO", "MINI", "SMALL", "MEDIUM", "LARGE"}),
         (
             common_pb2.Specialization,
             "SPECIALIZATION_",
@@ -36,7 +36,7 @@ def test_enum_has_exactly_its_names(enum: Any, prefix: str, names: set[str]) -> 
 
 def test_enum_sizes() -> None:
     enums: list[Any] = [common_pb2.Granularity, common_pb2.Specialization, common_pb2.RoutingStrategy, common_pb2.CompositionStrategy]
-    assert [len(enum.keys()) - 1 for enum in enums] == [5, 10, 6, 3]
+    assert [len(enum.keys()) - 1 for enum in enums] == [6, 10, 6, 3]
 
 
 def test_adapter_files_use_the_contracts_words() -> None:

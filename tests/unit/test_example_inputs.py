@@ -70,6 +70,20 @@ def test_a_line_without_an_input_is_named(tmp_path: Path, line: str, problem: st
     assert str(caught.value).startswith(f"examples: {path}:2 {problem}")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_said(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("one line\nanother".encode(encoding))
+    with pytest.raises(InvalidArgument, match=r"a\.txt is not UTF-8 text \([a-z ]+\); save it as UTF-8$"):
+        read_examples(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"input": "one"}\r\n{"input": "two"}\r\n'.encode("utf-8-sig"))
+    assert read_examples(path) == ["one", "two"]
+
+
 def test_which_file_of_a_folder(tmp_path: Path) -> None:
     assert examples_file(tmp_path) is None
     for name in ("a.jsonl", "z-train.jsonl", "examples.txt", "examples.jsonl"):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.fleet import STALE_S, Executor, Fleet
+from smoa.model_shape import ModelShape
 
 NOW = 1_000_000_000
 
@@ -75,3 +76,16 @@ def test_the_same_adapters_stay_where_they_are_when_another_executor_goes(addres
         if other != chosen:
             fleet.leave(other)
             assert fleet.choose("b", list(adapters), NOW) == chosen
+
+
+def test_what_an_adapter_must_fit_is_what_live_executors_of_its_base_model_said() -> None:
+    small, large = (
+        ModelShape(layers=1, modules={"q_proj": (4, 4)}, max_rank=rank, max_lora_xs_rank=8, max_adapter_bytes=100, weight_bytes=2)
+        for rank in (8, 64)
+    )
+    said = [("a", small), ("b", large), ("c", small), ("d", None)]
+    fleet = _fleet(*(dataclasses.replace(_executor(address), shape=shape) for address, shape in said))
+    fleet.report(dataclasses.replace(_executor("e", base="other"), shape=large), NOW)
+    assert fleet.shapes_of("b", NOW) == [small, large]
+    assert fleet.shapes_of("other", NOW) == [large]
+    assert fleet.shapes_of("b", NOW + int(STALE_S * 1e6)) == []

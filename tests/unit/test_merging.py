@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from services.optimizer.merging import METHODS, Method, checked_method, cosines, lora_inner, merged, random_sketch, sketch
-from smoa.adapter import Adapter, Array, Manifest, decode, encode
+from smoa.adapter import Adapter, Manifest, decode, encode
 from smoa.errors import InvalidArgument
+from smoa.tensor_file import BFLOAT16, Array
 
 Matrix = NDArray[np.float64]
 PATHS = tuple(f"model.layers.{layer}.self_attn.q_proj" for layer in range(2))
@@ -55,7 +56,8 @@ def _lora(adapter_id: str, seed: int, scaling: float = 1.0, rank: int = RANK, ou
 def _dense(adapter: Adapter) -> list[Matrix]:
     scaling, tensors = adapter.manifest.scaling, adapter.tensors
     if adapter.manifest.kind == "lora":
-        return [scaling * tensors[f"{path}.lora_B"].astype(np.float64) @ tensors[f"{path}.lora_A"] for path in PATHS]
+        pairs = [(tensors[f"{path}.lora_B"].astype(np.float64), tensors[f"{path}.lora_A"].astype(np.float64)) for path in PATHS]
+        return [adapter.manifest.scaling_of(path) * b @ a for path, (b, a) in zip(PATHS, pairs, strict=True)]
     return [scaling * U[n] @ np.diag(S[n].astype(np.float64)) @ tensors["q_proj"][n].astype(np.float64) @ V[n].T for n in range(LAYERS)]
 
 
@@ -166,6 +168,35 @@ def test_the_least_rank_within_an_error_is_found() -> None:
         assert child.adapter.manifest.rank == min(rank for rank, error in errors.items() if error <= wanted + 1e-9)
 
 
+def _uneven(adapter_id: str, seed: int) -> Adapter:
+    """In bfloat16, its second pair of a higher rank and another scaling than its first."""
+    numbers, adapter = np.random.default_rng(seed + 50), _lora(adapter_id, seed, 0.5)
+    larger: dict[str, Array] = {
+        f"{PATHS[1]}.lora_A": numbers.standard_normal((RANK + 2, WIDTH)).astype(np.float32),
+        f"{PATHS[1]}.lora_B": numbers.standard_normal((OUT, RANK + 2)).astype(np.float32),
+    }
+    tensors = {name: tensor.astype(BFLOAT16) for name, tensor in {**adapter.tensors, **larger}.items()}
+    manifest = dataclasses.replace(adapter.manifest, rank=RANK + 2, scalings={PATHS[1]: 3.0 + seed})
+    return decode(encode(Adapter(manifest, tensors)))
+
+
+def test_ranks_and_scalings_of_each_pair_are_merged() -> None:
+    first, second = _uneven("a", 1), _uneven("b", 2)
+    assert lora_inner(first, second) == pytest.approx(_inner(first, second), rel=1e-9)
+    wanted = [(one + 3 * two) / 4 for one, two in zip(*map(_dense, (first, second)), strict=True)]
+    for method, largest in (("average", 2 * RANK + 4), ("ties", 10)):
+        child = merged([first, second], (1, 3), "m", method=checked_method(method), rank=20, density=1.0)
+        assert (child.adapter.manifest.rank, dict(child.adapter.manifest.scalings)) == (largest, {})
+        decode(encode(child.adapter))
+        if method == "average":
+            assert child.error == pytest.approx(0, abs=1e-6)
+            assert {len(tensor) for name, tensor in child.adapter.tensors.items() if name.endswith("A")} == {2 * RANK, largest}
+            for found, one in zip(_dense(child.adapter), wanted, strict=True):
+                np.testing.assert_allclose(found, one, atol=1e-5 * float(np.abs(one).max()))
+    louder = Adapter(dataclasses.replace(first.manifest, scaling=1.0, scalings={PATHS[1]: 8.0}), first.tensors)
+    np.testing.assert_allclose(random_sketch(louder), random_sketch(first), atol=1e-6)
+
+
 def test_ties_keeps_the_largest_and_the_sign_of_most() -> None:
     """Figure 1 of the paper, with three deltas of four numbers; the last is trimmed in each."""
     deltas = [np.array([[3.0, -2.0, 1.0, 0.1]]), np.array([[1.0, 4.0, -3.0, 0.1]]), np.array([[2.0, -5.0, -1.0, 0.1]])]
@@ -225,7 +256,7 @@ def test_a_sketch_follows_from_the_file_alone() -> None:
         (2, (1, -1), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
         (2, (0, 0), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
         (2, (1, float("nan")), {}, "weights: hold a negative or infinite one, or nothing but zeros; give what each adapter succeeded"),
-        (2, (1, 1), {"rank": 0}, "rank: 0 is outside 1..256; choose one inside it"),
+        (2, (1, 1), {"rank": 0}, "rank: 0 is outside 1..1024; choose one inside it"),
         (2, (1, 1), {"max_error": 1.0}, "max_error: 1.0 is outside 0..1; give the share of |dW| that may be lost"),
         (2, (1, 1), {"density": 0.0}, "density: 0.0 is outside 0..1; give the share of numbers to keep"),
     ],
@@ -294,7 +325,7 @@ def test_child_is_shared_only_if_both_are_and_has_the_tags_of_both() -> None:
 def test_rank_over_the_size_of_the_linear_merges(out: int, width: int) -> None:
     both = [_lora(name, seed, rank=6, out=out, width=width) for seed, name in enumerate("ab")]
     child = merged(both, (1, 1), "m").adapter
-    assert decode(encode(child)).manifest.rank == 6
+    assert decode(encode(child)).manifest.rank == 4
 
 
 def test_methods_have_names() -> None:

@@ -85,17 +85,18 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from([10, 128, 129, 300]), SETTINGS, TOKENS, TOKENS)
 def test_tokens_come_with_the_probabilities_of_the_definitions(
-    seed: int, vocabulary: int, fields: dict[str, Any], prompt: list[int], answer: list[int]
+    device: str, seed: int, vocabulary: int, fields: dict[str, Any], prompt: list[int], answer: list[int]
 ) -> None:
     logits, sampling, rows = random_logits(seed, vocabulary), Sampling(**fields), 200
     samplers = [_Even(sampling, prompt, (row + 0.5) / rows) for row in range(rows)]
     for sampler in samplers:
         for token in answer:
             sampler.take(token)
-    found = Counter(pick(logits.expand(rows, -1), samplers))
+    found = Counter(pick(logits.expand(rows, -1).to(device), samplers))
     for token, probability in enumerate(probabilities(logits.tolist(), sampling, prompt, answer)):
         assert abs(found[token] - rows * probability) <= 1.001, (token, found[token], rows * probability)
         assert probability or not found[token]

@@ -37,8 +37,9 @@ async def test_altered_object_is_refused(tmp_path: Path) -> None:
 
 async def test_oversized_object_is_refused(tmp_path: Path) -> None:
     digest = await AdapterStore(str(tmp_path)).put(b"content")
-    with pytest.raises(InvalidArgument, match=r"^file: 7 bytes is over the 6 byte limit; "):
-        await AdapterStore(str(tmp_path), max_bytes=6).get(digest)
+    assert await AdapterStore(str(tmp_path), 7, "X_BYTES").get(digest) == b"content"
+    with pytest.raises(InvalidArgument, match=r"^file: 7 bytes is over the 6 byte limit; push a smaller adapter, or raise X_BYTES$"):
+        await AdapterStore(str(tmp_path), 6, "X_BYTES").get(digest)
 
 
 @pytest.mark.parametrize("digest", ["", "a" * 63, "A" * 64, "../" + "a" * 61])

@@ -240,7 +240,7 @@ class AdapterTiers:
                 raise Unavailable(
                     f"store: {self._store.location} did not give {ref.adapter_id} in {self._load_timeout_s:g} s; retry", 1.0
                 ) from error
-            adapter = await asyncio.to_thread(decode, data, ref.digest, self._store.max_bytes)
+            adapter = await asyncio.to_thread(decode, data)
             if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
                 raise InvalidArgument(
                     "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"

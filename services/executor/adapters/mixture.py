@@ -6,18 +6,22 @@ large products. `lora` adapters are concatenated along the rank (PEFT's `cat`), 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from services.executor.models.base_model import BASES_RANK, MODULES
-from services.executor.models.config import ModelConfig, module_path
-from smoa.adapter import Adapter
+from services.executor.models.config import ModelConfig
+from smoa.adapter import Adapter, site_of
 from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.model_shape import ModelShape
+from smoa.tensor_file import BFLOAT16, Array
 
 Site = tuple[int, str]
 """A linear module: (layer, module name)."""
@@ -44,8 +48,23 @@ class LoadedAdapter:
         return sum(t.nbytes for t in self.cores.values()) + sum(a.nbytes + b.nbytes for a, b in self.pairs.values())
 
 
+def shape_of(config: ModelConfig, max_rank: int, dtype: torch.dtype, max_adapter_bytes: int = sys.maxsize) -> ModelShape:
+    """What adapters of a model must fit, computed in `dtype`."""
+    return ModelShape(
+        layers=config.layers,
+        modules={module: config.shape(module) for module in MODULES},
+        max_rank=max_rank,
+        max_lora_xs_rank=BASES_RANK,
+        max_adapter_bytes=max_adapter_bytes,
+        weight_bytes=dtype.itemsize,
+    )
+
+
 def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_rank: int, dtype: torch.dtype) -> LoadedAdapter:
     """An adapter as host tensors in the model's dtype, checked against the model.
+
+    A linear that several were fused into is taken apart: they share its A, and each has its rows of B. What a pair's scaling differs by
+    from the adapter's is multiplied into its B, so that an adapter has one.
 
     Raises:
         FailedPrecondition: trained for another base model.
@@ -57,30 +76,34 @@ def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_ra
             f"base_model: adapter {manifest.adapter_id} was trained for {manifest.base_model[:12]}, this executor runs "
             f"{fingerprint[:12]}; send it to an executor with that base model"
         )
-    limit = BASES_RANK if manifest.kind == "lora_xs" else max_rank
-    if manifest.rank > limit:
-        remedy = f"retrain with a rank up to {limit}" + ("" if manifest.kind == "lora_xs" else ", or raise SMOA_EXECUTOR_MAX_RANK")
-        raise InvalidArgument("rank", f"{manifest.rank} is over this executor's {limit} for {manifest.kind}", remedy)
-    for layer in manifest.layers:
-        for module in manifest.modules:
-            if module not in MODULES or not 0 <= layer < config.layers:
-                raise InvalidArgument("manifest.modules", f"layer {layer} {module!r} is not in the base model", f"use {', '.join(MODULES)}")
+    shape = shape_of(config, max_rank, dtype)
+    shape.check(adapter)
     if manifest.kind == "lora_xs":
-        cores = {module: torch.tensor(adapter.tensors[module]) for module in manifest.modules}
+        cores = {module: _tensor(adapter.tensors[module]) for module in manifest.modules}
         return LoadedAdapter(manifest.layers, manifest.scaling, cores, {})
     pairs: dict[Site, tuple[Tensor, Tensor]] = {}
-    for layer in manifest.layers:
-        for module in manifest.modules:
-            path = module_path(layer, module)
-            if f"{path}.lora_A" not in adapter.tensors:
-                continue
-            a, b = torch.tensor(adapter.tensors[f"{path}.lora_A"]), torch.tensor(adapter.tensors[f"{path}.lora_B"])
-            if (b.shape[0], a.shape[1]) != config.shape(module):
-                raise InvalidArgument("file", f"{path} is {b.shape[0]}x{a.shape[1]}, the model's is {config.shape(module)}", "retrain")
-            pairs[layer, module] = (a.to(dtype).contiguous(), b.T.to(dtype).contiguous())
-    if len(pairs) * 2 != len(adapter.tensors):
-        raise InvalidArgument("file", "holds tensors outside the manifest's layers", "write only the layers that the manifest names")
+    for name, tensor in adapter.tensors.items():
+        path, _, side = name.rpartition(".")
+        if side != "lora_A":
+            continue
+        (layer, module), a, b = site_of(path), _tensor(tensor).to(dtype), adapter.tensors[f"{path}.lora_B"]
+        if path in manifest.scalings:
+            b = b.astype(np.float32) * np.float32(manifest.scalings[path] / manifest.scaling)
+        first = 0
+        for part in shape.parts_of(module):
+            outputs = shape.modules[part][0]
+            pairs[layer, part] = (a, _tensor(b[first : first + outputs].T).to(dtype))
+            first += outputs
+            if not all(side.isfinite().all() for side in pairs[layer, part]):  # 0 times infinity would be others' NaN
+                raise InvalidArgument("file", f"{path} holds weights that {dtype} cannot", "retrain it, or serve the model in bfloat16")
     return LoadedAdapter(manifest.layers, manifest.scaling, {}, pairs)
+
+
+def _tensor(array: Array) -> Tensor:
+    """A copy of an array, rows first."""
+    if array.dtype == BFLOAT16:  # torch has a bfloat16 of its own
+        return torch.from_numpy(np.array(array.view(np.uint16), order="C")).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def mixed_cores(parts: Sequence[tuple[Mapping[str, Tensor], Sequence[int], float]], config: ModelConfig) -> Tensor | None:

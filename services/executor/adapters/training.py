@@ -25,6 +25,7 @@ from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
 from smoa.errors import InvalidArgument
+from smoa.model_shape import folder_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,7 @@ def train(
         name=settings.name,
         kind=settings.kind,
         base_model=model.fingerprint,
+        base_model_name=folder_name(folder),
         rank=settings.rank,
         modules=settings.modules,
         layers=tuple(range(model.config.layers)),

@@ -260,18 +260,19 @@ def _weigh(logits: Tensor, settings: Sequence[Sampling], room: Tensor) -> None:
     weights = logits.sub_(logits.amax(-1, keepdim=True)).mul_(scale).clamp_(min=_LEAST).exp2_()
     floor = _column([one.min_p for one in settings], weights)
     limited = {i: one.top_k for i, one in enumerate(settings) if 0 < one.top_k < logits.shape[1]}
-    for i, least in zip(limited, _kth_highest(weights, limited), strict=True):
-        floor[i] = max(settings[i].min_p, least)
+    if limited:
+        least = _kth_highest(weights, list(limited), list(limited.values()))
+        floor[list(limited), 0] = torch.maximum(floor[list(limited), 0], least)
     if limited or any(one.min_p for one in settings):
         weights.mul_(torch.ge(weights, floor, out=room))
 
 
-def _kth_highest(weights: Tensor, ranks: Mapping[int, int]) -> list[float]:
-    """Of each row that `ranks` names, the value of that rank from the top."""
-    if not weights.is_cuda:  # selection, where torch sorts or copies: a fifth of the time and less
-        return [float(np.partition(weights[row].numpy(), -rank)[-rank]) for row, rank in ranks.items()]
-    best = weights[list(ranks)].topk(max(ranks.values())).values
-    return best.gather(1, torch.tensor(list(ranks.values()), device=best.device)[:, None] - 1)[:, 0].tolist()
+def _kth_highest(weights: Tensor, rows: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """[rows] values, each of its rank from the top of its row."""
+    if weights.device.type == "cpu":  # selects, where torch sorts or copies: a fifth of the time and less
+        return torch.tensor([np.partition(weights[row].numpy(), -rank)[-rank] for row, rank in zip(rows, ranks, strict=True)])
+    best = weights[list(rows)].topk(max(ranks)).values
+    return best.gather(1, torch.tensor(ranks, device=best.device)[:, None] - 1)[:, 0]
 
 
 def _block_sums(weights: Tensor) -> Tensor:

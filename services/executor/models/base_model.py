@@ -26,6 +26,11 @@ from smoa.errors import FailedPrecondition, InvalidArgument
 _log = logging.getLogger(__name__)
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
+_PACKAGED_TEMPLATE = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>
+' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+"""SmolLM2's own without its default system turn: the example library was trained without one."""
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -43,6 +48,9 @@ def resolve(name: str) -> Path:
         folder = cache_home() / "models" / name
         if not (folder / "config.json").exists():
             _convert_packaged_model(folder)
+        template = folder / "chat_template.jinja"
+        if template.read_text() != _PACKAGED_TEMPLATE:
+            template.write_text(_PACKAGED_TEMPLATE)
         return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists():
         return _from_hub(name)

@@ -45,12 +45,9 @@ class TorchBackend:
         self.model, self.config, self.fingerprint, self.dtype = model, model.config, model.fingerprint, model.dtype
         self.blocks, self.context, self._rows = blocks, min(context, model.config.context), rows
         self._fused = model.device.type == "cuda" if fused is None else fused
-        on_device = {
-            path: (left.to(model.device, model.dtype), right.to(model.device, model.dtype))
-            for path, (left, right) in padded_bases(bases).items()
-        }
         self._pool = RankPool(model.config, slot_bytes, model.dtype, model.device)
-        self._deltas = DeltaBuffers(self._pool, on_device, model.config, rows, model.dtype, model.device)
+        self._bases = bases
+        self._deltas = DeltaBuffers(self._pool, model.config, rows, model.dtype, model.device)
         # One block more than are given out: rows that only fill a graph up write there.
         shape = (model.config.layers, 2, blocks + 1, BLOCK_TOKENS, model.config.kv_heads, model.config.head_dim)
         self._cache = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -63,6 +60,11 @@ class TorchBackend:
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """See `Device`."""
         with self._on_device():
+            if adapter.cores and not self._deltas.bases:
+                self._deltas.bases = {
+                    path: (left.to(self.model.device, self.dtype), right.to(self.model.device, self.dtype))
+                    for path, (left, right) in padded_bases(self._bases).items()
+                }
             self._pool.place(key, adapter)
 
     def read(self, key: str) -> LoadedAdapter:

@@ -18,8 +18,10 @@ from services.executor.models.config import ModelConfig, module_path
 class DeltaBuffers:
     """The mixtures of a batch's sequences, in buffers of a fixed size: so a captured graph reads what `set` wrote last."""
 
-    def __init__(self, pool: RankPool, bases: Bases, config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.pool, self.bases = pool, bases
+    def __init__(self, pool: RankPool, config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pool = pool
+        self.bases: Bases = {}
+        """On the device from the first `lora_xs` adapter on."""
         # Layer and module first: each site reads one piece.
         self.cores = torch.zeros(config.layers, len(MODULES), rows, BASES_RANK, BASES_RANK, dtype=dtype, device=device)
         self.ranks = torch.zeros(rows, max(1, pool.ranks), dtype=torch.int32, device=device)
