@@ -28,7 +28,7 @@ class ExecutorSettings:
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
     """Kafka's address."""
     base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
-    """Name of the model that ships with SMoA, or a folder or hub id of a Llama, SmolLM, Qwen2, Qwen3 or Mistral model."""
+    """Name of the model that ships with SMoA, or a folder or hub id of a model that `docs/reference/base-models.md` lists."""
     chat_template: str = ""
     """A file with a Jinja template that writes conversations for the model; empty: the base model's own."""
     backend: str = "auto"
