@@ -86,6 +86,7 @@ def train(
     from services.executor.adapters.training_progress import how_it_ended, reporting, what_is_done
     from services.executor.backends.torch.model import Llama, training_dtype
     from services.executor.models.base_model import resolve
+    from services.executor.models.lora_xs_bases import LoraXsBases
     from services.executor.models.prompt import PromptTokenizer
 
     if threads:
@@ -108,6 +109,8 @@ def train(
         tags=tags,
         specialization=specialization,
     )
+    if kind == "lora_xs":  # minutes for a large model that no adapter was trained for yet: before the bar, which could not tell
+        len(LoraXsBases(folder, model.fingerprint, lambda line: click.echo(line, err=True)))
     click.echo(what_is_done(model, settings), err=True)
     with reporting(settings) as report:
         trained = run(model, folder, tokenizer, pairs, settings, report)

@@ -84,12 +84,16 @@ def test_they_are_found_at_the_first_look_kept_and_the_same_again(tmp_path: Path
     isolated_cache(tmp_path / "cache", monkeypatch)
     folder = make_model(tmp_path / "model", "phi3")
     name, kept = fingerprint(folder), tmp_path / "cache" / "bases"
-    bases = LoraXsBases(folder, name)
+    monkeypatch.setattr(lora_xs_bases, "TELL_S", 0.0)
+    told: list[str] = []
+    bases = LoraXsBases(folder, name, told.append)
     assert not kept.exists()
     config = ModelConfig.from_folder(folder)
     assert len(bases) == 7 * config.layers
     left, right = bases["model.layers.1.self_attn.k_proj"]
     assert (left.shape, right.shape) == ((32, 16), (64, 16))
+    assert len(told) == len(bases)
+    assert told[-1] == "finding the LoRA-XS bases of the base model, once: 100% done, about 0 s left"
     (path,) = kept.iterdir()
     first = path.read_bytes()
     path.unlink()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.executor.models.base_model import config_of
-from services.executor.models.families import ACTIVATIONS, FAMILIES, SIZES, WITHOUT_EFFECT, Family
+from services.executor.models.families import ACTIVATIONS, ATTENTION_MODULES, FAMILIES, MLP_MODULES, SIZES, WITHOUT_EFFECT, Family
 from services.executor.models.fields import REMEDY, Fields
 from services.executor.models.rope import Rope, ropes_of
 from smoa.errors import FailedPrecondition
@@ -77,11 +77,6 @@ class ModelConfig:
         honoured = {*SIZES, *family.defaults}
         return _read(folder, dict(family.defaults) | {name: value for name, value in raw.items() if name in honoured}, family)
 
-    @property
-    def windows(self) -> tuple[int, ...]:
-        """Tokens a token of each layer sees, itself included; 0 is all."""
-        return tuple(one.window for one in self.attention)
-
     def shape(self, module: str) -> tuple[int, int]:
         """(outputs, inputs) of a linear module.
 
@@ -102,7 +97,7 @@ class ModelConfig:
 
 def module_path(layer: int, module: str) -> str:
     """Name of a linear module in Llama's checkpoints, without `.weight`: every family's modules go by it."""
-    block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+    block = "self_attn" if module in ATTENTION_MODULES else "mlp"
     return f"model.layers.{layer}.{block}.{module}"
 
 
@@ -191,8 +186,8 @@ def _read(folder: Path, values: dict[str, object], family: Family) -> ModelConfi
 
 
 def _biased(fields: Fields, family: Family) -> frozenset[str]:
-    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if fields.flag("attention_bias", False) else ()
-    mlp = ("gate_proj", "up_proj", "down_proj") if fields.flag("mlp_bias", False) else ()
+    attention = ATTENTION_MODULES if fields.flag("attention_bias", False) else ()
+    mlp = MLP_MODULES if fields.flag("mlp_bias", False) else ()
     return frozenset((*family.biased, *attention, *mlp))
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -36,8 +36,9 @@ class LoraXsBases(Mapping[str, tuple[Tensor, Tensor]]):
     before the first look into it; any threads may look.
     """
 
-    def __init__(self, folder: Path, fingerprint_hex: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, fingerprint_hex: str, tell: Callable[[str], None] = _log.info) -> None:
+        """`tell` hears how far it is, every `TELL_S` seconds."""
+        self._folder, self._tell = folder, tell
         self._path = cache_home() / "bases" / f"{fingerprint_hex[:32]}-r{BASES_RANK}.safetensors"
         self._lock = threading.Lock()
         self._found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -55,17 +56,16 @@ class LoraXsBases(Mapping[str, tuple[Tensor, Tensor]]):
         with self._lock:
             if not self._found:
                 if not self._path.exists():
-                    _find(ModelConfig.from_folder(self._folder), self._path)
+                    _find(ModelConfig.from_folder(self._folder), self._path, self._tell)
                 stored = load_file(self._path)
                 names = [key.removesuffix(".us") for key in stored if key.endswith(".us")]
                 self._found = {name: (stored[f"{name}.us"], stored[f"{name}.v"]) for name in names}
             return self._found
 
 
-def _find(config: ModelConfig, path: Path) -> None:
+def _find(config: ModelConfig, path: Path, tell: Callable[[str], None]) -> None:
     """Find the bases of every linear module and write them to `path`, as one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _log.info("finding the LoRA-XS bases of the base model, once")
     tensors: dict[str, Tensor] = {}
     total, done = config.layers * sum(outputs * inputs for outputs, inputs in map(config.shape, MODULES)), 0
     began = told = time.monotonic()
@@ -74,7 +74,8 @@ def _find(config: ModelConfig, path: Path) -> None:
         done += weight.numel()
         if (now := time.monotonic()) - told > TELL_S:
             told = now
-            _log.info("bases of %.0f%% of the weights, about %.0f s left", 100 * done / total, (now - began) / done * (total - done))
+            left = (now - began) / done * (total - done)
+            tell(f"finding the LoRA-XS bases of the base model, once: {done / total:.0%} done, about {left:.0f} s left")
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(tensors, scratch)
     os.replace(scratch, path)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from services.executor.models.base_model import MODULES, weight_files
 from services.executor.models.config import ModelConfig, module_path
+from smoa.adapter import FUSED
 from smoa.errors import FailedPrecondition
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _FLOATS = ("BF16", "F16", "F32")
 _COMPUTED = ".rotary_emb.inv_freq"  # in old files, and made from the config by everybody
-_FUSED = {"self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"), "mlp.gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def norm_names(config: ModelConfig, layer: int) -> dict[str, str]:
@@ -53,11 +53,12 @@ def stored_tensors(config: ModelConfig) -> dict[str, StoredTensor]:
             shapes[f"{path}.weight"] = config.shape(module)
             if module in config.biased:
                 shapes[f"{path}.bias"] = config.shape(module)[:1]
-        for name, modules in _FUSED.items() if config.family.fused else ():
+        for name, modules in FUSED.items() if config.family.fused else ():
             parts = {f"{module_path(layer, module)}.weight": config.shape(module)[0] for module in modules}
             for part in parts:
                 del shapes[part]
-            fused[f"model.layers.{layer}.{name}.weight"] = StoredTensor((sum(parts.values()), config.hidden), parts)
+            block = module_path(layer, modules[0]).rpartition(".")[0]
+            fused[f"{block}.{name}.weight"] = StoredTensor((sum(parts.values()), config.hidden), parts)
     return {name: StoredTensor(shape, {name: shape[0]}) for name, shape in shapes.items()} | fused
 
 
