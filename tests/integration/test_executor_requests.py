@@ -254,3 +254,13 @@ async def test_ids_and_tenants_that_no_event_could_carry(world: World) -> None:
     code, details = await refused(world, tenant="T" * 800_000)
     assert code == "INVALID_ARGUMENT"
     assert details.endswith("is not a valid name; use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+
+
+async def test_completions_of_a_prompt_together_and_one_by_one(world: World) -> None:
+    adapter, completions = await world.adapter(1), ["w5 w6", "w7", "w8 w9 w10"]
+    together = await world.client.score_all(PROMPT, completions, [adapter])
+    for completion, scores in zip(completions, together, strict=True):
+        assert await world.client.score(PROMPT, completion, [adapter]) == pytest.approx(scores, abs=1e-4)
+    request = executor_pb2.ScoreRequest(prompt=PROMPT, completion="w5", completions=["w6"])
+    with pytest.raises(grpc.aio.AioRpcError, match="completions: come with a completion beside them; send one completion, or 1 to 64"):
+        await world.client.executor.Score(request, timeout=5)
