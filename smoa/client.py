@@ -197,6 +197,18 @@ class SmoaClient:
         request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completion=completion, adapters=adapters, messages=messages)
         return list((await self.executor.Score(request, timeout=self._timeout_s)).token_logprobs)
 
+    async def score_all(
+        self,
+        prompt: str,
+        completions: Sequence[str],
+        adapters: Sequence[common.WeightedAdapter] = (),
+        tenant: str = "public",
+        messages: Sequence[Turn] = (),
+    ) -> list[list[float]]:
+        """`score` of each of several completions; the prompt is computed once."""
+        request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completions=completions, adapters=adapters, messages=messages)
+        return [list(one.token_logprobs) for one in (await self.executor.Score(request, timeout=self._timeout_s)).scores]
+
     async def status(self) -> executor_pb2.GetStatusResponse:
         """Slots, residents and queue of the executor."""
         return await self.executor.GetStatus(executor_pb2.GetStatusRequest(), timeout=self._timeout_s)

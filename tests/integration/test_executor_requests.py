@@ -75,7 +75,7 @@ async def test_weights_that_are_gone_or_not_the_adapters(world: World) -> None:
 
 async def test_rank_over_the_limit_and_the_same_adapter_twice_and_too_many(world: World) -> None:
     big = await world.adapter(1, rank=17)
-    expected = "rank: 17 is over this executor's 16 for lora_xs; retrain with a rank up to 16"
+    expected = "rank: 17 is over the executor's 16 for lora_xs; retrain with a rank up to 16"
     assert await refused(world, adapters=[big]) == ("INVALID_ARGUMENT", expected)
     one = await world.adapter(2)
     assert await refused(world, adapters=[one, one]) == ("INVALID_ARGUMENT", "adapters: names an adapter twice; add up its weights")
@@ -104,6 +104,9 @@ def _unknown_layer(manifest: Manifest, tensors: dict[str, np.ndarray]) -> None:
         tensors[f"model.layers.7.self_attn.q_proj.lora_{side}"] = tensors.pop(f"model.layers.2.self_attn.q_proj.lora_{side}")
 
 
+OTHER_MODEL = "it is of another base model; give it to an executor of the one that it was trained on"
+
+
 async def _undisturbed(world: World, bad: common.WeightedAdapter) -> tuple[str, str]:
     """The error of a request with a bad adapter, sent while others decode: theirs are the answers they give alone."""
     good = await world.adapter(1)
@@ -117,12 +120,8 @@ async def _undisturbed(world: World, bad: common.WeightedAdapter) -> tuple[str, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_wrong_shape, "file: model.layers.1.self_attn.q_proj is 64x63, the model's is (64, 64); retrain"),
-        (
-            _unknown_layer,
-            "manifest.modules: layer 7 'q_proj' is not in the base model; "
-            "use q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
-        ),
+        (_wrong_shape, f"adapter: model.layers.1.self_attn.q_proj is 64x63, the base model's is 64x64; {OTHER_MODEL}"),
+        (_unknown_layer, f"adapter: changes layer 7, the base model has layers 0 to 2; {OTHER_MODEL}"),
     ],
 )
 async def test_an_adapter_that_does_not_fit_the_model(
@@ -255,3 +254,13 @@ async def test_ids_and_tenants_that_no_event_could_carry(world: World) -> None:
     code, details = await refused(world, tenant="T" * 800_000)
     assert code == "INVALID_ARGUMENT"
     assert details.endswith("is not a valid name; use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+
+
+async def test_completions_of_a_prompt_together_and_one_by_one(world: World) -> None:
+    adapter, completions = await world.adapter(1), ["w5 w6", "w7", "w8 w9 w10"]
+    together = await world.client.score_all(PROMPT, completions, [adapter])
+    for completion, scores in zip(completions, together, strict=True):
+        assert await world.client.score(PROMPT, completion, [adapter]) == pytest.approx(scores, abs=1e-4)
+    request = executor_pb2.ScoreRequest(prompt=PROMPT, completion="w5", completions=["w6"])
+    with pytest.raises(grpc.aio.AioRpcError, match="completions: come with a completion beside them; send one completion, or 1 to 64"):
+        await world.client.executor.Score(request, timeout=5)

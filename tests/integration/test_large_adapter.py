@@ -102,7 +102,6 @@ def write_adapter(folder: Path, seed: int) -> Path:
 @pytest.fixture
 async def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[World, RouterWorld]]:
     """An executor that serves the wide model, and a router, over one store."""
-    monkeypatch.setattr("services.executor.app.lora_xs_bases", lambda *_: {})  # no adapter here needs them
     backend = "native" if CAN_RUN_NATIVE else "torch"
     wide = write_model(tmp_path / "wide")
     shutil.copy(make_model(tmp_path / "small") / "tokenizer.json", wide)
