@@ -76,6 +76,7 @@ bench: setup ## Measure the executor against its peers, the router, merging and 
 	$(BIN)/python -m benchmarks.optimizer_sim --json build/optimizer_sim.json --plot build/optimizer_sim.png
 	$(BIN)/python -m benchmarks.merge_quality --json build/merge_quality.json
 	[ -z "$$SMOA_TEST_KAFKA_HOME" ] || $(BIN)/python -m benchmarks.optimizer --json build/optimizer.json
+	$(BIN)/python -m benchmarks.sampling --json build/sampling.json
 	$(BIN)/python -m benchmarks.executor --json build/executor.json --plot build/executor.png
 
 bench-peers: ## Install vLLM in an environment of its own, so that `make bench` measures it too

@@ -32,7 +32,6 @@ from services.executor.adapters.leases import AdapterRef
 from services.executor.app import Executor, load
 from services.executor.backends.native.library import VARIANTS, processor_variants
 from services.executor.engine.pipeline import Generation
-from services.executor.engine.sampling import Sampling
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.config import ModelConfig
 from services.executor.models.prompt import user_turn
@@ -44,14 +43,6 @@ from tests.model_support import random_adapter
 BATCHES = (1, 8, 16, 32)
 SLOTS = 32
 CHAT_TEMPLATE = Path(__file__).with_name("chatml.jinja")
-GREEDY = Sampling()
-SAMPLINGS = {
-    "temperature": Sampling(temperature=0.8),
-    "top_p": Sampling(temperature=0.8, top_p=0.9),
-    "top_k": Sampling(temperature=0.8, top_k=50),
-    "all": Sampling(temperature=0.8, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.1, frequency_penalty=0.1, logprobs=5),
-}
-"""How the 16 rows pick their tokens that are measured beside 16 greedy ones."""
 console = Console(stderr=True)
 
 
@@ -87,18 +78,15 @@ class World:
         """A text of about so many tokens; the chat template adds eight."""
         return " ".join(self._prompts.choice(("the", "sea", "and", "a", "of", "rain", "house", "is", "red", "go")) for _ in range(words))
 
-    async def answer(
-        self, executor: Executor, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8, sampling: Sampling = GREEDY
-    ) -> list[float]:
+    async def answer(self, executor: Executor, refs: Sequence[AdapterRef], tokens: int, words: int = PROMPT_TOKENS - 8) -> list[float]:
         """Seconds from the request to each of its tokens."""
-        messages = user_turn(self.prompt(words))
-        request = Generation(tenant="public", messages=messages, adapters=tuple(refs), max_tokens=tokens, sampling=sampling)
+        request = Generation(tenant="public", messages=user_turn(self.prompt(words)), adapters=tuple(refs), max_tokens=tokens)
         began = time.perf_counter()
         return [time.perf_counter() - began async for piece in executor.requests.generate(request) for _ in range(piece.tokens)]
 
-    async def decode(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int, sampling: Sampling = GREEDY) -> tuple[float, float]:
+    async def decode(self, mixtures: Sequence[Sequence[AdapterRef]], tokens: int) -> tuple[float, float]:
         """(tokens a second while all rows decode, mean seconds to the first token) of one batch."""
-        answers = await asyncio.gather(*(self.answer(self.executor, refs, tokens, sampling=sampling) for refs in mixtures))
+        answers = await asyncio.gather(*(self.answer(self.executor, refs, tokens) for refs in mixtures))
         begin, end = max(times[0] for times in answers), min(times[-1] for times in answers)
         count = sum(begin < at <= end for times in answers for at in times)
         return count / (end - begin), statistics.mean(times[0] for times in answers)
@@ -147,28 +135,6 @@ async def measure_batches(world: World, peers: dict[str, Peer], repeats: int, to
                 progress.advance(task, bool(round_number))
             results[str(batch)] = {name: statistics.median(values) for name, values in rates.items()}
     return results
-
-
-async def measure_sampling(world: World, repeats: int, tokens: int) -> dict[str, dict[str, float]]:
-    """`{way: {tok_s, step_ms, of_greedy}}` of 16 rows without adapters. Each way runs between two greedy runs, which it is held against."""
-    rows = 16
-    speeds: dict[str, list[float]] = {name: [] for name in ("greedy", *SAMPLINGS)}
-    ratios: dict[str, list[float]] = {name: [] for name in SAMPLINGS}
-    await world.decode([()] * rows, tokens)
-    for _ in range(repeats):
-        before, _ = await world.decode([()] * rows, tokens)
-        for name, sampling in SAMPLINGS.items():
-            speed, _ = await world.decode([()] * rows, tokens, sampling)
-            after, _ = await world.decode([()] * rows, tokens)
-            speeds[name].append(speed)
-            speeds["greedy"].append(after)
-            ratios[name].append(2 * speed / (before + after))
-            before = after
-    return {
-        name: {"tok_s": statistics.median(values), "step_ms": 1000 * rows / statistics.median(values)}
-        | ({"of_greedy": statistics.median(ratios[name])} if name in ratios else {})
-        for name, values in speeds.items()
-    }
 
 
 async def throughput(
@@ -366,8 +332,6 @@ async def run(repeats: int, tokens: int, quick: bool, library: int, with_vllm: b
             "batch": batches,
             "adapter_bytes_100": await adapter_bytes(world),
         }
-        result["sampling"] = sampled = await measure_sampling(world, repeats, tokens)
-        show(sampled, "16 rows, by how they pick their tokens")
         if not quick:
             result["working_set"] = sets = await measure_working_sets(world, store, 200)
             show(sets, f"active adapters / {SLOTS} slots")

@@ -34,15 +34,17 @@ def changed(logits: Sequence[float], sampling: Sampling, prompt: Collection[int]
 def probabilities(logits: Sequence[float], sampling: Sampling, prompt: Collection[int] = (), answer: Sequence[int] = ()) -> list[float]:
     """What each token is to be drawn with. Equals stay or go together."""
     values = changed(logits, sampling, prompt, answer)
-    weights = [math.exp((value - max(values)) / sampling.temperature) for value in values]
+    highest = max(values)
+    weights = [math.exp((value - highest) / sampling.temperature) for value in values]
     weights = [weight if weight >= sampling.min_p else 0.0 for weight in weights]
     if sampling.top_k:
         last = sorted(weights, reverse=True)[min(sampling.top_k, len(weights)) - 1]
         weights = [weight if weight >= last else 0.0 for weight in weights]
     if sampling.top_p < 1:
         bound = sampling.top_p * sum(weights)
-        weights = [weight if sum(other for other in weights if other > weight) < bound else 0.0 for weight in weights]
-    return [weight / sum(weights) for weight in weights]
+        weights = [weight if weight and sum(other for other in weights if other > weight) < bound else 0.0 for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def pick(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
@@ -71,6 +73,7 @@ def random_logits(seed: int, vocabulary: int, spread: float = 3.0) -> Tensor:
     return spread * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 TOKENS = st.lists(st.integers(0, 9), max_size=6)
 SETTINGS = st.fixed_dictionaries(
     {
@@ -85,7 +88,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.sampled_from([10, 128, 129, 300]), SETTINGS, TOKENS, TOKENS)
 def test_tokens_come_with_the_probabilities_of_the_definitions(
@@ -99,6 +102,18 @@ def test_tokens_come_with_the_probabilities_of_the_definitions(
     found = Counter(pick(logits.expand(rows, -1).to(device), samplers))
     for token, probability in enumerate(probabilities(logits.tolist(), sampling, prompt, answer)):
         assert abs(found[token] - rows * probability) <= 1.001, (token, found[token], rows * probability)
+        assert probability or not found[token]
+
+
+@pytest.mark.parametrize("top_k", [2, 64, 65, 1000])
+@pytest.mark.parametrize("device", DEVICES)
+def test_top_k_of_a_large_vocabulary(device: str, top_k: int) -> None:
+    """A small one is looked for in the best blocks of the vocabulary."""
+    logits, sampling, rows = random_logits(2, 16_500), Sampling(temperature=2.0, top_k=top_k, min_p=0.01, logit_bias={16_499: 20.0}), 60
+    samplers = [_Even(sampling, (), (row + 0.5) / rows) for row in range(rows)]
+    found = Counter(pick(logits.expand(rows, -1).to(device), samplers))
+    for token, probability in enumerate(probabilities(logits.tolist(), sampling)):
+        assert abs(found[token] - rows * probability) <= 1.001
         assert probability or not found[token]
 
 

@@ -29,6 +29,8 @@ COLDEST = 1e-5
 """A temperature under this is greedy: dividing by it would leave float32."""
 _BLOCK = 128
 """Neighbours in the vocabulary whose probabilities are summed first. Most vocabularies are a multiple, so nothing is padded."""
+_FEW = 64
+"""A top_k of up to this is looked for in so many blocks, whatever it is: so which of equals are found is the same in any batch."""
 _LEAST = -126
 """Logarithm (base 2) of the least probability that is told apart, as a share of the highest: less leaves float32, which takes exp2 far
 longer. It counts for nothing: no sum in double precision notices it beside 1."""
@@ -175,8 +177,10 @@ class TokenPicker:
         tops = logits[torch.tensor([rows, tokens], device=logits.device).unbind()]
         finite = tops.isfinite().tolist()
         sampled = [i for i, one in enumerate(samplers) if finite[i] and not one.sampling.greedy]
+        few = [i for i in sampled if 0 < samplers[i].sampling.top_k <= _FEW and logits.shape[1] > 2 * _FEW * _BLOCK]
+        many = [i for i in sampled if i not in few]
         changed = [i for i, one in enumerate(samplers) if finite[i] and one.sampling.greedy and one.changes is not None]
-        for group, method in ((sampled, self._drawn), (changed, self._highest)):
+        for group, method in ((few, self._drawn_from_few), (many, self._drawn), (changed, self._highest)):
             if group:
                 picked = method(logits, [rows[i] for i in group], [samplers[i] for i in group])
                 for i, (token, is_finite) in zip(group, picked, strict=True):
@@ -191,50 +195,36 @@ class TokenPicker:
             picks.append(Pick(tokens[i], logprobs.get(i)) if finite[i] else not_finite())
         return picks
 
-    def _copy(self, logits: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(those rows [rows, whole blocks], ended by minus infinity; as much room)."""
+    def _copy(self, logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler] = ()) -> tuple[Tensor, Tensor]:
+        """(those rows [rows, whole blocks], ended by minus infinity, with the samplers' biases and penalties; as much room)."""
         vocabulary = logits.shape[1]
         if self._buffers is None:
             self._buffers = logits.new_empty(2, self._rows, -(-vocabulary // _BLOCK) * _BLOCK)
         copy, room = self._buffers[:, : len(rows)]
         copy[:, vocabulary:] = -torch.inf
         torch.index_select(logits, 0, torch.tensor(rows, device=logits.device), out=copy[:, :vocabulary])
+        _change(copy, samplers)
         return copy, room
 
     def _highest(self, logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[tuple[int, bool]]:
-        """(token, whether its row is finite): the arg max after biases and penalties."""
-        own, _ = self._copy(logits, rows)
-        _change(own, samplers)
-        return list(zip(own.argmax(-1).tolist(), own.amax(-1).isfinite().tolist(), strict=True))
+        """(token, whether its row is finite): the arg max, the first of equals."""
+        blocks = self._copy(logits, rows, samplers)[0].view(len(rows), -1, _BLOCK)
+        tops = blocks.amax(-1)  # far faster than arg max, which then has little to look through
+        block = tops.argmax(-1)
+        tokens = block * _BLOCK + blocks[torch.arange(len(rows), device=blocks.device), block].argmax(-1)
+        return list(zip(tokens.tolist(), tops.amax(-1).isfinite().tolist(), strict=True))
 
     def _drawn(self, logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[tuple[int, bool]]:
         """(token, whether its row is finite): a draw from what each row's settings leave."""
-        weights, room = self._copy(logits, rows)
-        _change(weights, samplers)
-        _weigh(weights, [one.sampling for one in samplers], room)
-        sums = _block_sums(weights)
-        finite = sums[:, -1].isfinite().tolist()
-        shares = [one.sampling.top_p if one.sampling.top_p < 1 else math.inf for one in samplers]
-        bounds = (sums[:, -1] * torch.tensor(shares, dtype=sums.dtype, device=sums.device)).tolist()
-        tokens = [0] * len(rows)
-        left = list(range(len(rows)))
-        for attempt in count():
-            uniform = torch.tensor([samplers[i].uniform(attempt) for i in left], dtype=sums.dtype, device=sums.device)
-            drawn = _inverse(weights, sums, uniform[:, None])
-            for i, token in zip(left, drawn[:, 0].tolist(), strict=True):
-                tokens[i] = token
-            if all(shares[i] == math.inf for i in left):
-                break
-            weights.mul_(torch.gt(weights, weights.gather(1, drawn), out=room[: len(left)]))
-            sums = _block_sums(weights)
-            rejected = [at for at, mass in enumerate(sums[:, -1].tolist()) if mass >= bounds[left[at]]]
-            if not rejected:
-                break
-            for to, at in enumerate(rejected):
-                weights[to], sums[to] = weights[at], sums[at]
-            left = [left[at] for at in rejected]
-            weights, sums = weights[: len(left)], sums[: len(left)]
-        return list(zip(tokens, finite, strict=True))
+        return _draw(*self._copy(logits, rows, samplers), samplers)
+
+    def _drawn_from_few(self, logits: Tensor, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[tuple[int, bool]]:
+        """The same of rows with a top_k of at most _FEW."""
+        own, room = self._copy(logits, rows, samplers)
+        candidates, blocks = _best_blocks(own, _FEW)
+        drawn = _draw(candidates, room[:, : candidates.shape[1]], samplers)
+        of_rows = zip(blocks.tolist(), drawn, strict=True)
+        return [(block[place // _BLOCK] * _BLOCK + place % _BLOCK, is_finite) for block, (place, is_finite) in of_rows]
 
     def _logprobs(self, logits: Tensor, rows: Sequence[int], tokens: Sequence[int], alternatives: Sequence[int]) -> list[TokenLogprob]:
         """Of one token a row, with the row's number of alternatives."""
@@ -243,7 +233,9 @@ class TokenPicker:
         own, _ = self._copy(logits, rows)
         own.sub_(own.amax(-1, keepdim=True))
         of_tokens = own.gather(1, torch.tensor(tokens, device=own.device)[:, None])
-        of_best, best = own.topk(min(max(alternatives), logits.shape[1]))
+        candidates, blocks = _best_blocks(own, max(alternatives))
+        of_best, places = candidates.topk(min(max(alternatives), logits.shape[1]))
+        best = blocks.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
         norm = _block_sums(own.mul_(math.log2(math.e)).clamp_(min=_LEAST).exp2_())[:, -1:].log()
         told = zip(tokens, (of_tokens - norm)[:, 0].tolist(), best.tolist(), (of_best - norm).tolist(), alternatives, strict=True)
         return [TokenLogprob(token, logprob, tuple(map(TokenLogprob, ids[:n], values[:n]))) for token, logprob, ids, values, n in told]
@@ -254,25 +246,64 @@ def not_finite() -> FailedPrecondition:
     return FailedPrecondition("adapters: make the model's output infinite or NaN; lower their weights, or retrain them")
 
 
+def _draw(logits: Tensor, room: Tensor, samplers: Sequence[Sampler]) -> list[tuple[int, bool]]:
+    """(place, whether its row is finite) in logits [rows, whole blocks], which are used up, as is as much room."""
+    weights = logits
+    _weigh(weights, [one.sampling for one in samplers], room)
+    sums = _block_sums(weights)
+    finite = sums[:, -1].isfinite().tolist()
+    shares = [one.sampling.top_p if one.sampling.top_p < 1 else math.inf for one in samplers]
+    bounds = (sums[:, -1] * torch.tensor(shares, dtype=sums.dtype, device=sums.device)).tolist()
+    places = [0] * len(samplers)
+    left = list(range(len(samplers)))
+    for attempt in count():
+        uniform = torch.tensor([samplers[i].uniform(attempt) for i in left], dtype=sums.dtype, device=sums.device)
+        drawn = _inverse(weights, sums, uniform[:, None])
+        for i, place in zip(left, drawn[:, 0].tolist(), strict=True):
+            places[i] = place
+        if all(shares[i] == math.inf for i in left):
+            break
+        weights.mul_(torch.gt(weights, weights.gather(1, drawn), out=room[: len(left)]))
+        sums = _block_sums(weights)
+        rejected = [at for at, mass in enumerate(sums[:, -1].tolist()) if mass >= bounds[left[at]]]
+        if not rejected:
+            break
+        for to, at in enumerate(rejected):
+            weights[to], sums[to] = weights[at], sums[at]
+        left = [left[at] for at in rejected]
+        weights, sums = weights[: len(left)], sums[: len(left)]
+    return list(zip(places, finite, strict=True))
+
+
+def _best_blocks(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Values [rows, blocks x _BLOCK] of the `count` blocks with the highest maxima, in their order, and which blocks [rows, blocks] it is.
+
+    They hold the `count` highest values: all of another block are under as many maxima.
+    """
+    blocks = values.view(len(values), -1, _BLOCK)
+    best = blocks.amax(-1).topk(min(count, blocks.shape[1])).indices.sort().values
+    first = torch.arange(0, blocks.shape[0] * blocks.shape[1], blocks.shape[1], device=values.device)[:, None]
+    return blocks.flatten(0, 1).index_select(0, (first + best).flatten()).view(len(values), -1), best
+
+
 def _weigh(logits: Tensor, settings: Sequence[Sampling], room: Tensor) -> None:
     """Turn logits into probabilities relative to their row's highest, those out of top-k or under min-p into 0."""
     scale = _column([math.log2(math.e) / one.temperature for one in settings], logits)
     weights = logits.sub_(logits.amax(-1, keepdim=True)).mul_(scale).clamp_(min=_LEAST).exp2_()
-    floor = _column([one.min_p for one in settings], weights)
+    floor = [one.min_p for one in settings]
     limited = {i: one.top_k for i, one in enumerate(settings) if 0 < one.top_k < logits.shape[1]}
-    if limited:
-        least = _kth_highest(weights, list(limited), list(limited.values()))
-        floor[list(limited), 0] = torch.maximum(floor[list(limited), 0], least)
-    if limited or any(one.min_p for one in settings):
-        weights.mul_(torch.ge(weights, floor, out=room))
+    for i, least in zip(limited, _kth_highest(weights, list(limited), list(limited.values())), strict=True):
+        floor[i] = max(floor[i], least)
+    if any(floor):
+        weights.mul_(torch.ge(weights, _column(floor, weights), out=room))
 
 
-def _kth_highest(weights: Tensor, rows: Sequence[int], ranks: Sequence[int]) -> Tensor:
-    """[rows] values, each of its rank from the top of its row."""
+def _kth_highest(weights: Tensor, rows: Sequence[int], ranks: Sequence[int]) -> list[float]:
+    """Of each of those rows, the value of its rank from the top."""
     if weights.device.type == "cpu":  # selects, where torch sorts or copies: a fifth of the time and less
-        return torch.tensor([np.partition(weights[row].numpy(), -rank)[-rank] for row, rank in zip(rows, ranks, strict=True)])
-    best = weights[list(rows)].topk(max(ranks)).values
-    return best.gather(1, torch.tensor(ranks, device=best.device)[:, None] - 1)[:, 0]
+        return [float(np.partition(weights[row].numpy(), -rank)[-rank]) for row, rank in zip(rows, ranks, strict=True)]
+    best = weights[list(rows)].topk(max(ranks, default=1)).values
+    return best.gather(1, torch.tensor(ranks, dtype=torch.long, device=best.device)[:, None] - 1)[:, 0].tolist()
 
 
 def _block_sums(weights: Tensor) -> Tensor:
