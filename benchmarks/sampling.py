@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from services.executor.app import load_backend
-from services.executor.backends.port import BLOCK_TOKENS, Backend, Chunk
+from services.executor.backends.port import BLOCK_TOKENS, AnyBackend, Chunk
 from services.executor.engine.runner import Work, run_step
 from services.executor.engine.sampling import Sampler, Sampling, TokenPicker
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, resolve
-from services.executor.models.prompt import PromptTokenizer
+from services.executor.models.prompt import PromptTokenizer, user_turn
 from services.executor.settings import ExecutorSettings
 
 ROWS = 16
@@ -38,7 +38,7 @@ SAMPLINGS = {
 }
 
 
-def measure_sampling(backend: Backend, prompt: Sequence[int], sampling: Sampling, steps: int) -> dict[str, float]:
+def measure_sampling(backend: AnyBackend, prompt: Sequence[int], sampling: Sampling, steps: int) -> dict[str, float]:
     """Medians of `{greedy_ms, sampled_ms, more}`: a step of 16 rows, and how much longer a sampled one is, as a share."""
     picker, mixture, blocks = TokenPicker(ROWS), backend.mix([]), backend.context // BLOCK_TOKENS
     tables = [range(row * blocks, (row + 1) * blocks) for row in range(ROWS)]
@@ -79,7 +79,7 @@ def main(json_path: Path | None, steps: int, threads: int, device: str) -> None:
     torch.set_num_threads(threads)
     folder = resolve(DEFAULT_BASE_MODEL)
     backend = load_backend(ExecutorSettings(rows=ROWS, context=256, threads=threads, device=device), folder)
-    prompt = PromptTokenizer(folder, backend.config).prompt_ids("Tell me of the sea, and of the houses there.")
+    prompt = PromptTokenizer(folder).prompt_ids(user_turn("Tell me of the sea, and of the houses there."))
     results = {name: measure_sampling(backend, prompt, sampling, steps) for name, sampling in SAMPLINGS.items()}
     table = Table("16 rows", "greedy ms", "sampled ms", "longer by")
     for name, row in results.items():
