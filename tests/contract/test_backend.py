@@ -34,9 +34,8 @@ from tests.model_support import (
 TOKENS = torch.randint(0, 200, (70,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-@pytest.fixture(
-    scope="module", params=["llama", "qwen3", "smollm3", "gemma2", "gemma3_text"]
-)  # between them all that differs; test_families has each
+# Between them they have all that differs; test_families has each.
+@pytest.fixture(scope="module", params=["llama", "qwen3", "smollm3", "gemma2", "gemma3_text"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / request.param, request.param)
 

