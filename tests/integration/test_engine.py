@@ -219,3 +219,25 @@ def test_the_fingerprint_is_of_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
     folder = make_model(tmp_path / "model")
     executor = load(ExecutorSettings(base_model=str(folder), store=str(tmp_path / "store"), backend="torch", context=64))
     assert executor.fingerprint == fingerprint(folder)
+
+
+async def test_a_request_that_gives_way_before_its_adapters_are_placed_still_gets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_of("native", tmp_path, monkeypatch, rows=2, max_tokens=120) as world:
+        engine, ref = world.executor.engine, await world.ref(1)
+        expected = await world.text(ref, prompt="w1")
+        plan = engine._scheduler.plan
+
+        def gives_way() -> Any:
+            """As when a row that was there takes the last block in the step after the admission."""
+            for job in engine._scheduler.running:
+                del engine._scheduler._running[job]
+                engine._scheduler._give_up_blocks(job)
+                engine._scheduler._preempted.appendleft(job)
+            engine._scheduler.plan = plan  # type: ignore[method-assign]
+            engine._work.set()
+            return []
+
+        engine._scheduler.plan = gives_way  # type: ignore[method-assign]
+        assert await world.text(ref, prompt="w1") == expected

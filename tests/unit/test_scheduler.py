@@ -119,6 +119,7 @@ def test_a_job_gets_cache_as_its_answer_grows_and_the_last_one_admitted_gives_wa
         _step(scheduler)
     assert scheduler.running == [first]
     assert second.blocks == []
+    assert scheduler.is_admitted(second), "what it waits for, its mixture too, is made ready meanwhile"
     newcomer = _job(new=2)
     scheduler.add(newcomer)
     answered = len(second.tokens)

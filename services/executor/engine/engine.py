@@ -241,7 +241,7 @@ class BatchingEngine(Generic[MixtureT]):
 
     async def _prepare(self, sequence: Sequence[MixtureT]) -> None:
         """Put a sequence's adapters on the device and mix them, while the others decode."""
-        if not self._scheduler.is_running(sequence):
+        if not self._scheduler.is_admitted(sequence):
             return  # it left before its turn
         try:
             await sequence.lease.place()

@@ -89,6 +89,10 @@ class Scheduler(Generic[JobT]):
         """Whether it has a row."""
         return job in self._running
 
+    def is_admitted(self, job: JobT) -> bool:
+        """Whether it has a row, or had one and will have one again."""
+        return job in self._running or job in self._preempted
+
     @property
     def jobs(self) -> list[JobT]:
         """Every job, running ones first."""
