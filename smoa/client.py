@@ -194,8 +194,7 @@ class SmoaClient:
         messages: Sequence[Turn] = (),
     ) -> list[float]:
         """Natural log-probability of each token of a given completion under a mixture."""
-        request = executor_pb2.ScoreRequest(tenant=tenant, prompt=prompt, completion=completion, adapters=adapters, messages=messages)
-        return list((await self.executor.Score(request, timeout=self._timeout_s)).token_logprobs)
+        return (await self.score_all(prompt, [completion], adapters, tenant, messages))[0]
 
     async def score_all(
         self,

@@ -32,7 +32,7 @@ def describe(path: Path) -> tuple[str, str]:
     if "config.json" in names:
         how = f"{_PEFT_FOLDER} before the merge; a whole model is served by SMOA_BASE_MODEL"
         return "holds a whole model, or one that an adapter was merged into", how
-    return f"is no PEFT folder, and holds none ({CONFIG_FILE})", f"{_PEFT_FOLDER}"
+    return f"is no PEFT folder, and holds none ({CONFIG_FILE})", _PEFT_FOLDER
 
 
 def _is_mlx(config: Path) -> bool:

@@ -22,7 +22,7 @@ from services.executor.engine.engine import CONCURRENT_READINGS, AnyEngine, Batc
 from services.executor.engine.pipeline import Requests
 from services.executor.memory import cache_blocks, free_bytes
 from services.executor.metrics import ExecutorMetrics
-from services.executor.models.base_model import MODULES, config_of, fingerprint, resolve, weight_files
+from services.executor.models.base_model import config_of, fingerprint, resolve, weight_files
 from services.executor.models.config import ModelConfig
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
@@ -80,14 +80,15 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
         context=min(settings.context, config.context),
         free=free_bytes(settings.device) - model_bytes - settings.slot_bytes,
     )
+    weights, name = load_weights(folder), fingerprint(folder)
+    bases = LoraXsBases(folder, name)
     if settings.backend == "native" or (settings.backend == "auto" and settings.device == "cpu"):
-        name = fingerprint(folder)
         try:
             return NativeBackend(
                 config,
-                load_weights(folder),
+                weights,
                 name,
-                LoraXsBases(folder, name),
+                bases,
                 dtype=dtype,
                 blocks=blocks,
                 context=settings.context,
@@ -98,18 +99,8 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
             if settings.backend == "native":
                 raise
             _log.warning("running on torch, which is slower: %s", error)
-    model = Llama.load(folder, dtype, settings.device)
-    bases = LoraXsBases(folder, model.fingerprint)
+    model = Llama(config, {key: weights.pop(key).to(settings.device, dtype) for key in list(weights)}, name)
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
-
-
-def model_shape(settings: ExecutorSettings, folder: Path) -> ModelShape:
-    """What an adapter must fit to be served here."""
-    config, dtype, max_rank = ModelConfig.from_folder(folder), compute_dtype(settings, folder), settings.max_rank
-    if settings.backend == "torch" or settings.device != "cpu":  # its slots hold whole ranks, whatever modules an adapter has
-        rank_bytes = sum(sum(config.shape(module)) for module in MODULES) * config.layers * dtype.itemsize
-        max_rank = min(max_rank, settings.slot_bytes // rank_bytes)
-    return shape_of(config, max_rank, dtype, min(settings.slot_bytes, settings.host_bytes))
 
 
 class Executor(NamedTuple):
@@ -119,6 +110,8 @@ class Executor(NamedTuple):
     requests: Requests
     fingerprint: str
     folder: Path
+    shape: ModelShape
+    """What an adapter must fit to be served here."""
 
 
 def load(settings: ExecutorSettings) -> Executor:
@@ -126,10 +119,11 @@ def load(settings: ExecutorSettings) -> Executor:
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)
     backend = load_backend(settings, folder)
+    most_bytes = min(settings.slot_bytes, settings.host_bytes)
     adapters = AdapterTiers(
         SlotPool(settings.slots, settings.slot_bytes),
         # A file may hold wider numbers than the slots do.
-        AdapterStore(settings.store, 4 * min(settings.slot_bytes, settings.host_bytes), "SMOA_EXECUTOR_SLOT_BYTES"),
+        AdapterStore(settings.store, 4 * most_bytes, "SMOA_EXECUTOR_SLOT_BYTES"),
         lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
         backend,
         host_bytes=settings.host_bytes,
@@ -147,7 +141,8 @@ def load(settings: ExecutorSettings) -> Executor:
         broken=lambda: signal.raise_signal(signal.SIGTERM),
     )
     requests = Requests(engine, tokenizer, max_in_flight=settings.rows + settings.max_waiting, max_tokens=settings.max_tokens)
-    return Executor(engine, requests, backend.fingerprint, folder)
+    shape = shape_of(backend.config, min(settings.max_rank, backend.max_rank), backend.dtype, most_bytes)
+    return Executor(engine, requests, backend.fingerprint, folder, shape)
 
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
@@ -159,7 +154,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await loaded.engine.start()
     stack.push_async_callback(loaded.engine.stop)
-    metrics, shape = ExecutorMetrics(loaded.engine.state), model_shape(settings, loaded.folder).to_message()
+    metrics, shape = ExecutorMetrics(loaded.engine.state), loaded.shape.to_message()
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
         ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, folder_name(loaded.folder), shape), server.server

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 from services.executor.models.prompt import Message, PromptTokenizer, checked_messages, user_turn
 from smoa.errors import InvalidArgument
+from smoa.identifiers import is_utf8
 from smoa.text_file import read_text
 
 MIN_PAIRS: Final = 10
@@ -117,7 +118,7 @@ def _text(fields: dict[str, object], key: str) -> str:
     if not isinstance(value, str | int | float):  # a label may be a number
         raise ValueError(f"its {key!r} is not text")
     text = str(value)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         raise ValueError(f"its {key!r} holds half of a surrogate pair")
     return text
 

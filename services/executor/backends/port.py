@@ -96,6 +96,8 @@ class Backend(Device, Protocol[MixtureT]):
     dtype: torch.dtype
     context: int
     blocks: int
+    max_rank: int
+    """Highest rank of a `lora` adapter for which there is room."""
 
     def mix(self, weighted: Sequence[tuple[str, float]]) -> MixtureT:
         """sum_i w_i dW_i of the adapters in slots, by their keys. Good until one of them is evicted."""

@@ -48,6 +48,17 @@ class Generation:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
 
+    def request(self, stage: Stage, prompt: Sequence[int], stop: tuple[str, ...] = ()) -> StageRequest:
+        """A stage of it, as the engine takes it; stop strings end the last one only."""
+        return StageRequest(
+            tenant=self.tenant,
+            adapters=stage.adapters,
+            prompt=prompt,
+            max_tokens=stage.max_tokens,
+            sampling=self.sampling,
+            stop=stop,
+        )
+
     def following(self, text: str) -> tuple[Message, ...]:
         """What a later stage is asked: the former one's text as the user's turn, after the request's system turn if it began with one."""
         return (*(turn for turn in self.messages[:1] if turn.role == "system"), Message("user", text))
@@ -82,14 +93,7 @@ class Requests:
                 spent: list[GenerationUsage] = []
                 for number, stage in enumerate(generation.before):
                     text = ""
-                    request = StageRequest(
-                        tenant=generation.tenant,
-                        adapters=stage.adapters,
-                        prompt=prompt,
-                        max_tokens=stage.max_tokens,
-                        sampling=generation.sampling,
-                    )
-                    async with aclosing(self._engine.run_stage(request)) as pieces:
+                    async with aclosing(self._engine.run_stage(generation.request(stage, prompt))) as pieces:
                         async for piece in pieces:
                             text += piece.text
                             spent += [piece.usage] if piece.usage.finish else []
@@ -100,14 +104,7 @@ class Requests:
                     following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
                     prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
                 started_us = (time.perf_counter_ns() - began_ns) // 1000
-                request = StageRequest(
-                    tenant=generation.tenant,
-                    adapters=generation.adapters,
-                    prompt=prompt,
-                    max_tokens=generation.max_tokens,
-                    sampling=generation.sampling,
-                    stop=generation.stop,
-                )
+                request = generation.request(generation.stages[-1], prompt, generation.stop)
                 async with aclosing(self._engine.run_stage(request)) as pieces:
                     async for piece in pieces:
                         yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -17,7 +18,7 @@ from services.executor.engine.text import Answer
 
 
 @dataclass(eq=False, kw_only=True)
-class Sequence(Job, Generic[MixtureT]):
+class Sequence(Job, ABC, Generic[MixtureT]):
     """A job of the engine. Subclasses say what is wanted of its tokens."""
 
     lease: AdapterLease
@@ -26,17 +27,17 @@ class Sequence(Job, Generic[MixtureT]):
     arrived_ns: int = field(default_factory=time.perf_counter_ns)
     admitted_ns: int = 0
 
+    @abstractmethod
     def work(self, count: int) -> Work[MixtureT]:
         """The next `count` tokens, as the runner takes them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, result: Result, until: int) -> bool:
         """Take in the results of the tokens before `until`; True: it is finished."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, error: Exception) -> None:
         """Tell whoever waits for it."""
-        raise NotImplementedError
 
     def chunk(self, count: int, outputs: int) -> Chunk[MixtureT]:
         """The next `count` tokens, of which the last `outputs` are asked for what follows them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class NativeBackend:
         library.smoa_team.restype = ctypes.c_void_p
         self.config, self.fingerprint, self.dtype = config, name, dtype
         self.blocks, self.context, self.max_step_tokens = blocks, min(context, config.context), max_step_tokens
+        self.max_rank = sys.maxsize  # an adapter takes what its pairs do
         self._kept: list[object] = []  # what the structs point to
         self._placed: dict[str, LoadedAdapter] = {}
         self._sites = [(layer, module) for layer in range(config.layers) for module in MODULES]

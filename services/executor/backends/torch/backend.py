@@ -46,6 +46,7 @@ class TorchBackend:
         self.blocks, self.context, self._rows = blocks, min(context, model.config.context), rows
         self._fused = model.device.type == "cuda" if fused is None else fused
         self._pool = RankPool(model.config, slot_bytes, model.dtype, model.device)
+        self.max_rank = self._pool.ranks  # whole ranks, whatever modules an adapter has
         self._bases = bases
         self._deltas = DeltaBuffers(self._pool, model.config, rows, model.dtype, model.device)
         # One block more than are given out: rows that only fill a graph up write there.

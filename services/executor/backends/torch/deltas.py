@@ -28,12 +28,13 @@ class DeltaBuffers:
         self.scales = torch.zeros(rows, max(1, pool.ranks), dtype=torch.float32, device=device)
         self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
         self._set: tuple[TorchMixture, ...] = ()
+        self._dense: tuple[Tensor, Tensor] | None = None
 
     def set(self, mixtures: Sequence[TorchMixture]) -> None:
         """Make row i mixture i. Does nothing when they are the same as before."""
         if len(self._set) == len(mixtures) and all(map(lambda a, b: a is b, self._set, mixtures)):
             return
-        self._set = ()  # until all is written
+        self._set, self._dense = (), None  # until all is written
         device, rows = self.cores.device, len(mixtures)
         if (some := next((one.cores for one in mixtures if one.cores is not None), None)) is not None:
             zero = torch.zeros_like(some)
@@ -59,15 +60,25 @@ class DeltaBuffers:
         core_modules, pair_modules = self._modules()
         if not core_modules and not pair_modules:
             return None
+        if self._dense is None:
+            self._dense = self._scales_of_used()
+        used, scales = self._dense
+        return TokensDelta(self, row_of, core_modules, pair_modules, used, scales[row_of])
+
+    def _scales_of_used(self) -> tuple[Tensor, Tensor]:
+        """The ranks [used] that any row has, and what each row takes of each [rows, used]."""
         used = sorted({rank for one in self._set for rank in one.rows})
         place = {rank: index for index, rank in enumerate(used)}
         scales = torch.zeros(len(self._set), len(used))
         for row, one in enumerate(self._set):
-            for rank, scale in zip(one.rows, one.scales, strict=True):
-                scales[row, place[rank]] = scale
+            scales[row, [place[rank] for rank in one.rows]] = torch.tensor(one.scales)
         device = self.cores.device
-        of_token = scales.to(device, self.cores.dtype)[row_of]
-        return TokensDelta(self, row_of, core_modules, pair_modules, torch.tensor(used, dtype=torch.long, device=device), of_token)
+        return torch.tensor(used, dtype=torch.long, device=device), scales.to(device, self.cores.dtype)
+
+    def add_cores(self, layer: int, module: str, x: Tensor, y: Tensor, rows: slice | Tensor) -> Tensor:
+        """Y [tokens, outputs] plus U S (core V^T x) of the tokens, whose rows of the buffers `rows` names."""
+        scaled_left, right = self.bases[module_path(layer, module)]
+        return y + ((x @ right)[:, None] @ self.cores[layer, MODULES.index(module)][rows])[:, 0] @ scaled_left.T
 
     def _modules(self) -> tuple[frozenset[str], frozenset[str]]:
         """Those that any row uses: the others cost nothing.
@@ -97,8 +108,7 @@ class RowsDelta:
         """See `Delta`."""
         buffers = self.buffers
         if module in self.core_modules:
-            scaled_left, right = buffers.bases[module_path(layer, module)]
-            y = y + ((x @ right)[:, None] @ buffers.cores[layer, MODULES.index(module), : self.rows])[:, 0] @ scaled_left.T
+            y = buffers.add_cores(layer, module, x, y, slice(self.rows))
         if module in self.pair_modules:
             from services.executor.backends.torch.triton_kernels import fused_ranks
 
@@ -125,8 +135,7 @@ class TokensDelta:
         """See `Delta`."""
         buffers = self.buffers
         if module in self.core_modules:
-            scaled_left, right = buffers.bases[module_path(layer, module)]
-            y = y + ((x @ right)[:, None] @ buffers.cores[layer, MODULES.index(module)][self.row_of])[:, 0] @ scaled_left.T
+            y = buffers.add_cores(layer, module, x, y, self.row_of)
         if module in self.pair_modules:
             y = add_ranks(y, x, buffers.pool.a[module][layer][self.used], buffers.pool.b[module][layer][self.used], self.scales)
         return y
