@@ -25,6 +25,7 @@ from services.executor.backends.torch.model import Llama
 from services.executor.backends.torch.ranks import TorchMixture
 from services.executor.models.base_model import BASES_RANK, cache_home
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.linear import Linear
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.weights import load_weights
 from smoa.adapter import Adapter, Kind, Manifest, decode, encode, new_adapter_id
@@ -225,9 +226,9 @@ class Everywhere:
         self._deltas = backend._deltas
         self._deltas.set([mixture])
 
-    def add(self, layer: int, module: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def apply(self, layer: int, linear: Linear, x: torch.Tensor) -> Sequence[torch.Tensor]:
         delta = self._deltas.of_tokens(torch.zeros(len(x), dtype=torch.long))
-        return y if delta is None else delta.add(layer, module, x, y)
+        return linear.parts(linear(x)) if delta is None else delta.apply(layer, linear, x)
 
 
 def logits_of(

@@ -116,12 +116,13 @@ def test_a_lone_adapter_at_half_weight_gives_exactly_half_its_delta(number: int,
     backend = TorchBackend(model, LoraXsBases(folder, model.fingerprint), blocks=1, context=16, slot_bytes=80 * 2**20)
     loaded = load(adapter, backend)
     for layer in adapter.manifest.layers:
-        for module in adapter.manifest.modules:
-            out, width = model.config.shape(module)
-            x, zero = torch.randn(4, width, generator=torch.Generator().manual_seed(layer)), torch.zeros(4, out)
-            whole, half = (Everywhere(backend, backend.mix([(loaded, weight)])).add(layer, module, x, zero) for weight in (1.0, 0.5))
-            assert torch.equal(half, 0.5 * whole)
-            assert whole.abs().max() > 0
+        for linear in model.layers[layer].linears:
+            linear.weight[: linear.outputs] = 0  # the deltas alone
+            x = torch.randn(4, linear.weight.shape[1], generator=torch.Generator().manual_seed(layer))
+            whole, half = (Everywhere(backend, backend.mix([(loaded, weight)])).apply(layer, linear, x) for weight in (1.0, 0.5))
+            for module, all_of_it, half_of_it in zip(linear.modules, whole, half, strict=True):
+                assert torch.equal(half_of_it, 0.5 * all_of_it)
+                assert (all_of_it.abs().max() > 0) == (module in adapter.manifest.modules)
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig
+from services.executor.models.linear import Linear
 from smoa.adapter import Adapter, site_of
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.model_shape import ModelShape
@@ -134,5 +135,5 @@ def padded_bases(bases: Bases) -> dict[str, tuple[Tensor, Tensor]]:
 class Delta(Protocol):
     """What each token's mixture changes of the linear modules: all that the model sees of adapters."""
 
-    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """Y [tokens, out] plus the tokens' deltas applied to x [tokens, in]."""
+    def apply(self, layer: int, linear: Linear, x: Tensor) -> Sequence[Tensor]:
+        """What each of the modules gives [tokens, its outputs] for x [tokens, inputs], the tokens' deltas included."""

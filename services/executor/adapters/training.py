@@ -21,6 +21,7 @@ from services.executor.adapters.mixture import Bases, Delta, Site
 from services.executor.adapters.training_data import Pair, TokenPair, split_held_out, tokenized
 from services.executor.models.base_model import BASES_RANK, MODULES
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.linear import Linear
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
 from smoa.adapter import SINGULAR_VALUES, Adapter, Kind, Manifest, new_adapter_id
@@ -121,13 +122,17 @@ class TrainableDelta:
                     start = (a, torch.zeros(outputs, settings.rank))
                 self.parameters[site] = tuple(t.to(model.device).requires_grad_() for t in start)
 
-    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
-        """See `model.Delta`."""
-        parameters = self.parameters.get((layer, module))
+    def apply(self, layer: int, linear: Linear, x: Tensor) -> Sequence[Tensor]:
+        """See `Delta`."""
+        parts = linear.parts(linear(x))
+        return [self._added((layer, module), x, y) for module, y in zip(linear.modules, parts, strict=True)]
+
+    def _added(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
+        parameters = self.parameters.get(site)
         if parameters is None:
             return y
         if len(parameters) == 1:
-            left, right = self._fixed[layer, module]
+            left, right = self._fixed[site]
             return y + ((x @ right) @ parameters[0].to(x.dtype).T) @ left.T
         return y + (x @ parameters[0].to(x.dtype).T) @ parameters[1].to(x.dtype).T
 

@@ -31,7 +31,9 @@ _PACKAGED_TEMPLATE = """{% for message in messages %}{{ '<|im_start|>' + message
 ' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
 ' }}{% endif %}"""
 """SmolLM2's own without its default system turn: the example library was trained without one."""
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""A layer's linear modules in the order of the forward pass; those that read the same input together."""
+MODULES = tuple(module for modules in INPUTS for module in modules)
 
 
 def resolve(name: str) -> Path:

@@ -17,7 +17,7 @@ from services.executor.adapters.mixture import Bases, Delta, LoadedAdapter, padd
 from services.executor.backends.port import BLOCK_TOKENS, Batch
 from services.executor.backends.torch.deltas import DeltaBuffers, RowsDelta
 from services.executor.backends.torch.kernels import PagedAttention
-from services.executor.backends.torch.model import Attention, Llama
+from services.executor.backends.torch.model import PLAIN, Attention, Between, Llama
 from services.executor.backends.torch.ranks import RankPool, TorchMixture
 
 MAX_GRAPHS = 64
@@ -52,6 +52,7 @@ class TorchBackend:
         # One block more than are given out: rows that only fill a graph up write there.
         shape = (model.config.layers, 2, blocks + 1, BLOCK_TOKENS, model.config.kv_heads, model.config.head_dim)
         self._cache = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self._between = _fused_between() if self._fused else PLAIN
         self._decode = _DecodeStep(self, rows, -(-self.context // BLOCK_TOKENS)) if self._fused else None
 
     def slot_bytes_of(self, adapter: LoadedAdapter) -> int:
@@ -61,11 +62,10 @@ class TorchBackend:
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """See `Device`."""
         with self._on_device():
-            if adapter.cores and not self._deltas.bases:
-                self._deltas.bases = {
-                    path: (left.to(self.model.device, self.dtype), right.to(self.model.device, self.dtype))
-                    for path, (left, right) in padded_bases(self._bases).items()
-                }
+            if adapter.cores and not self._deltas.lefts:
+                padded = padded_bases(self._bases)
+                self.model.set_bases(padded)
+                self._deltas.set_bases(padded)  # the last: batches with such adapters follow
             self._pool.place(key, adapter)
 
     def read(self, key: str) -> LoadedAdapter:
@@ -95,25 +95,27 @@ class TorchBackend:
             if self._decode is not None and batch.decodes:
                 return self._decode.run(batch)
             device = self.model.device
-            tokens, positions, row_of, outputs = (
-                torch.from_numpy(part).long().to(device) for part in (batch.tokens, batch.positions, batch.sequence, batch.outputs)
-            )
+            tokens, row_of, outputs = (torch.from_numpy(part).long().to(device) for part in (batch.tokens, batch.sequence, batch.outputs))
             self._deltas.set(batch.mixtures)
-            attention = PagedAttention(self._cache, batch, self.config.attention)
-            logits, greedy = self.step(tokens, positions, self._deltas.of_tokens(row_of), attention, outputs)
+            attention = PagedAttention(self.model, self._cache, batch)
+            logits, greedy = self.step(tokens, self._deltas.of_tokens(row_of), attention, outputs)
             return logits, greedy.tolist()
 
-    def step(
-        self, tokens: Tensor, positions: Tensor, delta: Delta | None, attention: Attention, outputs: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, tokens: Tensor, delta: Delta | None, attention: Attention, outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [outputs, vocabulary] and arg max of a flat batch; without `outputs`, of every token."""
-        hidden = self.model.hidden(tokens, positions, delta, attention)
+        hidden = self.model.hidden(tokens, delta, attention, self._between)
         logits = self.model.logits(hidden if outputs is None else hidden[outputs])
         return logits, logits.argmax(-1)
 
     def _on_device(self) -> AbstractContextManager[object]:
         """The calling thread's current device is the model's: streams and kernels go by it."""
         return torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext()
+
+
+def _fused_between() -> Between:
+    from services.executor.backends.torch.triton_kernels import FUSED
+
+    return FUSED
 
 
 class _DecodeStep:
@@ -165,10 +167,8 @@ class _DecodeStep:
         from services.executor.backends.torch.triton_kernels import FusedAttention
 
         backend = self._backend
-        attention = FusedAttention(
-            backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows], backend.config.attention
-        )
-        return backend.step(self._ids[:rows], self._positions[:rows], delta, attention)
+        attention = FusedAttention(backend.model, backend._cache, self._slots[:rows], self._tables[:rows], self._positions[:rows])
+        return backend.step(self._ids[:rows], delta, attention)
 
     def _graph(self, rows: int, delta: RowsDelta | None) -> tuple[Tensor, Tensor]:
         key = (rows, delta)

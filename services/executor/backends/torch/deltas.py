@@ -11,8 +11,9 @@ from torch import Tensor
 from services.executor.adapters.mixture import Bases
 from services.executor.backends.torch.kernels import add_ranks
 from services.executor.backends.torch.ranks import RankPool, TorchMixture
-from services.executor.models.base_model import BASES_RANK, MODULES
+from services.executor.models.base_model import BASES_RANK, INPUTS, MODULES
 from services.executor.models.config import ModelConfig, module_path
+from services.executor.models.linear import Linear
 
 
 class DeltaBuffers:
@@ -20,8 +21,8 @@ class DeltaBuffers:
 
     def __init__(self, pool: RankPool, config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.pool = pool
-        self.bases: Bases = {}
-        """On the device from the first `lora_xs` adapter on."""
+        self.lefts: dict[tuple[str, ...], Tensor] = {}
+        """Of each of `base_model.INPUTS`: the bases' U S [layers, outputs of all, BASES_RANK], from the first `lora_xs` adapter on."""
         # Layer and module first: each site reads one piece.
         self.cores = torch.zeros(config.layers, len(MODULES), rows, BASES_RANK, BASES_RANK, dtype=dtype, device=device)
         self.ranks = torch.zeros(rows, max(1, pool.ranks), dtype=torch.int32, device=device)
@@ -75,10 +76,11 @@ class DeltaBuffers:
         device = self.cores.device
         return torch.tensor(used, dtype=torch.long, device=device), scales.to(device, self.cores.dtype)
 
-    def add_cores(self, layer: int, module: str, x: Tensor, y: Tensor, rows: slice | Tensor) -> Tensor:
-        """Y [tokens, outputs] plus U S (core V^T x) of the tokens, whose rows of the buffers `rows` names."""
-        scaled_left, right = self.bases[module_path(layer, module)]
-        return y + ((x @ right)[:, None] @ self.cores[layer, MODULES.index(module)][rows])[:, 0] @ scaled_left.T
+    def set_bases(self, bases: Bases) -> None:
+        """Take the bases that `lora_xs` adapters write by, of BASES_RANK columns."""
+        for modules in INPUTS:
+            layers = [torch.cat([bases[module_path(layer, module)][0] for module in modules]) for layer in range(len(self.cores))]
+            self.lefts[modules] = torch.stack(layers).to(self.cores.device, self.cores.dtype)
 
     def _modules(self) -> tuple[frozenset[str], frozenset[str]]:
         """Those that any row uses: the others cost nothing.
@@ -104,18 +106,22 @@ class RowsDelta:
     most: int
     """Ranks of the row that has most, rounded up."""
 
-    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
+    def apply(self, layer: int, linear: Linear, x: Tensor) -> Sequence[Tensor]:
         """See `Delta`."""
-        buffers = self.buffers
-        if module in self.core_modules:
-            y = buffers.add_cores(layer, module, x, y, slice(self.rows))
-        if module in self.pair_modules:
-            from services.executor.backends.torch.triton_kernels import fused_ranks
+        from services.executor.backends.torch.triton_kernels import add_cores, add_pairs
 
+        buffers, modules = self.buffers, linear.modules
+        cored = self.core_modules.intersection(modules)
+        y = linear(x, bases=bool(cored))
+        if cored:
+            first = MODULES.index(modules[0])
+            cores = buffers.cores[layer, first : first + len(modules)]
+            add_cores(y, linear, buffers.lefts[modules][layer], cores, cored)
+        if paired := self.pair_modules.intersection(modules):
             ranks, scales = buffers.ranks[: self.rows, : self.most], buffers.scales[: self.rows, : self.most]
-            a, b = buffers.pool.a[module][layer], buffers.pool.b[module][layer]
-            y = fused_ranks(y, x, a, b, ranks, scales, buffers.counts[: self.rows])
-        return y
+            a, b = (side[layer] for side in buffers.pool.fused[modules])
+            add_pairs(y, linear, x, a, b, ranks, scales, buffers.counts[: self.rows], paired)
+        return linear.parts(y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +137,19 @@ class TokensDelta:
     scales: Tensor
     """[tokens, ranks]."""
 
-    def add(self, layer: int, module: str, x: Tensor, y: Tensor) -> Tensor:
+    def apply(self, layer: int, linear: Linear, x: Tensor) -> Sequence[Tensor]:
         """See `Delta`."""
-        buffers = self.buffers
-        if module in self.core_modules:
-            y = buffers.add_cores(layer, module, x, y, self.row_of)
-        if module in self.pair_modules:
-            y = add_ranks(y, x, buffers.pool.a[module][layer][self.used], buffers.pool.b[module][layer][self.used], self.scales)
-        return y
+        buffers, modules = self.buffers, linear.modules
+        cored = self.core_modules.intersection(modules)
+        y = linear(x, bases=bool(cored))
+        parts = [*linear.parts(y)]
+        lefts = torch.split(buffers.lefts[modules][layer], linear.sizes) if cored else ()
+        for place, module in enumerate(modules):
+            if module in cored:
+                core = buffers.cores[layer, MODULES.index(module)][self.row_of]
+                read = linear.read_by_basis(y, place)
+                parts[place] = parts[place] + (read[:, None] @ core)[:, 0] @ lefts[place].T
+            if module in self.pair_modules:
+                a, b = buffers.pool.a[module][layer][self.used], buffers.pool.b[module][layer][self.used]
+                parts[place] = add_ranks(parts[place], x, a, b, self.scales)
+        return parts

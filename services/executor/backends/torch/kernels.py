@@ -1,12 +1,10 @@
-"""Two operations that plain torch does by copying what it reads: adapters' ranks, and the paged cache.
+"""The plain forms of what `triton_kernels` does: adapters' ranks, and attention to the paged cache.
 
-Each has a Triton kernel, for GPUs, and a plain form that says what it computes; a test holds them equal in Triton's interpreter. Everything
-that changes from step to step is read on the device, so a captured CUDA graph stays good.
+They say what is computed, and a test holds the kernels equal to them in Triton's interpreter; batches with prompts, and CPUs, run on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +12,7 @@ import torch
 from torch import Tensor
 
 from services.executor.backends.port import BLOCK_TOKENS, Batch, MixtureT
-from services.executor.backends.torch.model import masked_attention, seen_from
-from services.executor.models.config import LayerAttention
+from services.executor.backends.torch.model import Llama, PlainAttention, masked_attention, seen_from
 
 
 def add_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> Tensor:
@@ -42,12 +39,13 @@ class _Group:
     """Window -> [sequences, most tokens, keys]."""
 
 
-class PagedAttention:
-    """`model.Attention` of a batch's tokens to their sequences' blocks: new keys and values go to their slots first."""
+class PagedAttention(PlainAttention):
+    """Of a batch's tokens to their sequences' blocks: new keys and values go to their slots first."""
 
-    def __init__(self, cache: Tensor, batch: Batch[MixtureT], layers: Sequence[LayerAttention]) -> None:
+    def __init__(self, model: Llama, cache: Tensor, batch: Batch[MixtureT]) -> None:
         """`cache` is [layers, 2 (keys, values), blocks, BLOCK_TOKENS, kv_heads, head_dim]."""
-        self._cache, self._layers = cache.flatten(2, 3), layers
+        super().__init__(model, torch.from_numpy(batch.positions).long().to(cache.device))
+        self._cache, self._layers = cache.flatten(2, 3), model.config.attention
         self._slots = torch.from_numpy(batch.cache_slots).long().to(cache.device)
         counts = np.diff(batch.bounds)
         # Prompts would pad every row that decodes to their length.
@@ -72,8 +70,7 @@ class PagedAttention:
             seen={window: seen_from(positions, at, window) for window in {how.window for how in self._layers}},
         )
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `model.Attention`."""
+    def _read(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         cache = self._cache[layer]
         cache[0].index_copy_(0, self._slots, keys)
         cache[1].index_copy_(0, self._slots, values)

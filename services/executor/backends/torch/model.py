@@ -1,25 +1,28 @@
-"""The forward pass of Llama and its relatives in plain torch, with one hook: every linear module may add a per-token adapter delta.
+"""The forward pass of Llama and its relatives in torch, with one hook: every linear module may add a per-token adapter delta.
 
 Where a family differs (see `models.families`), it reads that from the `ModelConfig`. The reference: training differentiates it, GPUs serve
 with it, and the native forward pass is held equal to it. It is itself held equal to `transformers` by `tests/contract/test_backend.py`.
+Between the linear modules it does three things, each of which is one kernel on a GPU: `Attention`, and the two of `Between`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.executor.adapters.mixture import Delta
+from services.executor.adapters.mixture import Bases, Delta
 from services.executor.backends.native.library import AVX512_BF16, processor_variants
-from services.executor.models.base_model import MODULES, fingerprint
-from services.executor.models.config import LayerAttention, ModelConfig, module_path
+from services.executor.models.base_model import INPUTS, fingerprint
+from services.executor.models.config import LayerAttention, ModelConfig
+from services.executor.models.linear import Linear
 from services.executor.models.weights import EMBEDDING, FINAL_NORM, HEAD, load_weights, norm_names
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
@@ -29,7 +32,36 @@ class Attention(Protocol):
     """How tokens see those before them, and where the keys and values of those are."""
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What queries [tokens, heads, head_dim] read, in their shape; new keys and values are [tokens, kv_heads, head_dim]."""
+        """What the tokens read [tokens, heads * head_dim].
+
+        Queries [tokens, heads * head_dim], keys and values [tokens, kv_heads * head_dim] are as the linear modules gave them: not normed or
+        rotated yet, and rows of something wider.
+        """
+
+
+class Between(NamedTuple):
+    """What is computed of each token alone between the linear modules."""
+
+    added: Callable[[Tensor, Tensor, Tensor | None, float, Tensor, float], tuple[Tensor, Tensor]]
+    """The residual stream [tokens, hidden], what is added to it, the weight of the norm of that (if there is one), its scale, the weight of
+    the norm that follows, and the norms' epsilon -> the new stream, and the norm of it."""
+    gated: Callable[[Tensor, Tensor, str], Tensor]
+    """Activation(gate) * up [tokens, intermediate], by the activation's name."""
+
+
+def _added(stream: Tensor, y: Tensor, post: Tensor | None, scale: float, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if post is not None:
+        y = normed(y, post, eps)
+    stream = stream + (y if scale == 1 else y * scale)
+    return stream, normed(stream, norm, eps)
+
+
+def _gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return _ACTIVATIONS[activation](gate) * up
+
+
+PLAIN = Between(_added, _gated)
+"""In torch: it can be differentiated."""
 
 
 def masked_attention(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: LayerAttention) -> Tensor:
@@ -56,18 +88,41 @@ def seen_from(positions: Tensor, at: Tensor, window: int) -> Tensor:
     return seen & (at[:, None, :] > positions[:, :, None] - window) if window else seen
 
 
-class WholeTexts:
-    """`Attention` within texts of one length that lie one after the other, with nothing before them."""
+class PlainAttention(ABC):
+    """`Attention` in torch. Queries and keys are normed and rotated here."""
 
-    def __init__(self, texts: int, length: int, layers: Sequence[LayerAttention], device: torch.device) -> None:
-        self._texts, self._length, self._layers = texts, length, layers
-        at = torch.arange(length, device=device)[None]
-        self._seen = {how.window: seen_from(at, at, how.window) for how in set(layers)}
+    def __init__(self, model: Llama, positions: Tensor) -> None:
+        """`positions` [tokens]."""
+        self._model = model
+        self._angles = {rope: [part[positions].unsqueeze(1) for part in parts] for rope, parts in model.angles.items()}
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Attention`."""
-        q, k, v = (part.view(self._texts, self._length, *part.shape[1:]) for part in (queries, keys, values))
-        how = self._layers[layer]
+        config, norms, rope = self._model.config, self._model.layers[layer].norms, self._model.config.ropes[layer]
+        queries, keys, values = (torch.unflatten(part, 1, (-1, config.head_dim)) for part in (queries, keys, values))
+        if "query" in norms:
+            queries, keys = normed(queries, norms["query"], config.norm_eps), normed(keys, norms["key"], config.norm_eps)
+        if rope is not None:
+            queries, keys = (rotate(part, *self._angles[rope]) for part in (queries, keys))
+        return self._read(layer, queries, keys, values).flatten(1)
+
+    @abstractmethod
+    def _read(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What queries [tokens, heads, head_dim] read, in their shape; new keys and values are [tokens, kv_heads, head_dim]."""
+
+
+class WholeTexts(PlainAttention):
+    """Within texts of one length that lie one after the other, with nothing before them."""
+
+    def __init__(self, model: Llama, texts: int, length: int) -> None:
+        at = torch.arange(length, device=model.device)
+        super().__init__(model, at.repeat(texts))
+        self._texts, self._length = texts, length
+        self._seen = {how.window: seen_from(at[None], at[None], how.window) for how in set(model.config.attention)}
+
+    def _read(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = (torch.unflatten(part, 0, (self._texts, self._length)) for part in (queries, keys, values))
+        how = self._model.config.attention[layer]
         return masked_attention(q, k, v, self._seen[how.window], how).flatten(0, 1)
 
 
@@ -75,8 +130,8 @@ class WholeTexts:
 class LayerWeights:
     """One layer's tensors, in the model's dtype; norms by what they do (see `weights.norm_names`)."""
 
-    linears: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
+    linears: Sequence[Linear]
+    """As `base_model.INPUTS` has them."""
     norms: Mapping[str, Tensor]
 
 
@@ -84,18 +139,25 @@ class Llama:
     """A frozen base model. Not a `Module`: nothing in it trains."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], name: str) -> None:
+        """`weights` are by Llama's names, on one device and in one dtype; the linear modules' are taken out of it."""
         self.config, self.fingerprint = config, name
         self.embedding = weights[EMBEDDING]
         self.head = weights.get(HEAD, self.embedding)
         self.final_norm = _norm(weights[FINAL_NORM], config)
-        self.layers = [_layer(weights, layer, config) for layer in range(config.layers)]
-        self._activation = _ACTIVATIONS[config.activation]
+        self.layers = [
+            LayerWeights(
+                linears=[Linear(weights, config, layer, modules) for modules in INPUTS],
+                norms={norm: _norm(weights[name], config) for norm, name in norm_names(config, layer).items()},
+            )
+            for layer in range(config.layers)
+        ]
         self._embedding_scale = torch.tensor(config.embedding_scale).to(self.embedding)  # rounded, as it was in training
-        self._angles = {
+        self.angles = {
             rope: [torch.cat((part, part), -1).to(self.embedding) for part in rope.table(config.context)]
             for rope in set(config.ropes)
             if rope is not None
         }
+        """Rotary positions -> cosines and sines [context, rotated dimensions], the second half as the first."""
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: str = "cpu") -> Llama:
@@ -113,43 +175,41 @@ class Llama:
         """Where the weights are."""
         return self.embedding.device
 
-    def hidden(self, tokens: Tensor, positions: Tensor, delta: Delta | None, attention: Attention) -> Tensor:
-        """Final normed hidden states [tokens, hidden] of token ids and positions [tokens], of any number of texts."""
-        config = self.config
-        angles = {rope: [part[positions].unsqueeze(1) for part in parts] for rope, parts in self._angles.items()}
+    def set_bases(self, bases: Bases) -> None:
+        """Take the bases that `lora_xs` adapters read by, of BASES_RANK columns. Forward passes without such adapters may run meanwhile."""
+        for layer in self.layers:
+            for linear in layer.linears:
+                linear.set_bases([bases[path][1] for path in linear.paths])
+
+    def hidden(self, tokens: Tensor, delta: Delta | None, attention: Attention, between: Between = PLAIN) -> Tensor:
+        """Final normed hidden states [tokens, hidden] of token ids [tokens], of any number of texts; `attention` knows their positions."""
+        config, eps = self.config, self.config.norm_eps
         stream = F.embedding(tokens, self.embedding)
         if config.embedding_scale != 1:
             stream = stream * self._embedding_scale
 
-        for index, (layer, rope) in enumerate(zip(self.layers, config.ropes, strict=True)):
+        def added(stream: Tensor, y: Tensor, norms: Mapping[str, Tensor], post: str, norm: Tensor) -> tuple[Tensor, Tensor]:
+            return between.added(stream, y, norms.get(post), config.residual_scale, norm, eps)
 
-            def linear(module: str, x: Tensor, index: int = index, layer: LayerWeights = layer) -> Tensor:
-                y = F.linear(x, layer.linears[module], layer.biases.get(module))
-                return y if delta is None else delta.add(index, module, x, y)
+        x = normed(stream, self.layers[0].norms["attention"], eps)
+        following = [*(layer.norms["attention"] for layer in self.layers[1:]), self.final_norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
 
-            def normed(x: Tensor, norm: str, layer: LayerWeights = layer) -> Tensor:
-                return _normed(x, layer.norms[norm], config.norm_eps) if norm in layer.norms else x
+            def applied(linear: Linear, x: Tensor, index: int = index) -> Sequence[Tensor]:
+                return linear.parts(linear(x)) if delta is None else delta.apply(index, linear, x)
 
-            def added(y: Tensor, norm: str, stream: Tensor) -> Tensor:
-                y = normed(y, norm)
-                return stream + (y if config.residual_scale == 1 else y * config.residual_scale)
-
-            x = normed(stream, "attention")
-            queries, keys, values = (linear(name, x).view(len(x), -1, config.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
-            queries, keys = normed(queries, "query"), normed(keys, "key")
-            if rope is not None:
-                queries, keys = (rotate(part, *angles[rope]) for part in (queries, keys))
-            stream = added(linear("o_proj", attention.attend(index, queries, keys, values).flatten(1)), "attention_post", stream)
-            x = normed(stream, "mlp")
-            stream = added(linear("down_proj", self._activation(linear("gate_proj", x)) * linear("up_proj", x)), "mlp_post", stream)
-        return _normed(stream, self.final_norm, config.norm_eps)
+            attention_in, attention_out, mlp_in, mlp_out = layer.linears
+            (y,) = applied(attention_out, attention.attend(index, *applied(attention_in, x)))
+            stream, x = added(stream, y, layer.norms, "attention_post", layer.norms["mlp"])
+            gate, up = applied(mlp_in, x)
+            (y,) = applied(mlp_out, between.gated(gate, up, config.activation))
+            stream, x = added(stream, y, layer.norms, "mlp_post", norm)
+        return x
 
     def hidden_of_texts(self, tokens: Tensor, delta: Delta | None = None) -> Tensor:
         """`hidden` [texts, length, hidden] of whole texts [texts, length], each from position 0 on."""
         texts, length = tokens.shape
-        positions = torch.arange(length, device=tokens.device).repeat(texts)
-        attention = WholeTexts(texts, length, self.config.attention, tokens.device)
-        return self.hidden(tokens.flatten(), positions, delta, attention).view(texts, length, -1)
+        return torch.unflatten(self.hidden(tokens.flatten(), delta, WholeTexts(self, texts, length)), 0, (texts, length))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] of hidden states [..., hidden], float32."""
@@ -159,21 +219,13 @@ class Llama:
         return soft_capped(logits, self.config.logits_soft_cap)
 
 
-def _layer(weights: dict[str, Tensor], layer: int, config: ModelConfig) -> LayerWeights:
-    paths = {module: module_path(layer, module) for module in MODULES}
-    return LayerWeights(
-        linears={module: weights[f"{path}.weight"] for module, path in paths.items()},
-        biases={module: weights[f"{path}.bias"] for module, path in paths.items() if module in config.biased},
-        norms={norm: _norm(weights[name], config) for norm, name in norm_names(config, layer).items()},
-    )
-
-
 def _norm(weight: Tensor, config: ModelConfig) -> Tensor:
     """A norm's factors; in float32 where they are offset from what the file has, which has digits that the sum would lose."""
     return weight.float() + config.family.norm_offset if config.family.norm_offset else weight
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm over the last dimension, computed in the weight's dtype."""
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
 

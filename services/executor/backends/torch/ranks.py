@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from services.executor.adapters.mixture import LoadedAdapter, Site, mixed_cores
-from services.executor.models.base_model import MODULES
+from services.executor.models.base_model import INPUTS, MODULES
 from services.executor.models.config import ModelConfig
 from smoa.errors import FailedPrecondition
 
@@ -47,15 +47,25 @@ class TorchMixture:
 
 
 class RankPool:
-    """The stacks: A [layers, ranks, inputs] and B [layers, ranks, outputs] of every module, zero where a row's adapter has nothing."""
+    """The stacks: every module's A and B by rank, zero where a row's adapter has nothing."""
 
     def __init__(self, config: ModelConfig, max_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
         self.rank_bytes = sum(sum(config.shape(module)) for module in MODULES) * config.layers * dtype.itemsize
         self.ranks = max_bytes // self.rank_bytes
         self._config, self._device = config, device
-        shapes = {module: config.shape(module) for module in MODULES}
-        self.a = {m: torch.zeros(config.layers, self.ranks, inputs, dtype=dtype, device=device) for m, (_, inputs) in shapes.items()}
-        self.b = {m: torch.zeros(config.layers, self.ranks, outputs, dtype=dtype, device=device) for m, (outputs, _) in shapes.items()}
+        self.fused: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        """Of each of `base_model.INPUTS`: A [layers, ranks, modules, inputs] and B [layers, ranks, outputs of all]."""
+        self.a: dict[str, Tensor] = {}
+        """Of each module: a view [layers, ranks, inputs]."""
+        self.b: dict[str, Tensor] = {}
+        """Of each module: a view [layers, ranks, outputs]."""
+        for modules in INPUTS:
+            sizes, inputs = [config.shape(module)[0] for module in modules], config.shape(modules[0])[1]
+            a = torch.zeros(config.layers, self.ranks, len(modules), inputs, dtype=dtype, device=device)
+            b = torch.zeros(config.layers, self.ranks, sum(sizes), dtype=dtype, device=device)
+            self.fused[modules] = (a, b)
+            self.a |= zip(modules, a.unbind(2), strict=True)
+            self.b |= zip(modules, torch.split(b, sizes, 2), strict=True)
         self._free = list(range(self.ranks - 1, -1, -1))
         self._placed: dict[str, PlacedAdapter] = {}
 

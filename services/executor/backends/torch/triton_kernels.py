@@ -2,43 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from services.executor.models.config import LayerAttention
+from services.executor.backends.torch.model import Between, Llama
+from services.executor.models.linear import Linear
 
 
 @triton.jit
-def shrink(x, a, ranks, scales, counts, hidden, inputs, most, stride, BLOCK: tl.constexpr):
-    row, j = tl.program_id(0), tl.program_id(1)
-    if j < tl.load(counts + row):
+def add_and_norm(stream, y, post, norm, total, out, columns, stride, scale, eps, POST: tl.constexpr, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    mask = at < columns
+    added = tl.load(y + row * stride + at, mask=mask, other=0.0).to(tl.float32)
+    if POST:
+        factor = tl.rsqrt(tl.sum(added * added) / columns + eps)
+        added = added * factor * tl.load(post + at, mask=mask, other=0.0).to(tl.float32)
+    both = tl.load(stream + row * columns + at, mask=mask, other=0.0).to(tl.float32) + added * scale
+    both = both.to(total.dtype.element_ty)
+    tl.store(total + row * columns + at, both, mask=mask)
+    both = both.to(tl.float32)
+    both = both * tl.rsqrt(tl.sum(both * both) / columns + eps) * tl.load(norm + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * columns + at, both.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gate(gates, ups, out, columns, gate_stride, up_stride, SILU: tl.constexpr, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < columns
+    x = tl.load(gates + row * gate_stride + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(ups + row * up_stride + at, mask=mask, other=0.0).to(tl.float32)
+    # GELU by tanh is x sigmoid(2 z) with z = sqrt(2 / pi) (x + 0.044715 x^3).
+    z = x if SILU else 1.5957691216057308 * (x + 0.044715 * x * x * x)
+    tl.store(out + row * columns + at, (x / (1 + tl.exp(-z)) * up).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def turned(source, norm, cosines, sines, position, size, eps, NORMED: tl.constexpr, ROTARY: tl.constexpr, SIZE: tl.constexpr):
+    # One head, normed and rotated: of its first ROTARY dimensions each has its partner half of them away.
+    d = tl.arange(0, SIZE)
+    inside, rotates = d < size, d < ROTARY
+    partner = tl.where(d < ROTARY // 2, d + ROTARY // 2, d - ROTARY // 2)
+    x = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(source + partner, mask=rotates, other=0.0).to(tl.float32)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(x * x) / size + eps)
+        x = x * factor * tl.load(norm + d, mask=inside, other=0.0).to(tl.float32)
+        other = other * factor * tl.load(norm + partner, mask=rotates, other=0.0).to(tl.float32)
+    if ROTARY > 0:
+        cosine = tl.load(cosines + position * ROTARY + d, mask=rotates, other=1.0).to(tl.float32)
+        sine = tl.load(sines + position * ROTARY + d, mask=rotates, other=0.0).to(tl.float32)
+        x = x * cosine + tl.where(d < ROTARY // 2, -other, other) * sine
+    return x
+
+
+@triton.jit
+def turn_and_keep(
+    queries,
+    keys,
+    values,
+    query_norm,
+    key_norm,
+    cosines,
+    sines,
+    positions,
+    slots,
+    out,
+    key_cache,
+    value_cache,
+    query_stride,
+    key_stride,
+    value_stride,
+    heads,
+    kv_heads,
+    size,
+    eps,
+    NORMED: tl.constexpr,
+    ROTARY: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    # A program for each head of a row: queries to `out`, keys and values to the cache.
+    row, head = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, SIZE)
+    inside = d < size
+    position, slot = tl.load(positions + row).to(tl.int64), tl.load(slots + row).to(tl.int64)
+    if head < heads:
+        query = turned(queries + row * query_stride + head * size, query_norm, cosines, sines, position, size, eps, NORMED, ROTARY, SIZE)
+        tl.store(out + (row * heads + head) * size + d, query.to(out.dtype.element_ty), mask=inside)
+    elif head < heads + kv_heads:
+        source = (head - heads) * size
+        key = turned(keys + row * key_stride + source, key_norm, cosines, sines, position, size, eps, NORMED, ROTARY, SIZE)
+        tl.store(key_cache + slot * kv_heads * size + source + d, key.to(key_cache.dtype.element_ty), mask=inside)
+    else:
+        source = (head - heads - kv_heads) * size
+        value = tl.load(values + row * value_stride + source + d, mask=inside)
+        tl.store(value_cache + slot * kv_heads * size + source + d, value, mask=inside)
+
+
+@triton.jit
+def shrink(x, a, ranks, scales, counts, hidden, inputs, modules, most, stride, used, BLOCK: tl.constexpr):
+    row, j, module = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if ((used >> module) & 1) == 1 and j < tl.load(counts + row):
         rank = tl.load(ranks + row * stride + j).to(tl.int64)
         total = 0.0
         for start in range(0, inputs, BLOCK):
             at = start + tl.arange(0, BLOCK)
             mask = at < inputs
             left = tl.load(x + row * inputs + at, mask=mask, other=0.0).to(tl.float32)
-            total += tl.sum(left * tl.load(a + rank * inputs + at, mask=mask, other=0.0).to(tl.float32))
-        tl.store(hidden + row * most + j, total * tl.load(scales + row * stride + j))
+            total += tl.sum(left * tl.load(a + (rank * modules + module) * inputs + at, mask=mask, other=0.0).to(tl.float32))
+        tl.store(hidden + (row * modules + module) * most + j, total * tl.load(scales + row * stride + j))
 
 
 @triton.jit
-def expand(hidden, b, ranks, counts, y, outputs, most, stride, BLOCK: tl.constexpr):
+def expand_pairs(hidden, b, ranks, counts, y, outputs, modules, most, stride, y_stride, first_end, second_end, used, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < outputs
+    module = (at >= first_end).to(tl.int32) + (at >= second_end).to(tl.int32)
+    mask = (at < outputs) & (((used >> module) & 1) == 1)
     count = tl.load(counts + row)
     if count > 0:
-        total = tl.load(y + row * outputs + at, mask=mask, other=0.0).to(tl.float32)
+        total = tl.load(y + row * y_stride + at, mask=mask, other=0.0).to(tl.float32)
         for j in range(count):
             rank = tl.load(ranks + row * stride + j).to(tl.int64)
-            total += tl.load(hidden + row * most + j) * tl.load(b + rank * outputs + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y + row * outputs + at, total.to(y.dtype.element_ty), mask=mask)
+            read = tl.load(hidden + (row * modules + module) * most + j, mask=mask, other=0.0)
+            total += read * tl.load(b + rank * outputs + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y + row * y_stride + at, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def expand_cores(
+    cores,
+    lefts,
+    y,
+    outputs,
+    y_stride,
+    core_stride,
+    first_end,
+    second_end,
+    used,
+    MODULES: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, r = tl.program_id(0), tl.arange(0, RANK)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    module = (at >= first_end).to(tl.int32) + (at >= second_end).to(tl.int32)
+    mask = (at < outputs) & (((used >> module) & 1) == 1)
+    total = tl.load(y + row * y_stride + at, mask=mask, other=0.0).to(tl.float32)
+    left = tl.load(lefts + at[:, None] * RANK + r[None, :], mask=mask[:, None], other=0.0).to(tl.float32)
+    for one in tl.static_range(MODULES):
+        # What the product read by this module's basis is behind the outputs.
+        read = tl.load(y + row * y_stride + outputs + one * RANK + r).to(tl.float32)
+        core = tl.load(cores + one * core_stride + (row * RANK + r[:, None]) * RANK + r[None, :]).to(tl.float32)
+        mixed = tl.sum(read[:, None] * core, 0)
+        total += tl.where(module == one, tl.sum(left * mixed[None, :], 1), 0.0)
+    tl.store(y + row * y_stride + at, total.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -98,24 +221,90 @@ def attend(
     tl.store(out + place, (read / total[:, None]).to(out.dtype.element_ty), mask=wanted)
 
 
-def fused_ranks(y: Tensor, x: Tensor, a: Tensor, b: Tensor, ranks: Tensor, scales: Tensor, counts: Tensor) -> Tensor:
-    """Y [rows, outputs] plus sum_j scales[row, j] (a[ranks[row, j]] . x[row]) b[ranks[row, j]], for j under counts[row].
+def _added(stream: Tensor, y: Tensor, post: Tensor | None, scale: float, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    tokens, columns = stream.shape
+    total, out = torch.empty_like(stream), torch.empty_like(stream)
+    block = triton.next_power_of_2(columns)
+    add_and_norm[(tokens,)](
+        stream, y, norm if post is None else post, norm, total, out, columns, y.stride(0), scale, eps, POST=post is not None, BLOCK=block
+    )
+    return total, out
 
-    `ranks` and `scales` [rows, most]. One kernel for h = A x and one for B h (Punica's BGMV, arXiv 2310.18547, with a row's adapters
-    concatenated); it may write into y.
+
+def _gated(gates: Tensor, ups: Tensor, activation: str) -> Tensor:
+    tokens, columns = gates.shape
+    out = torch.empty(tokens, columns, dtype=gates.dtype, device=gates.device)
+    grid = (tokens, -(-columns // 1024))
+    gate[grid](gates, ups, out, columns, gates.stride(0), ups.stride(0), SILU=activation == "silu", BLOCK=1024)
+    return out
+
+
+FUSED = Between(_added, _gated)
+"""One kernel each."""
+
+
+def add_pairs(
+    y: Tensor,
+    linear: Linear,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    ranks: Tensor,
+    scales: Tensor,
+    counts: Tensor,
+    used: Collection[str],
+) -> None:
+    """To row i of y [rows, outputs ...] add sum_j scales[i, j] (a[ranks[i, j]] . x[i]) b[ranks[i, j]], j < counts[i], of used modules.
+
+    `ranks` and `scales` are [rows, most], a [ranks, modules, inputs], b [ranks, outputs]. One kernel for h = A x and one for B h (Punica's
+    BGMV, arXiv 2310.18547, with a row's adapters concatenated), for all modules that read x.
     """
     rows, most = ranks.shape
-    x, y = x.contiguous(), y.contiguous()
-    hidden = torch.empty(rows, most, dtype=torch.float32, device=x.device)
-    shrink[(rows, most)](x, a, ranks, scales, counts, hidden, x.shape[-1], most, ranks.stride(0), BLOCK=512)
-    expand[(rows, -(-y.shape[-1] // 256))](hidden, b, ranks, counts, y, y.shape[-1], most, ranks.stride(0), BLOCK=256)
-    return y
+    modules, outputs, bits = len(linear.modules), linear.outputs, _bits(linear, used)
+    hidden = torch.empty(rows, modules, most, dtype=torch.float32, device=x.device)
+    stride = ranks.stride(0)
+    shrink[(rows, most, modules)](x, a, ranks, scales, counts, hidden, x.shape[-1], modules, most, stride, bits, BLOCK=512)
+    expand_pairs[(rows, -(-outputs // 256))](
+        hidden, b, ranks, counts, y, outputs, modules, most, stride, y.stride(0), *_ends(linear), bits, BLOCK=256
+    )
+
+
+def add_cores(y: Tensor, linear: Linear, lefts: Tensor, cores: Tensor, used: Collection[str]) -> None:
+    """To y [rows, outputs, and what the bases read] add left (core^T read) of each used module, row by row.
+
+    `lefts` are [outputs, BASES_RANK], cores [modules, rows or more, BASES_RANK, BASES_RANK].
+    """
+    rank = lefts.shape[-1]
+    expand_cores[(len(y), -(-linear.outputs // 128))](
+        cores,
+        lefts,
+        y,
+        linear.outputs,
+        y.stride(0),
+        cores.stride(0),
+        *_ends(linear),
+        _bits(linear, used),
+        MODULES=len(linear.modules),
+        RANK=rank,
+        BLOCK=128,
+    )
+
+
+def _bits(linear: Linear, used: Collection[str]) -> int:
+    return sum(1 << place for place, module in enumerate(linear.modules) if module in used)
+
+
+def _ends(linear: Linear) -> tuple[int, int]:
+    """Where the outputs of the first and of the second module end."""
+    first, second, _ = (*accumulate(linear.sizes), linear.outputs, linear.outputs)[:3]
+    return first, second
 
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """`model.Attention` of one token a row to the row's blocks of the cache, as one kernel."""
+    """`model.Attention` of one token a row to the row's blocks of the cache: one kernel up to the cache, one that reads it."""
 
+    model: Llama
     cache: Tensor
     """[layers, 2 (keys, values), blocks, block tokens, kv_heads, head_dim]."""
     slots: Tensor
@@ -124,22 +313,45 @@ class FusedAttention:
     """[rows, width] each row's blocks, in order."""
     positions: Tensor
     """[rows]."""
-    layers: Sequence[LayerAttention]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `model.Attention`."""
-        cache, how = self.cache[layer], self.layers[layer]
-        for part, new in zip(cache, (keys, values), strict=True):
-            part.flatten(0, 1)[self.slots] = new
-        rows, heads, size = queries.shape
-        _, _, tokens, kv_heads, _ = cache.shape
-        queries = queries.contiguous()
-        out = torch.empty_like(queries)
-        group = heads // kv_heads
-        attend[(rows, kv_heads)](
+        config, norms = self.model.config, self.model.layers[layer].norms
+        how, rope = config.attention[layer], config.ropes[layer]
+        cosines, sines = (self.cache, self.cache) if rope is None else self.model.angles[rope]  # not read where there is none
+        key_cache, value_cache = self.cache[layer]
+        rows, heads, kv_heads, size = len(queries), config.heads, config.kv_heads, config.head_dim
+        wide = triton.next_power_of_2(size)
+        turned_queries = torch.empty(rows, heads * size, dtype=queries.dtype, device=queries.device)
+        turn_and_keep[(rows, heads + 2 * kv_heads)](
             queries,
-            cache[0],
-            cache[1],
+            keys,
+            values,
+            norms.get("query", queries),
+            norms.get("key", queries),
+            cosines,
+            sines,
+            self.positions,
+            self.slots,
+            turned_queries,
+            key_cache,
+            value_cache,
+            queries.stride(0),
+            keys.stride(0),
+            values.stride(0),
+            heads,
+            kv_heads,
+            size,
+            config.norm_eps,
+            NORMED="query" in norms,
+            ROTARY=0 if rope is None else cosines.shape[-1],
+            SIZE=wide,
+        )
+        out, group = torch.empty_like(turned_queries), heads // kv_heads
+        attend[(rows, kv_heads)](
+            turned_queries,
+            key_cache,
+            value_cache,
             self.tables,
             self.positions,
             out,
@@ -150,8 +362,8 @@ class FusedAttention:
             how.scale,
             WINDOW=how.window,
             SOFT_CAP=how.soft_cap,
-            TOKENS=tokens,
+            TOKENS=self.cache.shape[3],
             GROUP=triton.next_power_of_2(group),
-            SIZE=triton.next_power_of_2(size),
+            SIZE=wide,
         )
         return out
