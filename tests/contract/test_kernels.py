@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +189,15 @@ def test_attention(
     fused = FusedAttention(model, caches[1], slots, tables, at).attend(0, queries, keys, values)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(caches[1], caches[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """What the interpreter takes, a compiler may refuse."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "SMOA_CACHE": str(tmp_path / "cache"),
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+    }
+    ran = subprocess.run([sys.executable, "-m", "tests.compile_kernels", str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stdout.split()) == {"add_and_norm", "attend", "expand_cores", "expand_pairs", "gate", "shrink"}

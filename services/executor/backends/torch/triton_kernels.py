@@ -43,68 +43,6 @@ def gate(gates, ups, out, columns, gate_stride, up_stride, SILU: tl.constexpr, B
 
 
 @triton.jit
-def turned(source, norm, cosines, sines, position, size, eps, NORMED: tl.constexpr, ROTARY: tl.constexpr, SIZE: tl.constexpr):
-    # One head, normed and rotated: of its first ROTARY dimensions each has its partner half of them away.
-    d = tl.arange(0, SIZE)
-    inside, rotates = d < size, d < ROTARY
-    partner = tl.where(d < ROTARY // 2, d + ROTARY // 2, d - ROTARY // 2)
-    x = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(source + partner, mask=rotates, other=0.0).to(tl.float32)
-    if NORMED:
-        factor = tl.rsqrt(tl.sum(x * x) / size + eps)
-        x = x * factor * tl.load(norm + d, mask=inside, other=0.0).to(tl.float32)
-        other = other * factor * tl.load(norm + partner, mask=rotates, other=0.0).to(tl.float32)
-    if ROTARY > 0:
-        cosine = tl.load(cosines + position * ROTARY + d, mask=rotates, other=1.0).to(tl.float32)
-        sine = tl.load(sines + position * ROTARY + d, mask=rotates, other=0.0).to(tl.float32)
-        x = x * cosine + tl.where(d < ROTARY // 2, -other, other) * sine
-    return x
-
-
-@triton.jit
-def turn_and_keep(
-    queries,
-    keys,
-    values,
-    query_norm,
-    key_norm,
-    cosines,
-    sines,
-    positions,
-    slots,
-    out,
-    key_cache,
-    value_cache,
-    query_stride,
-    key_stride,
-    value_stride,
-    heads,
-    kv_heads,
-    size,
-    eps,
-    NORMED: tl.constexpr,
-    ROTARY: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    # A program for each head of a row: queries to `out`, keys and values to the cache.
-    row, head = tl.program_id(0), tl.program_id(1)
-    d = tl.arange(0, SIZE)
-    inside = d < size
-    position, slot = tl.load(positions + row).to(tl.int64), tl.load(slots + row).to(tl.int64)
-    if head < heads:
-        query = turned(queries + row * query_stride + head * size, query_norm, cosines, sines, position, size, eps, NORMED, ROTARY, SIZE)
-        tl.store(out + (row * heads + head) * size + d, query.to(out.dtype.element_ty), mask=inside)
-    elif head < heads + kv_heads:
-        source = (head - heads) * size
-        key = turned(keys + row * key_stride + source, key_norm, cosines, sines, position, size, eps, NORMED, ROTARY, SIZE)
-        tl.store(key_cache + slot * kv_heads * size + source + d, key.to(key_cache.dtype.element_ty), mask=inside)
-    else:
-        source = (head - heads - kv_heads) * size
-        value = tl.load(values + row * value_stride + source + d, mask=inside)
-        tl.store(value_cache + slot * kv_heads * size + source + d, value, mask=inside)
-
-
-@triton.jit
 def shrink(x, a, ranks, scales, counts, hidden, inputs, modules, most, stride, used, BLOCK: tl.constexpr):
     row, j, module = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if ((used >> module) & 1) == 1 and j < tl.load(counts + row):
@@ -165,60 +103,118 @@ def expand_cores(
 
 
 @triton.jit
+def turned(
+    source,
+    norm,
+    cosines,
+    sines,
+    position,
+    heads,
+    size,
+    eps,
+    NORMED: tl.constexpr,
+    ROTARY: tl.constexpr,
+    HEADS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    # Heads that lie one after the other, normed and rotated: each of a head's first ROTARY dimensions has its partner half of them away.
+    head, d = tl.arange(0, HEADS)[:, None], tl.arange(0, SIZE)[None, :]
+    inside, rotates = (head < heads) & (d < size), (head < heads) & (d < ROTARY)
+    partner = tl.where(d < ROTARY // 2, d + ROTARY // 2, d - ROTARY // 2)
+    x = tl.load(source + head * size + d, mask=inside, other=0.0).to(tl.float32)
+    other = tl.load(source + head * size + partner, mask=rotates, other=0.0).to(tl.float32)
+    if NORMED:
+        factor = tl.rsqrt(tl.sum(x * x, 1) / size + eps)[:, None]
+        x = x * factor * tl.load(norm + d, mask=d < size, other=0.0).to(tl.float32)
+        other = other * factor * tl.load(norm + partner, mask=d < ROTARY, other=0.0).to(tl.float32)
+    if ROTARY > 0:
+        cosine = tl.load(cosines + position * ROTARY + d, mask=d < ROTARY, other=1.0).to(tl.float32)
+        sine = tl.load(sines + position * ROTARY + d, mask=d < ROTARY, other=0.0).to(tl.float32)
+        x = x * cosine + tl.where(d < ROTARY // 2, -other, other) * sine
+    return x
+
+
+@triton.jit
 def attend(
     queries,
     keys,
     values,
-    tables,
+    query_norm,
+    key_norm,
+    cosines,
+    sines,
     positions,
+    slots,
+    tables,
+    key_cache,
+    value_cache,
     out,
+    query_stride,
+    key_stride,
+    value_stride,
     width,
     kv_heads,
     group,
     size,
+    eps,
     scale,
+    NORMED: tl.constexpr,
+    ROTARY: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFT_CAP: tl.constexpr,
     TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
     SIZE: tl.constexpr,
 ):
-    # One row and key/value head: its blocks in order, with a running softmax (arXiv 2205.14135).
+    # One row and key/value head: its new key and value go to the cache, and its queries read them and the blocks before, in order, with a
+    # running softmax (arXiv 2205.14135).
     row, head = tl.program_id(0), tl.program_id(1)
-    position = tl.load(positions + row)
+    position, slot = tl.load(positions + row).to(tl.int64), tl.load(slots + row).to(tl.int64)
     g, d, t = tl.arange(0, GROUP), tl.arange(0, SIZE), tl.arange(0, TOKENS)
-    place = ((row * kv_heads + head) * group + g[:, None]) * size + d[None, :]
-    wanted = (g[:, None] < group) & (d[None, :] < size)
-    query = tl.load(queries + place, mask=wanted, other=0.0).to(tl.float32) * scale
+    first_query = queries + row * query_stride + head * group * size
+    query = turned(first_query, query_norm, cosines, sines, position, group, size, eps, NORMED, ROTARY, GROUP, SIZE) * scale
+    first_key = keys + row * key_stride + head * size
+    new = turned(first_key, key_norm, cosines, sines, position, 1, size, eps, NORMED, ROTARY, 1, SIZE)
+    new_key = tl.sum(new, 0).to(key_cache.dtype.element_ty)
+    new_value = tl.load(values + row * value_stride + head * size + d, mask=d < size, other=0.0)
+    place = (slot * kv_heads + head) * size + d
+    tl.store(key_cache + place, new_key, mask=d < size)
+    tl.store(value_cache + place, new_value, mask=d < size)
+
+    top = capped(tl.sum(query * new_key[None, :].to(tl.float32), 1), SOFT_CAP)
+    total = tl.full((GROUP,), 1.0, tl.float32)
+    read = tl.zeros((GROUP, SIZE), tl.float32) + new_value[None, :].to(tl.float32)
     first = 0
     if WINDOW > 0:
         first = tl.maximum(position - WINDOW + 1, 0) // TOKENS
-    top = tl.full((GROUP,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP,), tl.float32)
-    read = tl.zeros((GROUP, SIZE), tl.float32)
-    for index in range(first, position // TOKENS + 1):
+    for index in range(first, (position + TOKENS - 1) // TOKENS):
         block = tl.load(tables + row * width + index).to(tl.int64)
         at = index * TOKENS + t
-        inside = ((block * TOKENS + t[:, None]) * kv_heads + head) * size + d[None, :]
-        key = tl.load(keys + inside, mask=d[None, :] < size, other=0.0).to(tl.float32)
-        score = tl.sum(query[:, None, :] * key[None, :, :], 2)
-        if SOFT_CAP > 0:  # by tanh, which Triton has not
-            score = SOFT_CAP - 2 * SOFT_CAP / (tl.exp(score * (2 / SOFT_CAP)) + 1)
-        seen = at <= position
+        seen = at < position
         if WINDOW > 0:
             seen = seen & (at > position - WINDOW)
+        inside = ((block * TOKENS + t[:, None]) * kv_heads + head) * size + d[None, :]
+        # What is behind the row may be anything, NaN too, which a weight of 0 would keep.
+        known = seen[:, None] & (d[None, :] < size)
+        key = tl.load(key_cache + inside, mask=known, other=0.0).to(tl.float32)
+        score = capped(tl.sum(query[:, None, :] * key[None, :, :], 2), SOFT_CAP)
         score = tl.where(seen[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
-        # A block that the window hides as a whole leaves everything at -inf: nothing is kept of it, and nothing divided.
-        known = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = tl.exp(score - known[:, None])
-        keep = tl.exp(top - known)
-        # What is behind the row may be anything, NaN too, which a weight of 0 would keep.
-        value = tl.load(values + inside, mask=seen[:, None] & (d[None, :] < size), other=0.0).to(tl.float32)
+        weight = tl.exp(score - higher[:, None])
+        keep = tl.exp(top - higher)
+        value = tl.load(value_cache + inside, mask=known, other=0.0).to(tl.float32)
         read = read * keep[:, None] + tl.sum(weight[:, :, None] * value[None, :, :], 1)
         total = total * keep + tl.sum(weight, 1)
         top = higher
-    tl.store(out + place, (read / total[:, None]).to(out.dtype.element_ty), mask=wanted)
+    place_out = ((row * kv_heads + head) * group + g[:, None]) * size + d[None, :]
+    tl.store(out + place_out, (read / total[:, None]).to(out.dtype.element_ty), mask=(g[:, None] < group) & (d[None, :] < size))
+
+
+@triton.jit
+def capped(score, SOFT_CAP: tl.constexpr):
+    if SOFT_CAP > 0:  # by tanh, which Triton has not
+        score = SOFT_CAP - 2 * SOFT_CAP / (tl.exp(score * (2 / SOFT_CAP)) + 1)
+    return score
 
 
 def _added(stream: Tensor, y: Tensor, post: Tensor | None, scale: float, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -302,7 +298,7 @@ def _ends(linear: Linear) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """`model.Attention` of one token a row to the row's blocks of the cache: one kernel up to the cache, one that reads it."""
+    """`model.Attention` of one token a row to the row's blocks of the cache, as one kernel."""
 
     model: Llama
     cache: Tensor
@@ -320,10 +316,9 @@ class FusedAttention:
         how, rope = config.attention[layer], config.ropes[layer]
         cosines, sines = (self.cache, self.cache) if rope is None else self.model.angles[rope]  # not read where there is none
         key_cache, value_cache = self.cache[layer]
-        rows, heads, kv_heads, size = len(queries), config.heads, config.kv_heads, config.head_dim
-        wide = triton.next_power_of_2(size)
-        turned_queries = torch.empty(rows, heads * size, dtype=queries.dtype, device=queries.device)
-        turn_and_keep[(rows, heads + 2 * kv_heads)](
+        group = config.heads // config.kv_heads
+        out = torch.empty(len(queries), config.heads * config.head_dim, dtype=queries.dtype, device=queries.device)
+        attend[(len(queries), config.kv_heads)](
             queries,
             keys,
             values,
@@ -333,37 +328,25 @@ class FusedAttention:
             sines,
             self.positions,
             self.slots,
-            turned_queries,
+            self.tables,
             key_cache,
             value_cache,
+            out,
             queries.stride(0),
             keys.stride(0),
             values.stride(0),
-            heads,
-            kv_heads,
-            size,
+            self.tables.stride(0),
+            config.kv_heads,
+            group,
+            config.head_dim,
             config.norm_eps,
+            how.scale,
             NORMED="query" in norms,
             ROTARY=0 if rope is None else cosines.shape[-1],
-            SIZE=wide,
-        )
-        out, group = torch.empty_like(turned_queries), heads // kv_heads
-        attend[(rows, kv_heads)](
-            turned_queries,
-            key_cache,
-            value_cache,
-            self.tables,
-            self.positions,
-            out,
-            self.tables.stride(0),
-            kv_heads,
-            group,
-            size,
-            how.scale,
             WINDOW=how.window,
             SOFT_CAP=how.soft_cap,
             TOKENS=self.cache.shape[3],
             GROUP=triton.next_power_of_2(group),
-            SIZE=wide,
+            SIZE=triton.next_power_of_2(config.head_dim),
         )
         return out
