@@ -107,7 +107,7 @@ def test_a_mixture_equals_the_same_deltas_merged_into_the_weights(
             weights[f"{path}.weight"] = (weights[f"{path}.weight"].double() + weight * delta).float()
     merged = Llama(ModelConfig.from_folder(llama), weights, "merged")
     with torch.inference_mode():
-        theirs = merged.logits(merged.hidden_of_texts(torch.tensor([TOKENS])))[0]
+        theirs = merged.logits(merged.hidden_of_texts([TOKENS]))[0]
     ours = logits_of(backend, TOKENS, backend.mix(weighted))
     assert (ours - theirs).abs().max() < 5e-5 * theirs.abs().max()
     if any(weight for *_, weight in parts):

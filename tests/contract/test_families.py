@@ -179,8 +179,8 @@ def test_a_config_with_other_fields_is_refused_or_means_what_it_means_in_transfo
         assert refusal.count("; ") == 1
         return
     event("served")
-    text = torch.tensor([TOKENS[: model.config.context]])
+    text = TOKENS[: model.config.context]
     with torch.inference_mode():
-        theirs = reference(text).logits[0].log_softmax(-1)
-        ours = model.logits(model.hidden_of_texts(text))[0].log_softmax(-1)
+        theirs = reference(torch.tensor([text])).logits[0].log_softmax(-1)
+        ours = model.logits(model.hidden_of_texts([text]))[0].log_softmax(-1)
     assert (ours - theirs).abs().max() < 1e-4

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.executor.adapters.training import Progress, TrainSettings, completion_loss, train
 from services.executor.adapters.training_data import Pair, split_held_out, tokenized
@@ -30,12 +32,35 @@ PAIRS = [Pair.of(f"w{n} w{n + 1} w{n + 2}", f"w{100 + n % 2}") for n in range(60
 SETTINGS = TrainSettings(name="t", rank=4, modules=("q_proj", "v_proj", "down_proj"), steps=60, tags=("x",))
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Llama]:
+    folder = tmp_path_factory.mktemp("models")
+    return {family: Llama.load(make_model(folder / family, family), torch.float32) for family in ("llama", "gemma2")}
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Llama, Path, PromptTokenizer]:
     isolated_cache(tmp_path / "cache", monkeypatch)
     folder = make_model(tmp_path / "model")
     model = Llama.load(folder, torch.float32)
     return model, folder, PromptTokenizer(folder)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    shared=st.lists(st.integers(0, 199), max_size=6),
+    tails=st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=4),
+    family=st.sampled_from(["llama", "gemma2"]),
+)
+def test_texts_that_begin_alike_are_what_each_is_alone(
+    shared: list[int], tails: list[list[int]], family: str, models: dict[str, Llama]
+) -> None:
+    """What they share is computed once, and nothing else is."""
+    model, texts = models[family], [[5, *shared, *tail] for tail in tails]
+    with torch.no_grad():
+        together = model.hidden_of_texts(texts)
+        for text, hidden in zip(texts, together, strict=True):
+            torch.testing.assert_close(hidden[: len(text)], model.hidden_of_texts([text])[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora_xs", "lora"])

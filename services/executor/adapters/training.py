@@ -96,8 +96,8 @@ class TrainedModel(Protocol):
     def device(self) -> torch.device:
         """Where the weights are."""
 
-    def hidden_of_texts(self, tokens: Tensor, delta: Delta | None = None) -> Tensor:
-        """Final normed hidden states [texts, length, hidden] of whole texts [texts, length]."""
+    def hidden_of_texts(self, texts: Sequence[Sequence[int]], delta: Delta | None = None) -> Tensor:
+        """Final normed hidden states [texts, longest, hidden] of whole texts."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] float32."""
@@ -242,18 +242,10 @@ def _batches(pairs: Sequence[TokenPair], settings: TrainSettings) -> Iterator[li
 
 def completion_loss(model: TrainedModel, batch: Sequence[TokenPair], delta: Delta | None) -> Tensor:
     """Mean cross-entropy over the tokens of the answers (and their end), scalar float32."""
-    length = max(len(pair.prompt) + len(pair.answer) for pair in batch) - 1
-    tokens = torch.zeros(len(batch), length, dtype=torch.long)
-    where: list[tuple[int, int]] = []
-    wanted: list[int] = []
-    for row, pair in enumerate(batch):
-        ids = (pair.prompt + pair.answer)[:-1]
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        where += [(row, len(pair.prompt) - 1 + i) for i in range(len(pair.answer))]
-        wanted += pair.answer
-    hidden = model.hidden_of_texts(tokens.to(model.device), delta)
-    rows, columns = zip(*where, strict=True)
-    return F.cross_entropy(model.logits(hidden[list(rows), list(columns)]), torch.tensor(wanted, device=model.device))
+    hidden = model.hidden_of_texts([(pair.prompt + pair.answer)[:-1] for pair in batch], delta)
+    answers = [hidden[row, len(pair.prompt) - 1 :][: len(pair.answer)] for row, pair in enumerate(batch)]
+    wanted = torch.tensor([token for pair in batch for token in pair.answer], device=model.device)
+    return F.cross_entropy(model.logits(torch.cat(answers)), wanted)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -112,18 +113,32 @@ class PlainAttention(ABC):
 
 
 class WholeTexts(PlainAttention):
-    """Within texts of one length that lie one after the other, with nothing before them."""
+    """Within whole texts. The tokens that all of them begin with, a system turn for one, are there once; nothing is padded but this."""
 
-    def __init__(self, model: Llama, texts: int, length: int) -> None:
-        at = torch.arange(length, device=model.device)
-        super().__init__(model, at.repeat(texts))
-        self._texts, self._length = texts, length
-        self._seen = {how.window: seen_from(at[None], at[None], how.window) for how in set(model.config.attention)}
+    def __init__(self, model: Llama, texts: Sequence[Sequence[int]]) -> None:
+        shared = next((at for at, tokens in enumerate(zip(*texts, strict=False)) if len(set(tokens)) > 1), min(map(len, texts)))
+        most, own = max(map(len, texts)), [len(text) - shared for text in texts]
+        flat = [*texts[0][:shared], *(token for text in texts for token in text[shared:])]
+        self.tokens = torch.tensor(flat, device=model.device)
+        """[tokens] what the model reads: what is shared, then each text's own."""
+        at, starts = torch.arange(most), torch.tensor([*accumulate(own, initial=shared)][:-1])[:, None]
+        # Where each text's tokens are among those, and where those are among the texts'.
+        index = torch.where(at < shared, at, (starts + at - shared).clamp(max=len(flat) - 1))
+        places = [*range(shared), *(text * most + shared + place for text, count in enumerate(own) for place in range(count))]
+        self._index, self._places = index.to(model.device), torch.tensor(places, device=model.device)
+        super().__init__(model, self._places % most)
+        at = torch.arange(most, device=model.device)[None]
+        self._seen = {how.window: seen_from(at, at, how.window) for how in set(model.config.attention)}
+
+    def by_text(self, of_tokens: Tensor) -> Tensor:
+        """[texts, longest, ...] of what each token has [tokens, ...]; past a text's end it may be anything."""
+        return torch.unflatten(of_tokens.index_select(0, self._index.flatten()), 0, self._index.shape)
 
     def _read(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (torch.unflatten(part, 0, (self._texts, self._length)) for part in (queries, keys, values))
         how = self._model.config.attention[layer]
-        return masked_attention(q, k, v, self._seen[how.window], how).flatten(0, 1)
+        q, k, v = map(self.by_text, (queries, keys, values))
+        read = masked_attention(q, k, v, self._seen[how.window], how)
+        return read.flatten(0, 1).index_select(0, self._places)
 
 
 @dataclass(frozen=True)
@@ -206,10 +221,10 @@ class Llama:
             stream, x = added(stream, y, layer.norms, "mlp_post", norm)
         return x
 
-    def hidden_of_texts(self, tokens: Tensor, delta: Delta | None = None) -> Tensor:
-        """`hidden` [texts, length, hidden] of whole texts [texts, length], each from position 0 on."""
-        texts, length = tokens.shape
-        return torch.unflatten(self.hidden(tokens.flatten(), delta, WholeTexts(self, texts, length)), 0, (texts, length))
+    def hidden_of_texts(self, texts: Sequence[Sequence[int]], delta: Delta | None = None) -> Tensor:
+        """`hidden` [texts, longest, hidden] of whole texts, each from position 0 on; past a text's end it may be anything."""
+        attention = WholeTexts(self, texts)
+        return attention.by_text(self.hidden(attention.tokens, delta, attention))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [..., vocabulary] of hidden states [..., hidden], float32."""
