@@ -112,6 +112,8 @@ def _by_path(named: Mapping[str, Array], settings: LoraSettings) -> tuple[dict[s
         raise InvalidArgument(WEIGHTS_FILE, f"holds the adapters {', '.join(sorted(adapters))}", "save each in a folder of its own")
     if not tensors:
         raise InvalidArgument(WEIGHTS_FILE, "holds no weights", "save the adapter again with PEFT")
+    if alone := next((path for path in scalings if f"{path}.lora_A" not in tensors or f"{path}.lora_B" not in tensors), None):
+        raise InvalidArgument(WEIGHTS_FILE, f"holds one of lora_A and lora_B of {alone}", "save the adapter again with PEFT")
     return tensors, scalings
 
 

@@ -99,7 +99,7 @@ def train(
         name=name or data.stem,
         kind=kind,
         rank=rank,
-        modules=modules,
+        modules=tuple(dict.fromkeys(modules)),
         steps=steps or TrainSettings.steps,
         patience=0 if steps else TrainSettings.patience,
         batch_size=batch_size,

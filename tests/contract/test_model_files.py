@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,31 @@ def test_the_files_are_those_that_transformers_reads(tmp_path: Path) -> None:
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(InvalidArgument, match=r"lacks model-1\.safetensors, which its index names; fetch all files of the model$"):
         fingerprint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is no whole safetensors file ("),
+        ("model.safetensors", b"", "is no whole safetensors file ("),
+        ("config.json", b"\xef\xbb\xbf{}", "config.json cannot be read ("),
+        ("config.json", b"[]", "config.json holds no JSON object; fetch all files of the model again"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_sentence(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(FailedPrecondition, match=re.escape(sentence)):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', "{"])
+def test_an_index_without_a_map_is_refused(index: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(FailedPrecondition, match=r"^base_model: .*model\.safetensors\.index\.json (has no weight_map|cannot be read)"):
+        load_weights(folder)
 
 
 def test_fused_tensors_come_apart(tmp_path: Path) -> None:

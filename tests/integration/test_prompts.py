@@ -128,7 +128,7 @@ async def test_a_later_stage_keeps_the_system_turn_and_gets_the_text_as_the_user
 
 async def test_training_learns_on_the_prompt_that_serving_sends(world: World, tmp_path: Path) -> None:
     messages = tuple(Message(**turn) for turn in TURNS)
-    pair = tokenized(PromptTokenizer(tmp_path / "chat"), [Pair(messages, "w9 <|end|> w10")])[0]
+    pair = tokenized(PromptTokenizer(tmp_path / "chat"), [Pair(messages, "w9 <|end|> w10")], 256, 10_000)[0]
     assert len(pair.prompt) == (await answer(world, messages=TURNS))[1].prompt_tokens
     assert pair.answer == [9, 0, 10, 197]  # the name is text; what ends the answer comes from the template
 

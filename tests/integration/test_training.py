@@ -70,11 +70,11 @@ def test_the_loss_falls_and_the_file_holds_what_was_trained(kind: Kind, tiny: tu
     settings = dataclasses.replace(SETTINGS, kind=kind, learning_rate=3.0 if kind == "lora_xs" else 0.01)  # its weights are small
     trained = train(model, folder, tokenizer, PAIRS, settings, seen.append)
     adapter = decode(encode(trained.adapter))
-    before = float(completion_loss(model, tokenized(tokenizer, PAIRS), None))
+    before = float(completion_loss(model, tokenized(tokenizer, PAIRS, 256, 200), None))
     bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=len(PAIRS), slot_bytes=2**20)
     mixture = backend.mix([(load(adapter, backend), 1.0)])
-    after = float(completion_loss(model, tokenized(tokenizer, PAIRS), Everywhere(backend, mixture)))
+    after = float(completion_loss(model, tokenized(tokenizer, PAIRS, 256, 200), Everywhere(backend, mixture)))
     assert after < before - 0.3
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert seen[-1].seconds_left >= 0
@@ -99,7 +99,7 @@ def test_it_stops_when_held_out_loss_is_flat_and_keeps_the_best_weights(tiny: tu
     bases = LoraXsBases(folder, model.fingerprint)
     backend = TorchBackend(model, bases, blocks=1, context=16, rows=8, slot_bytes=2**20)
     mixture = backend.mix([(load(trained.adapter, backend), 1.0)])
-    _, held_out = split_held_out(tokenized(tokenizer, noise), settings.seed)
+    _, held_out = split_held_out(tokenized(tokenizer, noise, 256, 200), settings.seed)
     loss = float(completion_loss(model, held_out, Everywhere(backend, mixture)))
     assert loss == pytest.approx(trained.kept.loss, abs=0.01)
 

@@ -213,6 +213,16 @@ def test_both_spellings_of_rotary_parameters_mean_the_same(kind: str, tmp_path: 
             "sparse_attention is {{'block': 4}}, which this executor knows nothing of for llama; "
             "remove it from config.json if the model does without, or use another base model",
         ),
+        ({"model_type": "qwen2", "is_causal": False}, "is_causal is False, and only True is implemented; use another base model"),
+        ({"model_type": "llama", "is_causal": None}, "is_causal is None, and only True is implemented; use another base model"),
+        (
+            {"model_type": "llama", "rope_theta": 10**400},
+            "rope_parameters.rope_theta is 1000000000000000000000000000000000000000, not a number; ",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 8.0}},
+            "rope_scaling.high_freq_factor is not over low_freq_factor; take the model's own config.json",
+        ),
         ({"model_type": "llama", "sliding_window": 128}, "sliding_window is 128, which this executor knows nothing of for llama; "),
         ({"model_type": "llama", "hidden_act": "relu"}, "hidden_act 'relu' is not implemented; use a model with silu or gelu_pytorch_tanh"),
         ({"model_type": "llama", "hidden_size": "64"}, "hidden_size is '64', not a whole number over 0; take the model's own config.json"),
@@ -257,8 +267,22 @@ def test_what_is_not_implemented_is_refused_in_one_sentence(fields: dict[str, ob
     assert str(caught.value).startswith("base_model: " + message.format(folder=tmp_path))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"no_repeat_ngram_size": 0, "typical_p": 1.0, "diversity_penalty": 0.0},
+        {"partial_rotary_factor": 1.0},
+        {"partial_rotary_factor": None},
+        {"is_causal": True},
+        {"text_config": None},
+    ],
+)
+def test_fields_that_say_what_is_done_anyway_change_nothing(fields: dict[str, object], tmp_path: Path) -> None:
+    assert read(tmp_path, model_type="llama", **fields) == read(tmp_path, model_type="llama")
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_field_is_in_one_list_only(family: str) -> None:
     row = FAMILIES[family]
     assert not {*row.defaults, *row.unread} & WITHOUT_EFFECT
-    assert not row.reads.keys() & row.only.keys()
+    assert not row.reads.keys() & row.exact.keys()

@@ -185,12 +185,41 @@ def test_of_several_templates_the_default_is_taken_and_without_one_none(folder: 
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [(None, "has no tokenizer.json; save it as one: "), ("{", "its tokenizer.json cannot be read (")]
+    ("text", "sentence"),
+    [
+        (None, "has no tokenizer.json; save it as one: "),
+        ("{", "tokenizer.json cannot be read ("),
+        ("[]", "tokenizer.json holds no JSON object; fetch"),
+        ("{}", "its tokenizer.json is not understood (KeyError: 'model'); save it again"),
+        ('{"model": {"type": "Other", "vocab": {}}}', "its tokenizer.json is not understood ("),
+    ],
 )
 def test_without_a_readable_tokenizer_nothing_starts(text: str | None, sentence: str, folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"sentencepiece")
     (folder / "tokenizer.json").write_text(text) if text else (folder / "tokenizer.json").unlink()
     with pytest.raises(FailedPrecondition, match=re.escape(sentence)):
+        PromptTokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer_config.json", b"{", "tokenizer_config.json cannot be read ("),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json holds no JSON object; fetch"),
+        ("generation_config.json", b"", "generation_config.json cannot be read ("),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8 ("),
+    ],
+)
+def test_files_beside_the_tokenizer_that_cannot_be_read_are_named(name: str, content: bytes, sentence: str, folder: Path) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(FailedPrecondition, match=re.escape(sentence)):
+        PromptTokenizer(folder)
+
+
+def test_a_token_that_the_configuration_alone_adds_is_refused(folder: Path) -> None:
+    """transformers would give it an id of its own."""
+    _change(folder / "tokenizer_config.json", added_tokens_decoder={"9999": {"content": "<think>", "special": False}})
+    with pytest.raises(FailedPrecondition, match=re.escape("its tokenizer.json lacks '<think>', which tokenizer_config.json adds; save")):
         PromptTokenizer(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,41 @@ def test_a_pair_that_the_template_refuses_is_named_by_its_number(tmp_path: Path)
     tokenizer = PromptTokenizer(write_chat_files(tmp_path, "gemma"))
     refused = Pair((Message("system", "s"), Message("user", "q")), "a")
     with pytest.raises(InvalidArgument, match=r"^data: example 2 cannot be used \(messages: the base .* \(System role not supported\)\); "):
-        tokenized(tokenizer, [Pair.of("q", "a"), refused])
+        tokenized(tokenizer, [Pair.of("q", "a"), refused], 64, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (GOOD | {"system": "Answer in French"}, "its 'system' would be left out; write it as turns of messages, or take it out"),
+        (GOOD | {"history": [["q", "a"]]}, "its 'history' would be left out"),
+        (
+            GOOD | {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            "it has messages and another shape's",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "a message's 'tool_calls' would be left out; only role and content are learned",
+        ),
+        (GOOD | {"output": True}, "its 'output' is not text"),
+        (GOOD | {"output": float("nan")}, "its 'output' is not text"),
+    ],
+)
+def test_what_would_be_left_out_is_refused(line: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(line)}\n")
+    with pytest.raises(InvalidArgument, match=re.escape(f"data: line 2 of {path} is no training example ({sentence}")):
+        read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("context", "vocabulary", "problem"),
+    [(4, 100_000, r"messages: and answer have \d+ tokens, over 4"), (64, 3, r"messages: holds token \d+, and the base model has 0\.\.2")],
+)
+def test_what_the_model_cannot_take_is_named_before_it_trains(context: int, vocabulary: int, problem: str, tmp_path: Path) -> None:
+    tokenizer = PromptTokenizer(write_chat_files(tmp_path, "gemma"))
+    with pytest.raises(InvalidArgument, match=rf"^data: example 1 cannot be used \({problem}\); "):
+        tokenized(tokenizer, [Pair.of("q", "a")], context, vocabulary)
 
 
 def test_too_few_examples_and_other_encodings_are_refused(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def train(
         raise InvalidArgument("rank", f"{settings.rank} is over {BASES_RANK} for lora_xs", "use a lower one, or --kind lora")
     if not 0 < settings.learning_rate <= 10:
         raise InvalidArgument("learning_rate", f"{settings.learning_rate} is outside 0..10", "use 0.03 for lora_xs, 0.002 for lora")
-    training, held_out = split_held_out(tokenized(tokenizer, pairs), settings.seed)
+    training, held_out = split_held_out(tokenized(tokenizer, pairs, model.config.context, model.config.vocabulary), settings.seed)
     bases: Bases = LoraXsBases(folder, model.fingerprint) if settings.kind == "lora_xs" else {}
     delta = TrainableDelta(model, settings, bases, torch.Generator().manual_seed(settings.seed))
     weights = [t for ts in delta.parameters.values() for t in ts]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from services.executor.models.prompt import Message, PromptTokenizer, checked_messages, user_turn
+from services.executor.models.prompt import Message, PromptTokenizer, check_ids, checked_messages, user_turn
 from smoa.errors import InvalidArgument
 from smoa.identifiers import is_utf8
 from smoa.text_file import read_text
 
 MIN_PAIRS: Final = 10
 _MIN_HELD_OUT, _MAX_HELD_OUT = 8, 64
+_UNREAD: Final = ("system", "history", "tools", "functions")
+"""Fields of usual shapes that are part of the prompt there."""
+_UNREAD_OF_TURN: Final = ("tool_calls", "function_call", "weight")
 _SHAPES: Final = '{"input", "output"}, {"prompt", "completion"}, {"instruction", "input", "output"} or {"messages"}'
 Item = TypeVar("Item")
 
@@ -56,7 +60,7 @@ def read_pairs(path: Path) -> list[Pair]:
             continue
         try:
             pairs.append(_pair_of(json.loads(line)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             problem = f"line {number} of {path} is no training example ({error})"
             raise InvalidArgument("data", problem, f"give lines of {_SHAPES}") from error
     if len(pairs) < MIN_PAIRS:
@@ -64,17 +68,22 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def tokenized(tokenizer: PromptTokenizer, pairs: Sequence[Pair]) -> list[TokenPair]:
+def tokenized(tokenizer: PromptTokenizer, pairs: Sequence[Pair], context: int, vocabulary: int) -> list[TokenPair]:
     """The pairs' tokens, in order.
 
     Raises:
-        InvalidArgument: the base model's chat template does not take the turns of one (named by its number).
+        InvalidArgument: the base model's chat template does not take the turns of one (named by its number), or its tokens are too many or
+            not the model's.
     """
     made: list[TokenPair] = []
     for number, pair in enumerate(pairs, 1):
         try:
             answer = tokenizer.answer_ids(pair.messages, pair.answer) + tokenizer.closing_ids
-            made.append(TokenPair(tokenizer.prompt_ids(pair.messages), answer))
+            one = TokenPair(tokenizer.prompt_ids(pair.messages), answer)
+            check_ids("messages", one.prompt + one.answer, vocabulary)
+            if (count := len(one.prompt) + len(one.answer)) > context:
+                raise InvalidArgument("messages", f"and answer have {count} tokens, over {context}", "shorten it")
+            made.append(one)
         except InvalidArgument as error:
             raise InvalidArgument("data", f"example {number} cannot be used ({error.field}: {error.problem})", error.remedy) from error
     return made
@@ -84,6 +93,10 @@ def _pair_of(fields: object) -> Pair:
     """The pair of a line. Raises ValueError, which says what is wrong with it."""
     if not isinstance(fields, dict):
         raise ValueError("not an object")
+    if unread := next((name for name in _UNREAD if fields.get(name)), None):
+        raise ValueError(f"its {unread!r} would be left out; write it as turns of messages, or take it out")
+    if "messages" in fields and not fields.keys().isdisjoint(("prompt", "completion", "instruction", "input", "output")):
+        raise ValueError("it has messages and another shape's fields")
     if "messages" in fields:
         return _pair_of_turns(fields["messages"])
     if "prompt" in fields or "completion" in fields:
@@ -97,6 +110,9 @@ def _pair_of(fields: object) -> Pair:
 def _pair_of_turns(turns: object) -> Pair:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("its messages are not a list of objects with role and content")
+    for turn in turns:
+        if unread := next((name for name in _UNREAD_OF_TURN if turn.get(name) is not None), None):
+            raise ValueError(f"a message's {unread!r} would be left out; only role and content are learned")
     messages = [Message(_text(turn, "role"), _text(turn, "content")) for turn in turns]
     if not messages or messages[-1].role != "assistant":
         raise ValueError("its last message is not the assistant's")
@@ -115,8 +131,8 @@ def _text(fields: dict[str, object], key: str) -> str:
     if key not in fields:
         raise ValueError(f"it has no {key!r}")
     value = fields[key]
-    if not isinstance(value, str | int | float):  # a label may be a number
-        raise ValueError(f"its {key!r} is not text")
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not math.isfinite(value if isinstance(value, float) else 0):
+        raise ValueError(f"its {key!r} is not text")  # nor a number, as a label may be
     text = str(value)
     if not is_utf8(text):
         raise ValueError(f"its {key!r} holds half of a surrogate pair")

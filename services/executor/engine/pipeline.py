@@ -13,7 +13,7 @@ from typing import Final
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
 from services.executor.engine.sampling import Sampling
-from services.executor.models.prompt import Message, PromptTokenizer
+from services.executor.models.prompt import Message, PromptTokenizer, check_ids
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
 LONGEST_TOKEN: Final = 128
@@ -159,7 +159,9 @@ class Requests:
     async def _ids(self, field: str, characters: int, encode: Callable[[], list[int]]) -> list[int]:
         if characters > self._engine.context * LONGEST_TOKEN:
             raise InvalidArgument(field, f"has more tokens than the context of {self._engine.context}", "shorten it")
-        return encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
+        ids = encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
+        check_ids(field, ids, self._engine.vocabulary)
+        return ids
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:

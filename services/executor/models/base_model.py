@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from services.executor.models.json_file import read_json
 from services.executor.settings import DEFAULT_BASE_MODEL as DEFAULT_BASE_MODEL  # named there, where torch is not imported
 from services.executor.settings import cache_home as cache_home
 from smoa.errors import FailedPrecondition, InvalidArgument
@@ -26,11 +28,6 @@ from smoa.errors import FailedPrecondition, InvalidArgument
 _log = logging.getLogger(__name__)
 BASES_RANK = 16
 """Rank of the bases that are kept: the most a `lora_xs` adapter may have."""
-_PACKAGED_TEMPLATE = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
-' + message['content'] + '<|im_end|>
-' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
-' }}{% endif %}"""
-"""SmolLM2's own without its default system turn: the example library was trained without one."""
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """A layer's linear modules in the order of the forward pass; those that read the same input together."""
 MODULES = tuple(module for modules in INPUTS for module in modules)
@@ -50,7 +47,6 @@ def resolve(name: str) -> Path:
         folder = cache_home() / "models" / name
         if not (folder / "config.json").exists():
             _convert_packaged_model(folder)
-        _write_template(folder)  # one that was converted before may have another
         return folder
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not folder.exists():
         return _from_hub(name)
@@ -62,23 +58,15 @@ def resolve(name: str) -> Path:
 def _from_hub(name: str) -> Path:
     """Download a model once, with the hub library's own cache and settings (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE)."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         patterns = ["*.json", "*.jinja", "*.safetensors"]
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["consolidated*", "original/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FailedPrecondition(
             f"base_model: {name!r} is no folder here, and the hub did not give it ({type(error).__name__}); check it, or give a folder"
         ) from error
-
-
-def _write_template(folder: Path) -> None:
-    template = folder / "chat_template.jinja"
-    if not template.exists() or template.read_text() != _PACKAGED_TEMPLATE:
-        written = template.with_suffix(f".{os.getpid()}.tmp")
-        written.write_text(_PACKAGED_TEMPLATE)
-        os.replace(written, template)
 
 
 def _convert_packaged_model(folder: Path) -> None:
@@ -101,7 +89,6 @@ def _convert_packaged_model(folder: Path) -> None:
         fresh.load_state_dict(loaded.state_dict())
         fresh.to(torch.bfloat16).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
-        _write_template(Path(scratch))
         os.chmod(scratch, 0o755)
         try:
             os.rename(scratch, folder)
@@ -126,10 +113,28 @@ def weight_files(folder: Path) -> list[Path]:
         if not files:
             raise InvalidArgument("base_model", f"{folder} holds no *.safetensors", "convert the model to safetensors first")
         return files
-    named = {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    files_of = read_json(index).get("weight_map")
+    if not isinstance(files_of, dict) or not files_of:
+        raise FailedPrecondition(f"base_model: {index} has no weight_map; fetch all files of the model again")
+    named = {folder / str(name) for name in files_of.values()}
     if missing := sorted(path.name for path in named if not path.exists()):
         raise InvalidArgument("base_model", f"{folder} lacks {missing[0]}, which its index names", "fetch all files of the model")
     return sorted(named)
+
+
+@contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        FailedPrecondition: it is damaged, or a part of one.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        problem = f"{path} is no whole safetensors file ({error}); it may be a pointer of Git LFS, or half a download"
+        raise FailedPrecondition(f"base_model: {problem}; fetch it again") from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -137,10 +142,10 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     entries: list[tuple[str, Path]] = []
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as handle:
+        with open_weights(path) as handle:
             entries += [(key, path) for key in handle.keys()]  # noqa: SIM118  safe_open is no mapping
     for key, path in sorted(entries):
-        with safe_open(path, framework="pt") as handle:
+        with open_weights(path) as handle:
             tensor = handle.get_tensor(key).contiguous()
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(memoryview(tensor.view(torch.uint8).numpy()))
@@ -149,5 +154,4 @@ def fingerprint(folder: Path) -> str:
 
 def config_of(folder: Path) -> dict[str, object]:
     """The folder's `config.json`."""
-    loaded: dict[str, object] = json.loads((folder / "config.json").read_text())
-    return loaded
+    return read_json(folder / "config.json")

@@ -17,6 +17,7 @@ import jinja2.nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from services.executor.models.json_file import read_json
 from smoa.errors import FailedPrecondition, InvalidArgument
 
 SETTING: Final = "SMOA_EXECUTOR_CHAT_TEMPLATE"
@@ -108,15 +109,21 @@ def _source(folder: Path) -> str | None:
     """As transformers: `chat_template.jinja` goes before the text, or the list of named texts, in `tokenizer_config.json`."""
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise FailedPrecondition(f"base_model: {file} is not UTF-8 ({error}); give another one with {SETTING}") from error
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if not isinstance(template, list):
-        return template if isinstance(template, str) else None
-    named = {one["name"]: str(one["template"]) for one in template}
+    if template is None or isinstance(template, str):
+        return template
+    listed = template if isinstance(template, list) else []
+    named: dict[str, object] = {str(one.get("name")): one.get("template") for one in listed if isinstance(one, dict)}
+    if isinstance(template, dict):
+        named = template
     if "default" not in named:
-        problem = f"its chat templates are {', '.join(named)}, and none is called default"
+        problem = f"its chat templates are {', '.join(named) or 'no texts'}, and none is called default"
         raise FailedPrecondition(f"base_model: {folder}: {problem}; choose one with {SETTING}")
-    return named["default"]
+    return str(named["default"])
 
 
 def special_tokens_of(folder: Path) -> dict[str, str]:
@@ -126,11 +133,3 @@ def special_tokens_of(folder: Path) -> dict[str, str]:
         config |= read_json(folder / "special_tokens_map.json")
     named = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
     return {key: value for key, value in named.items() if isinstance(value, str)}
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.exists():
-        return {}
-    loaded: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded

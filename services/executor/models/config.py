@@ -104,7 +104,7 @@ def module_path(layer: int, module: str) -> str:
 def _family_of(folder: Path, raw: Mapping[str, object]) -> Family:
     kind = raw.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    if "text_config" in raw:
+    if raw.get("text_config") is not None:
         raise FailedPrecondition(f"base_model: {folder} is {kind!r}, which reads more than text; save its language model alone first")
     if family is None:
         raise FailedPrecondition(f"base_model: model_type {kind!r} of {folder} is not served; use a model of {', '.join(FAMILIES)}")
@@ -124,8 +124,9 @@ def _check_known(raw: Mapping[str, object], family: Family) -> None:
     fields = Fields(raw)
     known = {*SIZES, *family.defaults, *WITHOUT_EFFECT, *family.unread}
     for name, value in raw.items():
-        if name in family.only and not any(value is one or (value == one and not isinstance(value, bool)) for one in family.only[name]):
-            values = " or ".join(map(repr, family.only[name]))
+        only = family.exact.get(name)
+        if only is not None and not any(value is one or (value == one and not isinstance(value, bool)) for one in only):
+            values = " or ".join(map(repr, only))
             raise fields.refused(name, f"is {value!r}, and only {values} is implemented", "use another base model")
         if name not in known and value is not None and value is not False and not _is_default(str(raw["model_type"]), name, value):
             raise fields.refused(

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from services.executor.models.chat_template import read_json
+from services.executor.models.json_file import read_json
 from smoa.errors import FailedPrecondition, InvalidArgument
 
 _MARK: Final = "\udcff"
 """Half of a surrogate pair: no text that can be sent holds one, and it is gone before the text is tokenised."""
+_SPACE: Final = "\u2581"
 _NOTHING: Final = r"(?!)"
 """A pattern that is nowhere."""
 
@@ -95,17 +96,18 @@ def load_tokenizer(folder: Path, ends: Collection[int]) -> tuple[Tokenizer, Cont
     if not path.exists():
         remedy = "save it as one: transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         raise FailedPrecondition(f"base_model: {folder} has no tokenizer.json; {remedy}")
+    raw: dict[str, Any] = read_json(path)
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FailedPrecondition(f"base_model: {folder}: its tokenizer.json cannot be read ({error}); get the file again") from error
-    added: list[dict[str, Any]] = raw.get("added_tokens") or []
-    declared: dict[str, Any] = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}  # type: ignore[assignment]
-    special = {token["content"] for token in declared.values() if token.get("special")}
-    ids = {token["content"]: token["id"] for token in added if token["special"] or token["content"] in special or token["id"] in ends}
-    control = ControlTokens(ids)
-    _rename(raw, control.secret)
-    tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(raw))
+        _configure(raw, read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json"))
+        ids = {token["content"]: token["id"] for token in raw.get("added_tokens") or [] if token["special"] or token["id"] in ends}
+        control = ControlTokens(ids)
+        _rename(raw, control.secret)
+        tokenizer: Tokenizer = Tokenizer.from_str(json.dumps(raw))
+    except FailedPrecondition:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        problem = f"its tokenizer.json is not understood ({type(error).__name__}: {error})"
+        raise FailedPrecondition(f"base_model: {folder}: {problem}; save it again with transformers' AutoTokenizer") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for name, token_id in ids.items():
@@ -113,6 +115,31 @@ def load_tokenizer(folder: Path, ends: Collection[int]) -> tuple[Tokenizer, Cont
             problem = f"its tokenizer.json does not give {name!r} the id {token_id}"
             raise FailedPrecondition(f"base_model: {folder}: {problem}; save it again with transformers' AutoTokenizer")
     return tokenizer, control
+
+
+def _configure(raw: dict[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Change a `tokenizer.json` by `tokenizer_config.json`, as transformers 5 does.
+
+    That file decides how added tokens are found, and Llama's class has a pre-tokenizer and a decoder of its own.
+    """
+    added = {token["id"]: token for token in raw.get("added_tokens") or []}
+    for token_id, declared in (settings.get("added_tokens_decoder") or {}).items():
+        if int(token_id) not in added:
+            problem = f"its tokenizer.json lacks {declared['content']!r}, which tokenizer_config.json adds"
+            raise FailedPrecondition(f"base_model: {problem}; save it again with transformers' AutoTokenizer")
+        known = added[int(token_id)]
+        known |= {name: declared[name] for name in ("lstrip", "rstrip", "normalized", "single_word") if name in declared}
+        known["special"] |= bool(declared.get("special"))
+    name = settings.get("tokenizer_class") or ""
+    if config.get("model_type") == "llama" and name.removesuffix("Fast") == "LlamaTokenizer" and raw["model"]["type"] == "BPE":
+        spaced = settings.get("add_prefix_space") is not False
+        scheme = "never" if not spaced else "always" if settings.get("legacy") else "first"
+        raw["normalizer"] = None
+        raw["pre_tokenizer"] = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": False}
+        raw["model"] |= {"fuse_unk": True, "byte_fallback": True}
+        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if spaced else []
+        spaces = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+        raw["decoder"] = {"type": "Sequence", "decoders": [spaces, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]}
 
 
 def _rename(raw: dict[str, Any], names: Mapping[str, str]) -> None:

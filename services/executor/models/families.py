@@ -19,8 +19,11 @@ MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 """Fields that every config has; there is no default."""
-_GENERATION = """do_sample length_penalty max_length max_new_tokens min_length min_p num_beams num_return_sequences repetition_penalty
-temperature top_k top_p"""
+_GENERATION = """assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty
+forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens min_length min_p no_repeat_ngram_size num_assistant_tokens
+num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences remove_invalid_values repetition_penalty suppress_tokens
+target_lookbehind temperature top_k top_p typical_p"""
 _TOKENS = "bos_token_id eos_token_id pad_token_id unk_token_id"
 _TRAINING = "attention_dropout embd_pdrop initializer_range pretraining_tp resid_pdrop"
 _OUTPUTS = "output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript use_cache"
@@ -68,7 +71,13 @@ class Family:
     @property
     def defaults(self) -> Mapping[str, object]:
         """Fields that are honoured, with the value that an absent one means. Those of `SIZES` have none."""
-        return COMMON | {self.activation: ACTIVATIONS[0]} | {name: values[0] for name, values in self.only.items()} | dict(self.reads)
+        return COMMON | {self.activation: ACTIVATIONS[0]} | {name: values[0] for name, values in self.exact.items()} | dict(self.reads)
+
+    @property
+    def exact(self) -> Mapping[str, tuple[object, ...]]:
+        """`only`, and what of every family is implemented in one way."""
+        rotated: dict[str, tuple[object, ...]] = {} if "partial_rotary_factor" in self.reads else {"partial_rotary_factor": (1.0, None)}
+        return {"is_causal": (True,)} | rotated | dict(self.only)
 
 
 COMMON: dict[str, object] = {

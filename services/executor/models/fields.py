@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 
 from smoa.errors import FailedPrecondition
@@ -33,8 +33,8 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.refused(name, f"is {value!r}, not a number", REMEDY)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise self.refused(name, f"is {value!r:.40}, not a number", REMEDY)
         return float(value)
 
     def positive(self, name: str, default: float | None = None) -> float:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from services.executor.models.chat_template import SETTING, load_chat_template, read_json, special_tokens_of
+from services.executor.models.chat_template import SETTING, load_chat_template, special_tokens_of
 from services.executor.models.control_tokens import load_tokenizer, without_marks
+from services.executor.models.json_file import read_json
 from smoa.errors import FailedPrecondition, InvalidArgument
 
 ROLES: Final = ("system", "user", "assistant")
@@ -34,11 +35,24 @@ def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     Raises:
         InvalidArgument: none, an unknown role, or the last turn is not a user's or is empty.
     """
-    if unknown := next((turn.role for turn in messages if turn.role not in ROLES), None):
-        raise InvalidArgument("messages", f"have the role {unknown!r}", f"use {', '.join(ROLES)}")
+    for turn in messages:
+        if turn.role not in ROLES:
+            raise InvalidArgument("messages", f"have the role {turn.role!r:.40}", f"use {', '.join(ROLES)}")
     if not messages or messages[-1].role != "user" or not messages[-1].content:
         raise InvalidArgument("messages", "do not end with what a user says", "make the last turn the user's, with a text")
     return tuple(messages)
+
+
+def check_ids(field: str, ids: Sequence[int], vocabulary: int) -> None:
+    """Raise for a token that the base model has no embedding of: its tokenizer knows more tokens than the model.
+
+    Raises:
+        InvalidArgument: there is one.
+    """
+    if ids and (most := max(ids)) >= vocabulary:
+        raise InvalidArgument(
+            field, f"holds token {most}, and the base model has 0..{vocabulary - 1}", "leave out what its tokenizer added"
+        )
 
 
 class PromptTokenizer:

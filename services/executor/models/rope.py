@@ -1,4 +1,7 @@
-"""Rotary position embeddings (RoFormer, arXiv 2104.09864) and the ways in which checkpoints stretch them."""
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864) and the ways in which checkpoints stretch them.
+
+In float32 and in the order of transformers' operations: far into a context an angle's rounding shows, and models were trained with this.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Rope:
     """One layer's rotation: of the first dimensions of a head, in halves; the others stay as they are."""
 
     frequencies: tuple[float, ...]
-    """Radians a position, of each pair of dimensions."""
+    """Radians a position, of each pair of dimensions; float32 values."""
     amplitude: float = 1.0
     """What cosine and sine are multiplied by."""
     context: int = 0
@@ -33,7 +36,7 @@ class Rope:
 
     def table(self, context: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each position's angles, [context, dimensions / 2] float32."""
-        angles = torch.outer(torch.arange(context, dtype=torch.float64), torch.tensor(self.frequencies, dtype=torch.float64)).float()
+        angles = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(self.frequencies))
         return angles.cos() * self.amplitude, angles.sin() * self.amplitude
 
 
@@ -46,8 +49,13 @@ class _Head:
     context: int
 
     def frequencies(self) -> Tensor:
-        """Unstretched, [dimensions / 2] float64."""
-        return self.theta ** (-torch.arange(0, self.dimensions, 2, dtype=torch.float64) / self.dimensions)
+        """Unstretched, [dimensions / 2] float32."""
+        return 1.0 / self.wavelengths()
+
+    def wavelengths(self) -> Tensor:
+        """Positions a radian, unstretched, [dimensions / 2] float32."""
+        powers: Tensor = self.theta ** (torch.arange(0, self.dimensions, 2, dtype=torch.float32) / self.dimensions)
+        return powers
 
 
 def _plain(head: _Head, fields: Fields) -> Rope:
@@ -67,12 +75,14 @@ def _llama3(head: _Head, fields: Fields) -> Rope:
     """Llama 3.1: long waves are slowed, short ones kept, and what is between is blended."""
     factor, low, high = (fields.positive(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     context = fields.size(_ORIGINAL, head.context)
-    if low == high:
-        raise fields.refused("high_freq_factor", "is that of low_freq_factor", REMEDY)
+    if low >= high:
+        raise fields.refused("high_freq_factor", "is not over low_freq_factor", REMEDY)
     kept = head.frequencies()
-    turns = context * kept / (2 * math.pi)
-    share = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return _rope((1 - share) * kept / factor + share * kept)
+    length = 2 * math.pi / kept
+    slowed = torch.where(length > context / low, kept / factor, kept)
+    share = (context / length - low) / (high - low)
+    between = (length >= context / high) & (length <= context / low)
+    return _rope(torch.where(between, (1 - share) * slowed / factor + share * slowed, slowed))
 
 
 def _yarn(head: _Head, fields: Fields) -> Rope:
@@ -84,9 +94,11 @@ def _yarn(head: _Head, fields: Fields) -> Rope:
     def dimension(turns: float) -> float:
         return head.dimensions * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(head.theta))
 
-    low, high = max(math.floor(dimension(fast)), 0), min(math.ceil(dimension(slow)), head.dimensions - 1)
-    ramp = ((torch.arange(head.dimensions // 2, dtype=torch.float64) - low) / (high - low if high != low else 0.001)).clamp(0.0, 1.0)
-    kept = head.frequencies()
+    low, high = dimension(fast), dimension(slow)
+    if fields.flag("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head.dimensions - 1)
+    ramp = ((torch.arange(head.dimensions // 2, dtype=torch.float32) - low) / (high - low if high != low else 0.001)).clamp(0.0, 1.0)
 
     def scale(of: float) -> float:
         return 0.1 * of * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -95,7 +107,8 @@ def _yarn(head: _Head, fields: Fields) -> Rope:
     if not amplitude:
         parts = fields.positive("mscale", 0.0), fields.positive("mscale_all_dim", 0.0)
         amplitude = scale(parts[0]) / scale(parts[1]) if all(parts) else scale(1.0)
-    return _rope(kept / factor * ramp + kept * (1 - ramp), amplitude)
+    kept = 1 - ramp
+    return _rope(1.0 / (factor * head.wavelengths()) * (1 - kept) + head.frequencies() * kept, amplitude)
 
 
 def _longrope(head: _Head, fields: Fields) -> Rope:
@@ -111,7 +124,7 @@ def _longrope(head: _Head, fields: Fields) -> Rope:
     amplitude = fields.positive("attention_factor", 0.0)
     if not amplitude:
         amplitude = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 < context else 1.0
-    return _rope(head.frequencies() / torch.tensor(fields.numbers("short_factor"), dtype=torch.float64), amplitude, context)
+    return _rope(1.0 / (torch.tensor(fields.numbers("short_factor")) * head.wavelengths()), amplitude, context)
 
 
 _STRETCHES: dict[str, tuple[Callable[[_Head, Fields], Rope], tuple[str, ...]]] = {
@@ -119,7 +132,7 @@ _STRETCHES: dict[str, tuple[Callable[[_Head, Fields], Rope], tuple[str, ...]]] =
     "linear": (_linear, ("factor",)),
     "dynamic": (_dynamic, ("factor",)),
     "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)),
-    "yarn": (_yarn, ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
+    "yarn": (_yarn, ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
     "longrope": (_longrope, ("short_factor", "long_factor", _ORIGINAL, "factor", "attention_factor")),
 }
 """What each type does, and the parameters that it knows."""
@@ -136,7 +149,7 @@ def ropes_of(values: Mapping[str, object], family: Family, head_dim: int, contex
     fields = Fields(values)
 
     def rope(name: str, parameters: dict[str, object], theta: str) -> Rope:
-        outside = {"rope_theta": values[theta], "partial_rotary_factor": values.get("partial_rotary_factor", 1.0)}
+        outside = {"rope_theta": values[theta], "partial_rotary_factor": values.get("partial_rotary_factor")}
         return _rope_of(name, outside | parameters, values, family, head_dim, context)
 
     old, new = fields.parameters("rope_scaling"), fields.parameters("rope_parameters")
@@ -166,7 +179,7 @@ def _rope_of(name: str, parameters: dict[str, object], values: Mapping[str, obje
     for key, value in parameters.items():
         if value is not None and key not in (*known, "rope_type", "type", "rope_theta", "partial_rotary_factor"):
             raise fields.refused(key, f"is not known of type {kind!r}", "remove it if the model does without")
-    share = fields.positive("partial_rotary_factor")
+    share = fields.positive("partial_rotary_factor", 1.0)
     dimensions = int(head_dim * share)
     if (share != 1 and "partial_rotary_factor" not in family.reads) or not 0 < dimensions <= head_dim or dimensions % 2:
         raise fields.refused("partial_rotary_factor", f"would rotate {dimensions} of {head_dim} dimensions", "use another base model")

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from services.executor.models.base_model import MODULES, weight_files
+from services.executor.models.base_model import MODULES, open_weights, weight_files
 from services.executor.models.config import ModelConfig, module_path
 from smoa.adapter import FUSED
 from smoa.errors import FailedPrecondition
@@ -71,14 +69,15 @@ def check_files(config: ModelConfig) -> None:
     wanted = stored_tensors(config)
     wanted[HEAD] = StoredTensor((config.vocabulary, config.hidden), {HEAD: config.vocabulary})
     for path in weight_files(config.folder):
-        with safe_open(path, framework="pt") as handle:
+        with open_weights(path) as handle:
             for name in sorted(handle.keys()):
                 if name.endswith(_COMPUTED):
                     continue
                 piece = handle.get_slice(name)
                 shape, dtype = tuple(piece.get_shape()), piece.get_dtype()
                 if dtype not in _FLOATS:
-                    raise _refused(f"{name} is {dtype}: quantised weights are not served", "convert the model to bf16 safetensors first")
+                    kind = "64-bit" if dtype == "F64" else "quantised"
+                    raise _refused(f"{name} is {dtype}: {kind} weights are not served", "convert the model to bf16 safetensors first")
                 if (tensor := wanted.pop(name, None)) is None:
                     raise _refused(
                         f"{path.name} holds {name}, which {config.family.architecture} has not as config.json describes it, or has twice",
@@ -107,11 +106,12 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     stored = stored_tensors(config)
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        for name, tensor in load_file(path).items():
-            if name == HEAD:
-                weights[HEAD] = tensor
-            elif not name.endswith(_COMPUTED):
-                weights |= zip(stored[name].parts, _apart(tensor, stored[name]), strict=True)
+        with open_weights(path) as handle:
+            for name in handle.keys():  # noqa: SIM118  safe_open is no mapping
+                if name == HEAD:
+                    weights[HEAD] = handle.get_tensor(name)
+                elif not name.endswith(_COMPUTED):
+                    weights |= zip(stored[name].parts, _apart(handle.get_tensor(name), stored[name]), strict=True)
     return weights
 
 
@@ -120,7 +120,7 @@ def linear_weights(config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     linear = {f"{module_path(layer, module)}.weight" for layer in range(config.layers) for module in MODULES}
     stored = stored_tensors(config)
     for path in weight_files(config.folder):
-        with safe_open(path, framework="pt") as handle:
+        with open_weights(path) as handle:
             for name in handle.keys():  # noqa: SIM118  safe_open is no mapping
                 if name in stored and linear.issuperset(stored[name].parts):
                     for part, tensor in zip(stored[name].parts, _apart(handle.get_tensor(name), stored[name]), strict=True):
