@@ -21,6 +21,7 @@ from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceE
 _log = logging.getLogger(__name__)
 STATUS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_ERROR_BYTES = 1500
 LIVE = "live"
 """Health's name for "the process answers", whatever it needs may be away: restarting it would not bring that back."""
 
@@ -29,22 +30,24 @@ def status_of(error: SmoaError) -> status_pb2.Status:
     """The `google.rpc.Status` of an error: which field, id, limit, precondition or delay."""
     detail: Message | None = None
     if isinstance(error, InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=f"{error.problem}; {error.remedy}")
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=_short(f"{error.problem}; {error.remedy}"))
         detail = error_details_pb2.BadRequest(field_violations=[violation])
     elif isinstance(error, NotFound):
-        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.identifier, description=str(error))
+        detail = error_details_pb2.ResourceInfo(
+            resource_type=error.kind, resource_name=_short(error.identifier), description=_short(str(error))
+        )
     elif isinstance(error, FailedPrecondition):
         subject = str(error).partition(":")[0]
-        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=subject, description=str(error))
+        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=_short(subject), description=_short(str(error)))
         detail = error_details_pb2.PreconditionFailure(violations=[failed])
     elif isinstance(error, ResourceExhausted):
-        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=str(error))
+        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=_short(str(error)))
         detail = error_details_pb2.QuotaFailure(violations=[quota])
     elif isinstance(error, Unavailable):
         whole = int(error.retry_delay_s)
         delay = Duration(seconds=whole, nanos=int((error.retry_delay_s - whole) * 1e9))
         detail = error_details_pb2.RetryInfo(retry_delay=delay)
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=str(error))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=_short(str(error)))
     if detail is not None:
         packed = AnyMessage()
         packed.Pack(detail)
@@ -52,9 +55,14 @@ def status_of(error: SmoaError) -> status_pb2.Status:
     return status
 
 
+def _short(text: str) -> str:
+    """A part of a status: it goes out as metadata, in up to three copies, of which clients take 16 KiB."""
+    return text.encode()[:MAX_ERROR_BYTES].decode(errors="ignore")
+
+
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) -> None:
     status = status_of(error)
-    await context.abort(grpc.StatusCode[error.code], str(error)[:2000], ((STATUS_KEY, status.SerializeToString()),))
+    await context.abort(grpc.StatusCode[error.code], _short(str(error)), ((STATUS_KEY, status.SerializeToString()),))
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

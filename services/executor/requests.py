@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from services.executor.adapters.leases import AdapterRef
 from services.executor.engine.pipeline import Generation, Stage
 from services.executor.engine.sampling import Sampling
@@ -120,7 +122,7 @@ def _to_stages(request: executor_pb2.GenerateRequest) -> list[Stage]:
 def _to_sampling(request: executor_pb2.GenerateRequest, vocabulary: int) -> Sampling:
     for field, least, most, remedy in _RANGES:
         value = getattr(request, field)
-        if value and not least <= value <= most:  # nor is NaN
+        if value and not np.float32(least) <= value <= most:  # nor is NaN; the contract's numbers are float32
             raise InvalidArgument(field, f"{value:g} is outside {least}..{most}", remedy)
     if len(request.logit_bias) > MAX_LOGIT_BIASES:
         raise InvalidArgument("logit_bias", f"holds {len(request.logit_bias):,} tokens", f"send at most {MAX_LOGIT_BIASES:,}")

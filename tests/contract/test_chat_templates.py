@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -120,3 +121,28 @@ def test_without_a_template_a_prompt_is_the_text_and_a_newline_after_the_bos(nam
     folder = write_chat_files(tmp_path, name)
     (folder / "chat_template.jinja").unlink()
     assert PromptTokenizer(folder).prompt_ids([Message("user", "refund it")]) == _theirs(name)("refund it\n")["input_ids"]
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+@pytest.mark.parametrize("name", ["zephyr", "mistral"])
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(texts=st.lists(st.one_of(TEXT, ASCII), min_size=1, max_size=3))
+def test_a_llamas_own_tokenizer_class_is_made_as_transformers_makes_it(name: str, legacy: bool | None, texts: list[str]) -> None:
+    """It puts its own pre-tokenizer in the place of what `tokenizer.json` says."""
+    ours, theirs = _llamas(name, legacy)
+    messages = _conversation(name, texts, system=False)
+    if any(token in turn.content for turn in messages for token in theirs.all_special_tokens):
+        return
+    turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+    ids = ours.prompt_ids(messages)
+    assert ids == theirs.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert ours.text(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@cache
+def _llamas(name: str, legacy: bool | None) -> tuple[PromptTokenizer, Any]:
+    folder = write_chat_files(Path(mkdtemp()) / name, name)
+    for file, changes in (("config.json", {"model_type": "llama"}), ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast"})):
+        extra = {"legacy": legacy} if "tokenizer" in file and legacy is not None else {}
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes | extra))
+    return PromptTokenizer(folder), AutoTokenizer.from_pretrained(folder)

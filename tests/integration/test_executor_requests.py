@@ -42,6 +42,14 @@ async def test_bad_request(world: World, changes: dict[str, object], message: st
     assert await refused(world, **changes) == ("INVALID_ARGUMENT", message)
 
 
+async def test_a_long_wrong_value_is_still_a_bad_request(world: World) -> None:
+    """A status is metadata, of which clients take 16 KiB: over that they would see RESOURCE_EXHAUSTED, which they retry."""
+    adapter = common.WeightedAdapter(adapter_id="\U0001f600" * 5000, version=1, digest="0" * 64, weight=1.0)
+    code, details = await refused(world, adapters=[adapter])
+    assert code == "FAILED_PRECONDITION"
+    assert details.startswith("adapter: the weights of \U0001f600")
+
+
 @pytest.mark.parametrize("weight", [-5.0, 4.5, float("nan")])
 async def test_weight_over_the_limit(world: World, weight: float) -> None:
     adapter = await world.adapter(1, weight)

@@ -51,6 +51,17 @@ def test_what_is_left_out_is_greedy_and_has_a_random_seed() -> None:
     assert not first.sampling.changes_logits
 
 
+def test_the_least_penalty_is_taken_as_float32_has_it() -> None:
+    assert to_generations(_request(repetition_penalty=0.01), VOCABULARY)[0].sampling.repetition_penalty == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("role", ["", "tool"])
+def test_roles_that_no_turn_has_are_refused(role: str) -> None:
+    turns = [executor_pb2.Message(role=role, content="hi"), executor_pb2.Message(role="user", content="x")]
+    with pytest.raises(InvalidArgument, match=f"^messages: have the role '{role}'; use system, user, assistant$"):
+        to_generations(executor_pb2.GenerateRequest(messages=turns), VOCABULARY)
+
+
 def test_every_option_arrives() -> None:
     options: dict[str, Any] = {
         "temperature": 0.5,

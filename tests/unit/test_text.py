@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.engine.text import TextAssembler
+from services.executor.engine.text import Answer, TextAssembler
 
 
 def _bytes_decode(ids: list[int]) -> str:
@@ -75,6 +75,16 @@ def test_characters_split_over_tokens_are_sent_whole(text: str) -> None:
 def test_half_a_character_at_the_end_is_released_by_finish() -> None:
     assembler = TextAssembler(_bytes_decode)
     assert [assembler.push(0x61), assembler.push(0xE2), assembler.finish()] == ["a", "", "\ufffd"]
+
+
+@pytest.mark.parametrize(("max_tokens", "last"), [(2, b"END\xe2"), (9, b"END\xe2")])
+def test_a_stop_beside_half_a_character_is_left_out(max_tokens: int, last: bytes) -> None:
+    """One token may hold a whole stop string and the beginning of a character: whatever ends the answer, it ended there."""
+    tokens = {1: b"so ", 2: last, 3: b""}
+    answer = Answer(lambda ids: b"".join(tokens[one] for one in ids).decode("utf-8", "replace"), ["END"], {3}, max_tokens)
+    sent, ended = zip(*(answer.push(token) for token in ((1, 2) if max_tokens == 2 else (1, 2, 3))), strict=True)
+    assert "".join(sent) == "so "
+    assert ended[-1] == "stop_string"
 
 
 def test_stop_of_multi_byte_characters() -> None:

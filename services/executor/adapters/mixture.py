@@ -32,7 +32,7 @@ Bases = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LoadedAdapter:
-    """One adapter's tensors on the device. Either map may be empty.
+    """One adapter's tensors on the host, as a device takes them. Either map may be empty.
 
     `cores`: module -> [layers, rank, rank] in the file's dtype, for the layers named. `pairs`: site -> A [rank, in] and B transposed
     [rank, out], in the model's dtype.
@@ -45,7 +45,7 @@ class LoadedAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Device bytes held."""
+        """Host bytes held."""
         return sum(t.nbytes for t in self.cores.values()) + sum(a.nbytes + b.nbytes for a, b in self.pairs.values())
 
 

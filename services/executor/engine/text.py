@@ -36,10 +36,8 @@ class TextAssembler:
         if known := self._decode(last):
             self._ids, text = last, known
         self._new, self._known = len(self._ids), text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return self._send(min(found))
+        if (at := self._stop_at()) is not None:
+            return self._send(at)
         held = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
         return self._send(len(self._held) - held)
 
@@ -48,7 +46,14 @@ class TextAssembler:
         if self.stopped:
             return ""
         self._held += self._decode(self._ids)[len(self._known) :]
-        return self._send(len(self._held))
+        at = self._stop_at()
+        return self._send(len(self._held) if at is None else at)
+
+    def _stop_at(self) -> int | None:
+        """Where the first stop string begins, if there is one; sets `stopped`."""
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        return min(found, default=None)
 
     def _send(self, count: int) -> str:
         sent, self._held = self._held[:count], self._held[count:]
@@ -66,9 +71,8 @@ class Answer:
     def push(self, token: int) -> tuple[str, Finish | None]:
         """Text to send after one more token, and how it ended, if it did."""
         self.tokens += 1
-        if token in self._eos_ids:
-            return self._assembler.finish(), "end"
-        text = self._assembler.push(token)
-        if self._assembler.stopped:
-            return text, "stop_string"
-        return (text + self._assembler.finish(), "length") if self.tokens == self._max_tokens else (text, None)
+        ended: Finish | None = "end" if token in self._eos_ids else "length" if self.tokens == self._max_tokens else None
+        text = "" if ended == "end" else self._assembler.push(token)
+        if ended is not None:
+            text += self._assembler.finish()
+        return text, "stop_string" if self._assembler.stopped else ended

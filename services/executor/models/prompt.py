@@ -37,7 +37,7 @@ def checked_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
     """
     for turn in messages:
         if turn.role not in ROLES:
-            raise InvalidArgument("messages", f"have the role {turn.role!r:.40}", f"use {', '.join(ROLES)}")
+            raise InvalidArgument("messages", f"have the role {turn.role[:40]!r}", f"use {', '.join(ROLES)}")
     if not messages or messages[-1].role != "user" or not messages[-1].content:
         raise InvalidArgument("messages", "do not end with what a user says", "make the last turn the user's, with a text")
     return tuple(messages)
