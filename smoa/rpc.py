@@ -28,26 +28,25 @@ LIVE = "live"
 
 def status_of(error: SmoaError) -> status_pb2.Status:
     """The `google.rpc.Status` of an error: which field, id, limit, precondition or delay."""
+    said = _short(str(error))
     detail: Message | None = None
     if isinstance(error, InvalidArgument):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=_short(f"{error.problem}; {error.remedy}"))
         detail = error_details_pb2.BadRequest(field_violations=[violation])
     elif isinstance(error, NotFound):
-        detail = error_details_pb2.ResourceInfo(
-            resource_type=error.kind, resource_name=_short(error.identifier), description=_short(str(error))
-        )
+        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=_short(error.identifier), description=said)
     elif isinstance(error, FailedPrecondition):
-        subject = str(error).partition(":")[0]
-        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=_short(subject), description=_short(str(error)))
+        subject = said.partition(":")[0]
+        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=subject, description=said)
         detail = error_details_pb2.PreconditionFailure(violations=[failed])
     elif isinstance(error, ResourceExhausted):
-        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=_short(str(error)))
+        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=said)
         detail = error_details_pb2.QuotaFailure(violations=[quota])
     elif isinstance(error, Unavailable):
         whole = int(error.retry_delay_s)
         delay = Duration(seconds=whole, nanos=int((error.retry_delay_s - whole) * 1e9))
         detail = error_details_pb2.RetryInfo(retry_delay=delay)
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=_short(str(error)))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=said)
     if detail is not None:
         packed = AnyMessage()
         packed.Pack(detail)
@@ -62,7 +61,7 @@ def _short(text: str) -> str:
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) -> None:
     status = status_of(error)
-    await context.abort(grpc.StatusCode[error.code], _short(str(error)), ((STATUS_KEY, status.SerializeToString()),))
+    await context.abort(grpc.StatusCode[error.code], status.message, ((STATUS_KEY, status.SerializeToString()),))
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):

@@ -131,8 +131,9 @@ def _text(fields: dict[str, object], key: str) -> str:
     if key not in fields:
         raise ValueError(f"it has no {key!r}")
     value = fields[key]
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not math.isfinite(value if isinstance(value, float) else 0):
-        raise ValueError(f"its {key!r} is not text")  # nor a number, as a label may be
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf  # a label may be one; NaN is none
+    if not isinstance(value, str) and not number:
+        raise ValueError(f"its {key!r} is not text")
     text = str(value)
     if not is_utf8(text):
         raise ValueError(f"its {key!r} holds half of a surrogate pair")

@@ -122,9 +122,9 @@ def _family_of(folder: Path, raw: Mapping[str, object]) -> Family:
 def _check_known(raw: Mapping[str, object], family: Family) -> None:
     """Raise of any field that is neither honoured nor without effect, and of honoured ones that have a value out of their list."""
     fields = Fields(raw)
-    known = {*SIZES, *family.defaults, *WITHOUT_EFFECT, *family.unread}
+    known, exact = {*SIZES, *family.defaults, *WITHOUT_EFFECT, *family.unread}, family.exact
     for name, value in raw.items():
-        only = family.exact.get(name)
+        only = exact.get(name)
         if only is not None and not any(value is one or (value == one and not isinstance(value, bool)) for one in only):
             values = " or ".join(map(repr, only))
             raise fields.refused(name, f"is {value!r}, and only {values} is implemented", "use another base model")

@@ -292,7 +292,7 @@ def _bits(linear: Linear, used: Collection[str]) -> int:
 
 def _ends(linear: Linear) -> tuple[int, int]:
     """Where the outputs of the first and of the second module end."""
-    first, second, _ = (*accumulate(linear.sizes), linear.outputs, linear.outputs)[:3]
+    first, second = (*accumulate(linear.sizes), linear.outputs)[:2]
     return first, second
 
 
