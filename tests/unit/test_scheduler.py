@@ -232,6 +232,41 @@ def test_a_tenant_that_comes_back_still_has_its_debt() -> None:
     assert order == ["light", "light", "heavy"], "it was away for a moment, and was served far more"
 
 
+def test_a_job_that_waits_for_slots_costs_nobody_a_cached_prefix() -> None:
+    scheduler, slots = _scheduler(rows=3, blocks=8), SlotPool(1, 1000)
+    remembered = _job(prompt=65, new=1, key=b"remembered")
+    scheduler.add(remembered)
+    while scheduler.jobs:
+        _step(scheduler)
+    holder = _job(prompt=4, new=30, adapters="u", slots=slots)
+    scheduler.add(holder)
+    _step(scheduler)
+    counted = scheduler.prefix_lookups
+    waiting = _job(prompt=81, new=1, adapters="v", slots=slots)
+    scheduler.add(waiting)
+    for _ in range(5):
+        _step(scheduler)
+    assert not scheduler.is_running(waiting)
+    assert scheduler.prefix_lookups == counted, "it has looked nothing up until it starts"
+    scheduler.remove(waiting)
+    again = _job(prompt=65, new=1, key=b"remembered")
+    scheduler.add(again)
+    scheduler.admit()
+    assert again.computed == 64
+
+
+def test_what_is_computed_again_is_charged_once() -> None:
+    scheduler = _scheduler(rows=2, blocks=8, step_tokens=64)
+    jobs = [_job(tenant, prompt=40, new=40, key=tenant.encode()) for tenant in "ab"]
+    for job in jobs:
+        scheduler.add(job)
+    while scheduler.jobs:
+        _step(scheduler)
+        for job in scheduler.jobs:
+            assert scheduler._fairness._served[job.tenant] <= 40 + 2 * 40
+    assert scheduler.preemptions
+
+
 def test_fewer_step_tokens_than_rows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^step_tokens 3 is under the 4 rows: every row decodes at every step$"):
         _scheduler(rows=4, step_tokens=3)

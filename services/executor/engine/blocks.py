@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 
 
 class PrefixKeys:
@@ -42,26 +43,28 @@ class BlockPool:
         """Blocks that can be taken now."""
         return len(self._free) + len(self._idle)
 
+    def fits(self, count: int, keys: Sequence[bytes] = (), spare: int = 0) -> bool:
+        """Whether `take` of the same would leave `spare` blocks available. Looks only: no prefix is lost by asking."""
+        known = self._known(keys[:count])
+        return count - len(known) + spare <= self.available - sum(block in self._idle for block in known)
+
     def take(self, count: int, keys: Sequence[bytes] = ()) -> tuple[list[int], int] | None:
         """Hold `count` blocks, the first of them with the longest known prefix of `keys`.
 
         Returns:
             The blocks in order and how many hold their prefix already; None when there are not enough (nothing is taken then).
         """
-        known: list[int] = []
-        for key in keys[:count]:
-            block = self._block_of.get(key)
-            if block is None:
-                break
-            known.append(block)
-        fresh = count - len(known)
-        if fresh > self.available - sum(block in self._idle for block in known):
+        if not self.fits(count, keys):
             return None
+        known = self._known(keys[:count])
         for block in known:
             self._idle.pop(block, None)
             self._holders[block] = self._holders.get(block, 0) + 1
-        blocks = known + [self._fresh() for _ in range(fresh)]
-        return blocks, len(known)
+        return known + [self._fresh() for _ in range(count - len(known))], len(known)
+
+    def _known(self, keys: Sequence[bytes]) -> list[int]:
+        """Blocks of the longest prefix that is there."""
+        return [self._block_of[key] for key in takewhile(self._block_of.__contains__, keys)]
 
     def publish(self, block: int, key: bytes) -> None:
         """Say what a held block now holds. A second block of the same key stays private."""

@@ -40,6 +40,8 @@ class Job:
     prompt_tokens: int = field(init=False)
     computed: int = 0
     """Tokens whose keys and values are in the cache."""
+    charged: int = 0
+    """Tokens, from the first on, that the tenant has been charged for: those computed again after a preemption are not its doing."""
     blocks: list[int] = field(default_factory=list)
     ready: bool = False
     """Set once the mixture is on the device; until then the job holds its place and computes nothing."""
@@ -147,9 +149,11 @@ class Scheduler(Generic[JobT]):
         if job not in self._running:
             return
         assert job.keys is not None
-        prompt = max(0, min(job.prompt_tokens - job.computed, tokens))
+        first = max(job.computed, job.charged)
         before, job.computed = job.computed // self._block_tokens, job.computed + tokens
-        self._fairness.serve(job.tenant, PROMPT_COST * prompt + NEW_COST * (tokens - prompt))
+        job.charged = max(job.charged, job.computed)
+        prompt = max(0, min(job.prompt_tokens, job.charged) - first)
+        self._fairness.serve(job.tenant, PROMPT_COST * prompt + NEW_COST * (job.charged - first - prompt))
         keys = job.keys.of(job.tokens, job.computed)
         for index in range(before, len(keys)):
             self.blocks.publish(job.blocks[index], keys[index])
@@ -174,28 +178,29 @@ class Scheduler(Generic[JobT]):
             yield from list(self._waiting[tenant])
 
     def _start(self, job: JobT) -> bool:
-        if not self._take_blocks(job):
-            return False
-        if not job.lease.acquire():
-            self._give_up_blocks(job)
-            return False
-        return True
+        """Give it all or nothing. Blocks are taken last: a job that waits for slots costs nobody a cached prefix."""
+        return self._fits(job) and job.lease.acquire() and self._take_blocks(job)
+
+    def _fits(self, job: JobT) -> bool:
+        """Whether there are blocks for its tokens, beside one more for each row that runs: or they would soon be taken back."""
+        return self.blocks.fits(self._blocks_of(job), self._keys_of(job), len(self._running))
 
     def _take_blocks(self, job: JobT) -> bool:
-        """Blocks for the tokens that there are, beside one more for each row that runs: or it would soon be taken back."""
-        assert job.keys is not None
-        known = len(job.tokens) - 1 if job.wanted_from < 0 else job.wanted_from
-        keys = job.keys.of(job.tokens, known)
-        taken = self.blocks.take(-(-len(job.tokens) // self._block_tokens), keys)
-        if taken is None:
+        keys = self._keys_of(job)
+        if not self._fits(job) or (taken := self.blocks.take(self._blocks_of(job), keys)) is None:
             return False
         job.blocks, job.computed = taken[0], taken[1] * self._block_tokens
-        if self._running and self.blocks.available < len(self._running):
-            self._give_up_blocks(job)
-            return False
         self.prefix_lookups += len(keys)
         self.prefix_hits += taken[1]
         return True
+
+    def _blocks_of(self, job: JobT) -> int:
+        return -(-len(job.tokens) // self._block_tokens)
+
+    def _keys_of(self, job: JobT) -> list[bytes]:
+        """Of the blocks that may come out of the cache."""
+        assert job.keys is not None
+        return job.keys.of(job.tokens, len(job.tokens) - 1 if job.wanted_from < 0 else job.wanted_from)
 
     def _grown(self, job: JobT) -> bool:
         """Whether there is cache for all its tokens, if need be by taking it from those admitted last; False: its own was taken."""
