@@ -124,7 +124,7 @@ def load(settings: ExecutorSettings) -> Executor:
         SlotPool(settings.slots, settings.slot_bytes),
         # A file may hold wider numbers than the slots do.
         AdapterStore(settings.store, 4 * most_bytes, "SMOA_EXECUTOR_SLOT_BYTES"),
-        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype),
+        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype, most_bytes),
         backend,
         host_bytes=settings.host_bytes,
         load_timeout_s=settings.load_timeout_s,

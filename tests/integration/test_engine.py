@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from services.executor.adapters.leases import AdapterRef
+from services.executor.adapters import leases
+from services.executor.adapters.leases import CONCURRENT_LOADS, AdapterRef
 from services.executor.app import Executor, load
-from services.executor.engine.pipeline import Generation
+from services.executor.engine.pipeline import Generation, Stage
 from services.executor.models.base_model import fingerprint
 from services.executor.models.config import ModelConfig
 from services.executor.models.prompt import user_turn
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import encode
-from smoa.errors import Unavailable
+from smoa.errors import InvalidArgument, NotFound, Unavailable
 from smoa.store import AdapterStore
 from tests.model_support import BACKENDS, isolated_cache, make_model, random_adapter
 
@@ -30,9 +32,9 @@ class World:
     store: AdapterStore
     broken: asyncio.Event
 
-    async def ref(self, seed: int, weight: float = 1.0) -> AdapterRef:
+    async def ref(self, seed: int, weight: float = 1.0, **changes: Any) -> AdapterRef:
         config, name = ModelConfig.from_folder(self.executor.folder), self.executor.fingerprint
-        adapter = random_adapter(config, name, seed=seed, size=1.0, shared=True)
+        adapter = random_adapter(config, name, **{"seed": seed, "size": 1.0, "shared": True, **changes})
         return AdapterRef(adapter.manifest.adapter_id, 1, await self.store.put(encode(adapter)), weight)
 
     async def text(self, *adapters: AdapterRef, prompt: str = "w1 w2 w3", **changes: Any) -> str:
@@ -138,6 +140,105 @@ async def test_a_store_that_does_not_answer_in_time_is_unavailable(tmp_path: Pat
         monkeypatch.setattr(world.executor.engine._adapters._store, "get", get)
         assert await world.text(ref) == expected
         assert await world.text(other) != expected
+
+
+async def test_what_nobody_waits_for_any_more_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("torch", tmp_path, monkeypatch, load_timeout_s=0.5) as world:
+        mixtures = [[await world.ref(8 * number + one) for one in range(8)] for number in range(20)]
+        tiers = world.executor.engine._adapters
+        asked: list[str] = []
+        many = asyncio.Event()
+
+        async def hangs(digest: str) -> bytes:
+            asked.append(digest)
+            if len(asked) == CONCURRENT_LOADS:
+                many.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        get = tiers._store.get
+        monkeypatch.setattr(tiers._store, "get", hangs)
+        waiting = [asyncio.create_task(world.text(*mixture)) for mixture in mixtures]
+        await many.wait()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert len(asked) == len(tiers._loading) == CONCURRENT_LOADS
+        late = [asyncio.create_task(world.text(*mixture)) for mixture in mixtures]
+        began = asyncio.get_running_loop().time()
+        ended = await asyncio.gather(*late, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - began < 5, "one deadline for all that a request waits for"
+        assert {type(one) for one in ended} == {Unavailable}
+        assert any("other requests' adapters were still being brought after 0.5 s" in str(one) for one in ended)
+        monkeypatch.setattr(tiers._store, "get", get)
+        while tiers._loading:
+            await asyncio.wait(list(tiers._loading.values()))
+        assert await world.text(*mixtures[0])
+
+
+async def test_adapters_over_the_hosts_memory_are_refused_before_all_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("torch", tmp_path, monkeypatch, host_bytes=1200) as world:
+        refs = [await world.ref(seed, kind="lora_xs") for seed in range(32)]  # 384 bytes each
+        foreign = [await world.ref(seed, kind="lora_xs", shared=False) for seed in range(40, 72)]
+        tiers = world.executor.engine._adapters
+        with pytest.raises(InvalidArgument, match=r"^adapters: take more than the 1,200 bytes of the executor's host memory; send fewer"):
+            await world.text(*refs)
+        assert tiers.counts.store_loads <= 3 * CONCURRENT_LOADS
+        loads = tiers.counts.store_loads
+        with pytest.raises(NotFound):
+            await world.text(*foreign)
+        assert tiers.counts.store_loads - loads <= 3 * CONCURRENT_LOADS
+
+
+async def test_an_adapter_is_copied_out_of_its_slot_beside_the_loop(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = await world.ref(1)
+    expected = await world.text(ref)
+    tiers = world.executor.engine._adapters
+    tiers.host._items.clear()  # as if others had needed the room
+    tiers.host.used_bytes = 0
+    read, threads = tiers._device.read, set[int]()
+
+    def reads(key: str) -> Any:
+        threads.add(threading.get_ident())
+        return read(key)
+
+    monkeypatch.setattr(tiers._device, "read", reads)
+    assert await world.text(ref) == expected
+    assert threads
+    assert threading.get_ident() not in threads
+    assert tiers.counts.store_loads == 1
+
+
+async def test_who_needs_no_bases_does_not_wait_for_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    xs, pairs = await world.ref(1, kind="lora_xs"), await world.ref(2, kind="lora")
+    engine = world.executor.engine
+    begun, may_go_on, add_bases = threading.Event(), threading.Event(), engine._backend.add_bases
+
+    def finds() -> None:
+        begun.set()
+        may_go_on.wait(60)
+        add_bases()
+
+    monkeypatch.setattr(engine._backend, "add_bases", finds)
+    waiting = asyncio.create_task(world.text(xs))
+    await asyncio.to_thread(begun.wait, 60)
+    assert await world.text(pairs)
+    assert engine.state().running == 0, "it has no row before it can use one"
+    monkeypatch.setattr(leases, "MOST_WAIT_FOR_BASES_S", 0.01)
+    with pytest.raises(Unavailable, match=r"^executor: is finding the LoRA-XS bases of its base model, once for each machine"):
+        await world.text(xs)
+    may_go_on.set()
+    assert await waiting == await world.text(xs)
+
+
+async def test_a_host_hit_is_an_adapter_that_comes_back_without_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, slots=1) as world:
+        first, second = await world.ref(1), await world.ref(2)
+        for ref in (first, second, first, second):
+            stages = Generation(tenant="a", messages=user_turn("w1"), adapters=(ref,), before=(Stage((ref,), 2),), max_tokens=2)
+            assert [piece async for piece in world.executor.requests.generate(stages)]
+        state = world.executor.engine.state()
+        assert (state.store_loads, state.host_hits, state.adapter_misses, state.adapter_hits) == (2, 2, 4, 4)
 
 
 async def test_a_request_for_all_slots_leaves_the_batch_full_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

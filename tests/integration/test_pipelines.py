@@ -121,5 +121,5 @@ async def test_pipelines_that_fill_host_memory_do_not_wait_for_each_other(tmp_pa
         code, details = await refused(world, stages=[Stage(adapters=[one]) for one in adapters])
         assert (code, details) == (
             "INVALID_ARGUMENT",
-            "adapters: take 2,304 bytes, the executor's host memory holds 1,200; send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
+            "adapters: take more than the 1,200 bytes of the executor's host memory; send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,7 +20,11 @@ from smoa.store import AdapterStore
 T = TypeVar("T")
 CONCURRENT_LOADS = 4
 CONCURRENT_FETCHES = 8
-"""Requests that bring adapters to the host at a time: what they load before it is held is all that may exceed the host's budget."""
+"""Requests that bring adapters to the host at a time: what they load before it is held, and one more holds while it waits for room, is
+all that may exceed the host's budget. None has more than the budget itself."""
+
+MOST_WAIT_FOR_BASES_S = 60.0
+"""Longer ones are told to come again: finding the bases takes minutes for a large model."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,20 @@ class _Known:
     slot_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Loaded:
     known: _Known
     adapter: LoadedAdapter
+    was_placed: bool
+    """Whether it has been on the device: the next time it is the host that had it, not the store."""
 
 
 @dataclass
 class LoadCounts:
-    """What the tiers below the slots did (the slots count their own hits), and what loading from the store took."""
+    """What the tiers below the slots did (the slots count their own hits), and what loading from the store took.
+
+    `host_hits`: adapters that came into a slot again without the store.
+    """
 
     host_hits: int = 0
     store_loads: int = 0
@@ -144,6 +152,8 @@ class AdapterTiers:
         self._placed: dict[str, _Known] = {}
         self._loading: dict[str, asyncio.Task[_Loaded]] = {}
         self._placing: dict[str, asyncio.Task[None]] = {}
+        self._bases_are_there = False
+        self._finding: dict[str, asyncio.Task[None]] = {}
         self._concurrent = asyncio.Semaphore(CONCURRENT_LOADS)
         self._fetching = asyncio.Semaphore(CONCURRENT_FETCHES)
         self._one_placement = asyncio.Lock()  # a slot that a late one gives back is there for the next
@@ -157,48 +167,96 @@ class AdapterTiers:
         Raises:
             NotFound: an adapter belongs to another tenant and is not shared.
             FailedPrecondition, InvalidArgument: an adapter cannot be loaded, or they do not fit the slots or the host together.
-            Unavailable: the store gave nothing in time.
+            Unavailable: they are not here in time.
         """
         refs = list({ref.key: ref for mixture in mixtures for ref in mixture}.values())
-        for ref in refs:
-            self.counts.host_hits += ref.key not in self._placed and ref.key in self.host
-        here = [one for ref in refs if (one := self._here(ref.key)) is not None]
+        items = await self._brought(tenant, mixtures, refs)
         # What is held already takes no room, so it waits for nobody: a pipeline's stages must not wait for those behind it.
-        at_once = all(self.host.is_held(ref.key) for ref in refs) or not self._waiting.locked()
-        if len(here) == len(refs) and at_once and self.host.hold(self._checked(tenant, mixtures, here)):
-            return AdapterLease(self, [one.known for one in here])
-        async with self._fetching if len(here) < len(refs) else nullcontext():
-            loaded = await asyncio.gather(*(self._on_host(ref) for ref in refs))
-            items = self._checked(tenant, mixtures, loaded)
+        at_once = all(self.host.is_held(key) for key in items) or not self._waiting.locked()
+        if not (at_once and self.host.hold(items)):
+            items.clear()  # its turn may be far: others may have the memory
             async with self._waiting:
+                items = await self._brought(tenant, mixtures, refs)
                 while not self.host.hold(items):
                     self._released.clear()
                     await self._released.wait()
-        return AdapterLease(self, [one.known for one in loaded])
+        return AdapterLease(self, [one.known for one, _ in items.values()])
 
-    def _checked(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], loaded: Sequence[_Loaded]) -> dict[str, tuple[_Loaded, int]]:
+    async def _brought(
+        self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], refs: Sequence[AdapterRef]
+    ) -> dict[str, tuple[_Loaded, int]]:
+        """Adapters in host memory, by key with their bytes, in the order asked for: not held yet, so others may take their place."""
+        here = {ref.key: one for ref in refs if (one := await self._here(ref)) is not None}
+        if len(here) < len(refs):
+            begun = False
+            try:
+                async with asyncio.timeout(self._load_timeout_s), self._fetching:
+                    begun = True
+                    here = await self._fetched(tenant, mixtures, refs)
+            except TimeoutError as error:
+                if not begun:
+                    raise Unavailable(
+                        f"executor: other requests' adapters were still being brought after {self._load_timeout_s:g} s; retry", 1.0
+                    ) from error
+                raise self._late(next((ref for ref in refs if ref.key not in self.host), refs[0])) from error
+        if any(one.adapter.cores for one in here.values()):
+            await self._bases()
+        return self._checked(tenant, mixtures, here)
+
+    async def _fetched(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], refs: Sequence[AdapterRef]) -> dict[str, _Loaded]:
+        """All of them, side by side; what is wrong with one, or with those there are together, is told before the rest is read."""
+        tasks = {ref.key: asyncio.create_task(self._on_host(ref)) for ref in refs}
+        try:
+            here: dict[str, _Loaded] = {}
+            for ended in asyncio.as_completed(tasks.values()):
+                one = await ended
+                here[one.known.ref.key] = one
+                self._checked(tenant, mixtures, here)
+            return {ref.key: here[ref.key] for ref in refs}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _checked(
+        self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], here: Mapping[str, _Loaded]
+    ) -> dict[str, tuple[_Loaded, int]]:
         """What is to be held in host memory, with its bytes: that the tenant may use, and that fits the slots mixture by mixture."""
-        for one in loaded:
+        for one in here.values():
             if one.known.owner != tenant and not one.known.shared:
                 raise NotFound("adapter", one.known.ref.adapter_id)
-        sizes = {one.known.ref.key: one.known.slot_bytes for one in loaded}
         for mixture in mixtures:
             if len(mixture) > self.slots.slots:
                 raise InvalidArgument("adapters", f"holds {len(mixture)}, the executor has {self.slots.slots} slots", "send fewer")
-            if (total := sum(sizes[ref.key] for ref in mixture)) > self.slots.max_bytes:
+            if sum(here[ref.key].known.slot_bytes for ref in mixture if ref.key in here) > self.slots.max_bytes:
                 raise InvalidArgument(
                     "adapters",
-                    f"take {total:,} bytes, the executor's slots hold {self.slots.max_bytes:,}",
+                    f"take more than the {self.slots.max_bytes:,} bytes of the executor's slots",
                     "send fewer, or raise SMOA_EXECUTOR_SLOT_BYTES",
                 )
-        items = {one.known.ref.key: (one, one.adapter.nbytes) for one in loaded}
-        if (total := sum(nbytes for _, nbytes in items.values())) > self.host.max_bytes:
+        if sum(one.adapter.nbytes for one in here.values()) > self.host.max_bytes:
             raise InvalidArgument(
                 "adapters",
-                f"take {total:,} bytes, the executor's host memory holds {self.host.max_bytes:,}",
+                f"take more than the {self.host.max_bytes:,} bytes of the executor's host memory",
                 "send fewer, or raise SMOA_EXECUTOR_HOST_BYTES",
             )
-        return items
+        return {key: (one, one.adapter.nbytes) for key, one in here.items()}
+
+    async def _bases(self) -> None:
+        """Have the device ready for LoRA-XS adapters: before one has a slot, so that whoever needs none waits for nothing."""
+        if self._bases_are_there:
+            return
+        try:
+            async with asyncio.timeout(MOST_WAIT_FOR_BASES_S):
+                await _shared(self._finding, "bases", partial(asyncio.to_thread, self._device.add_bases))
+        except TimeoutError as error:
+            raise Unavailable(
+                "executor: is finding the LoRA-XS bases of its base model, once for each machine; retry in a minute", 60.0
+            ) from error
+        self._bases_are_there = True
+
+    def _late(self, ref: AdapterRef) -> Unavailable:
+        return Unavailable(f"store: {self._store.location} did not give {ref.adapter_id} in {self._load_timeout_s:g} s; retry", 1.0)
 
     def residents(self) -> list[Resident]:
         """What is in the slots, least recently used first."""
@@ -211,47 +269,63 @@ class AdapterTiers:
 
     async def close(self) -> None:
         """End the loads that nobody waits for any more."""
-        tasks = [*self._loading.values(), *self._placing.values()]
+        tasks = [*self._loading.values(), *self._placing.values(), *self._finding.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _here(self, key: str) -> _Loaded | None:
-        """One that is in host memory, or in a slot only, out of which it is copied."""
-        known = self._placed.get(key)
-        return self.host.get(key) or (None if known is None else _Loaded(known, self._device.read(key)))
+    async def _here(self, ref: AdapterRef) -> _Loaded | None:
+        """One that is in host memory, or in a slot only, out of which it is copied.
+
+        Nothing is written to the device meanwhile, so that what is there stays whole even if the slot is given up.
+        """
+        if ref.key in self.host or ref.key not in self._placed:
+            return self.host.get(ref.key)
+        async with self._one_placement:
+            if ref.key in self.host or (known := self._placed.get(ref.key)) is None:
+                return self.host.get(ref.key)
+            try:
+                adapter = await asyncio.to_thread(self._device.read, ref.key)
+            except KeyError:  # the slot was given up before the thread looked
+                return None
+            return self._kept(_Loaded(known, adapter, was_placed=True))
 
     async def _on_host(self, ref: AdapterRef) -> _Loaded:
-        if (here := self._here(ref.key)) is not None:
-            return here
-        return await _shared(self._loading, ref.key, partial(self._load, ref))
+        while (here := await self._here(ref)) is None:
+            if ref.key not in self._loading:
+                # The place is taken by who waits and given back by the load: what nobody waits for any more is not begun.
+                await self._concurrent.acquire()
+                if ref.key in self._loading or ref.key in self.host or ref.key in self._placed:
+                    self._concurrent.release()
+                    continue
+            return await _shared(self._loading, ref.key, partial(self._load, ref), self._concurrent.release)
+        return here
 
     async def _load(self, ref: AdapterRef) -> _Loaded:
-        async with self._concurrent:
-            began_ns = time.perf_counter_ns()
-            try:
-                async with asyncio.timeout(self._load_timeout_s):
-                    data = await self._store.get(ref.digest)
-            except NotFound as error:
-                raise FailedPrecondition(
-                    f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
-                ) from error
-            except TimeoutError as error:
-                raise Unavailable(
-                    f"store: {self._store.location} did not give {ref.adapter_id} in {self._load_timeout_s:g} s; retry", 1.0
-                ) from error
-            adapter = await asyncio.to_thread(decode, data)
-            if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
-                raise InvalidArgument(
-                    "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
-                )
-            converted = await asyncio.to_thread(self._convert, adapter)
-            known = _Known(ref, adapter.manifest.tenant, adapter.manifest.shared, self._device.slot_bytes_of(converted))
-            loaded = _Loaded(known, converted)
-            self.counts.store_loads += 1
-            self.counts.load_us += (time.perf_counter_ns() - began_ns) // 1000
-            self.host.keep(ref.key, loaded, converted.nbytes)
-            return loaded
+        began_ns = time.perf_counter_ns()
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                data = await self._store.get(ref.digest)
+        except NotFound as error:
+            raise FailedPrecondition(
+                f"adapter: the weights of {ref.adapter_id} ({ref.digest[:12]}) are gone, it was purged or never pushed; route again"
+            ) from error
+        except TimeoutError as error:
+            raise self._late(ref) from error
+        adapter = await asyncio.to_thread(decode, data)
+        if (adapter.manifest.adapter_id, adapter.manifest.version) != (ref.adapter_id, ref.version):
+            raise InvalidArgument(
+                "adapters.digest", f"{ref.digest[:12]} is not {ref.adapter_id} version {ref.version}", "send the decision unchanged"
+            )
+        converted = await asyncio.to_thread(self._convert, adapter)
+        known = _Known(ref, adapter.manifest.tenant, adapter.manifest.shared, self._device.slot_bytes_of(converted))
+        self.counts.store_loads += 1
+        self.counts.load_us += (time.perf_counter_ns() - began_ns) // 1000
+        return self._kept(_Loaded(known, converted, was_placed=False))
+
+    def _kept(self, loaded: _Loaded) -> _Loaded:
+        self.host.keep(loaded.known.ref.key, loaded, loaded.adapter.nbytes)
+        return loaded
 
     async def _place(self, refs: Sequence[AdapterRef]) -> None:
         missing = [ref for ref in refs if ref.key not in self._placed]
@@ -261,6 +335,8 @@ class AdapterTiers:
         loaded = await self._on_host(ref)
         async with self._one_placement:
             await asyncio.to_thread(self._device.place, ref.key, loaded.adapter)
+            self.counts.host_hits += loaded.was_placed
+            loaded.was_placed = True
             if ref.key in self.slots:
                 self._placed[ref.key] = loaded.known
             else:  # whoever asked has left, and the slot went to another
@@ -289,13 +365,16 @@ class AdapterTiers:
         assert set(self._placed) <= {key for key, _ in self.slots.residents()}, "an adapter is on the device without a slot"
 
 
-async def _shared(running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[None, None, T]]) -> T:
-    """One task for all who want the same; it goes on, and may fail, after everybody who waited for it has left."""
+async def _shared(
+    running: dict[str, asyncio.Task[T]], key: str, work: Callable[[], Coroutine[None, None, T]], after: Callable[[], None] = lambda: None
+) -> T:
+    """One task for all who want the same; it goes on, and may fail, after everybody who waited for it has left. At last `after`."""
     if key not in running:
         task = running[key] = asyncio.create_task(work(), name=key)
 
         def ended(task: asyncio.Task[T]) -> None:
             del running[key]
+            after()
             if not task.cancelled():
                 task.exception()
 

@@ -61,7 +61,9 @@ def shape_of(config: ModelConfig, max_rank: int, dtype: torch.dtype, max_adapter
     )
 
 
-def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_rank: int, dtype: torch.dtype) -> LoadedAdapter:
+def load_adapter(
+    adapter: Adapter, config: ModelConfig, fingerprint: str, max_rank: int, dtype: torch.dtype, max_bytes: int = sys.maxsize
+) -> LoadedAdapter:
     """An adapter as host tensors in the model's dtype, checked against the model.
 
     A linear that several were fused into is taken apart: they share its A, and each has its rows of B. What a pair's scaling differs by
@@ -69,7 +71,7 @@ def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_ra
 
     Raises:
         FailedPrecondition: trained for another base model.
-        InvalidArgument: a rank over the pool's, an unknown module, a layer or shape the model does not have.
+        InvalidArgument: a rank over the pool's, an unknown module, a layer or shape that the model lacks, or over `max_bytes`.
     """
     manifest = adapter.manifest
     if manifest.base_model != fingerprint:
@@ -77,7 +79,7 @@ def load_adapter(adapter: Adapter, config: ModelConfig, fingerprint: str, max_ra
             f"base_model: adapter {manifest.adapter_id} was trained for {manifest.base_model[:12]}, this executor runs "
             f"{fingerprint[:12]}; send it to an executor with that base model"
         )
-    shape = shape_of(config, max_rank, dtype)
+    shape = shape_of(config, max_rank, dtype, max_bytes)
     shape.check(adapter)
     if manifest.kind == "lora_xs":
         cores = {module: _tensor(adapter.tensors[module]) for module in manifest.modules}

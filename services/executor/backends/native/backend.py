@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class NativeBackend:
         self._placed: dict[str, LoadedAdapter] = {}
         self._sites = [(layer, module) for layer in range(config.layers) for module in MODULES]
         self._bases: Bases | None = bases  # until they are packed
+        self._adding = threading.Lock()
         self._layers = (_Layer * config.layers)()
         self._model = self._packed_model(weights)
         self._cache = torch.zeros(config.layers * blocks * config.kv_heads * 2 * BLOCK_TOKENS * config.head_dim, dtype=dtype)
@@ -135,10 +137,22 @@ class NativeBackend:
         """See `Device`."""
         return adapter.nbytes
 
+    def add_bases(self) -> None:
+        """See `Device`."""
+        with self._adding:
+            if self._bases is None:
+                return
+            linears = {module_path(layer, module): self._layers[layer].linear[MODULES.index(module)] for layer, module in self._sites}
+            for path, (left, right) in padded_bases(self._bases).items():
+                linear = linears[path]
+                linear.right = self._pointer(self._packed(right.T, BASES_RANK))
+                linear.left = self._pointer(self._packed(F.pad(left, (0, _MATRIX_INPUTS - BASES_RANK))))
+            self._bases = None
+
     def place(self, key: str, adapter: LoadedAdapter) -> None:
         """See `Device`. The host's memory is the device's: nothing is copied."""
         if adapter.cores:
-            self._add_bases()
+            self.add_bases()
         self._placed[key] = adapter
 
     def read(self, key: str) -> LoadedAdapter:
@@ -238,17 +252,6 @@ class NativeBackend:
             residual_scale=config.residual_scale,
             logits_scale=config.logits_scale,
         )
-
-    def _add_bases(self) -> None:
-        """Pack the LoRA-XS bases: when the first adapter that needs them is placed, before any mixture of it can run."""
-        if self._bases is None:
-            return
-        linears = {module_path(layer, module): self._layers[layer].linear[MODULES.index(module)] for layer, module in self._sites}
-        for path, (left, right) in padded_bases(self._bases).items():
-            linear = linears[path]
-            linear.right = self._pointer(self._packed(right.T, BASES_RANK))
-            linear.left = self._pointer(self._packed(F.pad(left, (0, _MATRIX_INPUTS - BASES_RANK))))
-        self._bases = None
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None) -> _Linear:
         made = _Linear(weight=self._pointer(self._packed(weight)), outputs=weight.shape[0], inputs=weight.shape[1])

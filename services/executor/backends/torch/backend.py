@@ -6,6 +6,7 @@ Prompts and tokens that decode are one flat batch. On CUDA a step that only deco
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,6 +49,7 @@ class TorchBackend:
         self._pool = RankPool(model.config, slot_bytes, model.dtype, model.device)
         self.max_rank = self._pool.ranks  # whole ranks, whatever modules an adapter has
         self._bases = bases
+        self._adding = threading.Lock()
         self._deltas = DeltaBuffers(self._pool, model.config, rows, model.dtype, model.device)
         # One block more than are given out: rows that only fill a graph up write there.
         shape = (model.config.layers, 2, blocks + 1, BLOCK_TOKENS, model.config.kv_heads, model.config.head_dim)
@@ -59,13 +61,19 @@ class TorchBackend:
         """See `Device`."""
         return self._pool.bytes_of(adapter)
 
-    def place(self, key: str, adapter: LoadedAdapter) -> None:
+    def add_bases(self) -> None:
         """See `Device`."""
-        with self._on_device():
-            if adapter.cores and not self._deltas.lefts:
+        with self._adding, self._on_device():
+            if not self._deltas.lefts:
                 padded = padded_bases(self._bases)
                 self.model.set_bases(padded)
                 self._deltas.set_bases(padded)  # the last: batches with such adapters follow
+
+    def place(self, key: str, adapter: LoadedAdapter) -> None:
+        """See `Device`."""
+        if adapter.cores:
+            self.add_bases()
+        with self._on_device():
             self._pool.place(key, adapter)
 
     def read(self, key: str) -> LoadedAdapter:
