@@ -46,7 +46,7 @@ def make_backend(folder: Path, device: str, rows: int, fused: bool) -> TorchBack
     """A backend with three adapters of each kind a row: `lora_xs` of rank 8, and `lora` of rank 2, on q and v of every layer."""
     model = Llama.load(folder, training_dtype(device), device)
     bases = LoraXsBases(folder, model.fingerprint)
-    slot_bytes = max(64, 6 * rows) * 2**20
+    slot_bytes = max(64, 12 * rows) * 2**20
     backend = TorchBackend(model, bases, blocks=rows * 8, context=8 * BLOCK_TOKENS, rows=rows, slot_bytes=slot_bytes, fused=fused)
     for row in range(rows):
         for one in range(3):

@@ -1,8 +1,12 @@
-"""Settings are frozen dataclasses read from an injected environment; a bad value names its key."""
+"""Settings are frozen dataclasses read from an injected environment; a bad value names its key.
+
+No setting is a number under 0, or under `least` in its field's metadata.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -23,14 +27,17 @@ def from_environment(cls: type[Settings], environment: Mapping[str, str], prefix
     """Build `cls` from `<PREFIX><FIELD>` keys; a field whose metadata has `key` reads that key instead.
 
     Raises:
-        InvalidArgument: a value of the wrong type, naming its key.
+        InvalidArgument: a value of the wrong type or too small, naming its key.
     """
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(cls):
         key = item.metadata.get("key") or f"{prefix}{item.name.upper()}"
         if key in environment:
-            values[item.name] = _parse(key, environment[key], hints[item.name])
+            value = values[item.name] = _parse(key, environment[key], hints[item.name])
+            least = item.metadata.get("least", 0)
+            if isinstance(value, int | float) and not least <= value < math.inf:  # nor is NaN
+                raise InvalidArgument(key, f"{environment[key]!r} is not a number from {least} on", "correct it or unset it")
     return cls(**values)
 
 

@@ -115,7 +115,17 @@ class Executor(NamedTuple):
 
 
 def load(settings: ExecutorSettings) -> Executor:
-    """Load the base model and put an engine around it; not started yet."""
+    """Load the base model and put an engine around it; not started yet.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: see `load_backend`; a step that has not a token for every row.
+    """
+    if settings.step_tokens < settings.rows:
+        raise InvalidArgument(
+            "SMOA_EXECUTOR_STEP_TOKENS",
+            f"{settings.step_tokens} is under the {settings.rows} rows, which all decode at every step",
+            "raise it, or lower SMOA_EXECUTOR_ROWS",
+        )
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)
     backend = load_backend(settings, folder)

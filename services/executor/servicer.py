@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from services.executor.adapters.leases import AdapterRef
-from services.executor.engine.answers import run_answers
 from services.executor.engine.pipeline import Requests, Stage
 from services.executor.engine.port import GenerationUsage, Piece
 from services.executor.engine.sampling import TokenLogprob
@@ -49,7 +48,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         stages, spent = generations[0].stages, list[GenerationUsage]()
         async with AsyncExitStack() as stack:
             publish = stack.enter_context(self._publisher.room_for(_largest_events(request, stages)))
-            pieces = await stack.enter_async_context(aclosing(run_answers(self._requests, generations)))
+            pieces = await stack.enter_async_context(aclosing(self._requests.answers(generations)))
             async for index, piece in pieces:
                 if piece.usage.finish:
                     self._metrics.finished(piece.usage)

@@ -39,11 +39,11 @@ class ExecutorSettings:
     """`cpu` or `cuda`."""
     threads: int = 0
     """Threads of the forward pass; 0: one for each core."""
-    rows: int = 16
+    rows: int = field(default=16, metadata={"least": 1})
     """Requests that are answered at once."""
-    context: int = 1024
+    context: int = field(default=1024, metadata={"least": 1})
     """Most tokens of a prompt and its answer together."""
-    step_tokens: int = 128
+    step_tokens: int = field(default=128, metadata={"least": 1})
     """Most tokens of one step of the model, of prompts and of answers."""
     cache_bytes: int = 0
     """Memory of the key/value cache; 0: what all rows need for whole contexts, at most half of what is free."""
@@ -53,19 +53,19 @@ class ExecutorSettings:
     """Memory of the slots."""
     host_bytes: int = 512 * MIB
     """Memory of the adapters that are kept outside the slots, to be loaded again without the store. It bounds one adapter, too."""
-    load_timeout_s: float = 30.0
+    load_timeout_s: float = field(default=30.0, metadata={"least": 0.001})
     """How long the store may take to give an adapter."""
-    max_rank: int = 256
+    max_rank: int = field(default=256, metadata={"least": 1})
     """Highest rank of a `lora` adapter that is served. How large one may be is for the slots to say."""
     max_waiting: int = 128
     """Requests that may wait for a row; one more is refused with RESOURCE_EXHAUSTED."""
-    max_tokens: int = 512
+    max_tokens: int = field(default=512, metadata={"least": 1})
     """Most tokens of an answer."""
     advertised_address: str = ""
     """host:port at which callers reach this executor, told to the routers; empty: they do not send anybody here by name."""
-    status_interval_s: float = 2.0
+    status_interval_s: float = field(default=2.0, metadata={"least": 0.01})
     """How often the routers are told which adapters are here and how busy it is."""
-    spool_bytes: int = 128 * 2**20
+    spool_bytes: int = field(default=128 * 2**20, metadata={"least": 65536})
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     """How long running requests may take to finish when the service is stopped."""

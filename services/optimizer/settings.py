@@ -23,11 +23,11 @@ class OptimizerSettings:
     """Address of the router, through which adapters are changed."""
     instance_id: str = ""
     """This worker's fixed name in its Kafka group, of each worker its own; empty: none."""
-    partitions: int = 4
+    partitions: int = field(default=4, metadata={"least": 1})
     """Partitions of the topics that are made; at most so many workers share the work."""
     interval_s: float = 60.0
     """How often the library is looked at for what to merge and prune; 0: on SIGUSR1 only."""
-    report_interval_s: float = 1.0
+    report_interval_s: float = field(default=1.0, metadata={"least": 0.01})
     """How often counts are shown in the registry."""
     dry_run: bool = False
     """Only log what would be merged and pruned."""
@@ -61,7 +61,7 @@ class OptimizerSettings:
     """Share of each delta that ties and dare keep."""
     merge_max_error: float = 0.0
     """Share of the average that a `lora` child may lose: its rank is the least that keeps within it. 0: the rank of its parents."""
-    session_timeout_s: float = 8.0
+    session_timeout_s: float = field(default=8.0, metadata={"least": 1})
     """A worker that is silent for so long loses its partitions to the others."""
     join_ttl_s: float = 86400.0
     """Outcomes that come later than this after their decision are not counted."""
@@ -81,7 +81,7 @@ class OptimizerSettings:
     """Nats a token by which a child may be less sure of its parents' right answers than they are."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""
-    half_life_s: float = 7 * 86400.0
+    half_life_s: float = field(default=7 * 86400.0, metadata={"least": 1})
     """After this long an event weighs half as much in the recent counts."""
     max_family: int = 20_000
     """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""

@@ -22,13 +22,13 @@ class RouterSettings:
     """Kafka's address."""
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
     """A Qdrant server for the index; empty: SQLite in the data folder, and one router."""
-    top_k: int = 3
+    top_k: int = field(default=3, metadata={"least": 1})
     """Most adapters of a decision, where a query does not say."""
     score_threshold: float = 0.15
     """Least score of an adapter that was imported without examples, so that its scope is not known."""
     min_confidence: float = 0.45
     """Least probability that a query is in an adapter's scope; 0: never abstain for lack of it."""
-    temperature: float = 0.01
+    temperature: float = field(default=0.01, metadata={"least": 1e-06})
     """Of the softmax that makes weights of scores; higher spreads the weight over more adapters."""
     min_weight: float = 0.1
     """Adapters with a smaller share are left out of a decision."""
@@ -40,17 +40,17 @@ class RouterSettings:
     """Memory of the adapters' records that are kept from disk."""
     cache_ttl_s: float = 300.0
     """How long a decision is given again for an equal query."""
-    spool_bytes: int = 128 * 2**20
+    spool_bytes: int = field(default=128 * 2**20, metadata={"least": 65536})
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     """How long running requests may take to finish when the service is stopped."""
     purge_grace_s: float = 7 * 86400.0
     """How long an adapter must be retired before its weights may be deleted."""
-    max_adapter_bytes: int = 2**30
+    max_adapter_bytes: int = field(default=2**30, metadata={"least": 1})
     """Largest file of an adapter that a tenant may register. Two are read at a time, each into memory as a whole."""
     allow_all_tenants: bool = False
     """Answer listings over all tenants, which the optimizer needs. Then only trusted callers may reach the port."""
-    check_interval_s: float = 1.0
+    check_interval_s: float = field(default=1.0, metadata={"least": 0.01})
     """How often it is seen whether the index is there."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""

@@ -21,7 +21,7 @@ from services.executor.models.config import ModelConfig
 from services.executor.models.prompt import user_turn
 from services.executor.settings import ExecutorSettings
 from smoa.adapter import encode
-from smoa.errors import InvalidArgument, NotFound, Unavailable
+from smoa.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from smoa.store import AdapterStore
 from tests.model_support import BACKENDS, isolated_cache, make_model, random_adapter
 
@@ -241,6 +241,48 @@ async def test_a_host_hit_is_an_adapter_that_comes_back_without_the_store(tmp_pa
         assert (state.store_loads, state.host_hits, state.adapter_misses, state.adapter_hits) == (2, 2, 4, 4)
 
 
+async def test_a_slow_reader_of_a_pipeline_holds_no_stages_adapters(world: World) -> None:
+    first, last = await world.ref(1), await world.ref(2)
+    request = Generation(tenant="a", messages=user_turn("w1 w2"), adapters=(last,), before=(Stage((first,), 3),), max_tokens=100)
+    async with aclosing(world.executor.requests.generate(request)) as pieces:
+        await anext(pieces)
+        assert world.executor.engine._adapters.host.held_bytes == 0
+        assert [piece async for piece in pieces]
+
+
+async def test_many_answers_are_taken_in_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, rows=2, max_waiting=2, max_tokens=190) as world:
+        requests, one = world.executor.requests, Generation(tenant="a", messages=user_turn("w1 w2"), max_tokens=190)
+        async with aclosing(requests.answers([one] * 3)) as pieces:
+            await anext(pieces)
+            steps = world.executor.engine.state().step_tokens
+            with pytest.raises(ResourceExhausted, match=r"^queue: 3 of 4 requests are in flight; retry"):
+                _ = [piece async for piece in requests.answers([one] * 2)]
+            assert await world.text()
+            assert world.executor.engine.state().step_tokens > steps
+        with pytest.raises(InvalidArgument, match=r"^n: 5 is over the 4 requests that may be in flight; ask for fewer answers$"):
+            _ = [piece async for piece in requests.answers([one] * 5)]
+
+
+async def test_a_score_has_a_place_before_its_texts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, rows=1, max_waiting=0, max_tokens=190) as world:
+        requests, read = world.executor.requests, list[str]()
+        answer_ids = requests.tokenizer.answer_ids
+
+        def reads(messages: Any, completion: str) -> list[int]:
+            read.append(completion)
+            return answer_ids(messages, completion)
+
+        monkeypatch.setattr(requests.tokenizer, "answer_ids", reads)
+        async with aclosing(requests.generate(Generation(tenant="a", messages=user_turn("w1"), max_tokens=190))) as pieces:
+            await anext(pieces)
+            with pytest.raises(ResourceExhausted):
+                await requests.score("a", user_turn("w1"), ["w2 " * 10_000] * 64, [])
+        assert read == []
+        assert await requests.score("a", user_turn("w1"), ["w2 w3", "w4"], [])
+        assert read == ["w2 w3", "w4"]
+
+
 async def test_a_request_for_all_slots_leaves_the_batch_full_while_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world_of("native", tmp_path, monkeypatch, slots=8, rows=4, max_tokens=190) as world:
         few, many = [await world.ref(seed) for seed in range(8)], [await world.ref(seed) for seed in range(8, 16)]
@@ -313,6 +355,14 @@ async def test_many_completions_of_a_prompt_are_scored_as_each_alone_and_the_pro
     for completion, scores in zip(completions, together, strict=True):
         alone = (await requests.score("b", user_turn(prompt), [completion], [fresh]))[0]
         assert alone == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_step_smaller_than_the_rows_is_refused_with_the_remedy() -> None:
+    message = (
+        "^SMOA_EXECUTOR_STEP_TOKENS: 128 is under the 256 rows, which all decode at every step; raise it, or lower SMOA_EXECUTOR_ROWS$"
+    )
+    with pytest.raises(InvalidArgument, match=message):
+        load(ExecutorSettings(rows=256))
 
 
 def test_the_fingerprint_is_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ async def test_queue_overflow_is_refused_and_the_rest_complete(world: World) -> 
     errors = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
     assert errors
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert str(errors[0].details()) == "queue: 8 requests are in flight; retry with backoff or add executors"
+    assert str(errors[0].details()) == "queue: 8 of 8 requests are in flight; retry with backoff or add executors"
     assert len({result for result in results if isinstance(result, str)}) == 1
 
 

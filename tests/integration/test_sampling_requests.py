@@ -159,7 +159,7 @@ async def test_several_answers_end_with_their_request(world: World) -> None:
     other = world.client.executor.Generate(executor_pb2.GenerateRequest(prompt=PROMPT, max_tokens=150), timeout=20)
     await other.read()
     code, details = await refused(world, n=8, max_tokens=150)
-    assert (code, details) == ("RESOURCE_EXHAUSTED", "queue: 8 requests are in flight; retry with backoff or add executors")
+    assert (code, details) == ("RESOURCE_EXHAUSTED", "queue: 1 of 8 requests are in flight; retry with backoff or add executors")
     bad = await world.adapter(5, size=1e30, modules=("q_proj", "k_proj"))
     assert await refused(world, n=2, adapters=[bad]) == (
         "FAILED_PRECONDITION",

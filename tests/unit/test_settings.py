@@ -16,6 +16,7 @@ class _Settings:
     flag: bool = False
     count: int = 3
     ratio: float = 0.5
+    rows: int = field(default=16, metadata={"least": 1})
     folder: Path = Path("a")
     name: str = "n"
     limit: int | None = None
@@ -31,8 +32,8 @@ def test_empty_environment_gives_the_defaults() -> None:
 
 
 def test_every_type() -> None:
-    found = _read(APP_FLAG="yes", APP_COUNT="-7", APP_RATIO="1e-3", APP_FOLDER="/x/y", APP_NAME="", APP_LIMIT="9", SHARED_STORE="s3://b")
-    assert found == _Settings(flag=True, count=-7, ratio=0.001, folder=Path("/x/y"), name="", limit=9, store="s3://b")
+    found = _read(APP_FLAG="yes", APP_COUNT="7", APP_RATIO="1e-3", APP_FOLDER="/x/y", APP_NAME="", APP_LIMIT="9", SHARED_STORE="s3://b")
+    assert found == _Settings(flag=True, count=7, ratio=0.001, folder=Path("/x/y"), name="", limit=9, store="s3://b")
     assert isinstance(found.folder, Path)
 
 
@@ -61,6 +62,16 @@ def test_bad_value_names_its_key(key: str, text: str, kind: str, why: str) -> No
         _read(**{key: text})
     assert str(caught.value) == f"{key}: {text!r} is not a valid {kind} ({why}); correct the environment variable or unset it"
     assert caught.value.field == key
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "least"),
+    [("APP_COUNT", "-7", 0), ("APP_RATIO", "nan", 0), ("APP_RATIO", "inf", 0), ("APP_LIMIT", "-1", 0), ("APP_ROWS", "0", 1)],
+)
+def test_a_number_that_nothing_could_run_with(key: str, text: str, least: int) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^{key}: '{text}' is not a number from {least} on; correct it or unset it$"):
+        _read(**{key: text})
+    assert _read(APP_COUNT="0", APP_RATIO="0", APP_ROWS="1") == _Settings(count=0, ratio=0, rows=1)
 
 
 def test_metadata_key_replaces_the_prefixed_one() -> None:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Protocol
 
-from services.executor.engine.pipeline import Generation
 from services.executor.engine.port import Piece
 
 
-class Generator(Protocol):
-    """What answers need of the engine."""
-
-    def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream a completion."""
-
-
-async def run_answers(engine: Generator, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
-    """Stream (which generation, piece) as they come. Closing the iterator ends them all.
+async def run_answers(answers: Sequence[Callable[[], AsyncGenerator[Piece, None]]]) -> AsyncGenerator[tuple[int, Piece], None]:
+    """Stream (which answer, piece) as they come. Closing the iterator ends them all.
 
     The others begin once the first has a token: they find the prompt in the cache then, where all at once would each compute it.
 
     Raises:
-        SmoaError: of the first generation that fails; the others end with it.
+        SmoaError: of the first that fails; the others end with it.
     """
-    if len(generations) == 1:
-        async with aclosing(engine.generate(generations[0])) as pieces:
+    if len(answers) == 1:
+        async with aclosing(answers[0]()) as pieces:
             async for piece in pieces:
                 yield 0, piece
         return
@@ -35,7 +26,7 @@ async def run_answers(engine: Generator, generations: Sequence[Generation]) -> A
 
     async def run(index: int) -> None:
         try:
-            async with aclosing(engine.generate(generations[index])) as pieces:
+            async with aclosing(answers[index]()) as pieces:
                 async for piece in pieces:
                     await arrived.put((index, piece))
         except Exception as error:  # noqa: BLE001  not passed over: the reader raises it
@@ -43,13 +34,13 @@ async def run_answers(engine: Generator, generations: Sequence[Generation]) -> A
 
     running = [asyncio.create_task(run(0), name="answer")]
     try:
-        unfinished = len(generations)
+        unfinished = len(answers)
         while unfinished:
             item = await arrived.get()
             if isinstance(item, Exception):
                 raise item
             if len(running) == 1:
-                running += [asyncio.create_task(run(index), name="answer") for index in range(1, len(generations))]
+                running += [asyncio.create_task(run(index), name="answer") for index in range(1, len(answers))]
             unfinished -= item[1].usage.finish is not None
             yield item
     finally:

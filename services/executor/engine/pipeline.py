@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from services.executor.adapters.leases import AdapterRef
+from services.executor.engine.answers import run_answers
 from services.executor.engine.port import Engine, EngineState, GenerationUsage, Piece, StageRequest
 from services.executor.engine.sampling import Sampling
 from services.executor.models.prompt import Message, PromptTokenizer, check_ids
@@ -73,41 +74,55 @@ class Requests:
         self._in_flight = 0
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
-        """Stream the last stage's text, with the usage of all. Closing the iterator frees all that it holds.
+        """`answers` of one."""
+        async with aclosing(self.answers([generation])) as pieces:
+            async for _, piece in pieces:
+                yield piece
 
-        Every stage is checked, and its adapters are fetched, before the first one runs: a bad one costs nothing.
+    async def answers(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Stream (which generation, piece of its last stage's text), with the usage of all its stages. They are alike but for their seeds.
+
+        Closing the iterator frees all that it holds. All are taken in at once or none, and every stage is checked, and its adapters are
+        fetched, before the first one runs: a bad one costs nothing.
 
         Raises:
             InvalidArgument: a stage's input and max_tokens do not fit the context.
             FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
             ResourceExhausted: too many requests are in flight.
         """
-        async with self._place():
-            began_ns = time.perf_counter_ns()
-            prompt = await self._checked_prompt("prompt", generation.messages, generation.stages[0].max_tokens)
-            for stage in generation.stages[1:]:
-                await self._checked_prompt("prompt", generation.following(""), stage.max_tokens)
+        async with self._places(len(generations)):
+            began_ns, first = time.perf_counter_ns(), generations[0]
+            prompt = await self._checked_prompt("prompt", first.messages, first.stages[0].max_tokens)
+            for stage in first.stages[1:]:
+                await self._checked_prompt("prompt", first.following(""), stage.max_tokens)
+            runs = [partial(self._run, generation, prompt, began_ns) for generation in generations]
+            async with aclosing(run_answers(runs)) as pieces:
+                async for index, piece in pieces:
+                    yield index, piece
+
+    async def _run(self, generation: Generation, prompt: Sequence[int], began_ns: int) -> AsyncGenerator[Piece, None]:
+        async with AsyncExitStack() as held:
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
-            mixtures = [stage.adapters for stage in generation.stages] if generation.before else []
-            async with self._engine.hold(generation.tenant, mixtures):
-                spent: list[GenerationUsage] = []
-                for number, stage in enumerate(generation.before):
-                    text = ""
-                    async with aclosing(self._engine.run_stage(generation.request(stage, prompt))) as pieces:
-                        async for piece in pieces:
-                            text += piece.text
-                            spent += [piece.usage] if piece.usage.finish else []
-                    if not text.strip():
-                        raise FailedPrecondition(
-                            f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters"
-                        )
-                    following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
-                    prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
-                started_us = (time.perf_counter_ns() - began_ns) // 1000
-                request = generation.request(generation.stages[-1], prompt, generation.stop)
-                async with aclosing(self._engine.run_stage(request)) as pieces:
+            if generation.before:
+                mixtures = [stage.adapters for stage in generation.stages]
+                await held.enter_async_context(self._engine.hold(generation.tenant, mixtures))
+            spent: list[GenerationUsage] = []
+            for number, stage in enumerate(generation.before):
+                text = ""
+                async with aclosing(self._engine.run_stage(generation.request(stage, prompt))) as pieces:
                     async for piece in pieces:
-                        yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
+                        text += piece.text
+                        spent += [piece.usage] if piece.usage.finish else []
+                if not text.strip():
+                    raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
+                following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
+                prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
+            started_us = (time.perf_counter_ns() - began_ns) // 1000
+            request = generation.request(generation.stages[-1], prompt, generation.stop)
+            async with aclosing(self._engine.run_stage(request)) as pieces:
+                async for piece in pieces:
+                    await held.aclose()  # the last stage has what it needs: a slow reader keeps nothing else
+                    yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
 
     async def score(
         self, tenant: str, messages: Sequence[Message], completions: Sequence[str], mixture: Sequence[AdapterRef]
@@ -118,17 +133,20 @@ class Requests:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        before = await self._prompt_ids("prompt", messages)
-        size = sum(len(turn.content) for turn in messages)
-        after = [
-            await self._ids("completion", size + len(completion), partial(self.tokenizer.answer_ids, messages, completion))
-            for completion in completions
-        ]
-        if not all(after):
-            raise InvalidArgument("completion", "has no token", "send the text to score")
-        if (most := len(before) + max(map(len, after))) > self._engine.context:
-            raise InvalidArgument("prompt", f"and completion have {most} tokens, over {self._engine.context}", "shorten them")
-        async with self._place():
+        async with self._places(1):
+            before = await self._prompt_ids("prompt", messages)
+            size = sum(len(turn.content) for turn in messages)
+            longest = max(map(len, completions))
+            after = await self._ids(
+                "completion",
+                size + longest,
+                (size + longest) * len(completions),
+                lambda: [self.tokenizer.answer_ids(messages, completion) for completion in completions],
+            )
+            if not all(after):
+                raise InvalidArgument("completion", "has no token", "send the text to score")
+            if (most := len(before) + max(map(len, after))) > self._engine.context:
+                raise InvalidArgument("prompt", f"and completion have {most} tokens, over {self._engine.context}", "shorten them")
             return await self._engine.score(tenant, before, after, mixture)
 
     @property
@@ -154,25 +172,32 @@ class Requests:
         return prompt
 
     async def _prompt_ids(self, field: str, messages: Sequence[Message]) -> list[int]:
-        return await self._ids(field, sum(len(turn.content) for turn in messages), partial(self.tokenizer.prompt_ids, messages))
+        size = sum(len(turn.content) for turn in messages)
+        return (await self._ids(field, size, size, lambda: [self.tokenizer.prompt_ids(messages)]))[0]
 
-    async def _ids(self, field: str, characters: int, encode: Callable[[], list[int]]) -> list[int]:
-        if characters > self._engine.context * LONGEST_TOKEN:
+    async def _ids(self, field: str, longest: int, characters: int, encode: Callable[[], list[list[int]]]) -> list[list[int]]:
+        """What `encode` makes of texts of so many characters, the longest and all."""
+        if longest > self._engine.context * LONGEST_TOKEN:
             raise InvalidArgument(field, f"has more tokens than the context of {self._engine.context}", "shorten it")
-        ids = encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
-        check_ids(field, ids, self._engine.vocabulary)
-        return ids
+        texts = encode() if characters <= _SHORT_TEXT else await asyncio.to_thread(encode)
+        for ids in texts:
+            check_ids(field, ids, self._engine.vocabulary)
+        return texts
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of the requests in flight, however many stages it has."""
-        if self._in_flight >= self._max_in_flight:
-            raise ResourceExhausted(f"queue: {self._in_flight} requests are in flight", "retry with backoff or add executors")
-        self._in_flight += 1
+    async def _places(self, count: int) -> AsyncIterator[None]:
+        """So many of the requests in flight, however many stages they have."""
+        if count > self._max_in_flight:
+            raise InvalidArgument("n", f"{count} is over the {self._max_in_flight} requests that may be in flight", "ask for fewer answers")
+        if self._in_flight + count > self._max_in_flight:
+            raise ResourceExhausted(
+                f"queue: {self._in_flight} of {self._max_in_flight} requests are in flight", "retry with backoff or add executors"
+            )
+        self._in_flight += count
         try:
             yield
         finally:
-            self._in_flight -= 1
+            self._in_flight -= count
 
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:
