@@ -65,7 +65,7 @@ class ExecutorSettings:
     """host:port at which callers reach this executor, told to the routers; empty: they do not send anybody here by name."""
     status_interval_s: float = field(default=2.0, metadata={"least": 0.01})
     """How often the routers are told which adapters are here and how busy it is."""
-    spool_bytes: int = field(default=128 * 2**20, metadata={"least": 65536})
+    spool_bytes: int = 128 * 2**20
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     """How long running requests may take to finish when the service is stopped."""

@@ -40,7 +40,7 @@ class RouterSettings:
     """Memory of the adapters' records that are kept from disk."""
     cache_ttl_s: float = 300.0
     """How long a decision is given again for an equal query."""
-    spool_bytes: int = field(default=128 * 2**20, metadata={"least": 65536})
+    spool_bytes: int = 128 * 2**20
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
     drain_s: float = 5.0
     """How long running requests may take to finish when the service is stopped."""

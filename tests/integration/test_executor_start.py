@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import signal
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import grpc
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from services.executor.app import compute_dtype
 from services.executor.engine.engine import FAILED
@@ -82,9 +85,9 @@ async def test_an_engine_whose_loop_fails_lets_nobody_wait(tmp_path: Path, monke
         assert broken == [True]
 
 
-async def _read(port: int) -> dict[str, float]:
+async def _read(port: int, query: str = "") -> dict[str, float]:
     def get() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics{query}", timeout=5) as answer:
             return str(answer.read().decode())
 
     lines = (await asyncio.to_thread(get)).splitlines()
@@ -117,6 +120,22 @@ async def test_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert {name: found[name] for name in expected} == expected
         assert found["adapter_load_seconds_total"] > 0
         assert found["slot_bytes"] == sum(one.bytes for one in (await world.client.status()).residents)
+
+
+async def test_metrics_are_read_on_the_loop_that_owns_what_they_tell() -> None:
+    threads: list[int] = []
+
+    class Watched(Collector):
+        def collect(self) -> list[Metric]:
+            threads.append(threading.get_ident())
+            return [GaugeMetricFamily("watched", "One.", 1), GaugeMetricFamily("other", "Another.", 2)]
+
+    registry = CollectorRegistry()
+    registry.register(Watched())
+    async with serve_metrics("127.0.0.1:0", registry) as port:
+        assert await _read(port) == {"watched": 1, "other": 2}
+        assert await _read(port, "?name[]=other") == {"other": 2}
+    assert threads == [threading.get_ident()] * 2
 
 
 async def test_a_metrics_address_that_cannot_be() -> None:
