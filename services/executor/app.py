@@ -24,6 +24,7 @@ from services.executor.memory import cache_blocks, free_bytes
 from services.executor.metrics import ExecutorMetrics
 from services.executor.models.base_model import config_of, fingerprint, resolve, weight_files
 from services.executor.models.config import ModelConfig
+from services.executor.models.json_file import read_json
 from services.executor.models.lora_xs_bases import LoraXsBases
 from services.executor.models.prompt import PromptTokenizer
 from services.executor.models.weights import check_files, load_weights
@@ -41,6 +42,7 @@ from smoa.v1 import executor_pb2_grpc
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BACKENDS = ("auto", "native", "torch")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +101,7 @@ def load_backend(settings: ExecutorSettings, folder: Path) -> AnyBackend:
             if settings.backend == "native":
                 raise
             _log.warning("running on torch, which is slower: %s", error)
-    model = Llama(config, {key: weights.pop(key).to(settings.device, dtype) for key in list(weights)}, name)
+    model = Llama.of(config, weights, name, dtype, settings.device)
     return TorchBackend(model, bases, blocks=blocks, context=settings.context, rows=settings.rows, slot_bytes=settings.slot_bytes)
 
 
@@ -128,6 +130,8 @@ def load(settings: ExecutorSettings) -> Executor:
         )
     folder = resolve(settings.base_model)
     _log.info("loading the base model from %s", folder)
+    if asked := _sampling_of(folder):
+        _log.warning("generation_config.json asks for %s: not taken over, an answer is greedy unless its request says otherwise", asked)
     backend = load_backend(settings, folder)
     most_bytes = min(settings.slot_bytes, settings.host_bytes)
     adapters = AdapterTiers(
@@ -153,6 +157,12 @@ def load(settings: ExecutorSettings) -> Executor:
     requests = Requests(engine, tokenizer, max_in_flight=settings.rows + settings.max_waiting, max_tokens=settings.max_tokens)
     shape = shape_of(backend.config, min(settings.max_rank, backend.max_rank), backend.dtype, most_bytes)
     return Executor(engine, requests, backend.fingerprint, folder, shape)
+
+
+def _sampling_of(folder: Path) -> str:
+    """What a model's own configuration would have its answers drawn with; other servers take it for requests that do not say."""
+    given = read_json(folder / "generation_config.json")
+    return ", ".join(f"{name}={given[name]}" for name in _SAMPLING if given.get(name) is not None)
 
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:

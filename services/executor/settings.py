@@ -54,7 +54,7 @@ class ExecutorSettings:
     host_bytes: int = 512 * MIB
     """Memory of the adapters that are kept outside the slots, to be loaded again without the store. It bounds one adapter, too."""
     load_timeout_s: float = field(default=30.0, metadata={"least": 0.001})
-    """How long the store may take to give an adapter."""
+    """How long the store may take to give an adapter, and a request may wait until all of its adapters are here."""
     max_rank: int = field(default=256, metadata={"least": 1})
     """Highest rank of a `lora` adapter that is served. How large one may be is for the slots to say."""
     max_waiting: int = 128

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.executor.app import compute_dtype
+from services.executor.app import compute_dtype, load
 from services.executor.engine.engine import FAILED
 from services.executor.engine.scheduler import Scheduler
 from services.executor.models.base_model import resolve
@@ -26,7 +26,7 @@ from services.local import free_port
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
 from tests.integration.executor_support import running_executor
-from tests.model_support import make_model
+from tests.model_support import isolated_cache, make_model
 
 
 def test_a_model_of_the_hub_is_found_in_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +83,19 @@ async def test_an_engine_whose_loop_fails_lets_nobody_wait(tmp_path: Path, monke
                 await world.text()
             assert (caught.value.code().name, caught.value.details()) == ("UNAVAILABLE", FAILED)
         assert broken == [True]
+
+
+def test_a_models_own_sampling_is_not_taken_over_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    isolated_cache(tmp_path / "cache", monkeypatch)
+    folder = make_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 3, "top_k": None}))
+    load(ExecutorSettings(base_model=str(folder), store=str(tmp_path / "store"), backend="torch", context=64))
+    expected = (
+        "generation_config.json asks for temperature=0.6, top_p=0.9: not taken over, an answer is greedy unless its request says otherwise"
+    )
+    assert expected in caplog.messages
 
 
 async def _read(port: int, query: str = "") -> dict[str, float]:

@@ -156,7 +156,9 @@ def test_the_command_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert re.fullmatch(r"step 1 of at most 300, held-out loss [\d.]+ \(best [\d.]+ at 0\), at most \d+ .* left", lines[2])
     assert re.fullmatch(r"ended after step \d+: the held-out loss was flat .*; kept: the weights of step \d+, held-out loss .*", lines[-1])
     assert decode(file.read_bytes()).manifest.name == "data"
-    fixed = CliRunner().invoke(train_command, [*arguments, "--steps", "12"], catch_exceptions=False)
+    twice = ["--module", "k_proj", "--module", "q_proj", "--module", "k_proj"]
+    fixed = CliRunner().invoke(train_command, [*arguments, "--steps", "12", *twice], catch_exceptions=False)
+    assert decode(file.read_bytes()).manifest.modules == ("k_proj", "q_proj")
     assert "step 12 of 12, " in fixed.stderr
     assert fixed.stderr.splitlines()[-1].startswith("ended after step 12: all 12 steps are done; kept: ")
 

@@ -49,15 +49,16 @@ class Generation:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
 
-    def request(self, stage: Stage, prompt: Sequence[int], stop: tuple[str, ...] = ()) -> StageRequest:
-        """A stage of it, as the engine takes it; stop strings end the last one only."""
+    def request(self, number: int, prompt: Sequence[int]) -> StageRequest:
+        """A stage of it, as the engine takes it: stop strings and log-probabilities are of what is shown."""
+        stage, shown = self.stages[number], number == len(self.before)
         return StageRequest(
             tenant=self.tenant,
             adapters=stage.adapters,
             prompt=prompt,
             max_tokens=stage.max_tokens,
-            sampling=self.sampling,
-            stop=stop,
+            sampling=self.sampling if shown else replace(self.sampling, logprobs=None),
+            stop=self.stop if shown else (),
         )
 
     def following(self, text: str) -> tuple[Message, ...]:
@@ -107,9 +108,9 @@ class Requests:
                 mixtures = [stage.adapters for stage in generation.stages]
                 await held.enter_async_context(self._engine.hold(generation.tenant, mixtures))
             spent: list[GenerationUsage] = []
-            for number, stage in enumerate(generation.before):
+            for number in range(len(generation.before)):
                 text = ""
-                async with aclosing(self._engine.run_stage(generation.request(stage, prompt))) as pieces:
+                async with aclosing(self._engine.run_stage(generation.request(number, prompt))) as pieces:
                     async for piece in pieces:
                         text += piece.text
                         spent += [piece.usage] if piece.usage.finish else []
@@ -118,8 +119,7 @@ class Requests:
                 following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
                 prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
             started_us = (time.perf_counter_ns() - began_ns) // 1000
-            request = generation.request(generation.stages[-1], prompt, generation.stop)
-            async with aclosing(self._engine.run_stage(request)) as pieces:
+            async with aclosing(self._engine.run_stage(generation.request(len(generation.before), prompt))) as pieces:
                 async for piece in pieces:
                     await held.aclose()  # the last stage has what it needs: a slow reader keeps nothing else
                     yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece

@@ -177,8 +177,12 @@ class Llama:
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: str = "cpu") -> Llama:
         """Load a model folder onto `device` in `dtype`; its fingerprint is taken from the files, before the cast."""
-        weights = {key: value.to(device, dtype) for key, value in load_weights(folder).items()}
-        return cls(ModelConfig.from_folder(folder), weights, fingerprint(folder))
+        return cls.of(ModelConfig.from_folder(folder), load_weights(folder), fingerprint(folder), dtype, device)
+
+    @classmethod
+    def of(cls, config: ModelConfig, weights: dict[str, Tensor], name: str, dtype: torch.dtype, device: str) -> Llama:
+        """Move weights onto `device` in `dtype`, emptying the mapping as it goes."""
+        return cls(config, {key: weights.pop(key).to(device, dtype) for key in list(weights)}, name)
 
     @property
     def dtype(self) -> torch.dtype:
