@@ -47,8 +47,8 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.router import BASE
 from examples.generated import generate
-from services.router.index_server import payload_of
-from services.router.library import AdapterRecord, Reach
+from services.router.catalogue.records import AdapterRecord, Reach
+from services.router.search.index_server import payload_of
 from smoa.adapter import new_adapter_id
 
 QUANTIZATIONS = {

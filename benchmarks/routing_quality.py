@@ -25,16 +25,16 @@ from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.router import BASE
 from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
-from services.router.cache import RoutingCache
-from services.router.compositions import Compositions
-from services.router.importing import Imported
-from services.router.index_local import LocalIndex
-from services.router.library import AdapterRecord
-from services.router.ranker import Numbers, Ranker, builtin
-from services.router.ranker_training import Logged, beats_hybrid, train
-from services.router.registry import Registry
-from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
-from services.router.scoring import Hints
+from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.importing import Imported
+from services.router.catalogue.records import AdapterRecord
+from services.router.catalogue.registry import Registry
+from services.router.learning.ranker import Numbers, Ranker, builtin
+from services.router.learning.ranker_training import Logged, beats_hybrid, train
+from services.router.routing.cache import RoutingCache
+from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
+from services.router.routing.scoring import Hints
+from services.router.search.index_local import LocalIndex
 from smoa.adapter import new_adapter_id
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition

@@ -12,10 +12,10 @@ from typing import Final
 from services.optimizer.counting import decay
 from services.optimizer.policy import AdapterView, Rules, merges, prunes
 from services.optimizer.trial import Arm, TrialRules, judge
-from services.router.canaries import Canaries
-from services.router.library import AdapterRecord, AdapterRef, State
-from services.router.scoring import Chosen
-from services.router.statistics import Statistics
+from services.router.catalogue.records import AdapterRecord, AdapterRef, State
+from services.router.catalogue.statistics import Statistics
+from services.router.routing.canaries import Canaries
+from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
 
 HOUR_S: Final = 3600.0

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from services.router.cache import RoutingCache
-from services.router.canaries import MAX_CANARIES
-from services.router.changes import ARRIVALS, Change, now_us
-from services.router.compositions import Compositions
-from services.router.index import AdapterIndex
-from services.router.library import Scope
+from services.router.api.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
+from services.router.catalogue.changes import ARRIVALS, Change, now_us
+from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.index import AdapterIndex
+from services.router.catalogue.records import Scope
+from services.router.catalogue.registry import Registry
+from services.router.catalogue.replacing import MAX_CANARIES
+from services.router.lifecycle_consumer import News
 from services.router.metrics import RouterMetrics
-from services.router.news import News
-from services.router.registry import Registry
-from services.router.routing import Choice, RouteQuery, Router, RoutingDefaults
-from services.router.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
+from services.router.routing.cache import RoutingCache
+from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.settings import RouterSettings
 from smoa.embedding import StaticEmbedder
 from smoa.errors import SmoaError
@@ -38,11 +38,11 @@ async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
     if settings.qdrant_url:
         from qdrant_client import AsyncQdrantClient
 
-        from services.router.index_server import WRITE_TIMEOUT_S, ServerIndex
+        from services.router.search.index_server import WRITE_TIMEOUT_S, ServerIndex
 
         client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=int(WRITE_TIMEOUT_S))
         return await ServerIndex.open(client, dimension)
-    from services.router.index_local import LocalIndex
+    from services.router.search.index_local import LocalIndex
 
     return await LocalIndex.open(settings.data_folder / "index", dimension, settings.record_cache_bytes)
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from services.router.app import open_index
-from services.router.journal import Journal, rebuild
-from services.router.learning import Step, next_step
-from services.router.news import RANKER_KEY
-from services.router.ranker import FEATURES, Ranker, builtin
-from services.router.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
+from services.router.catalogue.registration_log import Journal, rebuild
+from services.router.learning.publication import Step, next_step
+from services.router.learning.ranker import FEATURES, Ranker, builtin
+from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
+from services.router.lifecycle_consumer import RANKER_KEY
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
 from smoa.cli.tables import show_table

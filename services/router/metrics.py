@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.router.index import AdapterIndex
-from services.router.routing import Router
+from services.router.catalogue.index import AdapterIndex
+from services.router.routing.router import Router
 from smoa.publisher import EventPublisher
 
 _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 microseconds to 150 milliseconds, each a fifth more

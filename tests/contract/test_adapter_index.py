@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from services.router.index import AdapterIndex, Vector
-from services.router.index_local import LocalIndex
-from services.router.index_server import ServerIndex
-from services.router.library import AdapterRecord, Kept, Reach, Scope
-from services.router.statistics import Statistics
+from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.records import AdapterRecord, Kept, Reach, Scope
+from services.router.catalogue.statistics import Statistics
+from services.router.search.index_local import LocalIndex
+from services.router.search.index_server import ServerIndex
 from smoa.adapter import new_adapter_id
 from smoa.embedding import normalised
 

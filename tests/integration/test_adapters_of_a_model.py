@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.router.registry import Registry
+from services.router.catalogue.registry import Registry
 from smoa.adapter import Adapter, decode, encode
 from smoa.embedding import StaticEmbedder
 from smoa.errors import InvalidArgument, SmoaError

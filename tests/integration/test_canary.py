@@ -16,7 +16,7 @@ from services.optimizer.gate import Finding, Gate
 from services.optimizer.optimizer import Caution, Optimizer
 from services.optimizer.policy import Rules
 from services.optimizer.trial import TrialRules
-from services.router.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
+from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.router.compositions import Compositions
-from services.router.index_local import LocalIndex
-from services.router.library import AdapterRecord
+from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.records import AdapterRecord
+from services.router.search.index_local import LocalIndex
 from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2

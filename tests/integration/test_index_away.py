@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import AsyncQdrantClient
 
 from services.router.app import build
-from services.router.index_local import LocalIndex
-from services.router.index_server import ServerIndex
-from services.router.library import Reach
+from services.router.catalogue.records import Reach
+from services.router.search.index_local import LocalIndex
+from services.router.search.index_server import ServerIndex
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.router import index_local, pool
-from services.router.index import Vector
-from services.router.index_local import FILE, LocalIndex
-from services.router.library import EVERY_STATE, AdapterRecord, Reach, Scope
-from services.router.record_file import RecordFile
+from services.router.catalogue.index import Vector
+from services.router.catalogue.record_file import RecordFile
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope
+from services.router.search import index_local, pool
+from services.router.search.index_local import FILE, LocalIndex
 from smoa.errors import FailedPrecondition
 from tests.contract.test_adapter_index import PUBLIC, record
 

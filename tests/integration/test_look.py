@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from services.local import free_port
-from services.router.cache import RoutingCache
-from services.router.canaries import FIRST_QUERIES
-from services.router.compositions import Compositions
-from services.router.index_local import LocalIndex
-from services.router.registry import Registry
-from services.router.routing import RouteQuery, Router
+from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.registry import Registry
+from services.router.routing.cache import RoutingCache
+from services.router.routing.canaries import FIRST_QUERIES
+from services.router.routing.router import RouteQuery, Router
+from services.router.search.index_local import LocalIndex
 from smoa.embedding import StaticEmbedder
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2

@@ -21,12 +21,12 @@ from qdrant_client import AsyncQdrantClient
 
 from services.local import free_port
 from services.router.app import build
-from services.router.cache import RoutingCache
 from services.router.commands import _announce, announced, read_logs, router_group
-from services.router.index_server import ServerIndex
-from services.router.news import RANKER_KEY, News
-from services.router.ranker import Ranker, builtin
-from services.router.routing import Router
+from services.router.learning.ranker import Ranker, builtin
+from services.router.lifecycle_consumer import RANKER_KEY, News
+from services.router.routing.cache import RoutingCache
+from services.router.routing.router import Router
+from services.router.search.index_server import ServerIndex
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from services.router.catalogue.registration_log import Journal, rebuild
 from services.router.commands import router_group
-from services.router.index_local import LocalIndex
-from services.router.journal import Journal, rebuild
+from services.router.search.index_local import LocalIndex
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.router import registry as registry_module
-from services.router.changes import Change
-from services.router.index_local import LocalIndex
-from services.router.registry import Registry
+from services.router.catalogue import registry as registry_module
+from services.router.catalogue.changes import Change
+from services.router.catalogue.registry import Registry
+from services.router.search.index_local import LocalIndex
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore

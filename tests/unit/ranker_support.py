@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.router.posteriors import Posterior
-from services.router.ranker import considered
-from services.router.ranker_training import Logged
+from services.router.learning.posteriors import Posterior
+from services.router.learning.ranker import considered
+from services.router.learning.ranker_training import Logged
 
 
 def success_log(count: int, seed: int = 0, *, against: bool = False) -> list[Logged]:

@@ -6,9 +6,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.router.cache import ENTRY_BYTES, BoundedCache, RoutingCache
-from services.router.routing import RouteQuery
-from services.router.scoring import Hints
+from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from services.router.routing.cache import RoutingCache
+from services.router.routing.router import RouteQuery
+from services.router.routing.scoring import Hints
 
 
 class _Clock:

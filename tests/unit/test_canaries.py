@@ -7,10 +7,10 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, Canaries
-from services.router.library import AdapterRecord, AdapterRef, State
-from services.router.scoring import Chosen
-from services.router.statistics import Statistics
+from services.router.catalogue.records import AdapterRecord, AdapterRef, State
+from services.router.catalogue.statistics import Statistics
+from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, Canaries
+from services.router.routing.scoring import Chosen
 
 
 def _record(name: str, parents: tuple[str, ...] = (), state: State = "canary", share: float = 1.0, outcomes: int = 0) -> AdapterRecord:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.clusters import JOIN_COSINE, MAX_CLUSTERS, Clusters
-from services.router.index import Vector
+from services.router.catalogue.index import Vector
+from services.router.search.clusters import JOIN_COSINE, MAX_CLUSTERS, Clusters
 
 
 def _unit(rows: Vector) -> Vector:

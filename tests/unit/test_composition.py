@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.composition import Node, PlannedStage, by_success, leaves, parse, plan
-from services.router.statistics import Statistics
+from services.router.catalogue.composition import Node, PlannedStage, by_success, leaves, parse, plan
+from services.router.catalogue.statistics import Statistics
 from smoa.errors import InvalidArgument
 
 Tree = dict[str, Any]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.router.confidence import FIT_HALFWAY, PROTOTYPES, confidence, nearest_prototype, prototypes_of
-from services.router.index import Vector
+from services.router.catalogue.index import Vector
+from services.router.catalogue.prototypes import PROTOTYPES, prototypes_of
+from services.router.routing.confidence import FIT_HALFWAY, confidence, nearest_prototype
 
 
 def _around(centres: int, each: int, seed: int = 0) -> Vector:

@@ -7,7 +7,7 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.fleet import STALE_S, Executor, Fleet
+from services.router.routing.executors import STALE_S, Executor, Fleet
 from smoa.model_shape import ModelShape
 
 NOW = 1_000_000_000

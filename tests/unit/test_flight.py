@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.router.flight import SingleFlight
+from services.router.routing.single_flight import SingleFlight
 
 
 class _Work:

@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from services.router.learning import MIN_LIVE, next_step
-from services.router.posteriors import Posterior
-from services.router.ranker import Ranker, builtin, considered
-from services.router.ranker_training import Logged
+from services.router.learning.posteriors import Posterior
+from services.router.learning.publication import MIN_LIVE, next_step
+from services.router.learning.ranker import Ranker, builtin, considered
+from services.router.learning.ranker_training import Logged
 from smoa.errors import FailedPrecondition
 from tests.unit.ranker_support import success_log
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.library import AdapterRecord, Reach, State, pool_of
+from services.router.catalogue.records import AdapterRecord, Reach, State, pool_of
 from smoa.identifiers import TENANT_PATTERN
 from tests.contract.test_adapter_index import record
 

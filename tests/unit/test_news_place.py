@@ -6,7 +6,7 @@ from unittest.mock import AsyncMock, MagicMock
 
 from aiokafka import TopicPartition
 
-from services.router.news import News
+from services.router.lifecycle_consumer import News
 from smoa.events import EXECUTORS
 
 

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.router.index import Vector
-from services.router.pool import EXACT_ROWS, FLAT_ROWS, Successor, VectorPool, cells_for
-from services.router.vectors import Encoded
+from services.router.catalogue.encoded_vectors import Encoded
+from services.router.catalogue.index import Vector
+from services.router.search.pool import EXACT_ROWS, FLAT_ROWS, Successor, VectorPool, cells_for
 
 DIMENSION = 128
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
-from services.router.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
-from services.router.ranker_training import beats_hybrid, evaluate, fit, train
-from services.router.statistics import Statistics
+from services.router.catalogue.statistics import Statistics
+from services.router.learning.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
+from services.router.learning.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
+from services.router.learning.ranker_training import beats_hybrid, evaluate, fit, train
 from smoa.errors import FailedPrecondition, InvalidArgument
 from tests.unit.ranker_support import success_log
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.library import AdapterRecord, Candidate
-from services.router.scoring import (
+from services.router.catalogue.records import AdapterRecord, Candidate
+from services.router.routing.scoring import (
     MAX_MIXED,
     Chosen,
     Hints,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.statistics import COUNTED, MAX_EPOCHS, EpochCounts, Statistics
+from services.router.catalogue.statistics import COUNTED, MAX_EPOCHS, EpochCounts, Statistics
 from smoa.errors import FailedPrecondition
 
 NOW_US = 1000

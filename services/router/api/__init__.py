@@ -1,0 +1,1 @@
+"""gRPC to the domain and back."""

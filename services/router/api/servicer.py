@@ -1,0 +1,390 @@
+"""Protobuf to domain and back, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from services.router.catalogue.changes import Change
+from services.router.catalogue.compositions import Composition, Compositions, Stage
+from services.router.catalogue.importing import Imported
+from services.router.catalogue.merges import Merges
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Scope, State
+from services.router.catalogue.registry import Registry
+from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, Statistics
+from services.router.metrics import RouterMetrics
+from services.router.routing.router import Choice, RoutedQuery, RouteQuery, Router
+from services.router.routing.scoring import Hints
+from smoa.errors import InvalidArgument
+from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
+from smoa.identifiers import check_ulid, checked_tenant
+from smoa.publisher import EventPublisher
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import events_pb2, feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc
+
+Context = Any
+MAX_BATCH = 256
+_STATES: dict[int, State] = {
+    common.ADAPTER_STATE_ACTIVE: "active",
+    common.ADAPTER_STATE_RETIRED: "retired",
+    common.ADAPTER_STATE_PURGED: "purged",
+    common.ADAPTER_STATE_CANARY: "canary",
+    common.ADAPTER_STATE_MISSING: "missing",
+}
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka."""
+
+    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics) -> None:
+        self._router, self._publisher, self._route_seconds = router, publisher, metrics.route_seconds
+        self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
+
+    async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
+        """See the contract."""
+        with self._route_seconds.time():
+            decision = await self._decide(request)
+            self._publish([decision])
+            return decision
+
+    async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
+        """See the contract."""
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
+        decisions = [await self._decide(one) for one in request.requests]
+        self._publish(decisions)
+        return router_pb2.RouteBatchResponse(decisions=decisions)
+
+    def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
+        """Let them be counted, but for those without an id, which were only a look."""
+        if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
+            self._publisher.publish(events)
+
+    async def _decide(self, request: router_pb2.RouteRequest) -> router_pb2.Decision:
+        routed = await self._router.route(_to_query(request), look=request.look)
+        if not routed.cached:
+            return to_decision(routed)
+        made = self._messages.get(routed.choice)
+        if made is None:  # it lives as long as the choice does
+            made = self._messages[routed.choice] = to_decision(routed)
+        decision = router_pb2.Decision()
+        decision.CopyFrom(made)
+        decision.decision_id, decision.executor = routed.decision_id, routed.executor
+        decision.handler_us, decision.decided_at_us = routed.handler_us, routed.decided_at_us
+        return decision
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """`smoa.v1.FeedbackService`: an outcome is acknowledged once it is on disk, on its way to Kafka."""
+
+    def __init__(self, publisher: EventPublisher) -> None:
+        self._publisher = publisher
+
+    async def ReportOutcome(  # noqa: N802
+        self, request: feedback_pb2.ReportOutcomeRequest, context: Context
+    ) -> feedback_pb2.ReportOutcomeResponse:
+        """See the contract."""
+        outcome = request.outcome
+        check_ulid(outcome.decision_id, "outcome.decision_id", "send the id that Route returned")
+        if outcome.HasField("score") and not 0 <= outcome.score <= 1:
+            raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
+        outcome.tenant = checked_tenant(outcome.tenant)
+        check_example(outcome, "outcome.")
+        outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
+        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
+        return feedback_pb2.ReportOutcomeResponse()
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """`smoa.v1.RegistryService`."""
+
+    def __init__(self, registry: Registry, compositions: Compositions) -> None:
+        self._registry, self._compositions, self._merges = registry, compositions, Merges(registry)
+
+    async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples, replace=request.replace))
+
+    async def ImportAdapters(  # noqa: N802
+        self, request_iterator: AsyncIterator[registry_pb2.ImportAdaptersRequest], context: Context
+    ) -> AsyncIterator[registry_pb2.ImportAdaptersResponse]:
+        """See the contract."""
+        durable = added = missing = 0
+        async for request in request_iterator:
+            imported = await asyncio.to_thread(lambda: [_to_imported(one) for one in request.adapters])  # noqa: B023  awaited at once
+            counts = await self._registry.import_adapters(request.tenant, imported, files_unchecked=request.files_unchecked)
+            durable, added, missing = durable + len(imported), added + counts.added, missing + counts.missing
+            yield registry_pb2.ImportAdaptersResponse(durable=durable, added=added, missing=missing)
+
+    async def GetAdapter(self, request: registry_pb2.GetAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.get(request.tenant, request.adapter_id))
+
+    async def ListAdapters(  # noqa: N802
+        self, request: registry_pb2.ListAdaptersRequest, context: Context
+    ) -> registry_pb2.ListAdaptersResponse:
+        """See the contract."""
+        scope = Scope(
+            tenant=None if request.all_tenants else checked_tenant(request.tenant),
+            base_model=request.base_model or None,
+            states=tuple(_STATES[state] for state in request.states if state in _STATES) or ("active",),
+            all_tags=tuple(request.tags),
+            name=request.name or None,
+        )
+        records, token = await self._registry.list_adapters(scope, request.page_size, request.page_token)
+        return registry_pb2.ListAdaptersResponse(adapters=[to_adapter(record) for record in records], next_page_token=token)
+
+    async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(
+            await self._registry.update(
+                request.tenant,
+                request.adapter_id,
+                name=request.name if request.HasField("name") else None,
+                tags=tuple(request.tags) if request.replace_tags else None,
+                examples=request.examples,
+                statistics=_reported(request.statistics) if request.HasField("statistics") else None,
+                pinned=request.pinned if request.HasField("pinned") else None,
+            )
+        )
+
+    async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence))
+
+    async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.restore(request.tenant, request.adapter_id))
+
+    async def PurgeAdapter(self, request: registry_pb2.PurgeAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await self._registry.purge(request.tenant, request.adapter_id))
+
+    async def ApplyMerge(self, request: registry_pb2.ApplyMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(
+            await self._merges.apply(
+                request.tenant,
+                request.merge_id,
+                request.child_digest,
+                request.parent_ids,
+                request.reason,
+                request.canary_share,
+                request.evidence,
+            )
+        )
+
+    async def SettleMerge(self, request: registry_pb2.SettleMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(
+            await self._merges.settle(
+                request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence
+            )
+        )
+
+    async def CreateComposition(  # noqa: N802
+        self, request: registry_pb2.CreateCompositionRequest, context: Context
+    ) -> registry_pb2.Composition:
+        """See the contract."""
+        by_success = request.weighting == registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS
+        root = MessageToDict(request.root)
+        return _to_composition(await self._compositions.create(request.tenant, request.name, root, by_success=by_success))
+
+    async def GetComposition(self, request: registry_pb2.GetCompositionRequest, context: Context) -> registry_pb2.Composition:  # noqa: N802
+        """See the contract."""
+        return _to_composition(await self._compositions.get(request.tenant, name=request.name, composition_id_=request.composition_id))
+
+    async def ListCompositions(  # noqa: N802
+        self, request: registry_pb2.ListCompositionsRequest, context: Context
+    ) -> registry_pb2.ListCompositionsResponse:
+        """See the contract."""
+        found, token = await self._compositions.page(request.tenant, request.page_size, request.page_token)
+        return registry_pb2.ListCompositionsResponse(compositions=[_to_composition(one) for one in found], next_page_token=token)
+
+    async def DeleteComposition(  # noqa: N802
+        self, request: registry_pb2.DeleteCompositionRequest, context: Context
+    ) -> registry_pb2.DeleteCompositionResponse:
+        """See the contract."""
+        await self._compositions.delete(request.tenant, request.composition_id)
+        return registry_pb2.DeleteCompositionResponse()
+
+
+def _to_imported(one: registry_pb2.ImportedAdapter) -> Imported:
+    adapter = one.adapter
+    record = AdapterRecord(
+        adapter_id=adapter.adapter_id,
+        version=adapter.version,
+        digest=adapter.digest,
+        tenant="",
+        name=adapter.name,
+        kind=_word(common.AdapterKind, adapter.kind, "ADAPTER_KIND_", "kind"),
+        granularity="",
+        specialization=_word(common.Specialization, adapter.specialization, "SPECIALIZATION_", "specialization"),
+        base_model=adapter.base_model,
+        rank=adapter.rank,
+        modules=tuple(adapter.modules),
+        parameter_count=adapter.parameter_count,
+        file_bytes=adapter.file_bytes,
+        tags=tuple(adapter.tags),
+        shared=adapter.shared,
+        examples=tuple(one.examples),
+    )
+    return Imported(record, np.array(one.vector, np.float32) if one.vector else None)
+
+
+def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
+    strategy = _word(common.RoutingStrategy, request.strategy, "ROUTING_STRATEGY_", "strategy")
+    specialization = _word(common.Specialization, request.specialization, "SPECIALIZATION_", "specialization")
+    return RouteQuery(
+        query=request.query,
+        base_model=request.base_model,
+        tenant=request.tenant,
+        strategy="hybrid" if strategy == "unspecified" else strategy,
+        top_k=request.top_k if request.HasField("top_k") else None,
+        score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
+        hints=Hints(
+            tags=tuple(request.tags),
+            specialization="" if specialization == "unspecified" else specialization,
+            task_id=request.task_id,
+        ),
+        composition=request.composition,
+    )
+
+
+@cache
+def _word(enum: Any, value: int, prefix: str, field: str) -> str:
+    """The word of an enum's value.
+
+    Raises:
+        InvalidArgument: a value that this version does not know.
+    """
+    try:
+        return str(enum.Name(value)).removeprefix(prefix).lower()
+    except ValueError as error:
+        raise InvalidArgument(field, f"{value} is unknown", f"use a {enum.DESCRIPTOR.name} of smoa.v1") from error
+
+
+def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
+    """The contract's form of an answer."""
+    return router_pb2.Decision(
+        decision_id=routed.decision_id,
+        tenant=routed.query.tenant,
+        base_model=routed.query.base_model,
+        strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
+        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.choice.chosen],
+        cached=routed.cached,
+        handler_us=routed.handler_us,
+        decided_at_us=routed.decided_at_us,
+        stages=[_to_stage(stage) for stage in routed.stages],
+        confidence=routed.choice.confidence,
+        ranked=[
+            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity)
+            for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
+        ],
+        ranker=routed.choice.ranker,
+        executor=routed.executor,
+        task_id=routed.query.hints.task_id,
+    )
+
+
+def _to_stage(stage: Stage) -> common.Stage:
+    return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
+
+
+def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score)
+
+
+def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
+    """The contract's form of a record; examples stay inside."""
+    return registry_pb2.Adapter(
+        adapter_id=record.adapter_id,
+        version=record.version,
+        digest=record.digest,
+        tenant=record.tenant,
+        name=record.name,
+        kind=f"ADAPTER_KIND_{record.kind.upper()}",
+        granularity=f"GRANULARITY_{record.granularity}",
+        specialization=f"SPECIALIZATION_{record.specialization.upper()}",
+        base_model=record.base_model,
+        rank=record.rank,
+        modules=record.modules,
+        parameter_count=record.parameter_count,
+        tags=record.tags,
+        shared=record.shared,
+        example_count=len(record.examples),
+        parents=record.parents,
+        state=f"ADAPTER_STATE_{record.state.upper()}",
+        state_reason=record.state_reason,
+        created_at_us=record.created_at_us,
+        updated_at_us=record.updated_at_us,
+        statistics=_statistics(record.statistics),
+        merge_id=record.merge_id,
+        file_bytes=record.file_bytes,
+        pinned=record.pinned,
+        canary_share=record.canary_share,
+        canary_baseline={name: _statistics(one) for name, one in record.canary_baseline.items()},
+        restored_at_us=record.restored_at_us,
+        restored_baseline=_statistics(record.restored_baseline) if record.restored_at_us else None,
+    )
+
+
+def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:
+    epochs = {name: registry_pb2.EpochCounts(**vars(one)) for name, one in counts.epochs.items()}
+    return registry_pb2.AdapterStatistics(**{**vars(counts), "epochs": epochs})
+
+
+def _reported(report: registry_pb2.AdapterStatistics) -> Statistics:
+    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(Statistics) if field.name != "epochs"}
+    # Written so that NaN does not pass.
+    sane = all(0 <= value <= (MAX_COUNT if name in COUNTED else sys.float_info.max) for name, value in values.items() if name != "epoch")
+    if not sane or report.successes > report.outcomes:
+        problem = "holds a negative count, one that nobody can have counted, or more successes than outcomes"
+        raise InvalidArgument("statistics", problem, "send what was counted")
+    if len(report.epoch) > MAX_EPOCH_CHARACTERS or report.epoch == OLDER:
+        remedy = f"give at most {MAX_EPOCH_CHARACTERS} characters, and not {OLDER!r}"
+        raise InvalidArgument("statistics.epoch", f"{report.epoch[:80]!r} cannot be one", remedy)
+    return Statistics(**values)
+
+
+def _to_composition(composition: Composition) -> registry_pb2.Composition:
+    return registry_pb2.Composition(
+        composition_id=composition.composition_id,
+        tenant=composition.tenant,
+        name=composition.name,
+        root=ParseDict(composition.root, registry_pb2.CompositionNode()),
+        created_at_us=composition.created_at_us,
+        weighting=registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS if composition.by_success else None,
+        adapter_ids=composition.adapter_ids,
+        children=composition.children,
+        parents=composition.parents,
+    )
+
+
+def lifecycle_event(change: Change) -> Event:
+    """A change of the library on its way to Kafka."""
+    record = change.record
+    return event(
+        LIFECYCLE,
+        record.adapter_id,
+        events_pb2.LifecycleEvent(
+            adapter_id=record.adapter_id,
+            tenant=record.tenant,
+            action=f"LIFECYCLE_ACTION_{change.action.upper()}",
+            reason=change.reason,
+            occurred_at_us=record.updated_at_us,
+            merge_id=record.merge_id,
+            parents=record.parents,
+            digest=record.digest,
+            evidence=dict(change.evidence),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What adapters and compositions there are, and every change of it."""

@@ -1,0 +1,101 @@
+"""What an imported adapter must be: the checks of a file's manifest, on what its owner says of it. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from services.router.catalogue.index import Vector
+from services.router.catalogue.records import AdapterRecord
+from smoa.adapter import check_labels, check_texts, granularity_of
+from smoa.errors import InvalidArgument
+from smoa.identifiers import check_ulid
+from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_RANK, MAX_VERSION, MIN_EXAMPLES
+from smoa.store import AdapterStore
+
+MAX_IMPORT: Final = 1000
+MAX_REASON_CHARACTERS: Final = 2000
+
+
+class ImportCounts(NamedTuple):
+    """Of an import: adapters that were not there before, and those whose file is not in the store."""
+
+    added: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An adapter as its owner describes it; `vector` is None when it is to be made of the examples."""
+
+    record: AdapterRecord
+    vector: Vector | None
+
+
+def check_imported(imported: Sequence[Imported], dimension: int) -> list[Imported]:
+    """The same with granularities, and vectors of length one.
+
+    Raises:
+        InvalidArgument: naming the first adapter and field that is wrong.
+    """
+    if not 1 <= len(imported) <= MAX_IMPORT:
+        raise InvalidArgument("adapters", f"holds {len(imported)}", f"send 1 to {MAX_IMPORT:,} a request")
+    return [_checked(one, f"adapters[{place}]", dimension) for place, one in enumerate(imported)]
+
+
+def _checked(one: Imported, where: str, dimension: int) -> Imported:
+    record = one.record
+    try:
+        check_ulid(record.adapter_id)
+        AdapterStore.key(record.digest)
+        check_labels("", record.name, record.tags)
+        check_texts("modules", record.modules, MAX_MODULES)
+        check_texts("base_model", (record.base_model,), 1)
+        granularity = granularity_of(record.parameter_count)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}.{error.field}", error.problem, error.remedy) from error
+    limits = (
+        ("version", 1 <= record.version <= MAX_VERSION, f"{record.version} is outside 1..{MAX_VERSION}", "count versions from 1"),
+        ("kind", record.kind in ("lora", "lora_xs"), "is not set", "say lora or lora_xs"),
+        ("specialization", record.specialization != "unspecified", "is not set", "say which, or general"),
+        ("base_model", bool(record.base_model), "is empty", "send the fingerprint that the executor's GetStatus shows"),
+        ("rank", 1 <= record.rank <= MAX_RANK, f"{record.rank} is outside 1..{MAX_RANK}", "send the rank in the manifest"),
+        ("parameter_count", record.parameter_count > 0, f"{record.parameter_count} is not positive", "count its trained numbers"),
+    )
+    for field, good, problem, remedy in limits:
+        if not good:
+            raise InvalidArgument(f"{where}.{field}", problem, remedy)
+    record = dataclasses.replace(record, granularity=granularity)
+    return Imported(record, None if one.vector is None else _unit(one.vector, f"{where}.vector", dimension))
+
+
+def _unit(vector: Vector, field: str, dimension: int) -> Vector:
+    if vector.shape != (dimension,):
+        raise InvalidArgument(field, f"has {vector.size} numbers", f"send {dimension}, or examples instead of a vector")
+    length = math.sqrt(float(vector @ vector))
+    if not math.isfinite(length):
+        raise InvalidArgument(field, "holds NaN or infinite numbers", "embed its examples again")
+    if not length:
+        raise InvalidArgument(field, "is all zeros, so it is near nothing", "embed its examples again")
+    return vector / np.float32(length)
+
+
+def check_reason(reason: str) -> None:
+    """Raise InvalidArgument for a reason that is too long for an event."""
+    if len(reason) > MAX_REASON_CHARACTERS:
+        raise InvalidArgument("reason", f"has {len(reason):,} characters", f"say it in {MAX_REASON_CHARACTERS:,}")
+
+
+def checked_examples(examples: Sequence[str]) -> list[str]:
+    """The distinct ones; raises InvalidArgument for too few, too many, or one that is empty or too long."""
+    unique = list(dict.fromkeys(examples))
+    if not MIN_EXAMPLES <= len(unique) <= MAX_EXAMPLES:
+        raise InvalidArgument("examples", f"holds {len(unique)} distinct inputs", f"give {MIN_EXAMPLES} to {MAX_EXAMPLES}")
+    if any(not example.strip() or len(example) > MAX_EXAMPLE_CHARACTERS for example in unique):
+        raise InvalidArgument("examples", f"holds an empty input or one over {MAX_EXAMPLE_CHARACTERS:,} characters", "give typical inputs")
+    return unique

@@ -1,0 +1,281 @@
+"""Records, vectors and documents in one SQLite file. Blocking; one process owns it.
+
+A commit is in the operating system's hands when it returns (write-ahead log), so it survives `kill -9` of the process; a power cut may
+lose the last moments, but never leaves half of a write.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from services.router.catalogue.encoded_vectors import Encoded
+from services.router.catalogue.index import Vector
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Kept, Scope, labels_of, pool_of
+from smoa.errors import ResourceExhausted, Unavailable
+
+_SCHEMA: Final = """
+PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000; PRAGMA cache_size=-16000;
+CREATE TABLE IF NOT EXISTS adapters (
+  row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
+  tenant TEXT NOT NULL, shared INTEGER NOT NULL,
+  base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
+  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
+CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
+CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
+CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
+CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS documents (document_id TEXT PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
+  rescored INTEGER NOT NULL, scan BLOB NOT NULL);
+"""
+_IDS_A_QUERY: Final = 500
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a committed record means for the pools: its row, where it was and is, and the labels that changed."""
+
+    row: int
+    ref: AdapterRef
+    pool: str
+    vector: bytes
+    has_prototypes: bool
+    old_pool: str = ""
+    moved: bool = True
+    """Pool, vector or having prototypes are not what they were."""
+    labels: frozenset[str] = frozenset()
+
+
+class RecordFile:
+    """The file. Vectors are kept as float16."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        with _failures():
+            self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close it."""
+        self._database.close()
+
+    def check(self) -> None:
+        """Raise Unavailable if the file cannot be read."""
+        with _failures():
+            self._database.execute("SELECT row FROM adapters LIMIT 1").fetchone()
+
+    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> list[Written]:
+        """Write all or none; prototypes that are not given stay.
+
+        Raises:
+            ResourceExhausted: the disk is full.
+            Unavailable: the file cannot be written.
+        """
+        unique = {record.adapter_id: (record, vector) for record, vector in records}
+        with self._transaction() as database:
+            known = self._known(list(unique))
+            following = (database.execute("SELECT MAX(row) FROM adapters").fetchone()[0] or 0) + 1
+            rows, gone, labels, written = [], [], [], []
+            for adapter_id, (record, vector) in unique.items():
+                old_row, old_pool, old_vector, had, old_labels = known.get(adapter_id, (0, "", b"", False, frozenset()))
+                row = old_row or following
+                following += not old_row
+                pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), frozenset(labels_of(record))
+                has = had or adapter_id in prototypes
+                rows.append(_columns(row, pool, record, packed, has))
+                gone += [(label, row) for label in old_labels - named]
+                labels += [(label, row) for label in named - old_labels]
+                moved = (pool, packed, has) != (old_pool, old_vector, had)
+                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels))
+            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 15)})", rows)
+            database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
+            database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
+            packed_prototypes = ((adapter_id, Encoded.of(vectors).to_bytes()) for adapter_id, vectors in prototypes.items())
+            database.executemany("INSERT OR REPLACE INTO prototypes VALUES (?, ?)", packed_prototypes)
+        return written
+
+    def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
+        """One adapter and its vector."""
+        with _failures():
+            query = "SELECT record, examples, vector FROM adapters WHERE adapter_id = ?"
+            found = self._database.execute(query, (adapter_id,)).fetchone()
+        return (_record(found[0], found[1]), vectors_of([found[2]])[0]) if found else None
+
+    def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+        """Owner, weights and state of those that are there."""
+        found: dict[str, Kept] = {}
+        for start in range(0, len(adapter_ids), _IDS_A_QUERY):
+            batch = adapter_ids[start : start + _IDS_A_QUERY]
+            query = f"SELECT adapter_id, tenant, digest, state FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            with _failures():
+                found |= {adapter_id: Kept(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
+        return found
+
+    def records(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:
+        """Records by row, without their examples."""
+        with _failures():
+            found = self._database.execute(f"SELECT row, record FROM adapters WHERE row IN ({','.join('?' * len(rows))})", tuple(rows))
+            return {row: _record(record, "[]") for row, record in found}
+
+    def prototypes(self, adapter_ids: Sequence[str], dimension: int) -> dict[str, Vector]:
+        """Prototypes of those that have any; for a few at a time."""
+        query = f"SELECT adapter_id, vectors FROM prototypes WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
+        with _failures():
+            found = self._database.execute(query, tuple(adapter_ids))
+            return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
+
+    def rows_with(self, label: str) -> list[int]:
+        """Rows of the adapters with a label."""
+        with _failures():
+            return [row for (row,) in self._database.execute("SELECT row FROM labels WHERE label = ?", (label,))]
+
+    def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+        """Adapters of the scope with an id over `after`, by id."""
+        clauses, values = _conditions(scope)
+        # One query for each owner, so that each of them walks an index.
+        owners: list[tuple[str, tuple[str, ...]]] = [("1", ())]
+        if scope.tenant is not None:
+            owners = [("tenant = ?", (scope.tenant,))]
+            if scope.include_shared:
+                owners.append(("shared = 1 AND tenant <> ?", (scope.tenant,)))
+        pages = []
+        for owner, named in owners:
+            condition = " AND ".join([owner, "adapter_id > ?", *clauses])
+            query = f"SELECT adapter_id, record, examples FROM adapters WHERE {condition} ORDER BY adapter_id LIMIT ?"
+            with _failures():
+                pages.append(self._database.execute(query, (*named, after, *values, limit)).fetchall())
+        return [_record(record, examples) for _, record, examples in islice(heapq.merge(*pages), limit)]
+
+    def placed(self, after_row: int, limit: int) -> list[Written]:
+        """The adapters that are in a pool, by row."""
+        columns = "row, adapter_id, version, digest, pool, vector, has_prototypes"
+        query = f"SELECT {columns} FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
+        with _failures():
+            rows = self._database.execute(query, (after_row, limit)).fetchall()
+        return [Written(row, AdapterRef(*ref), pool, vector, bool(has)) for row, *ref, pool, vector, has in rows]
+
+    def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
+        """Write a document."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", (document_id, kind, tenant, orjson.dumps(dict(body)).decode())
+            )
+
+    def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
+        """(kind, tenant, body)."""
+        with _failures():
+            query = "SELECT kind, tenant, body FROM documents WHERE document_id = ?"
+            found = self._database.execute(query, (document_id,)).fetchone()
+        return (found[0], found[1], orjson.loads(found[2])) if found else None
+
+    def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
+        """(id, body) by id."""
+        query = "SELECT document_id, body FROM documents WHERE kind = ? AND tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
+        with _failures():
+            found = self._database.execute(query, (kind, tenant, after, limit)).fetchall()
+        return [(document_id, orjson.loads(body)) for document_id, body in found]
+
+    def delete_document(self, document_id: str) -> None:
+        """Remove a document."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM documents WHERE document_id = ?", (document_id,))
+
+    def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:
+        """Keep what a pool's training learned."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO trained VALUES (?, ?, ?, ?, ?)", (pool, rows, probes, rescored, scan))
+
+    def trained(self) -> list[tuple[str, int, int, int, bytes]]:
+        """(pool, rows, probes, rescored, scan) of every training."""
+        with _failures():
+            return self._database.execute("SELECT pool, rows, probes, rescored, scan FROM trained").fetchall()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy the file as it is at one moment; `path` must not exist."""
+        with _failures():
+            self._database.execute("VACUUM INTO ?", (str(path),))
+
+    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, bool, frozenset[str]]]:
+        known = {}
+        for start in range(0, len(adapter_ids), _IDS_A_QUERY):
+            batch = adapter_ids[start : start + _IDS_A_QUERY]
+            columns = "adapter_id, row, pool, vector, has_prototypes, record"
+            query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            for adapter_id, row, pool, vector, has, record in self._database.execute(query, batch):
+                known[adapter_id] = (row, pool, vector, bool(has), frozenset(labels_of(_record(record, "[]"))))
+        return known
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _failures():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+
+def vectors_of(packed: Sequence[bytes]) -> Vector:
+    """Vectors [n, dimension] float32 of their stored form."""
+    return np.stack([np.frombuffer(one, "<f2") for one in packed]).astype(np.float32)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "full" in str(error):
+            raise ResourceExhausted("index: the disk under it is full", "free space and retry") from error
+        raise Unavailable(f"index: its file cannot be used ({error}); check the volume") from error
+
+
+def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool) -> tuple[object, ...]:
+    body = record.to_payload()
+    examples = orjson.dumps(body.pop("examples")).decode()
+    return (
+        row,
+        record.adapter_id,
+        record.version,
+        pool,
+        record.tenant,
+        int(record.shared),
+        record.base_model,
+        record.state,
+        record.name,
+        record.digest,
+        orjson.dumps(record.tags).decode(),
+        orjson.dumps(body).decode(),
+        examples,
+        vector,
+        int(has_prototypes),
+    )
+
+
+def _record(record: str, examples: str) -> AdapterRecord:
+    return AdapterRecord.from_payload({**orjson.loads(record), "examples": orjson.loads(examples)})
+
+
+def _conditions(scope: Scope) -> tuple[list[str], list[str]]:
+    clauses, values = [f"state IN ({','.join('?' * len(scope.states))})"], [*map(str, scope.states)]
+    for column in ("base_model", "name", "digest"):
+        if (wanted := getattr(scope, column)) is not None:
+            clauses.append(f"{column} = ?")
+            values.append(wanted)
+    for tag in scope.all_tags:
+        clauses += ["row IN (SELECT row FROM labels WHERE label = ?)", "EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)"]
+        values += [tag, tag]
+    return clauses, values

@@ -1,0 +1,180 @@
+"""What the router knows of an adapter and of a composition. Pure: no protobuf, no Qdrant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
+
+from services.router.catalogue.statistics import Statistics
+
+State = Literal["active", "canary", "retired", "purged", "missing"]
+EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged", "missing")
+"""Only active adapters are found by a search. Missing ones were imported while their file was not in the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord:
+    """One adapter of the library. Times are microseconds since the epoch."""
+
+    adapter_id: str
+    version: int
+    digest: str
+    tenant: str
+    name: str
+    kind: str
+    granularity: str
+    specialization: str
+    base_model: str
+    rank: int
+    modules: tuple[str, ...]
+    parameter_count: int
+    file_bytes: int
+    tags: tuple[str, ...] = ()
+    shared: bool = False
+    examples: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    state: State = "active"
+    state_reason: str = ""
+    merge_id: str = ""
+    pinned: bool = False
+    canary_share: float = 0.0
+    """Of a canary: how much of its parents' queries it answers."""
+    canary_baseline: Mapping[str, Statistics] = field(default_factory=dict)
+    """Of a canary: its parents' counts when its trial began."""
+    restored_at_us: int = 0
+    restored_baseline: Statistics = field(default_factory=Statistics)
+    """When it came back last, and its counts then."""
+    created_at_us: int = 0
+    updated_at_us: int = 0
+    statistics: Statistics = field(default_factory=Statistics)
+
+    @property
+    def ref(self) -> AdapterRef:
+        """Exactly which weights."""
+        return AdapterRef(self.adapter_id, self.version, self.digest)
+
+    def visible_to(self, tenant: str) -> bool:
+        """Own adapters and shared ones."""
+        return self.shared or self.tenant == tenant
+
+    def to_payload(self) -> dict[str, Any]:
+        """Index payload."""
+        # Not `dataclasses.asdict`: its deep copy was a fifth of an import.
+        return {
+            **vars(self),
+            **{key: list(getattr(self, key)) for key in _SEQUENCES},
+            "statistics": self.statistics.to_payload(),
+            "canary_baseline": {name: one.to_payload() for name, one in self.canary_baseline.items()},
+            "restored_baseline": self.restored_baseline.to_payload(),
+        }
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> AdapterRecord:
+        """Inverse of `to_payload`."""
+        known = {key: value for key, value in payload.items() if key in _FIELDS}
+        for key in _SEQUENCES:
+            known[key] = tuple(payload[key])
+        known["statistics"] = Statistics.from_payload(payload["statistics"])
+        known["canary_baseline"] = {name: Statistics.from_payload(counts) for name, counts in payload.get("canary_baseline", {}).items()}
+        known["restored_baseline"] = Statistics.from_payload(payload.get("restored_baseline", {}))
+        return cls(**known)
+
+
+_SEQUENCES = ("modules", "tags", "examples", "parents")
+_FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
+
+
+class AdapterRef(NamedTuple):
+    """Exactly which weights: all of an adapter that a decision needs."""
+
+    adapter_id: str
+    version: int
+    digest: str
+
+
+class Kept(NamedTuple):
+    """What an import compares itself with: whose an adapter is, which weights, and its state."""
+
+    tenant: str
+    digest: str
+    state: State
+
+
+class Candidate(NamedTuple):
+    """An adapter and the cosine of its vector with the query's."""
+
+    ref: AdapterRef
+    cosine: float
+    record: AdapterRecord | None = None
+    """What is known of it, its examples left out, where the search was asked for it."""
+    has_prototypes: bool = False
+    """It came with examples; `AdapterIndex.prototypes` has what they were boiled down to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What a query may be routed to: active adapters of its base model, the tenant's own and shared ones.
+
+    The one place where routing keeps tenants apart: every adapter that may be routed to is in one pool, `pool_of`, and a search is made
+    in the pools of its reach and nowhere else.
+    """
+
+    tenant: str
+    base_model: str
+    any_labels: tuple[str, ...] = ()
+    """When not empty: only adapters with one of these among their tags, name and specialization."""
+
+    @property
+    def pools(self) -> tuple[str, str]:
+        """The tenant's own pool, and the shared one."""
+        return f"{self.tenant}/{self.base_model}", f"*/{self.base_model}"
+
+    def admits(self, record: AdapterRecord) -> bool:
+        """The reach's meaning, in plain code; the index implementations are tested against it."""
+        return (
+            record.state == "active"
+            and record.base_model == self.base_model
+            and record.visible_to(self.tenant)
+            and (not self.any_labels or bool(set(self.any_labels) & set(labels_of(record))))
+        )
+
+
+def pool_of(record: AdapterRecord) -> str:
+    """The pool in which a search finds the adapter; empty when it may not be routed to.
+
+    A tenant's name has neither `*` nor `/` (`checked_tenant`), so no tenant's pool is another's, or the shared one.
+    """
+    if record.state != "active":
+        return ""
+    return f"{'*' if record.shared else record.tenant}/{record.base_model}"
+
+
+def labels_of(record: AdapterRecord) -> list[str]:
+    """What a hint may match."""
+    return sorted({*record.tags, record.name, record.specialization})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a listing may see."""
+
+    tenant: str | None
+    base_model: str | None = None
+    include_shared: bool = True
+    states: tuple[State, ...] = ("active",)
+    all_tags: tuple[str, ...] = ()
+    name: str | None = None
+    digest: str | None = None
+
+    def admits(self, record: AdapterRecord) -> bool:
+        """The scope's meaning, in plain code; the index implementations are tested against it."""
+        return (
+            (self.tenant is None or record.tenant == self.tenant or (self.include_shared and record.shared))
+            and (self.base_model is None or record.base_model == self.base_model)
+            and record.state in self.states
+            and set(self.all_tags) <= set(record.tags)
+            and (self.name is None or record.name == self.name)
+            and (self.digest is None or record.digest == self.digest)
+        )

@@ -1,0 +1,102 @@
+"""Everything the registry wrote, as objects in the store: from them an index that was lost can be made again.
+
+One object for each write, named so that they sort by time; a line of JSON for each adapter. It is written before the index is: a write
+that then failed is in the journal and was never acknowledged, which its caller's retry makes true. Counts of uses and outcomes are not in
+it: the optimizer reports them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import orjson
+from ulid import ULID
+
+from services.router.catalogue.encoded_vectors import Encoded
+from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
+from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.store import AdapterStore
+
+PREFIX: Final = "registrations"
+
+
+class Entry(NamedTuple):
+    """An adapter as it was written; prototypes are None where they stayed as they were."""
+
+    record: AdapterRecord
+    vector: Vector
+    prototypes: Vector | None = None
+
+
+class Journal:
+    """Writes and reads the objects."""
+
+    def __init__(self, store: AdapterStore) -> None:
+        self._store = store
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Add an object.
+
+        Raises:
+            ResourceExhausted, Unavailable: the store does not take it.
+        """
+        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry) for entry in entries]))
+        await self._store.put_object(f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl", lines)
+
+    async def names(self) -> list[str]:
+        """Keys of the objects, oldest first."""
+        return sorted([key async for key in self._store.list_objects(PREFIX)])
+
+    async def read(self, name: str, dimension: int) -> list[Entry]:
+        """The entries of an object.
+
+        Raises:
+            InvalidArgument: it was altered.
+        """
+        data = await self._store.get_object(name)
+        try:
+            return [_from_line(line, dimension) for line in data.split(b"\n")]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidArgument(name, f"is not a journal of registrations ({error})", "restore the object, or delete it") from error
+
+
+async def rebuild(journal: Journal, index: AdapterIndex, dimension: int) -> AsyncIterator[tuple[int, int]]:
+    """Write all of the journal into an empty index; yields (objects done, objects in all).
+
+    Raises:
+        FailedPrecondition: the index holds adapters already.
+    """
+    everything = Scope(tenant=None, states=EVERY_STATE)
+    if await index.scroll(everything, "", 1):
+        raise FailedPrecondition("index: holds adapters already; rebuild into an empty one")
+    names = await journal.names()
+    for done, name in enumerate(names, 1):
+        entries = await journal.read(name, dimension)
+        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        await index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
+        yield done, len(names)
+
+
+def _to_line(entry: Entry) -> bytes:
+    body: Mapping[str, object] = {
+        "record": entry.record.to_payload(),
+        "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
+        "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),
+    }
+    return orjson.dumps(body)
+
+
+def _from_line(line: bytes, dimension: int) -> Entry:
+    body = orjson.loads(line)
+    vector = np.frombuffer(b64decode(body["vector"]), "<f2").astype(np.float32)
+    if vector.shape != (dimension,):
+        raise ValueError(f"a vector of {len(vector)} numbers, not {dimension}")
+    packed = body["prototypes"]
+    prototypes = None if packed is None else Encoded.from_bytes(b64decode(packed), dimension).decoded()
+    return Entry(AdapterRecord.from_payload(body["record"]), vector, prototypes)

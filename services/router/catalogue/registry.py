@@ -1,0 +1,358 @@
+"""The library's life: register, list, update, retire, restore, purge, merge."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import numpy as np
+
+from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
+from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
+from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
+from services.router.catalogue.prototypes import prototypes_of
+from services.router.catalogue.records import AdapterRecord, Scope, State
+from services.router.catalogue.registration_log import Entry, Journal
+from services.router.catalogue.replacing import check_name, replaced_by
+from services.router.catalogue.statistics import Statistics
+from smoa.adapter import check_labels, decode
+from smoa.embedding import StaticEmbedder, normalised
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from smoa.identifiers import checked_tenant
+from smoa.model_shape import ModelShape
+from smoa.store import AdapterStore
+from smoa.tasks import Outliving
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MAX_WRITES: Final = 256
+_READING: Final = 2  # files at a time: each is in memory as a whole
+
+
+def _whole(
+    method: Callable[Concatenate[Registry, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Registry, P], Coroutine[Any, Any, T]]:
+    @wraps(method)
+    async def run(self: Registry, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await self.whole(method(self, *arguments, **named))
+
+    return run
+
+
+class Registry:
+    """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step.
+
+    What is asked for again is told again, as it is now: the first time may have ended between the write and its event. Not so imports, of
+    which there are many: other routers' cached answers live on for their time at most.
+    """
+
+    def __init__(
+        self,
+        index: AdapterIndex,
+        store: AdapterStore,
+        embedder: StaticEmbedder,
+        changed: Callable[[Sequence[Change]], None],
+        purge_grace_s: float = 7 * 86400.0,
+        allow_all_tenants: bool = False,
+        shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
+    ) -> None:
+        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
+        self.index, self._store, self._embedder, self.changed = index, store, embedder, changed
+        self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
+        self._shapes_of, self._reading = shapes_of, asyncio.Semaphore(_READING)
+        self.writing, self._journal = asyncio.Lock(), Journal(store)
+        self._writes = Outliving()
+
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """The work as a task of its own, which goes on when its caller goes away: a write must not end between the index and its event.
+
+        Raises:
+            ResourceExhausted: too many wait.
+        """
+        if len(self._writes) >= MAX_WRITES:
+            work.close()
+            raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the index", "retry later")
+        return await self._writes.run(work)
+
+    async def close(self) -> None:
+        """Wait for writes whose callers have gone."""
+        await self._writes.close()
+
+    @_whole
+    async def register(self, tenant: str, digest: str, examples: Sequence[str], *, replace: bool = False) -> AdapterRecord:
+        """Add an adapter whose file is in the store; the same again returns what is there. One that was missing is active now.
+
+        With `replace`, the live adapter of its name and base model is retired in the same write: the new one's statistics begin at zero,
+        and requests that run on the old one end on it.
+
+        Raises:
+            InvalidArgument: bad examples, a bad file, one that does not fit its base model, or a tenant other than the manifest's.
+            NotFound: no such file in the store.
+            AlreadyExists: the id is taken by other content, or the name by an adapter with the same examples.
+            FailedPrecondition: it was retired or purged, or what it would replace cannot be told or retired.
+        """
+        tenant, examples = checked_tenant(tenant), checked_examples(examples)
+        record = dataclasses.replace(await self.read(digest), examples=tuple(examples))
+        if record.tenant != tenant:
+            raise InvalidArgument(
+                "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
+            )
+        async with self.writing:
+            found = await self.index.get(record.adapter_id)
+            kept = None if found is None else same_content(found[0], digest, tenant)
+            if kept is not None and kept.state in ("retired", "purged"):
+                self.changed([as_it_is(kept)])
+                raise gone(kept)
+            replaced = await replaced_by(self.index, record) if replace else []
+            if kept is None and not replace:
+                await check_name(self.index, record)
+            written = list(replaced)
+            if kept is not None and kept.state != "missing":
+                record = kept
+            else:
+                record = dataclasses.replace(record, pinned=any(old.record.pinned for old in replaced))
+                if kept is not None:
+                    record = dataclasses.replace(record, created_at_us=kept.created_at_us, statistics=kept.statistics, pinned=kept.pinned)
+                    record = came_back(record)  # nobody could use it until now
+                written.insert(0, Entry(record, *self.understood(examples)))
+            if written:
+                await self.write(written)
+        self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
+        return record
+
+    @_whole
+    async def import_adapters(self, tenant: str, imported: Sequence[Imported], *, files_unchecked: bool = False) -> ImportCounts:
+        """Add many as one step. Those whose file is not in the store are kept and not routed to, until they are sent with it there.
+
+        Raises:
+            InvalidArgument: naming the adapter and the field.
+            AlreadyExists: an id is taken by other content.
+        """
+        tenant = checked_tenant(tenant)
+        checked = await asyncio.to_thread(self._checked_import, tenant, imported)
+        absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
+        async with self.writing:
+            there = await self.index.kept([entry.record.adapter_id for entry in checked])
+            written, missing = [], 0
+            for entry in checked:
+                record, kept = entry.record, there.get(entry.record.adapter_id)
+                if kept is not None and (kept.tenant, kept.digest) != (tenant, record.digest):
+                    raise taken(record.adapter_id)
+                state: State = "missing" if record.digest in absent else "active"
+                if kept is None:
+                    written.append(in_state(entry, state))
+                elif kept.state != state and kept.state in ("active", "missing"):  # its file came, or went
+                    record, vector = await self.owned(tenant, record.adapter_id)
+                    written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
+                missing += state == "missing"
+            if written:
+                await self.write(written)
+        self.changed([as_it_is(entry.record) for entry in written if entry.record.state == "active" or entry.record.adapter_id in there])
+        return ImportCounts(len(checked) - len(there), missing)
+
+    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
+        now = now_us()
+        made: dict[str, Entry] = {}
+        for one in check_imported(imported, self._embedder.dimension):
+            examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
+            record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
+            if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
+                raise taken(record.adapter_id)
+            centroid, prototypes = self.understood(examples) if examples else (None, None)
+            vector = centroid if one.vector is None else one.vector
+            assert vector is not None, "checked: without a vector there are examples"
+            made[record.adapter_id] = Entry(record, vector, prototypes)
+        return list(made.values())
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Make records so, in the journal and the index; the caller holds `writing` and tells of it afterwards."""
+        await self._journal.write(entries)
+        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        await self.index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
+
+    def understood(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
+        """Centroid [dimension] and prototypes [n, dimension] of examples."""
+        vectors = np.stack([self._embedder.embed(example) for example in examples])
+        return normalised(vectors.mean(0)), prototypes_of(vectors)
+
+    async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """One adapter the tenant may see.
+
+        Raises:
+            NotFound: none, or another tenant's: which of the two is not told.
+        """
+        return (await self._visible(checked_tenant(tenant), adapter_id))[0]
+
+    async def list_adapters(self, scope: Scope, page_size: int, page_token: str) -> tuple[list[AdapterRecord], str]:
+        """A page by id, and the token of the next (empty on the last).
+
+        Raises:
+            InvalidArgument: a page size out of bounds, or a token of another listing.
+            FailedPrecondition: every tenant's adapters where the server does not allow it.
+        """
+        if scope.tenant is None and not self._allow_all_tenants:
+            raise FailedPrecondition("all_tenants: is not allowed here; list one tenant, or set SMOA_ROUTER_ALLOW_ALL_TENANTS=true")
+        size, after = page_size_of(page_size), page_after(page_token, scope)
+        records = await self.index.scroll(scope, after, size + 1)
+        more = len(records) > size
+        return records[:size], page_token_of(records[size - 1].adapter_id, scope) if more else ""
+
+    @_whole
+    async def update(
+        self,
+        tenant: str,
+        adapter_id: str,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        examples: Sequence[str] = (),
+        statistics: Statistics | None = None,
+        pinned: bool | None = None,
+    ) -> AdapterRecord:
+        """Change what may change. Statistics alone make no lifecycle event: they come every few seconds.
+
+        Raises:
+            InvalidArgument: a name, tags or examples that are too long, or too few examples.
+            NotFound: no adapter of the tenant's.
+            FailedPrecondition: statistics of less than was reported before.
+        """
+        check_labels("", "n" if name is None else name, tags or ())
+        async with self.writing:
+            record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+            prototypes: Vector | None = None
+            if examples:
+                checked = checked_examples(examples)
+                record = dataclasses.replace(record, examples=tuple(checked))
+                vector, prototypes = self.understood(checked)
+            record = dataclasses.replace(
+                record,
+                name=record.name if name is None else name,
+                tags=record.tags if tags is None else tuple(tags),
+                statistics=record.statistics if statistics is None else record.statistics.after(statistics, now_us()),
+                pinned=record.pinned if pinned is None else pinned,
+            )
+            silent = name is None and tags is None and not examples and pinned is None
+            if silent:
+                await self.index.put_statistics(adapter_id, record.statistics)
+                return record
+            record = dataclasses.replace(record, updated_at_us=now_us())
+            await self.write([Entry(record, vector, prototypes)])
+        self.changed([Change("updated", record)])
+        return record
+
+    async def retire(self, tenant: str, adapter_id: str, reason: str, evidence: Mapping[str, float] | None = None) -> AdapterRecord:
+        """Stop routing to it; again is fine.
+
+        Raises:
+            InvalidArgument: a reason that is too long for an event.
+        """
+        check_reason(reason)
+        moves: dict[State, State] = {"active": "retired", "canary": "retired", "missing": "retired", "retired": "retired"}
+        return await self._move(tenant, adapter_id, moves, "retired", reason, evidence or {})
+
+    async def restore(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """Route to it again; again is fine. A purged one comes back where its file was put into the store again.
+
+        Raises:
+            FailedPrecondition: its weights are not in the store, or it is a merge's child whose parents answer in its place.
+        """
+        record = (await self.owned(checked_tenant(tenant), adapter_id))[0]
+        if record.state in ("retired", "purged") and await self._store.absent([record.digest]):
+            raise FailedPrecondition(f"adapter: the file of {adapter_id} is not in the store; put it there with `smoa adapter push` first")
+        for parent_id in record.parents if record.merge_id and record.state in ("retired", "purged") else ():
+            if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
+                raise FailedPrecondition(f"adapter: {adapter_id} is the child of a merge that was undone: {parent_id} is active")
+        return await self._move(tenant, adapter_id, {"retired": "active", "purged": "active", "active": "active"}, "restored", "", {})
+
+    @_whole
+    async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """Delete a retired adapter's weights.
+
+        Raises:
+            FailedPrecondition: it is active, or was retired less than the grace period ago.
+        """
+        async with self.writing:
+            record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+            check_move(record, ("retired", "purged"), "purged")
+            waited_s = (now_us() - record.updated_at_us) / 1e6
+            if record.state == "retired" and waited_s < self._purge_grace_s:
+                raise FailedPrecondition(
+                    f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; "
+                    "wait or restore"
+                )
+            if record.state == "retired":
+                record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
+                await self.index.upsert([(record, vector)])
+            same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
+            if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
+                await self._store.delete(record.digest)
+            # Last, for a full store takes nothing until something in it was deleted.
+            await self._journal.write([Entry(record, vector)])
+        self.changed([Change("purged", record, record.state_reason)])
+        return record
+
+    async def read(self, digest: str) -> AdapterRecord:
+        """What the index keeps of a file of the store, which is checked: as a file, and against its base model.
+
+        Raises:
+            NotFound: there is none.
+            InvalidArgument: it is damaged, too large, or does not fit its base model.
+        """
+        async with self._reading:
+            data = await self._store.get(digest)
+            adapter = await asyncio.to_thread(decode, data)
+        manifest, now = adapter.manifest, now_us()
+        for shape in self._shapes_of(manifest.base_model):
+            shape.check(adapter)
+        return AdapterRecord(
+            adapter_id=manifest.adapter_id,
+            version=manifest.version,
+            digest=digest,
+            tenant=manifest.tenant,
+            name=manifest.name,
+            kind=manifest.kind,
+            granularity=adapter.granularity,
+            specialization=manifest.specialization,
+            base_model=manifest.base_model,
+            rank=manifest.rank,
+            modules=manifest.modules,
+            parameter_count=adapter.parameter_count,
+            file_bytes=len(data),
+            tags=manifest.tags,
+            shared=manifest.shared,
+            parents=manifest.parents,
+            created_at_us=now,
+            updated_at_us=now,
+        )
+
+    async def _visible(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
+        found = await self.index.get(adapter_id)
+        if found is None or not found[0].visible_to(tenant):
+            raise NotFound("adapter", adapter_id)
+        return found
+
+    async def owned(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
+        """One of the tenant's own; raises NotFound."""
+        found = await self.index.get(adapter_id)
+        if found is None or found[0].tenant != tenant:
+            raise NotFound("adapter", adapter_id)
+        return found
+
+    @_whole
+    async def _move(
+        self, tenant: str, adapter_id: str, moves: dict[State, State], action: Action, reason: str, evidence: Mapping[str, float]
+    ) -> AdapterRecord:
+        async with self.writing:
+            record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+            check_move(record, tuple(moves), action)
+            if moves[record.state] != record.state:
+                if action == "restored":
+                    record = came_back(record)
+                record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
+                await self.write([Entry(record, vector)])
+        self.changed([Change(action, record, record.state_reason, evidence)])
+        return record

@@ -1,0 +1,78 @@
+"""A new adapter under a name that its tenant uses already: refused where it can only be a mistake, or put in the other's place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Set as AbstractSet
+from typing import Final
+
+from services.router.catalogue.changes import now_us
+from services.router.catalogue.index import AdapterIndex
+from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.registration_log import Entry
+from smoa.errors import AlreadyExists, FailedPrecondition
+
+MAX_CANARIES: Final = 1000
+"""On trial at a time."""
+MAX_NAMESAKES: Final = 100
+"""Adapters of one name that a new one is compared with."""
+
+
+async def check_name(index: AdapterIndex, record: AdapterRecord) -> None:
+    """Raise AlreadyExists for a name that a live adapter has with the same examples: no query could be meant for one and not the other."""
+    for one in await _namesakes(index, record):
+        if set(one.examples) == set(record.examples):
+            raise AlreadyExists(
+                f"name: {record.name!r} is the name of {one.adapter_id}, which has the same examples, so both would answer every query by "
+                "half; push it with --replace (`replace` of RegisterAdapter) to retire that one in the same step, or give it another name"
+            )
+
+
+async def replaced_by(index: AdapterIndex, record: AdapterRecord) -> list[Entry]:
+    """The live adapter that a new one takes the place of, as retired: its namesake; of several, the one with the same examples.
+
+    Raises:
+        FailedPrecondition: it is one of several, on trial, or other tenants may use only one of the two.
+    """
+    namesakes = await _namesakes(index, record)
+    meant = [one for one in namesakes if set(one.examples) == set(record.examples)] or namesakes
+    if len(meant) > 1:
+        ids = ", ".join(one.adapter_id for one in meant[:5])
+        raise FailedPrecondition(
+            f"name: {record.name!r} is the name of {len(meant)} live adapters ({ids}); retire those that this one takes the place of with "
+            "`smoa adapter retire`, then push it again"
+        )
+    found = await index.get(meant[0].adapter_id) if meant else None
+    if found is None:
+        return []
+    old, vector = found
+    await check_not_on_trial(index, old.tenant, {old.adapter_id})
+    if old.shared != record.shared:
+        shared, private = (old, record) if old.shared else (record, old)
+        raise FailedPrecondition(
+            f"adapter: {shared.adapter_id} is shared and {private.adapter_id} is not; replace it with one that the same tenants may use"
+        )
+    reason = f"replaced by {record.adapter_id}"
+    return [Entry(dataclasses.replace(old, state="retired", state_reason=reason, updated_at_us=now_us()), vector)]
+
+
+async def check_not_on_trial(index: AdapterIndex, tenant: str, adapter_ids: AbstractSet[str]) -> None:
+    """Raise FailedPrecondition for a merge's child on trial, or a parent of one."""
+    scope = Scope(tenant=tenant, include_shared=False, states=("canary",))
+    for canary in await index.scroll(scope, "", MAX_CANARIES):
+        if on_trial := adapter_ids & {canary.adapter_id, *canary.parents}:
+            raise FailedPrecondition(
+                f"parent: {min(on_trial)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
+            )
+
+
+async def _namesakes(index: AdapterIndex, record: AdapterRecord) -> list[AdapterRecord]:
+    """The tenant's other live adapters of the same name and base model."""
+    scope = Scope(
+        tenant=record.tenant,
+        include_shared=False,
+        base_model=record.base_model,
+        name=record.name,
+        states=("active", "canary", "missing"),
+    )
+    return [one for one in await index.scroll(scope, "", MAX_NAMESAKES) if one.adapter_id != record.adapter_id]

@@ -1,0 +1,1 @@
+"""What outcomes teach: posteriors, and the ranker that is trained on them."""

@@ -1,0 +1,141 @@
+"""The learned strategy's re-ranker: the probability that an adapter succeeds, from a few features. Pure numpy.
+
+A logistic model orders the candidates that the hybrid score found. Its feature `success` is drawn from the adapter's posterior (Thompson
+sampling), so that new adapters get tried as often as they may be the best; how often each would have come first is the propensity that
+training weighs outcomes by. The floor: only candidates whose hybrid score is near the best one are reordered, nothing is explored before
+hybrid's own choice was tried, weights may not turn against what a higher score, example, task or success means, and a model that does not
+beat hybrid on held-out outcomes is not published.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.router.learning.posteriors import Posterior
+from smoa.errors import InvalidArgument
+
+Numbers = NDArray[np.float64]
+FEATURES: Final = ("score", "behind", "example", "task", "success", "evidence", "age", "load")
+"""Hybrid score; how far it is behind the best; cosine with the nearest prototype; fit to the hints; log odds of success; log of recent
+outcomes; log of days since registration; log of uses."""
+RISING: Final = ("score", "example", "task", "success")
+"""Features that may only speak for an adapter."""
+CONSIDERED: Final = 8
+WITHIN: Final = 0.12
+"""Candidates whose hybrid score is further behind the best one's are not considered; in a mixture their weight would be a sliver."""
+TRIED: Final = 2.0
+"""Recent outcomes that hybrid's first choice needs before others are tried in its place."""
+_SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
+_SAMPLES: Final = 64
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A logistic model: log odds of success = bias + weights . (features - mean) / scale."""
+
+    version: str
+    bias: float
+    weights: tuple[float, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    report: dict[str, float] = field(default_factory=dict)
+    """What training saw and measured."""
+
+    def log_odds(self, features: Numbers) -> Numbers:
+        """[..., 8] features to [...] log odds."""
+        made: Numbers = (features - np.array(self.mean)) / np.array(self.scale) @ np.array(self.weights) + self.bias
+        return made
+
+    def to_bytes(self) -> bytes:
+        """The artefact."""
+        return json.dumps({"format": FORMAT, "features": FEATURES, **asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Ranker:
+        """Inverse of `to_bytes`.
+
+        Raises:
+            InvalidArgument: not an artefact of this version, or numbers that cannot be used.
+        """
+        try:
+            body = json.loads(data)
+            if (body.pop("format"), tuple(body.pop("features"))) != (FORMAT, FEATURES):
+                raise InvalidArgument("ranker", "was trained for other features", "train again with this version")
+            weights, mean, scale = (tuple(float(number) for number in body[key]) for key in ("weights", "mean", "scale"))
+            report = {str(name): float(value) for name, value in body["report"].items()}
+            made = cls(str(body["version"]), float(body["bias"]), weights, mean, scale, report)
+            numbers = [made.bias, *made.weights, *made.mean, *made.scale]
+            if len(numbers) != 1 + 3 * len(FEATURES) or not np.isfinite(np.array(numbers, np.float64)).all() or 0 in made.scale:
+                raise InvalidArgument("ranker", "holds numbers that cannot be used", "train again")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InvalidArgument("ranker", f"is not an artefact of `smoa router train` ({error})", "train again") from error
+        return made
+
+
+def builtin() -> Ranker:
+    """Before anything was trained: the hybrid score's order, in which 0.02 weigh as much as a factor of e in the odds of success."""
+    weights = tuple({"score": 50.0, "success": 1.0}.get(name, 0.0) for name in FEATURES)
+    return Ranker("builtin", 0.0, weights, (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
+
+
+@dataclass(frozen=True)
+class Considered:
+    """A candidate as the ranker sees it."""
+
+    adapter_id: str
+    features: tuple[float, ...]
+    posterior: Posterior
+
+
+def considered(
+    adapter_id: str, score: float, best: float, example: float, task: float, posterior: Posterior, evidence: float, days: float, uses: int
+) -> Considered:
+    """Features of a candidate."""
+    success = math.log(posterior.alpha / posterior.beta)
+    features = (score, best - score, example, task, success, math.log1p(evidence), math.log1p(max(days, 0.0)), math.log1p(uses))
+    return Considered(adapter_id, features, posterior)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Places of the candidates, best first; the log odds they were ordered by; and how often each would have come first."""
+
+    order: tuple[int, ...]
+    log_odds: tuple[float, ...]
+    propensities: tuple[float, ...]
+
+
+def is_tried(features: Numbers) -> bool:
+    """Whether an adapter with these [8] features has enough recent outcomes for others to be tried in its place."""
+    return bool(features[_EVIDENCE] >= math.log1p(TRIED))
+
+
+def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Generator, *, explore: bool = True) -> Ranking:
+    """Order candidates, hybrid's first choice first, by a draw from what is believed of them; without exploring, by what is expected.
+
+    While hybrid's choice is untried, it is first: there is nothing yet that another could be better than.
+    """
+    features = np.array([candidate.features for candidate in candidates], np.float64)
+    expected = ranker.log_odds(features)
+    if not is_tried(features[0]):
+        expected[0] = expected.max()
+        explore = False
+    if not explore:
+        places = tuple(int(place) for place in np.argsort(-expected, kind="stable"))
+        return Ranking(places, tuple(expected.tolist()), tuple(float(place == places[0]) for place in range(len(candidates))))
+    alphas, betas = np.array([candidate.posterior for candidate in candidates]).T
+    drawn = np.clip(rng.beta(alphas, betas, (_SAMPLES, len(candidates))), 1e-4, 1 - 1e-4)
+    step = ranker.weights[_SUCCESS] / ranker.scale[_SUCCESS]
+    sampled = expected + step * (np.log(drawn / (1 - drawn)) - features[:, _SUCCESS])
+    firsts = np.bincount(sampled.argmax(1), minlength=len(candidates))
+    acted = sampled[0]
+    places = tuple(int(place) for place in np.argsort(-acted, kind="stable"))
+    return Ranking(places, tuple(acted.tolist()), tuple((firsts / _SAMPLES).tolist()))

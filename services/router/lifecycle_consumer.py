@@ -1,0 +1,191 @@
+"""What happens elsewhere and matters here: adapters that other replicas changed, outcomes as they are counted, a new ranker, executors.
+
+Every replica reads all of these topics, in no consumer group. It starts at the end of the lifecycle topic (what is older is in the index,
+but for a ranker that was published while it was down) and an hour back in the outcomes, so that a restart does not forget how adapters do
+of late. While Kafka is away, other replicas' changes are not heard of, and a cached answer may be as old as its time to live; whatever was
+missed is read when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+from google.protobuf.message import Message
+
+from services.router.catalogue.changes import ARRIVALS
+from services.router.catalogue.index import AdapterIndex
+from services.router.learning.ranker import Ranker
+from services.router.routing.executors import Executor
+from services.router.routing.router import Router
+from smoa.errors import InvalidArgument, SmoaError
+from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
+from smoa.model_shape import ModelShape
+from smoa.tasks import begin, end
+from smoa.topics import partition_of
+from smoa.v1 import events_pb2
+
+_log = logging.getLogger(__name__)
+_ERRORS = (KafkaError, OSError, asyncio.TimeoutError, SmoaError)
+RANKER_ID: Final = "00000000000000000000RANKER"
+"""The document that keeps the published ranker; a ULID, as all of them are."""
+RANKER_KEY: Final = "ranker"
+OUTCOMES_BACK_S: Final = 3600.0
+_AT_ONCE: Final = 500  # messages between two looks at what else there is to do: a few milliseconds
+_ARRIVALS: Final = frozenset(events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{action.upper()}") for action in ARRIVALS)
+
+
+async def published_ranker(index: AdapterIndex) -> Ranker | None:
+    """The ranker that was published last.
+
+    Raises:
+        InvalidArgument: it is of another version.
+    """
+    found = await index.get_document(RANKER_ID)
+    return Ranker.from_bytes(str(found[2]["artefact"]).encode()) if found else None
+
+
+class News:
+    """Owns one consumer, and tells the router."""
+
+    def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, own_producer_id: str, timeout_s: float = 10.0) -> None:
+        self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
+        self._own = ("smoa-producer", own_producer_id.encode())
+        self._following: dict[TopicPartition, int] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.refused = 0
+        """Messages that could not be read; they stay on their topic."""
+
+    async def start(self) -> None:
+        """Take the published ranker, and begin to listen."""
+        try:
+            self._router.ranker = await published_ranker(self._index) or self._router.ranker
+        except InvalidArgument as error:
+            _log.warning("%s; the learned strategy goes on untrained", error)
+        self._task = begin(self._run(), "news")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            await end(self._task)
+
+    async def _run(self) -> None:
+        delay_s = 0.1
+        while True:
+            consumer = AIOKafkaConsumer(
+                LIFECYCLE,
+                ADAPTER_OUTCOMES,
+                EXECUTORS,
+                bootstrap_servers=self._bootstrap,
+                enable_auto_commit=False,
+                auto_offset_reset="latest",
+                metadata_max_age_ms=10_000,
+            )
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await consumer.start()
+                await self._listen(consumer)
+            except _ERRORS as error:
+                _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._bootstrap, error)
+            finally:
+                with suppress(*_ERRORS):
+                    async with asyncio.timeout(self._timeout_s):
+                        await consumer.stop()
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 5.0)
+
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        placed: frozenset[TopicPartition] = frozenset()
+        while True:
+            if (assigned := frozenset(consumer.assignment())) != placed:  # topics appear, and grow, after the start
+                await self._place(consumer, assigned)
+                placed = assigned
+            batch = await consumer.getmany(timeout_ms=500, max_records=_AT_ONCE)
+            if consumer.assignment() != placed:
+                continue  # the client has forgotten every position: what it read last may lie behind a gap
+            for partition, messages in batch.items():
+                for message in messages:
+                    await self._read(message)
+                    self._following[partition] = message.offset + 1
+            await asyncio.sleep(0)
+
+    async def _place(self, consumer: AIOKafkaConsumer, partitions: frozenset[TopicPartition]) -> None:
+        """Go to where each was left; else, at first, to its end, or where there is something older to know; one that is new, from its
+        beginning.
+        """
+        placed, now_ms = dict[TopicPartition, int](), int(time.time() * 1000)
+        outcomes = {one: now_ms - int(OUTCOMES_BACK_S * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
+        back = await consumer.offsets_for_times(outcomes) if outcomes else {}
+        rankers = partition_of(RANKER_KEY.encode(), max(1, sum(one.topic == LIFECYCLE for one in partitions)))
+        for partition in partitions:
+            if partition in self._following:
+                consumer.seek(partition, self._following[partition])
+            elif (found := back.get(partition)) is not None:
+                consumer.seek(partition, found.offset)
+            elif self._following:
+                await consumer.seek_to_beginning(partition)
+            elif partition == TopicPartition(LIFECYCLE, rankers):
+                await self._take_last_ranker(consumer, partition)
+            async with asyncio.timeout(self._timeout_s):
+                placed[partition] = await consumer.position(partition)
+        if not self._following:
+            self._router.adapters_changed([], arrived=True)  # what changed before this moment, and after a cached answer, is not heard of
+        self._following |= placed  # all or none: what was placed half would pass for a topic that grew
+
+    async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
+        """One may have been published while this router was down; what else is in its partition was in the index by then."""
+        last, end = None, (await consumer.end_offsets([partition]))[partition]
+        await consumer.seek_to_beginning(partition)
+        while await consumer.position(partition) < end:
+            for messages in (await consumer.getmany(partition, timeout_ms=500, max_records=_AT_ONCE)).values():
+                last = next((one for one in reversed(messages) if one.key == RANKER_KEY.encode()), last)
+            await asyncio.sleep(0)
+        if last is not None:
+            await self._read(last)
+
+    async def _read(self, message: ConsumerRecord[bytes, bytes]) -> None:
+        if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news
+            return
+        try:
+            for one in unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers):
+                await self._take(decode(one.topic, one.value))
+        except InvalidArgument as error:
+            self.refused += 1
+            _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
+
+    async def _take(self, event: Message) -> None:
+        if isinstance(event, events_pb2.AdapterOutcome):
+            if event.HasField("success"):
+                self._router.posteriors.observe(event.tenant, event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
+        elif isinstance(event, events_pb2.LifecycleEvent):
+            await self._changed(event)
+        elif isinstance(event, events_pb2.ExecutorStatus):
+            self._reported(event)
+
+    def _reported(self, status: events_pb2.ExecutorStatus) -> None:
+        if status.leaving:
+            self._router.fleet.leave(status.address)
+            return
+        load = (status.running + status.waiting) / max(status.rows, 1)
+        active, hosted = frozenset(status.active), frozenset(status.hosted)
+        shape = ModelShape.from_message(status.model) if status.HasField("model") else None
+        self._router.fleet.report(
+            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us, shape),
+            now_us=time.time_ns() // 1000,
+        )
+
+    async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
+        if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
+            ranker = Ranker.from_bytes(event.ranker)
+            await self._index.put_document(RANKER_ID, "ranker", "", {"artefact": ranker.to_bytes().decode()})
+            self._router.ranker = ranker
+            _log.info("the learned strategy decides with ranker %s now", ranker.version)
+        else:
+            self._router.adapters_changed([event.adapter_id], arrived=event.action in _ARRIVALS)
+            if event.action == events_pb2.LIFECYCLE_ACTION_CANARY and (there := await self._index.get(event.adapter_id)) is not None:
+                self._router.canaries.update([there[0]])

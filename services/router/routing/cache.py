@@ -1,0 +1,94 @@
+"""Decisions that are given again, in a cache bounded in bytes. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Value]):
+    value: Value
+    expires_at_s: float
+    adapter_ids: tuple[str, ...]
+
+
+class RoutingCache(Generic[Key, Value]):
+    """Decisions by key, for a time to live, and which keys each adapter is in."""
+
+    def __init__(self, max_bytes: int, ttl_s: float = 300.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ttl_s, self._clock = ttl_s, clock
+        self._entries: BoundedCache[Key, _Entry[Value]] = BoundedCache(max_bytes)
+        self._by_adapter: defaultdict[str, set[Key]] = defaultdict(set)
+        self.generation = 0
+        """Counts what could make an answer stale: an answer worked out before it changed must not be put in after."""
+        self.hits = self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held, as `put` was told."""
+        return self._entries.bytes
+
+    def get(self, key: Key) -> Value | None:
+        """The value, unless it is absent or has expired."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires_at_s <= self._clock():
+            self._drop(key)
+            entry = None
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        return entry.value
+
+    def put(self, key: Key, value: Value, adapter_ids: Sequence[str], size: int = ENTRY_BYTES) -> None:
+        """Keep a value of about `size` bytes."""
+        self._drop(key)
+        for adapter_id in adapter_ids:
+            self._by_adapter[adapter_id].add(key)
+        for gone, entry in self._entries.put(key, _Entry(value, self._clock() + self._ttl_s, tuple(adapter_ids)), size):
+            self._unlist(gone, entry)
+        if size > self._entries.max_bytes:
+            self._unlist(key, _Entry(value, 0.0, tuple(adapter_ids)))
+
+    def drop_adapter(self, adapter_id: str) -> None:
+        """Forget every entry that holds the adapter."""
+        self.generation += 1
+        for key in list(self._by_adapter.get(adapter_id, ())):
+            self._drop(key)
+
+    def clear(self) -> None:
+        """Forget all: a new adapter may belong in any of them."""
+        self.generation += 1
+        self._entries.clear()
+        self._by_adapter.clear()
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the two maps disagree or the bound is passed."""
+        listed = {(adapter_id, key) for adapter_id, keys in self._by_adapter.items() for key in keys}
+        held = {(adapter_id, key) for key, (entry, _) in self._entries._entries.items() for adapter_id in entry.adapter_ids}
+        assert listed == held, "the maps disagree"
+        assert self.bytes == sum(size for _, size in self._entries._entries.values()) <= self._entries.max_bytes, "the bound is passed"
+        assert all(self._by_adapter.values()), "an adapter is listed without entries"
+
+    def _drop(self, key: Key) -> None:
+        if (entry := self._entries.drop(key)) is not None:
+            self._unlist(key, entry)
+
+    def _unlist(self, key: Key, entry: _Entry[Value]) -> None:
+        for adapter_id in entry.adapter_ids:
+            keys = self._by_adapter.get(adapter_id, set())
+            keys.discard(key)
+            if not keys:
+                self._by_adapter.pop(adapter_id, None)

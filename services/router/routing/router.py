@@ -1,0 +1,333 @@
+"""Routing one query: check it, look in the cache, embed, search, choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from ulid import ULID
+
+from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from services.router.catalogue.compositions import Compositions, Stage
+from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.records import EVERY_STATE, Candidate, Reach, Scope
+from services.router.learning.posteriors import Posteriors
+from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
+from services.router.routing.cache import RoutingCache
+from services.router.routing.canaries import Canaries
+from services.router.routing.confidence import confidence, nearest_prototype
+from services.router.routing.executors import Fleet
+from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
+from services.router.routing.single_flight import SingleFlight
+from smoa.embedding import StaticEmbedder
+from smoa.errors import InvalidArgument, NotFound
+from smoa.identifiers import DEFAULT_TENANT, checked_tenant
+from smoa.limits import MAX_NAME_CHARACTERS
+
+MAX_QUERY_CHARACTERS = 8192
+MAX_TOP_K = 16
+_CHOSEN_BYTES = 900  # of an adapter of a cached decision, about: the choice, and its message
+
+
+class RouteQuery(NamedTuple):
+    """A question to the router; `None` means the server's default. Equal ones have one answer."""
+
+    query: str
+    base_model: str
+    tenant: str = DEFAULT_TENANT
+    strategy: str = "hybrid"
+    top_k: int | None = None
+    score_threshold: float | None = None
+    hints: Hints = Hints()
+    composition: str = ""
+    """Name of a composition to carry out instead of choosing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Weighted adapters, maybe none. Made once and handed out as often as it is cached."""
+
+    chosen: tuple[Chosen, ...] = ()
+    confidence: float = 0.0
+    """Probability that the query is in the first adapter's scope."""
+    ranked: tuple[Considered, ...] = ()
+    """Of the learned strategy: what it ordered, in its order."""
+    propensities: tuple[float, ...] = ()
+    """How often each of them would have come first."""
+    ranker: str = ""
+    """Version of the ranker."""
+
+
+class RoutedQuery(NamedTuple):
+    """The answer. The same choice from the cache has a new id; a look has none."""
+
+    decision_id: str
+    query: RouteQuery
+    choice: Choice
+    cached: bool
+    handler_us: int
+    decided_at_us: int
+    stages: tuple[Stage, ...] = ()
+    """Of a composition: how to carry it out. The choice then holds every adapter of it."""
+    executor: str = ""
+    """Address of the executor to call, where one is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingDefaults:
+    """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
+
+    top_k: int = 3
+    score_threshold: float = 0.15
+    min_confidence: float = 0.45
+    """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
+    temperature: float = 0.01
+    mixture_temperature: float = 0.05
+    min_weight: float = 0.1
+    candidates: int = 32
+    clusters: int = 4
+    """The hierarchical strategy looks into so many clusters."""
+    prototype_cache_bytes: int = 32 * 2**20
+    embedding_cache_bytes: int = 16 * 2**20
+
+
+class Fitting(NamedTuple):
+    """A candidate whose scope the query is in."""
+
+    scored: Scored
+    confidence: float
+    example: float
+    """Cosine with the nearest prototype, or with the centroid where there is none."""
+
+
+class Router:
+    """Routes queries over an index. Knows tenants by their adapters: `public` always exists."""
+
+    def __init__(
+        self,
+        index: AdapterIndex,
+        embedder: StaticEmbedder,
+        cache: RoutingCache[RouteQuery, Choice],
+        compositions: Compositions,
+        defaults: RoutingDefaults | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._index, self._embedder, self.cache, self._compositions = index, embedder, cache, compositions
+        self._defaults = defaults or RoutingDefaults()
+        self._known_tenants = {DEFAULT_TENANT}
+        self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
+        self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
+        self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
+        self.ranker, self.posteriors = builtin(), Posteriors()
+        """What the learned strategy decides by; both are replaced and fed while it serves."""
+        self.fleet = Fleet()
+        self.canaries = Canaries(seed)
+        self._rng = np.random.default_rng(seed)
+
+    def adapters_changed(self, adapter_ids: Iterable[str], *, arrived: bool) -> None:
+        """Forget what may be stale: answers with these adapters, and all answers when an adapter arrived that may be a better one."""
+        for adapter_id in adapter_ids:
+            self.cache.drop_adapter(adapter_id)
+            self._prototypes.drop(adapter_id)
+        if arrived:
+            self.cache.clear()
+
+    @property
+    def joined(self) -> int:
+        """Queries that waited for the same one under way."""
+        return self._flights.joined
+
+    async def route(self, query: RouteQuery, *, look: bool = False) -> RoutedQuery:
+        """Decide. A look is what would be decided without exploring: it uses up nothing, and has no id that could be reported on.
+
+        Raises:
+            InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
+            NotFound: no adapter was ever registered for the tenant, or no composition of the name.
+            FailedPrecondition: the composition cannot run on this base model (see `Compositions.resolve`).
+            InvalidArgument: the task strategy without hints.
+        """
+        started = time.perf_counter_ns()
+        query = self._complete(query)
+        await self._check_tenant_exists(query.tenant)
+        stages: tuple[Stage, ...] = ()
+        cached = False
+        if query.composition:
+            stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
+            every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
+            choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
+        else:
+            choice, cached = await self._chosen(query, look)
+        now_us = time.time_ns() // 1000
+        if len(self.canaries) and not query.composition and not look:
+            tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
+            if tried is not choice.chosen:
+                choice = dataclasses.replace(choice, chosen=tried)
+        executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
+        handler_us = (time.perf_counter_ns() - started) // 1000
+        return RoutedQuery("" if look else str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)
+
+    async def _chosen(self, query: RouteQuery, look: bool) -> tuple[Choice, bool]:
+        """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""
+        check_strategy(query.strategy, query.hints)
+        if query.strategy == "learned":
+            return await self._decide(query, explore=not look), False
+        if (choice := self.cache.get(query)) is not None:
+            return choice, True
+        return await self._flights.run(query, lambda: self._decide_and_keep(query)), False
+
+    async def _decide_and_keep(self, query: RouteQuery) -> Choice:
+        generation = self.cache.generation
+        choice = await self._decide(query)
+        if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
+            characters = len(query.query) + sum(map(len, chain.from_iterable(query.hints.labels)))
+            size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters
+            self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], size)
+        return choice
+
+    def _complete(self, query: RouteQuery) -> RouteQuery:
+        top_k = self._defaults.top_k if query.top_k is None else query.top_k
+        if not query.query.strip() and not query.composition:
+            raise InvalidArgument("query", "is empty", "send the text to route")
+        if len(query.query) > MAX_QUERY_CHARACTERS:
+            raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise InvalidArgument("top_k", f"{top_k} is outside 1..{MAX_TOP_K}", "ask for a few adapters, 3 by default")
+        threshold = query.score_threshold
+        if threshold is not None and not -1 <= threshold <= 1:  # NaN is not, either
+            raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
+        if not 0 < len(query.base_model) <= MAX_NAME_CHARACTERS:
+            problem = "is empty" if not query.base_model else f"has {len(query.base_model):,} characters"
+            raise InvalidArgument("base_model", problem, "send the fingerprint that the executor's GetStatus shows")
+        tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
+        return query._replace(tenant=tenant, top_k=top_k)
+
+    async def _check_tenant_exists(self, tenant: str) -> None:
+        if tenant in self._known_tenants:
+            return
+        if not await self._index.scroll(Scope(tenant=tenant, include_shared=False, states=EVERY_STATE), "", 1):
+            raise NotFound("tenant", tenant, "register an adapter for it first, or check the name")
+        if len(self._known_tenants) >= 1_000_000:
+            self._known_tenants = {DEFAULT_TENANT}
+        self._known_tenants.add(tenant)
+
+    def _embed(self, text: str) -> Vector:
+        vector = self.embeddings.get(text)
+        if vector is None:
+            vector = self._embedder.embed(text)
+            self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
+        return vector
+
+    async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
+        assert query.top_k is not None
+        vector = self._embed(query.query)
+        ranked = rank(query.strategy, await self._candidates(query, vector), query.hints)
+        least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
+        ranked = [one for one in ranked[: max(query.top_k, MAX_MIXED)] if one.score >= least]
+        if query.strategy == "learned":
+            return await self._decide_learned(query, vector, ranked, explore)
+        ranked = ranked[: MAX_MIXED if query.strategy == "mixture" else query.top_k]
+        fitting = await self._fitting(query, vector, ranked)
+        ranked = [one.scored for one in fitting]
+        if query.strategy == "mixture":
+            chosen = mix(ranked, query.top_k, self._defaults.mixture_temperature)
+        else:
+            chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
+        return Choice(tuple(chosen), confidence=fitting[0].confidence if fitting else 0.0)
+
+    async def _candidates(self, query: RouteQuery, vector: Vector) -> Iterable[Candidate]:
+        """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
+        assert query.top_k is not None
+        reach, most = Reach(tenant=query.tenant, base_model=query.base_model), self._defaults.candidates
+        if query.strategy == "hierarchical":
+            return await self._index.search(vector, reach, query.top_k, clusters=self._defaults.clusters)
+        hinted = bool(query.hints) and query.strategy != "semantic"
+        with_records = hinted or query.strategy == "learned"
+        found: dict[str, Candidate] = {}
+        if query.strategy != "task":
+            # Where the cosine alone ranks, no more is needed than is asked for.
+            limit = most if with_records or query.strategy == "mixture" else query.top_k
+            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=with_records)}
+        if hinted:
+            for labels in query.hints.labels:
+                labelled = dataclasses.replace(reach, any_labels=labels)
+                found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
+        return found.values()
+
+    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fitting]:
+        """Those whose scope the query is in, with the probability of that. What a hint names is in scope, for the caller said so."""
+        prototypes = await self._prototypes_of([one.candidate for one in ranked])
+        fitting = []
+        for one in ranked:
+            record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
+            example = nearest_prototype(vector, known) if len(known) else None
+            value = confidence(one.candidate.cosine, example)
+            if record is not None and query.hints:
+                value = max(value, task_score(record, query.hints))
+            if query.score_threshold is not None or value >= self._defaults.min_confidence:
+                fitting.append(Fitting(one, value, one.candidate.cosine if example is None else example))
+        return fitting
+
+    async def _prototypes_of(self, candidates: Sequence[Candidate]) -> dict[str, Vector]:
+        """Prototypes [n, dimension] by adapter; n is 0 where it has none."""
+        none = np.empty((0, self._embedder.dimension), np.float32)
+        found: dict[str, Vector] = {}
+        missing = []
+        for candidate in candidates:
+            adapter_id = candidate.ref.adapter_id
+            known = self._prototypes.get(adapter_id) if candidate.has_prototypes else none
+            if known is None:
+                missing.append(adapter_id)
+            else:
+                found[adapter_id] = known
+        if missing:
+            generation = self.cache.generation
+            read = await self._index.prototypes(missing)
+            for adapter_id in missing:
+                found[adapter_id] = vectors = read.get(adapter_id, none)
+                if generation == self.cache.generation:  # else these may be of before a change
+                    self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
+        return found
+
+    async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored], explore: bool) -> Choice:
+        assert query.top_k is not None
+        fitting = await self._fitting(query, vector, ranked[: max(query.top_k, CONSIDERED)])
+        if not fitting:
+            return Choice(ranker=self.ranker.version)
+        best, now_us = fitting[0].scored.score, time.time_ns() // 1000
+        near = [one for one in fitting[:CONSIDERED] if one.scored.score >= best - WITHIN]
+        candidates = [self._considered(query, one, best, now_us) for one in near]
+        ranking = order(self.ranker, candidates, self._rng, explore=explore)
+        places = ranking.order
+        chosen = weigh(
+            [near[place].scored for place in places[: query.top_k]],
+            [ranking.log_odds[place] for place in places[: query.top_k]],
+            1.0,
+            self._defaults.min_weight,
+        )
+        return Choice(
+            tuple(chosen),
+            near[places[0]].confidence,
+            tuple(candidates[place] for place in places),
+            tuple(ranking.propensities[place] for place in places),
+            self.ranker.version,
+        )
+
+    def _considered(self, query: RouteQuery, one: Fitting, best: float, now_us: int) -> Considered:
+        adapter_id, record = one.scored.candidate.ref.adapter_id, one.scored.candidate.record
+        assert record is not None, "the learned strategy searches with records"
+        return considered(
+            adapter_id,
+            score=one.scored.score,
+            best=best,
+            example=one.example,
+            task=task_score(record, query.hints),
+            posterior=self.posteriors.of(query.tenant, adapter_id, record.statistics),
+            evidence=self.posteriors.evidence(query.tenant, adapter_id),
+            days=(now_us - record.created_at_us) / 86_400e6,
+            uses=record.statistics.uses,
+        )

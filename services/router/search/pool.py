@@ -1,0 +1,289 @@
+"""Nearest vectors of one pool, in memory: compact codes are scanned, the best few hundred are scored again with better ones.
+
+A vector is kept twice. Its product-quantised code (faiss's 4-bit fast scan: 32 bytes for 256 numbers) is what a search scans; its 8-bit
+code is what the found candidates are scored with. Up to `EXACT_ROWS` everything is scored, and up to `FLAT_ROWS` everything is scanned,
+so the answer does not hang on how the vectors lie; above that they are divided into cells, and as many cells are scanned as it took to
+find nearly all of the true neighbours when the pool was trained.
+
+New vectors are in the next answer, and removing one is a mark: nothing is rebuilt. When a pool has grown fourfold, or a fifth of it is
+marks, its owner trains a successor aside and swaps it in (`Successor`). Not thread-safe: everything but `Successor`'s work happens on the
+event loop. Why faiss and not the HNSW of an embedded engine: docs/decisions/0008.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from services.router.catalogue.encoded_vectors import Codes, Encoded
+from services.router.catalogue.index import Vector
+from services.router.search.clusters import Clusters, Ids
+
+EXACT_ROWS: Final = 2_000
+FLAT_ROWS: Final = 20_000
+RESCORED: Final = 256
+"""Candidates of the scan that are scored again, where calibration did not find a better number."""
+RECALL_TARGET: Final = 0.985
+"""Share of the true ten nearest that calibration wants among the rescored; its queries are harder than texts are, which find 0.98."""
+_ROWS_A_CELL: Final = 20
+_ROUNDS: Final = 4
+"""Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
+_GROWTH_ROWS: Final = 65_536
+_WIDEST: Final = 65_536
+"""Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
+_CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
+
+
+class Successor:
+    """A trained scan, filled aside from the pool's own codes. Its methods take long: they run on a worker thread."""
+
+    def __init__(self, scan: faiss.Index, trained_rows: int, cells: int, probes: int, rescored: int = RESCORED) -> None:
+        self.scan, self.trained_rows, self.cells, self.probes, self.rescored = scan, trained_rows, cells, probes, rescored
+        self.filled = 0
+        self._parameters: faiss.SearchParametersIVF | None = None
+        self._queries: Vector = np.empty((0, scan.d), np.float32)
+        self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
+        self._best: Vector = np.empty((0, 10), np.float32)
+
+    @classmethod
+    def train(cls, sample: Encoded, rows: int) -> Successor:
+        """Learn codebooks, and cells where `rows` vectors are too many to scan them all."""
+        faiss.omp_set_num_threads(1)  # of this thread: the other cores serve
+        vectors = sample.decoded()
+        dimension = vectors.shape[1]
+        subspaces = dimension // _CODES_PER_VECTOR_NUMBER
+        cells = cells_for(rows)
+        scan: Any
+        if cells == 1:
+            scan = faiss.IndexPQFastScan(dimension, subspaces, 4, faiss.METRIC_INNER_PRODUCT)
+        else:
+            coarse: Any = faiss.IndexFlatIP(dimension)
+            scan = faiss.IndexIVFPQFastScan(coarse, dimension, cells, subspaces, 4, faiss.METRIC_INNER_PRODUCT)
+            coarse.this.disown()
+            scan.own_fields = True
+            scan.by_residual = True
+            scan.cp.niter, scan.cp.min_points_per_centroid = _ROUNDS, 1
+        scan.train(vectors)
+        return cls(scan, rows, cells, cells)
+
+    @staticmethod
+    def sample_rows(rows: int) -> int:
+        """How many vectors to train on, for a pool of so many."""
+        return min(rows, max(65_536, _ROWS_A_CELL * cells_for(rows)))
+
+    @property
+    def watching(self) -> bool:
+        """True while calibration queries wait for `calibrate`."""
+        return len(self._queries) > 0
+
+    def watch(self, like: Encoded, seed: int = 0) -> None:
+        """Make calibration queries, before anything is filled: vectors of the pool, turned at random until their cosine is 0.6. None
+        are needed where everything is scanned.
+        """
+        if self.cells == 1:
+            return
+        vectors = like.decoded()
+        noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
+        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+        self._queries = 0.6 * vectors + 0.8 * noise
+        self._truth = np.full((len(vectors), 10), -1, np.int64)
+        self._best = np.full((len(vectors), 10), -np.inf, np.float32)
+
+    def fill(self, rows: Encoded) -> None:
+        """Add the next rows."""
+        faiss.omp_set_num_threads(1)
+        vectors = rows.decoded()
+        if len(self._queries):
+            positions = np.broadcast_to(np.arange(self.filled, self.filled + len(vectors)), (len(self._queries), len(vectors)))
+            values = np.concatenate([self._best, self._queries @ vectors.T], 1)
+            best = np.argpartition(-values, 9, 1)[:, :10]
+            self._best = np.take_along_axis(values, best, 1)
+            self._truth = np.take_along_axis(np.concatenate([self._truth, positions], 1), best, 1)
+        self.scan.add(vectors)
+        self.filled += len(vectors)
+
+    def calibrate(self) -> None:
+        """Take the fewest cells, and of them the fewest candidates, that hold the true ten nearest of the watched queries."""
+        faiss.omp_set_num_threads(1)
+        self.probes, self.rescored = self._least(RECALL_TARGET)
+        self._queries = self._queries[:0]
+
+    def _least(self, recall: float) -> tuple[int, int]:
+        """The cheapest (probes, rescored) that find the true ten; on two machines a candidate cost about a quarter of a cell."""
+        powers = [8 << power for power in range((self.cells // 8).bit_length())]
+        choices = [(probes, rescored) for probes in powers for rescored in (RESCORED // 2, RESCORED, 2 * RESCORED)]
+        found: dict[int, NDArray[np.int64]] = {}
+        for probes, rescored in sorted(choices, key=lambda choice: 4 * choice[0] + choice[1]):
+            if probes not in found:
+                found[probes] = self.scan.search(self._queries, 2 * RESCORED, params=_probing(probes))[1]
+            near = found[probes][:, :rescored]
+            if np.mean([np.isin(true, one).mean() for true, one in zip(self._truth, near, strict=True)]) >= recall:
+                return probes, rescored
+        return self.cells, 2 * RESCORED
+
+    def nearest(self, query: Vector, count: int, *, everywhere: bool = False) -> NDArray[np.int64]:
+        """Positions of at least so many candidates for a query, fewer if there are no more in the nearest cells, or in any."""
+        if self.cells > 1 and self._parameters is None:
+            self._parameters = _probing(self.probes)
+        parameters = _probing(self.cells) if everywhere and self.cells > 1 else self._parameters
+        found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
+        return found if found[-1] >= 0 else found[found >= 0]
+
+    def to_bytes(self) -> bytes:
+        """What training learned, without the vectors."""
+        assert not self.filled, "take it before it is filled"
+        return bytes(faiss.serialize_index(self.scan))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, trained_rows: int, probes: int, rescored: int) -> Successor:
+        """Inverse of `to_bytes`; to be filled again."""
+        scan = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        return cls(scan, trained_rows, getattr(scan, "nlist", 1), probes, rescored)
+
+
+def _probing(cells: int) -> faiss.SearchParametersIVF:
+    made: Any = faiss.SearchParametersIVF  # its stub knows no arguments
+    return cast(faiss.SearchParametersIVF, made(nprobe=cells))
+
+
+def cells_for(rows: int) -> int:
+    """Number of cells: one up to `FLAT_ROWS`, then about four times the root of the rows, a power of two: rows grow fourfold until the next
+    training, which makes it twice the root.
+    """
+    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(4 * np.sqrt(rows))))
+
+
+class VectorPool:
+    """Vectors by row number of their owner. A position is a vector's place here; it is never used twice."""
+
+    def __init__(self, dimension: int) -> None:
+        self._codes: Codes = np.empty((0, dimension), np.int8)
+        self._steps: Vector = np.empty(0, np.float32)
+        self._rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self._cluster: Ids = np.empty(0, np.int16)
+        self._clusters = Clusters(dimension)
+        self._used = self._dropped = 0
+        self._scan: Successor | None = None
+        self._trained_at = 0
+
+    def __len__(self) -> int:
+        return self._used - self._dropped
+
+    @property
+    def positions(self) -> int:
+        """Positions given so far, dropped ones too."""
+        return self._used
+
+    def add(self, rows: NDArray[np.int64], vectors: Encoded) -> int:
+        """Add vectors and return the position of the first."""
+        first, count = self._used, len(rows)
+        while first + count > len(self._rows):
+            size = len(self._rows) + min(max(64, len(self._rows)), _GROWTH_ROWS)
+            # In place: a copy of hundreds of megabytes would double the memory for a moment. No view outlives a call on the loop.
+            self._codes.resize((size, self._codes.shape[1]), refcheck=False)
+            self._steps.resize(size, refcheck=False)
+            self._rows.resize(size, refcheck=False)
+            self._cluster.resize(size, refcheck=False)
+        self._codes[first : first + count], self._steps[first : first + count] = vectors.codes, vectors.steps
+        self._rows[first : first + count] = rows
+        self._cluster[first : first + count] = self._clusters.join(vectors.decoded())
+        self._used += count
+        if self._scan is not None:
+            self._scan.fill(vectors)
+        return first
+
+    def drop(self, position: int) -> None:
+        """Forget one vector."""
+        if self._rows[position] >= 0:
+            self._rows[position] = -1
+            self._clusters.leave(int(self._cluster[position]))
+            self._dropped += 1
+
+    def nearest(
+        self, query: Vector, limit: int, among: NDArray[np.int64] | None = None, clusters: int = 0
+    ) -> tuple[NDArray[np.int64], Vector]:
+        """(rows, cosines) of the nearest to the unit vector `query`, best first.
+
+        `among` names the positions that count; with `clusters`, only what is in so many nearest clusters does.
+        """
+        near_clusters = self._clusters.nearest(query, clusters) if clusters else None
+        if among is not None or self._scan is None:
+            positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
+        else:
+            count = 2 * limit
+            positions = self._counted(self._scan.nearest(query, count), near_clusters)
+            if near_clusters is None:  # dropped ones may have filled the scan's answer: look further, in every cell
+                widest = min(self._used, _WIDEST)
+                while len(positions) < min(limit, len(self)) and count < widest:
+                    count = min(8 * count, widest)
+                    positions = self._counted(self._scan.nearest(query, count, everywhere=True), None)
+            elif len(positions) < limit:  # the scan met too few of these clusters: take all there are
+                positions = self._counted(np.arange(self._used), near_clusters)
+        # `take`, for indexing copies the rows at less than half its speed; no position is out of bounds.
+        codes = np.take(self._codes, positions, 0, mode="clip")
+        cosines = (codes.astype(np.float32) @ query) * self._steps[positions]
+        if len(positions) > limit:
+            best = np.argpartition(-cosines, limit)[:limit]
+            positions, cosines = positions[best], cosines[best]
+        rows = self._rows[positions]
+        order = np.lexsort((rows, -cosines))
+        return rows[order], cosines[order]
+
+    def _counted(self, positions: NDArray[np.int64], clusters: Ids | None) -> NDArray[np.int64]:
+        """Those of the positions that were not dropped, and are in one of the clusters."""
+        if clusters is not None:
+            positions = positions[np.isin(self._cluster[positions], clusters)]
+        return positions[self._rows[positions] >= 0] if self._dropped else positions
+
+    def holds(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the positions are here and hold that row."""
+        inside = (positions >= 0) & (positions < self._used)
+        return inside & (self._rows[np.where(inside, positions, 0)] == rows) if self._used else np.zeros(len(positions), bool)
+
+    @property
+    def wants_training(self) -> bool:
+        """True when it has grown fourfold since it was trained, or outgrew exact scoring."""
+        if self._used <= EXACT_ROWS:
+            return False
+        return self._scan is None or self._used >= 4 * self._trained_at
+
+    @property
+    def wants_compaction(self) -> bool:
+        """True when more than a fifth of it, and more than a thousand, are marks of dropped vectors."""
+        return self._dropped > max(1000, self._used // 5)
+
+    def sample(self, count: int, seed: int = 0) -> Encoded:
+        """Codes of some of the vectors, drawn evenly."""
+        alive = np.flatnonzero(self._rows[: self._used] >= 0)
+        picked = np.sort(np.random.default_rng(seed).choice(alive, min(count, len(alive)), replace=False))
+        return Encoded(self._codes[picked], self._steps[picked])
+
+    def encoded(self, start: int, stop: int) -> Encoded:
+        """A copy of the codes at these positions."""
+        stop = min(stop, self._used)
+        return Encoded(self._codes[start:stop].copy(), self._steps[start:stop].copy())
+
+    def alive(self, start: int, stop: int) -> tuple[NDArray[np.int64], Encoded]:
+        """(rows, codes) of what was not dropped between two positions."""
+        positions = np.arange(start, min(stop, self._used))
+        positions = positions[self._rows[positions] >= 0]
+        return self._rows[positions], Encoded(self._codes[positions], self._steps[positions])
+
+    def adopt(self, successor: Successor) -> None:
+        """Scan with a successor that holds every position.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if successor.filled != self._used:
+            raise ValueError(f"the successor holds {successor.filled} of {self._used} positions")
+        self._scan, self._trained_at = successor, successor.trained_rows
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of codes, rows and scan."""
+        scanned = self._used * (self._codes.shape[1] // 8 + 8) if self._scan else 0
+        return self._codes.nbytes + self._steps.nbytes + self._rows.nbytes + self._cluster.nbytes + scanned
