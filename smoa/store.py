@@ -97,6 +97,19 @@ class AdapterStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
 
+    async def delete_object(self, key: str) -> None:
+        """Remove an object of the caller's; absent is fine.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        try:
+            await self._call(obstore.delete, self._store, key)
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"store: cannot delete from {self.location} ({error}); check that it is mounted") from error
+
     async def list_objects(self, prefix: str) -> AsyncIterator[str]:
         """Keys of the objects under a prefix, in no order.
 
@@ -165,9 +178,4 @@ class AdapterStore:
 
     async def delete(self, digest: str) -> None:
         """Remove a file; absent is fine."""
-        try:
-            await self._call(obstore.delete, self._store, self.key(digest))
-        except FileNotFoundError:
-            return
-        except (BaseError, OSError) as error:
-            raise Unavailable(f"store: cannot delete from {self.location} ({error}); check that it is mounted") from error
+        await self.delete_object(self.key(digest))

@@ -20,7 +20,7 @@ from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.settings import RouterSettings
 from smoa.embedding import StaticEmbedder
-from smoa.errors import SmoaError
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
@@ -34,14 +34,41 @@ FOLLOW_S = 1.0
 
 
 async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
-    """The Qdrant server when a URL is set, else the index in this process."""
+    """The Qdrant server when a URL is set, else the index in this process.
+
+    Raises:
+        InvalidArgument: an unknown write ordering.
+        FailedPrecondition: another process has the folder, or the server's collections are another program's.
+        Unavailable: the server is away.
+    """
     if settings.qdrant_url:
         from qdrant_client import AsyncQdrantClient
+        from qdrant_client.models import WriteOrdering
 
-        from services.router.search.index_server import WRITE_TIMEOUT_S, ServerIndex
+        from services.router.catalogue.qdrant_connection import WRITE_TIMEOUT_S
+        from services.router.search.index_server import ServerIndex
 
-        client = AsyncQdrantClient(settings.qdrant_url, prefer_grpc=True, timeout=int(WRITE_TIMEOUT_S))
-        return await ServerIndex.open(client, dimension)
+        orderings = {"strong": WriteOrdering.STRONG, "medium": WriteOrdering.MEDIUM}
+        if settings.qdrant_write_ordering not in orderings:
+            raise InvalidArgument(
+                "SMOA_QDRANT_WRITE_ORDERING", f"{settings.qdrant_write_ordering!r} is unknown", f"use one of {', '.join(orderings)}"
+            )
+        client = AsyncQdrantClient(
+            settings.qdrant_url,
+            prefer_grpc=True,
+            grpc_port=settings.qdrant_grpc_port,
+            api_key=settings.qdrant_api_key or None,
+            timeout=int(WRITE_TIMEOUT_S),
+        )
+        return await ServerIndex.open(
+            client,
+            dimension,
+            settings.qdrant_prefix,
+            ordering=orderings[settings.qdrant_write_ordering],
+            replication_factor=settings.qdrant_replicas,
+            write_consistency_factor=settings.qdrant_write_consistency,
+            shard_number=settings.qdrant_shards,
+        )
     from services.router.search.index_local import LocalIndex
 
     return await LocalIndex.open(settings.data_folder / "index", dimension, settings.record_cache_bytes)

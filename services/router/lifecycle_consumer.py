@@ -19,7 +19,8 @@ from aiokafka.errors import KafkaError
 from google.protobuf.message import Message
 
 from services.router.catalogue.changes import ARRIVALS
-from services.router.catalogue.index import AdapterIndex
+from services.router.catalogue.index import AdapterIndex, Document
+from services.router.catalogue.retrying import until_taken
 from services.router.learning.ranker import Ranker
 from services.router.routing.executors import Executor
 from services.router.routing.router import Router
@@ -46,8 +47,8 @@ async def published_ranker(index: AdapterIndex) -> Ranker | None:
     Raises:
         InvalidArgument: it is of another version.
     """
-    found = await index.get_document(RANKER_ID)
-    return Ranker.from_bytes(str(found[2]["artefact"]).encode()) if found else None
+    found = await index.get_document("ranker", RANKER_ID)
+    return Ranker.from_bytes(str(found.body["artefact"]).encode()) if found else None
 
 
 class News:
@@ -179,10 +180,14 @@ class News:
             now_us=time.time_ns() // 1000,
         )
 
+    async def _keep(self, ranker: Ranker) -> None:
+        there = await self._index.get_document("ranker", RANKER_ID) or Document(RANKER_ID, "", {})
+        await self._index.write_document("ranker", there._replace(body={"artefact": ranker.to_bytes().decode()}))
+
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
         if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
             ranker = Ranker.from_bytes(event.ranker)
-            await self._index.put_document(RANKER_ID, "ranker", "", {"artefact": ranker.to_bytes().decode()})
+            await until_taken(lambda: self._keep(ranker))
             self._router.ranker = ranker
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
         else:

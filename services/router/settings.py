@@ -21,7 +21,21 @@ class RouterSettings:
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
     """Kafka's address."""
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
-    """A Qdrant server for the index; empty: SQLite in the data folder, and one router."""
+    """A Qdrant server for the index (https:// for TLS); empty: SQLite in the data folder, and one router."""
+    qdrant_grpc_port: int = field(default=6334, metadata={"key": "SMOA_QDRANT_GRPC_PORT"})
+    """Port of its gRPC API."""
+    qdrant_api_key: str = field(default="", repr=False, metadata={"key": "SMOA_QDRANT_API_KEY"})
+    """Its API key, if it wants one."""
+    qdrant_prefix: str = field(default="smoa", metadata={"key": "SMOA_QDRANT_PREFIX"})
+    """What the names of its collections begin with: another one is another library."""
+    qdrant_replicas: int = field(default=1, metadata={"key": "SMOA_QDRANT_REPLICAS", "least": 1})
+    """Copies of each collection in a cluster, when this router makes them."""
+    qdrant_write_consistency: int = field(default=1, metadata={"key": "SMOA_QDRANT_WRITE_CONSISTENCY", "least": 1})
+    """How many of the copies must have a write before it is acknowledged."""
+    qdrant_shards: int = field(default=1, metadata={"key": "SMOA_QDRANT_SHARDS", "least": 1})
+    """Parts of each collection, when this router makes them."""
+    qdrant_write_ordering: str = field(default="strong", metadata={"key": "SMOA_QDRANT_WRITE_ORDERING"})
+    """strong or medium; with Qdrant's own default, weak, a cluster loses changes that two routers make at once."""
     top_k: int = field(default=3, metadata={"least": 1})
     """Most adapters of a decision, where a query does not say."""
     score_threshold: float = 0.15

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -15,17 +14,16 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.index import AdapterIndex, Conflict, Document, Entry, Vector
 from services.router.catalogue.records import AdapterRecord, Kept, Reach, Scope
-from services.router.catalogue.statistics import Statistics
 from services.router.search.index_local import LocalIndex
 from services.router.search.index_server import ServerIndex
 from smoa.adapter import new_adapter_id
 from smoa.embedding import normalised
+from tests.qdrant_support import client_of, drop, fresh_prefix
 
 DIMENSION = 16
 PUBLIC = Reach(tenant="public", base_model="base-a")
-URL = os.environ.get("SMOA_TEST_QDRANT_URL", "")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
     pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
@@ -67,12 +65,11 @@ async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     elif request.param == "client":
         made = await ServerIndex.open(AsyncQdrantClient(":memory:"), DIMENSION)
     else:
-        if not URL:
-            pytest.skip("SMOA_TEST_QDRANT_URL is not set: it names a running Qdrant server")
-        client = AsyncQdrantClient(URL, prefer_grpc=True)
-        await client.delete_collection("contract")
-        made = await ServerIndex.open(client, DIMENSION, "contract")
+        client, prefix = client_of(*request.getfixturevalue("qdrant")), fresh_prefix()
+        made = await ServerIndex.open(client, DIMENSION, prefix)
     yield made
+    if request.param == "server":
+        await drop(client, prefix)
     await made.close()
 
 
@@ -103,18 +100,54 @@ async def test_what_is_kept_of_those_that_are_there(index: AdapterIndex) -> None
     assert [candidate.ref for candidate in await index.search(vector(1), PUBLIC, 5)] == [one.ref]
 
 
-async def test_statistics_are_written_and_nothing_else(index: AdapterIndex) -> None:
-    made = record(statistics=Statistics(uses=1))
-    await index.upsert([(made, vector(1))], {made.adapter_id: vector(1)[None]})
-    await index.upsert([(replace(made, state="retired", state_reason="by another router"), vector(1))])
-    counts = Statistics(uses=7, outcomes=3, successes=2, generations=4, tokens=5)
-    await index.put_statistics(made.adapter_id, counts)
-    found = await index.get(made.adapter_id)
-    assert found is not None
-    assert found[0] == replace(made, state="retired", state_reason="by another router", statistics=counts)
+async def test_a_write_is_taken_if_nobody_has_written_since(index: AdapterIndex) -> None:
+    made = record()
+    await index.write([Entry(made, vector(1), vector(1)[None])])
+    with pytest.raises(Conflict):
+        await index.write([Entry(replace(made, name="another"), vector(2))])
+    first = await _read(index, made.adapter_id)
+    assert (first.name, first.revision) == ("n", 1)
+    await index.write([Entry(replace(first, name="second"), vector(1))])
+    with pytest.raises(Conflict):
+        await index.write([Entry(replace(first, name="late"), vector(1))])
+    second = await _read(index, made.adapter_id)
+    assert (second.name, second.revision) == ("second", 2)
     assert made.adapter_id in await index.prototypes([made.adapter_id])
-    await index.put_statistics(new_adapter_id(), counts)  # of one that is not there: nothing
-    assert len(await index.scroll(Scope(tenant=None, states=("active", "retired")), "", 10)) == 1
+    with pytest.raises(Conflict):
+        await index.write([Entry(record(revision=3), vector(1))])  # of one that is not there
+
+
+async def test_several_are_written_together_or_not_at_all(index: AdapterIndex) -> None:
+    parents, child = [record(), record()], record()
+    await index.write([Entry(one, vector(n)) for n, one in enumerate(parents)])
+    one, other = [await _read(index, parent.adapter_id) for parent in parents]
+    await index.write([Entry(replace(other, tags=("changed",)), vector(1))])
+    retired = [replace(one, state="retired"), replace(other, state="retired")]
+    with pytest.raises(Conflict):
+        await index.write([Entry(child, vector(3)), *(Entry(parent, vector(4)) for parent in retired)])
+    assert await index.get(child.adapter_id) is None
+    assert [(await _read(index, parent.adapter_id)).state for parent in parents] == ["active", "active"]
+    assert len(await index.search(vector(3), PUBLIC, 5)) == 2
+    again = await _read(index, other.adapter_id)
+    await index.write([Entry(child, vector(3)), Entry(retired[0], vector(0)), Entry(replace(again, state="retired"), vector(1))])
+    assert [candidate.ref for candidate in await index.search(vector(3), PUBLIC, 5)] == [child.ref]
+    assert (await _read(index, other.adapter_id)).tags == ("changed",)
+
+
+async def test_each_of_many_is_written_by_itself(index: AdapterIndex) -> None:
+    there, new = record(), [record() for _ in range(5)]
+    await index.write([Entry(there, vector(0))])
+    await index.write([Entry(one, vector(n)) for n, one in enumerate(new)], together=False)
+    assert len(await index.scroll(Scope(tenant="public"), "", 10)) == 6
+    changed = [replace(await _read(index, one.adapter_id), name="changed") for one in [there, *new]]
+    await index.write([Entry(one, vector(n)) for n, one in enumerate(changed)], together=False)
+    assert {(one.name, one.revision) for one in await index.scroll(Scope(tenant="public"), "", 10)} == {("changed", 2)}
+
+
+async def _read(index: AdapterIndex, adapter_id: str) -> AdapterRecord:
+    found = await index.get(adapter_id)
+    assert found is not None
+    return found[0]
 
 
 async def test_search_orders_by_cosine(index: AdapterIndex) -> None:
@@ -175,19 +208,40 @@ async def test_pages_follow_each_other(index: AdapterIndex) -> None:
     assert seen == sorted(one.adapter_id for one in records)
 
 
-async def test_documents_are_apart_from_adapters(index: AdapterIndex) -> None:
-    adapter, document, other = record(), new_adapter_id(), new_adapter_id()
+async def test_each_kind_of_documents_has_ids_of_its_own(index: AdapterIndex) -> None:
+    adapter, other = record(), new_adapter_id()
     await index.upsert([(adapter, vector(1))])
-    await index.put_document(document, "composition", "public", {"deep": [1, {"a": "b"}]})
-    await index.put_document(other, "composition", "acme", {})
-    assert await index.get_document(document) == ("composition", "public", {"deep": [1, {"a": "b"}]})
-    assert await index.list_documents("composition", "public", "", 10) == [(document, {"deep": [1, {"a": "b"}]})]
-    assert await index.get(document) is None
-    assert await index.get_document(adapter.adapter_id) is None
+    made = Document(adapter.adapter_id, "public", {"deep": [1, {"a": "b"}]})
+    await index.write_document("composition", made)
+    await index.write_document("composition", Document(other, "acme", {}))
+    await index.write_document("ranker", Document(adapter.adapter_id, "", {"artefact": "a"}))
+    found = await index.get_document("composition", adapter.adapter_id)
+    assert found is not None
+    assert (found.tenant, found.body, found.revision) == ("public", {"deep": [1, {"a": "b"}]}, 1)
+    assert await index.list_documents("composition", "public", "", 10) == [found]
+    assert await index.get_document("ranker", other) is None
+    assert await index.get(other) is None
     assert [c.ref.adapter_id for c in await index.search(vector(1), PUBLIC, 10)] == [adapter.adapter_id]
-    await index.delete_document(document)
-    await index.delete_document(document)
-    assert await index.get_document(document) is None
+    await index.delete_document("composition", found)
+    await index.delete_document("composition", found)
+    assert await index.get_document("composition", adapter.adapter_id) is None
+    assert await index.get_document("ranker", adapter.adapter_id) is not None
+
+
+async def test_documents_are_written_and_deleted_if_nobody_has_written_since(index: AdapterIndex) -> None:
+    made = Document(new_adapter_id(), "public", {"n": 0})
+    await index.write_document("composition", made)
+    with pytest.raises(Conflict):
+        await index.write_document("composition", made)
+    first = await index.get_document("composition", made.document_id)
+    assert first is not None
+    await index.write_document("composition", first._replace(body={"n": 1}))
+    for late in (index.write_document, index.delete_document):
+        with pytest.raises(Conflict):
+            await late("composition", first)
+    second = await index.get_document("composition", made.document_id)
+    assert second is not None
+    assert (second.body, second.revision) == ({"n": 1}, 2)
 
 
 async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
@@ -241,4 +295,3 @@ async def test_only_the_nearest_clusters_are_looked_into(index: AdapterIndex) ->
     assert await found(0) == ids[0] | ids[1] | ids[2]
     await index.upsert([(replace(one, state="retired"), unit) for one, unit in zip(records[0], groups[0], strict=True)])
     assert await found(2) <= ids[1] | ids[2]
-    assert not await index.list_documents("cluster", "public", "", 10)

@@ -12,8 +12,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import AsyncQdrantClient
+from qdrant_client.models import WriteOrdering
 
 from services.router.app import build
+from services.router.catalogue.qdrant_connection import QdrantConnection
 from services.router.catalogue.records import Reach
 from services.router.search.index_local import LocalIndex
 from services.router.search.index_server import ServerIndex
@@ -92,7 +94,8 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
 
 @pytest.mark.parametrize("prefer_grpc", [False, True])
 async def test_a_server_that_is_not_there_is_said_to_be_at_once(prefer_grpc: bool) -> None:
-    index = ServerIndex(AsyncQdrantClient("http://127.0.0.1:1", prefer_grpc=prefer_grpc, grpc_port=1, check_compatibility=False), 16)
+    client = AsyncQdrantClient("http://127.0.0.1:1", prefer_grpc=prefer_grpc, grpc_port=1, check_compatibility=False)
+    index = ServerIndex(QdrantConnection(client), 16, "smoa", WriteOrdering.STRONG)
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
         await index.search(vector(1), REACH, 3)
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server is away"):
@@ -110,7 +113,8 @@ async def test_a_server_that_hangs_is_waited_for_once() -> None:
 
     hanging = await asyncio.start_server(hang, "127.0.0.1", 0)
     port = hanging.sockets[0].getsockname()[1]
-    index = ServerIndex(AsyncQdrantClient(f"http://127.0.0.1:{port}", check_compatibility=False), 16, timeout_s=0.3)
+    connection = QdrantConnection(AsyncQdrantClient(f"http://127.0.0.1:{port}", check_compatibility=False), timeout_s=0.3)
+    index = ServerIndex(connection, 16, "smoa", WriteOrdering.STRONG)
     with pytest.raises(Unavailable, match="did not answer"):
         await index.search(vector(1), REACH, 3)
     started = time.monotonic()
@@ -129,8 +133,8 @@ async def test_a_server_without_the_collection_is_not_ready() -> None:
     client = AsyncQdrantClient(":memory:")
     index = await ServerIndex.open(client, 16)
     await index.check()
-    await client.delete_collection("adapters")
-    with pytest.raises(Unavailable, match=r"^index: the Qdrant server has no collection 'adapters' \(restore it, or restart"):
+    await client.delete_collection("smoa_adapters")
+    with pytest.raises(Unavailable, match=r"^index: the Qdrant server has no collection 'smoa_adapters' \(restore it, or restart"):
         await index.check()
     await index.close()
 

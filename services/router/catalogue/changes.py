@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from services.router.catalogue.index import Entry
 from services.router.catalogue.records import AdapterRecord, State
-from services.router.catalogue.registration_log import Entry
 from smoa.errors import AlreadyExists, FailedPrecondition
 
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged", "canary", "promoted", "rolled_back"]

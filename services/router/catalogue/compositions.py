@@ -14,9 +14,10 @@ from ulid import ULID
 
 from services.router.catalogue import composition as trees
 from services.router.catalogue.composition import Node, PlannedStage
-from services.router.catalogue.index import AdapterIndex
+from services.router.catalogue.index import AdapterIndex, Document
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.retrying import until_taken
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from smoa.identifiers import checked_tenant
 
@@ -37,6 +38,8 @@ class Composition:
     children: tuple[str, ...] = ()
     """Names of the compositions it nests, and of those that nest it."""
     parents: tuple[str, ...] = ()
+    revision: int = 0
+    last_writes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Compositions:
             NotFound: an adapter or composition in it.
             AlreadyExists: the name is taken by another tree.
         """
+        return await until_taken(lambda: self._create(tenant, name, root, by_success))
+
+    async def _create(self, tenant: str, name: str, root: dict[str, Any], by_success: bool) -> Composition:
         tenant = checked_tenant(tenant)
         if not 0 < len(name) <= MAX_NAME_CHARACTERS:
             raise InvalidArgument("name", f"has {len(name)} characters", f"name the composition in 1 to {MAX_NAME_CHARACTERS}")
@@ -113,7 +119,7 @@ class Compositions:
         size, after = page_size_of(page_size), page_after(page_token, scope)
         found = await self._index.list_documents("composition", scope.tenant or "", after, size + 1)
         more = len(found) > size
-        return [_from_body(body) for _, body in found[:size]], page_token_of(found[size - 1][0], scope) if more else ""
+        return [_from_document(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
 
     async def delete(self, tenant: str, composition_id_: str) -> None:
         """Forget one.
@@ -122,13 +128,16 @@ class Compositions:
             NotFound: none, or another tenant's.
             FailedPrecondition: another nests it.
         """
+        await until_taken(lambda: self._delete(tenant, composition_id_))
+
+    async def _delete(self, tenant: str, composition_id_: str) -> None:
         async with self._writing:
             found = await self.get(tenant, composition_id_=composition_id_)
             if found.parents:
                 raise FailedPrecondition(
                     f"composition: {found.name!r} is nested by {', '.join(map(repr, found.parents))}; delete that first"
                 )
-            await self._index.delete_document(found.composition_id)
+            await self._index.delete_document("composition", _to_document(found))
             for child in found.children:
                 await self._set_parents(found.tenant, child, lambda parents: parents - {found.name})
 
@@ -185,8 +194,8 @@ class Compositions:
         return records
 
     async def _find(self, tenant: str, composition_id_: str) -> Composition | None:
-        found = await self._index.get_document(composition_id_)
-        return None if found is None or found[:2] != ("composition", tenant) else _from_body(found[2])
+        found = await self._index.get_document("composition", composition_id_)
+        return None if found is None or found.tenant != tenant else _from_document(found)
 
     async def _set_parents(self, tenant: str, name: str, change: Callable[[set[str]], set[str]]) -> None:
         found = await self._find(tenant, composition_id(tenant, name))
@@ -195,7 +204,7 @@ class Compositions:
         await self._write(dataclasses.replace(found, parents=tuple(sorted(change(set(found.parents))))))
 
     async def _write(self, made: Composition) -> None:
-        await self._index.put_document(made.composition_id, "composition", made.tenant, dataclasses.asdict(made))
+        await self._index.write_document("composition", _to_document(made))
 
 
 def composition_id(tenant: str, name: str) -> str:
@@ -203,6 +212,11 @@ def composition_id(tenant: str, name: str) -> str:
     return str(ULID.from_bytes(hashlib.blake2b(f"{tenant}\0{name}".encode(), digest_size=16).digest()))
 
 
-def _from_body(body: Mapping[str, Any]) -> Composition:
-    sequences = {key: tuple(body[key]) for key in ("adapter_ids", "children", "parents")}
-    return Composition(**{**body, **sequences})
+def _to_document(made: Composition) -> Document:
+    body = dataclasses.asdict(made)
+    return Document(made.composition_id, made.tenant, body, body.pop("revision"), tuple(body.pop("last_writes")))
+
+
+def _from_document(document: Document) -> Composition:
+    sequences = {key: tuple(document.body[key]) for key in ("adapter_ids", "children", "parents")}
+    return Composition(**{**document.body, **sequences}, revision=document.revision, last_writes=document.last_writes)

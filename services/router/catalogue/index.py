@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
 from services.router.catalogue.records import AdapterRecord, Candidate, Kept, Reach, Scope
-from services.router.catalogue.statistics import Statistics
 from smoa.identifiers import check_ulid
 
 Vector = NDArray[np.float32]
+
+
+class Conflict(Exception):
+    """Somebody else has written what this write is based on, and it was not done: read again what its argument names, and begin again."""
+
+
+class Entry(NamedTuple):
+    """An adapter as it is to be; prototypes are None where they stay as they were."""
+
+    record: AdapterRecord
+    vector: Vector
+    prototypes: Vector | None = None
+
+
+class Document(NamedTuple):
+    """A small thing that is no adapter: a composition, a ranker. Each kind has ids of its own."""
+
+    document_id: str
+    tenant: str
+    body: Mapping[str, Any]
+    revision: int = 0
+    """How often it was written; 0 of one that is not there yet."""
+    last_writes: tuple[str, ...] = ()
+
+
+DOCUMENT_KINDS: Final = ("composition", "ranker")
 
 
 class AdapterIndex(Protocol):
@@ -30,11 +55,17 @@ class AdapterIndex(Protocol):
             Unavailable: it cannot.
         """
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
-        """Write all or none, in one step; prototypes [n, dimension] by adapter id, those of the others stay."""
+    async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
+        """Write all or none, if nobody has written them since the revisions that their records name; 0 is of those not there yet.
 
-    async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
-        """Write an adapter's counts and nothing else of it: they come all the time, and must not undo what another router writes."""
+        Without `together`, each is written by itself: for many that have nothing to do with each other.
+
+        Raises:
+            Conflict: somebody has.
+        """
+
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
+        """Write records as they are, whatever is there: for making an index again. Prototypes [n, dimension] by adapter id."""
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
@@ -54,17 +85,25 @@ class AdapterIndex(Protocol):
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""
 
-    async def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
-        """Write a document that is no adapter (a composition)."""
+    async def write_document(self, kind: str, document: Document) -> None:
+        """Write a document, if nobody has written it since its revision.
 
-    async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
-        """(kind, tenant, body) of a document."""
+        Raises:
+            Conflict: somebody has.
+        """
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
-        """(id, body) of a tenant's documents with an id over `after`, by id."""
+    async def get_document(self, kind: str, document_id: str) -> Document | None:
+        """One document."""
 
-    async def delete_document(self, document_id: str) -> None:
-        """Remove a document; absent is fine."""
+    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+        """A tenant's documents with an id over `after`, by id."""
+
+    async def delete_document(self, kind: str, document: Document) -> None:
+        """Remove a document, if nobody has written it since its revision; absent is fine.
+
+        Raises:
+            Conflict: somebody has.
+        """
 
     async def close(self) -> None:
         """Release it."""

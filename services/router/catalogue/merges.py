@@ -11,9 +11,8 @@ import numpy as np
 
 from services.router.catalogue.changes import Change, as_it_is, came_back, now_us, same_content
 from services.router.catalogue.importing import check_reason
-from services.router.catalogue.index import Vector
+from services.router.catalogue.index import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
-from services.router.catalogue.registration_log import Entry
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
 from smoa.embedding import normalised
@@ -64,8 +63,7 @@ class Merges:
                 "child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first"
             )
         wanted = tuple(dict.fromkeys(parent_ids))
-        work = self._apply(merge_id, child, wanted, reason, canary_share, evidence or {})
-        return await self._registry.whole(work)
+        return await self._registry.whole(lambda: self._apply(merge_id, child, wanted, reason, canary_share, evidence or {}))
 
     async def _apply(
         self,
@@ -128,7 +126,7 @@ class Merges:
             FailedPrecondition: it is no merge's child, or a parent is not in a state from which this can be done.
         """
         check_reason(reason)
-        return await self._registry.whole(self._settle(checked_tenant(tenant), child_id, promote, reason, evidence or {}))
+        return await self._registry.whole(lambda: self._settle(checked_tenant(tenant), child_id, promote, reason, evidence or {}))
 
     async def _settle(self, tenant: str, child_id: str, promote: bool, reason: str, evidence: Mapping[str, float]) -> AdapterRecord:
         registry = self._registry

@@ -6,6 +6,7 @@ lose the last moments, but never leaves half of a write.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import orjson
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import Vector
+from services.router.catalogue.index import Conflict, Document, Vector
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Kept, Scope, labels_of, pool_of
 from smoa.errors import ResourceExhausted, Unavailable
 
@@ -29,14 +30,16 @@ CREATE TABLE IF NOT EXISTS adapters (
   row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
-  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL);
+  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL,
+  revision INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
 CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS documents (document_id TEXT PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS documents (kind TEXT NOT NULL, document_id TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL,
+  revision INTEGER NOT NULL, PRIMARY KEY (kind, document_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
   rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
@@ -75,10 +78,13 @@ class RecordFile:
         with _failures():
             self._database.execute("SELECT row FROM adapters LIMIT 1").fetchone()
 
-    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> list[Written]:
-        """Write all or none; prototypes that are not given stay.
+    def write(
+        self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool = True
+    ) -> list[Written]:
+        """Write all or none; prototypes that are not given stay. Unless `conditional`, whatever is there.
 
         Raises:
+            Conflict: a record is not based on the revision that is there.
             ResourceExhausted: the disk is full.
             Unavailable: the file cannot be written.
         """
@@ -88,7 +94,11 @@ class RecordFile:
             following = (database.execute("SELECT MAX(row) FROM adapters").fetchone()[0] or 0) + 1
             rows, gone, labels, written = [], [], [], []
             for adapter_id, (record, vector) in unique.items():
-                old_row, old_pool, old_vector, had, old_labels = known.get(adapter_id, (0, "", b"", False, frozenset()))
+                old_row, old_pool, old_vector, had, revision, old_labels = known.get(adapter_id, (0, "", b"", False, 0, frozenset()))
+                if conditional:
+                    if revision != record.revision:
+                        raise Conflict(adapter_id)
+                    record = dataclasses.replace(record, revision=revision + 1)
                 row = old_row or following
                 following += not old_row
                 pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), frozenset(labels_of(record))
@@ -98,7 +108,7 @@ class RecordFile:
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
                 written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels))
-            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 15)})", rows)
+            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 16)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
             packed_prototypes = ((adapter_id, Encoded.of(vectors).to_bytes()) for adapter_id, vectors in prototypes.items())
@@ -165,31 +175,39 @@ class RecordFile:
             rows = self._database.execute(query, (after_row, limit)).fetchall()
         return [Written(row, AdapterRef(*ref), pool, vector, bool(has)) for row, *ref, pool, vector, has in rows]
 
-    def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
-        """Write a document."""
+    def write_document(self, kind: str, document: Document) -> None:
+        """Write a document; raises Conflict unless it is based on the revision that is there."""
         with self._transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", (document_id, kind, tenant, orjson.dumps(dict(body)).decode())
-            )
+            self._check_revision(kind, document)
+            row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), document.revision + 1)
+            database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", row)
 
-    def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
-        """(kind, tenant, body)."""
+    def get_document(self, kind: str, document_id: str) -> Document | None:
+        """One document."""
         with _failures():
-            query = "SELECT kind, tenant, body FROM documents WHERE document_id = ?"
-            found = self._database.execute(query, (document_id,)).fetchone()
-        return (found[0], found[1], orjson.loads(found[2])) if found else None
+            query = "SELECT document_id, tenant, body, revision FROM documents WHERE kind = ? AND document_id = ?"
+            found = self._database.execute(query, (kind, document_id)).fetchone()
+        return _document(*found) if found else None
 
-    def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
-        """(id, body) by id."""
-        query = "SELECT document_id, body FROM documents WHERE kind = ? AND tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
+    def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+        """By id."""
+        columns = "document_id, tenant, body, revision"
+        query = f"SELECT {columns} FROM documents WHERE kind = ? AND tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
         with _failures():
             found = self._database.execute(query, (kind, tenant, after, limit)).fetchall()
-        return [(document_id, orjson.loads(body)) for document_id, body in found]
+        return [_document(*row) for row in found]
 
-    def delete_document(self, document_id: str) -> None:
-        """Remove a document."""
+    def delete_document(self, kind: str, document: Document) -> None:
+        """Remove a document; raises Conflict if somebody has written it since its revision."""
         with self._transaction() as database:
-            database.execute("DELETE FROM documents WHERE document_id = ?", (document_id,))
+            if self.get_document(kind, document.document_id) is not None:
+                self._check_revision(kind, document)
+                database.execute("DELETE FROM documents WHERE kind = ? AND document_id = ?", (kind, document.document_id))
+
+    def _check_revision(self, kind: str, document: Document) -> None:
+        there = self.get_document(kind, document.document_id)
+        if (there.revision if there else 0) != document.revision:
+            raise Conflict(document.document_id)
 
     def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:
         """Keep what a pool's training learned."""
@@ -206,14 +224,14 @@ class RecordFile:
         with _failures():
             self._database.execute("VACUUM INTO ?", (str(path),))
 
-    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, bool, frozenset[str]]]:
+    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, bool, int, frozenset[str]]]:
         known = {}
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
-            columns = "adapter_id, row, pool, vector, has_prototypes, record"
+            columns = "adapter_id, row, pool, vector, has_prototypes, revision, record"
             query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            for adapter_id, row, pool, vector, has, record in self._database.execute(query, batch):
-                known[adapter_id] = (row, pool, vector, bool(has), frozenset(labels_of(_record(record, "[]"))))
+            for adapter_id, row, pool, vector, has, revision, record in self._database.execute(query, batch):
+                known[adapter_id] = (row, pool, vector, bool(has), revision, frozenset(labels_of(_record(record, "[]"))))
         return known
 
     @contextmanager
@@ -262,7 +280,12 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prot
         examples,
         vector,
         int(has_prototypes),
+        record.revision,
     )
+
+
+def _document(document_id: str, tenant: str, body: str, revision: int) -> Document:
+    return Document(document_id, tenant, orjson.loads(body), revision)
 
 
 def _record(record: str, examples: str) -> AdapterRecord:

@@ -49,6 +49,10 @@ class AdapterRecord:
     created_at_us: int = 0
     updated_at_us: int = 0
     statistics: Statistics = field(default_factory=Statistics)
+    revision: int = 0
+    """How often it was written: a write is taken if nobody has written since the revision that it is based on."""
+    last_writes: tuple[str, ...] = ()
+    """Ids of its last writes, by which one who writes to a server finds out whether the write was taken."""
 
     @property
     def ref(self) -> AdapterRef:
@@ -75,14 +79,14 @@ class AdapterRecord:
         """Inverse of `to_payload`."""
         known = {key: value for key, value in payload.items() if key in _FIELDS}
         for key in _SEQUENCES:
-            known[key] = tuple(payload[key])
+            known[key] = tuple(payload.get(key, ()))
         known["statistics"] = Statistics.from_payload(payload["statistics"])
         known["canary_baseline"] = {name: Statistics.from_payload(counts) for name, counts in payload.get("canary_baseline", {}).items()}
         known["restored_baseline"] = Statistics.from_payload(payload.get("restored_baseline", {}))
         return cls(**known)
 
 
-_SEQUENCES = ("modules", "tags", "examples", "parents")
+_SEQUENCES = ("modules", "tags", "examples", "parents", "last_writes")
 _FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
 
 

@@ -11,27 +11,19 @@ import asyncio
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import orjson
 from ulid import ULID
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.index import AdapterIndex, Entry
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.store import AdapterStore
 
 PREFIX: Final = "registrations"
-
-
-class Entry(NamedTuple):
-    """An adapter as it was written; prototypes are None where they stayed as they were."""
-
-    record: AdapterRecord
-    vector: Vector
-    prototypes: Vector | None = None
 
 
 class Journal:
@@ -40,14 +32,20 @@ class Journal:
     def __init__(self, store: AdapterStore) -> None:
         self._store = store
 
-    async def write(self, entries: Sequence[Entry]) -> None:
-        """Add an object.
+    async def write(self, entries: Sequence[Entry]) -> str:
+        """Add an object; returns its key.
 
         Raises:
             ResourceExhausted, Unavailable: the store does not take it.
         """
         lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry) for entry in entries]))
-        await self._store.put_object(f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl", lines)
+        key = f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl"
+        await self._store.put_object(key, lines)
+        return key
+
+    async def forget(self, key: str) -> None:
+        """Take an object back: what is in it was not written."""
+        await self._store.delete_object(key)
 
     async def names(self) -> list[str]:
         """Keys of the objects, oldest first."""

@@ -12,12 +12,13 @@ import numpy as np
 
 from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
-from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.index import AdapterIndex, Conflict, Entry, Vector
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.prototypes import prototypes_of
 from services.router.catalogue.records import AdapterRecord, Scope, State
-from services.router.catalogue.registration_log import Entry, Journal
+from services.router.catalogue.registration_log import Journal
 from services.router.catalogue.replacing import check_name, replaced_by
+from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
 from smoa.adapter import check_labels, decode
 from smoa.embedding import StaticEmbedder, normalised
@@ -38,13 +39,13 @@ def _whole(
 ) -> Callable[Concatenate[Registry, P], Coroutine[Any, Any, T]]:
     @wraps(method)
     async def run(self: Registry, /, *arguments: P.args, **named: P.kwargs) -> T:
-        return await self.whole(method(self, *arguments, **named))
+        return await self.whole(lambda: method(self, *arguments, **named))
 
     return run
 
 
 class Registry:
-    """Owner of the library. Writes are serialised: one process owns an embedded index, and a merge must be one step.
+    """Owner of the library. What it writes is based on what it has read: if another router has written that meanwhile, it begins again.
 
     What is asked for again is told again, as it is now: the first time may have ended between the write and its event. Not so imports, of
     which there are many: other routers' cached answers live on for their time at most.
@@ -67,16 +68,16 @@ class Registry:
         self.writing, self._journal = asyncio.Lock(), Journal(store)
         self._writes = Outliving()
 
-    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+    async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The work as a task of its own, which goes on when its caller goes away: a write must not end between the index and its event.
 
         Raises:
             ResourceExhausted: too many wait.
+            Unavailable: other routers always wrote first.
         """
         if len(self._writes) >= MAX_WRITES:
-            work.close()
             raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the index", "retry later")
-        return await self._writes.run(work)
+        return await self._writes.run(until_taken(work))
 
     async def close(self) -> None:
         """Wait for writes whose callers have gone."""
@@ -116,7 +117,8 @@ class Registry:
             else:
                 record = dataclasses.replace(record, pinned=any(old.record.pinned for old in replaced))
                 if kept is not None:
-                    record = dataclasses.replace(record, created_at_us=kept.created_at_us, statistics=kept.statistics, pinned=kept.pinned)
+                    stays = {name: getattr(kept, name) for name in ("created_at_us", "statistics", "pinned", "revision", "last_writes")}
+                    record = dataclasses.replace(record, **stays)
                     record = came_back(record)  # nobody could use it until now
                 written.insert(0, Entry(record, *self.understood(examples)))
             if written:
@@ -150,7 +152,7 @@ class Registry:
                     written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
                 missing += state == "missing"
             if written:
-                await self.write(written)
+                await self.write(written, together=False)
         self.changed([as_it_is(entry.record) for entry in written if entry.record.state == "active" or entry.record.adapter_id in there])
         return ImportCounts(len(checked) - len(there), missing)
 
@@ -168,11 +170,19 @@ class Registry:
             made[record.adapter_id] = Entry(record, vector, prototypes)
         return list(made.values())
 
-    async def write(self, entries: Sequence[Entry]) -> None:
-        """Make records so, in the journal and the index; the caller holds `writing` and tells of it afterwards."""
-        await self._journal.write(entries)
-        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
-        await self.index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
+    async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
+        """Make records so, in the log and the index, unless somebody has written them since. The caller holds `writing`, and tells.
+
+        Raises:
+            Conflict: somebody has.
+        """
+        logged = await self._journal.write(entries)
+        try:
+            await self.index.write(entries, together=together)
+        except Conflict:
+            if together:
+                await self._journal.forget(logged)
+            raise
 
     def understood(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
         """Centroid [dimension] and prototypes [n, dimension] of examples."""
@@ -237,7 +247,7 @@ class Registry:
             )
             silent = name is None and tags is None and not examples and pinned is None
             if silent:
-                await self.index.put_statistics(adapter_id, record.statistics)
+                await self.index.write([Entry(record, vector)])
                 return record
             record = dataclasses.replace(record, updated_at_us=now_us())
             await self.write([Entry(record, vector, prototypes)])
@@ -286,7 +296,7 @@ class Registry:
                 )
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
-                await self.index.upsert([(record, vector)])
+                await self.index.write([Entry(record, vector)])
             same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
             if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)

@@ -7,9 +7,8 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from services.router.catalogue.changes import now_us
-from services.router.catalogue.index import AdapterIndex
+from services.router.catalogue.index import AdapterIndex, Entry
 from services.router.catalogue.records import AdapterRecord, Scope
-from services.router.catalogue.registration_log import Entry
 from smoa.errors import AlreadyExists, FailedPrecondition
 
 MAX_CANARIES: Final = 1000

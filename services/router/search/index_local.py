@@ -8,7 +8,6 @@ less than handing them to a thread. All else that blocks runs on one worker thre
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import fcntl
 import logging
 from collections import defaultdict
@@ -17,17 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from struct import Struct
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import Vector
+from services.router.catalogue.index import Document, Entry, Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Kept, Reach, Scope, labels_of
-from services.router.catalogue.statistics import Statistics
 from services.router.search.pool import Successor, VectorPool
 from smoa.errors import FailedPrecondition
 from smoa.identifiers import check_ulid
@@ -108,15 +106,20 @@ class LocalIndex:
         """See `AdapterIndex`."""
         self._reader.check()
 
+    async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
+        """See `AdapterIndex`."""
+        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        await self._written([(entry.record, entry.vector) for entry in entries], prototypes, conditional=True)
+
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
-        await self._writes.run(self._upsert(records, prototypes or {}))  # or a caller that goes away would part the file from the pools
+        await self._written(records, prototypes or {}, conditional=False)
 
-    async def put_statistics(self, adapter_id: str, statistics: Statistics) -> None:
-        """See `AdapterIndex`."""
-        if (found := await self.get(adapter_id)) is not None:
-            record, vector = found
-            await self.upsert([(dataclasses.replace(record, statistics=statistics), vector)])
+    async def _written(
+        self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool
+    ) -> None:
+        # Outliving a caller that goes away, who would part the file from the pools.
+        await self._writes.run(self._write(records, prototypes, conditional=conditional))
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """See `AdapterIndex`."""
@@ -160,21 +163,21 @@ class LocalIndex:
         """See `AdapterIndex`."""
         return await self._call(lambda: self._file.scroll(scope, after, limit))
 
-    async def put_document(self, document_id: str, kind: str, tenant: str, body: Mapping[str, Any]) -> None:
+    async def write_document(self, kind: str, document: Document) -> None:
         """See `AdapterIndex`."""
-        await self._call(lambda: self._file.put_document(document_id, kind, tenant, body))
+        await self._call(lambda: self._file.write_document(kind, document))
 
-    async def get_document(self, document_id: str) -> tuple[str, str, Mapping[str, Any]] | None:
+    async def get_document(self, kind: str, document_id: str) -> Document | None:
         """See `AdapterIndex`."""
-        return self._reader.get_document(document_id)
+        return self._reader.get_document(kind, document_id)
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[tuple[str, Mapping[str, Any]]]:
+    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
         """See `AdapterIndex`."""
         return await self._call(lambda: self._file.list_documents(kind, tenant, after, limit))
 
-    async def delete_document(self, document_id: str) -> None:
+    async def delete_document(self, kind: str, document: Document) -> None:
         """See `AdapterIndex`."""
-        await self._call(lambda: self._file.delete_document(document_id))
+        await self._call(lambda: self._file.delete_document(kind, document))
 
     async def snapshot(self, path: Path) -> None:
         """Copy the index, as it is at one moment, to a file that must not exist. Restored by putting it into an empty folder as FILE."""
@@ -209,9 +212,9 @@ class LocalIndex:
     async def _train_call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._trainer, function)
 
-    async def _upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector]) -> None:
+    async def _write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool) -> None:
         async with self._writing:
-            written = await self._call(lambda: self._file.write(records, prototypes))
+            written = await self._call(lambda: self._file.write(records, prototypes, conditional=conditional))
             for one in written:
                 self._records.drop(one.row)
                 for label in one.labels:

@@ -1,0 +1,109 @@
+"""A Qdrant server as the catalogue and the index use it: calls with a deadline, and errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+import httpx
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from smoa.errors import FailedPrecondition, Unavailable
+
+T = TypeVar("T")
+READ_TIMEOUT_S: Final = 5.0
+WRITE_TIMEOUT_S: Final = 30.0
+"""A write of a thousand adapters waits until the server has it in its log, however busy it is with its index."""
+NO_VECTORS: Final = models.VectorParams(size=1, distance=models.Distance.DOT)
+"""Of collections whose payloads are all that matters: a point must have a vector."""
+NO_VECTOR: Final = (1.0,)
+_NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+
+
+class QdrantConnection:
+    """One client. While the server does not answer, calls are refused at once, until `answer` hears from it again."""
+
+    def __init__(self, client: AsyncQdrantClient, timeout_s: float = READ_TIMEOUT_S) -> None:
+        self.client, self._timeout_s, self._away = client, timeout_s, False
+
+    async def call(self, call: Coroutine[Any, Any, T], *, writes: bool = False) -> T:
+        """The answer of one of the client's calls.
+
+        Raises:
+            Unavailable: the server is away, or did not do it.
+        """
+        if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
+            call.close()
+            raise unavailable("is away")
+        return await self.answer(call, writes=writes)
+
+    async def answer(self, call: Awaitable[T], *, writes: bool = False) -> T:
+        """`call`, also of a server that did not answer before."""
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S if writes else self._timeout_s):
+                answer = await call
+        except UnexpectedResponse as error:
+            raise unavailable(f"answered {error.status_code}") from error
+        except (ResponseHandlingException, AioRpcError, httpx.HTTPError, OSError, TimeoutError) as error:
+            if isinstance(error, AioRpcError) and error.code() not in _NO_ANSWER:
+                raise unavailable(f"answered {error.code().name} ({error.details()})") from error
+            if not writes:  # a slow write says nothing of reads; if the server is gone, the next read finds out
+                self._away = True
+            raise unavailable(f"did not answer ({type(error).__name__})") from error
+        self._away = False
+        return answer
+
+    async def ensure_collection(self, name: str, vectors: models.VectorParams, indexes: Mapping[str, Any], **options: Any) -> None:
+        """Make a collection and its payload indexes, as far as they are not there: another router may be making them, or have died
+        between the two.
+
+        Args:
+            name: Of the collection.
+            vectors: What it holds; `NO_VECTORS` for payloads only.
+            indexes: Payload field -> its index's parameters.
+            options: Of `create_collection`.
+
+        Raises:
+            FailedPrecondition: there is one of this name with other vectors.
+            Unavailable: the server is away.
+        """
+        if not await self.call(self.client.collection_exists(name)):
+            try:
+                await self.call(self.client.create_collection(name, vectors_config=vectors, **options), writes=True)
+            except Unavailable:
+                if not await self.call(self.client.collection_exists(name)):  # else another router was faster
+                    raise
+        there = await self.call(self.client.get_collection(name))
+        found, wanted = _shape(there.config.params.vectors), _shape(vectors)
+        if found != wanted:
+            raise FailedPrecondition(
+                f"index: the Qdrant collection {name!r} holds {found}, this router needs {wanted}; set "
+                "SMOA_QDRANT_PREFIX to another prefix, or delete that collection if nobody needs it"
+            )
+        for field, schema in indexes.items():
+            if field not in there.payload_schema:
+                await self.call(self.client.create_payload_index(name, field, field_schema=schema), writes=True)
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self.client.close()
+
+
+def unavailable(how: str) -> Unavailable:
+    """The error of a server that did not do what it was asked."""
+    return Unavailable(f"index: the Qdrant server {how}; check SMOA_QDRANT_URL")
+
+
+def _shape(vectors: models.VectorParams | Mapping[str, models.VectorParams] | None) -> str:
+    if isinstance(vectors, models.VectorParams):
+        return f"vectors of {vectors.size} numbers by {vectors.distance.value}"
+    return f"named vectors ({', '.join(vectors)})" if vectors else "no vectors"
+
+
+def equals(field: str, value: str | int) -> models.FieldCondition:
+    """The condition that a payload field has a value."""
+    return models.FieldCondition(key=field, match=models.MatchValue(value=value))

@@ -1,0 +1,119 @@
+"""Points of a Qdrant collection, written by compare-and-set.
+
+Qdrant has no transactions, and its answer does not say whether a conditional write was taken. So every point carries its revision and the
+ids of its last writes: a write names the revision that it is based on, and afterwards the point is read. If it has the write's id, it was
+taken, whoever wrote since; else somebody was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from qdrant_client import models
+from ulid import ULID
+
+from services.router.catalogue.index import Conflict
+from services.router.catalogue.qdrant_connection import NO_VECTOR, QdrantConnection, equals
+
+LAST_WRITES: Final = 16
+"""Ids of writes that a point keeps: more than could follow one before its writer has looked."""
+_BATCH: Final = 500
+
+
+class Point(NamedTuple):
+    """A point as it is to be, and what it is based on."""
+
+    point_id: str
+    payload: Mapping[str, Any]
+    revision: int = 0
+    """Of what is replaced; 0: there must be none."""
+    last_writes: Sequence[str] = ()
+    """Of what is replaced."""
+    vector: Sequence[float] = NO_VECTOR
+
+    def written(self, write_id: str, **fields: Any) -> models.PointStruct:
+        """The point after the write of this id."""
+        payload = {
+            **self.payload,
+            "revision": self.revision + 1,
+            "last_writes": [*self.last_writes, write_id][-LAST_WRITES:],
+            "pending": "",
+            **fields,
+        }
+        return models.PointStruct(id=self.point_id, vector=list(self.vector), payload=payload)
+
+
+class QdrantPoints:
+    """One collection."""
+
+    def __init__(self, connection: QdrantConnection, collection: str, ordering: models.WriteOrdering) -> None:
+        self.connection, self.collection, self.ordering = connection, collection, ordering
+
+    async def write(self, points: Sequence[Point]) -> None:
+        """Write each by itself.
+
+        Raises:
+            Conflict: naming points that somebody else has written since, or is about to; the others are written.
+            Unavailable: the server is away; they may be written.
+        """
+        write_id = str(ULID())
+        for start in range(0, len(points), _BATCH):
+            batch = points[start : start + _BATCH]
+            if new := [point.written(write_id) for point in batch if not point.revision]:
+                await self.upsert(new, update_mode=models.UpdateMode.INSERT_ONLY)
+            if old := [point for point in batch if point.revision]:
+                unchanged = models.Filter(should=[_is_at(point.point_id, point.revision) for point in old])
+                await self.upsert(
+                    [point.written(write_id) for point in old], update_filter=unchanged, update_mode=models.UpdateMode.UPDATE_ONLY
+                )
+            there = await self.payloads([point.point_id for point in batch], ["last_writes"])
+            if lost := [point.point_id for point in batch if write_id not in there.get(point.point_id, {}).get("last_writes", ())]:
+                raise Conflict(lost)
+
+    async def upsert(self, points: Sequence[models.PointStruct], **conditions: Any) -> None:
+        """Write points, whatever is there, or under Qdrant's own conditions."""
+        call = self.connection.client.upsert(self.collection, list(points), wait=True, ordering=self.ordering, **conditions)
+        await self.connection.call(call, writes=True)
+
+    async def set_payload(self, payload: Mapping[str, Any], where: models.Filter) -> None:
+        """Change fields of the points that match."""
+        call = self.connection.client.set_payload(self.collection, dict(payload), where, wait=True, ordering=self.ordering)
+        await self.connection.call(call, writes=True)
+
+    async def delete(self, where: models.Filter) -> None:
+        """Remove the points that match."""
+        call = self.connection.client.delete(self.collection, models.FilterSelector(filter=where), wait=True, ordering=self.ordering)
+        await self.connection.call(call, writes=True)
+
+    async def payloads(self, point_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """These fields of those of the points that are there, by their ids."""
+        if not point_ids:
+            return {}
+        wanted = models.PayloadSelectorInclude(include=list(fields))
+        found = await self.connection.call(self.connection.client.retrieve(self.collection, list(point_ids), with_payload=wanted))
+        return {str(point.id): point.payload or {} for point in found}
+
+    async def get(self, point_id: str, *, with_vector: bool = False) -> models.Record | None:
+        """A point with all its payload."""
+        call = self.connection.client.retrieve(self.collection, [point_id], with_payload=True, with_vectors=with_vector)
+        found = await self.connection.call(call)
+        return found[0] if found else None
+
+    async def scroll(self, where: models.Filter, after: str, limit: int) -> list[models.Record]:
+        """Points with an id over `after`, by id."""
+        # The offset is inclusive, so one more is asked for and the start is dropped.
+        call = self.connection.client.scroll(
+            self.collection, scroll_filter=where, offset=after or None, limit=limit + bool(after), with_payload=True
+        )
+        points, _ = await self.connection.call(call)
+        return [point for point in points if str(point.id) != after][:limit]
+
+
+def _is_at(point_id: str, revision: int) -> models.Filter:
+    return models.Filter(must=[models.HasIdCondition(has_id=[point_id]), equals("revision", revision), equals("pending", "")])
+
+
+def has_id(point_id: str, *conditions: models.FieldCondition) -> models.Filter:
+    """The filter of one point, if it meets the conditions."""
+    return models.Filter(must=[models.HasIdCondition(has_id=[point_id]), *conditions])

@@ -1,0 +1,252 @@
+"""Two routers over one library on a Qdrant server: whatever they do at once, no acknowledged change is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qdrant_client import AsyncQdrantClient, models
+
+from services.router.catalogue import qdrant_changes
+from services.router.catalogue.index import Conflict, Entry
+from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.retrying import until_taken
+from services.router.search.index_server import KEYWORDS, ServerIndex
+from smoa.errors import FailedPrecondition
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from tests.contract.test_adapter_index import DIMENSION, PUBLIC, record, vector
+from tests.integration.router_support import KNEES, RouterWorld, adapter_file, running_router
+from tests.qdrant_support import client_of, drop, fresh_prefix, settings_of
+
+Open = Callable[[], Awaitable[ServerIndex]]
+
+
+@pytest.fixture
+async def library(qdrant: tuple[str, int]) -> AsyncIterator[tuple[AsyncQdrantClient, str]]:
+    """A client of the server, and a prefix of its own."""
+    client, prefix = client_of(*qdrant), fresh_prefix()
+    yield client, prefix
+    await drop(client, prefix)
+    await client.close()
+
+
+@pytest.fixture
+async def opened(qdrant: tuple[str, int], library: tuple[AsyncQdrantClient, str]) -> AsyncIterator[Open]:
+    """Opens the library once more, with a client of its own."""
+    indexes: list[ServerIndex] = []
+
+    async def made() -> ServerIndex:
+        indexes.append(await ServerIndex.open(client_of(*qdrant), DIMENSION, library[1]))
+        return indexes[-1]
+
+    yield made
+    for index in indexes:
+        await index.close()
+
+
+@pytest.fixture
+async def pair(qdrant: tuple[str, int], library: tuple[AsyncQdrantClient, str], tmp_path: Path) -> AsyncIterator[list[RouterWorld]]:
+    """Two routers over one library."""
+    settings = {**settings_of(*qdrant, library[1]), "store": str(tmp_path / "store")}
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(running_router(tmp_path / name, **settings)) for name in "ab"]
+
+
+async def _registered(world: RouterWorld, count: int) -> list[str]:
+    digests = [await world.store.put(adapter_file(name=f"n{number}")) for number in range(count)]
+    made = [await world.client.register(digest, [f"{text} {number}" for text in KNEES]) for number, digest in enumerate(digests)]
+    return [adapter.adapter_id for adapter in made]
+
+
+async def _update(world: RouterWorld, adapter_id: str, **changes: Any) -> None:
+    request = registry_pb2.UpdateAdapterRequest(tenant="public", adapter_id=adapter_id, **changes)
+    await world.client.registry.UpdateAdapter(request, timeout=60)
+
+
+async def _read(index: ServerIndex, adapter_id: str) -> AdapterRecord:
+    found = await index.get(adapter_id)
+    assert found is not None
+    return found[0]
+
+
+async def test_what_two_change_of_an_adapter_at_once_is_all_kept(pair: list[RouterWorld]) -> None:
+    a, b = pair
+    ids = await _registered(a, 60)
+    tags = [_update(a, one, tags=["kept"], replace_tags=True) for one in ids]
+    await asyncio.gather(*tags, *(_update(b, one, name=f"renamed-{one}") for one in ids))
+    shown = [await world.client.get(one) for one in ids for world in pair]
+    assert [(list(one.tags), one.name) for one in shown] == [(["kept"], f"renamed-{one.adapter_id}") for one in shown]
+
+
+async def test_what_is_retired_by_one_and_pinned_by_the_other_is_both(pair: list[RouterWorld]) -> None:
+    a, b = pair
+    ids = await _registered(a, 30)
+    await asyncio.gather(*(a.client.retire("public", one, "why") for one in ids), *(b.client.pin("public", one) for one in ids))
+    shown = [await b.client.get(one) for one in ids]
+    assert [(one.state, one.pinned) for one in shown] == [(common.ADAPTER_STATE_RETIRED, True)] * 30
+
+
+async def test_every_increment_of_four_writers_is_counted(opened: Open) -> None:
+    indexes, made = [await opened() for _ in range(4)], record(parameter_count=0)
+    await indexes[0].write([Entry(made, vector(1))])
+
+    async def increment(index: ServerIndex) -> None:
+        there = await _read(index, made.adapter_id)
+        await index.write([Entry(replace(there, parameter_count=there.parameter_count + 1), vector(1))])
+
+    async def many(index: ServerIndex) -> None:
+        for _ in range(25):
+            await until_taken(lambda: increment(index))
+
+    await asyncio.gather(*(many(index) for index in indexes))
+    there = await _read(indexes[0], made.adapter_id)
+    assert (there.parameter_count, there.revision) == (100, 101)
+
+
+async def test_changes_of_several_that_cross_are_done_one_after_the_other(opened: Open) -> None:
+    """Each moves one unit from an adapter to another: whatever crosses, none is lost or made."""
+    indexes = [await opened() for _ in range(3)]
+    ids = [record(parameter_count=10) for _ in range(4)]
+    await indexes[0].write([Entry(one, vector(n)) for n, one in enumerate(ids)])
+
+    async def move(index: ServerIndex, source: int, target: int) -> None:
+        first, second = [await _read(index, ids[one].adapter_id) for one in (source, target)]
+        changed = replace(first, parameter_count=first.parameter_count - 1), replace(second, parameter_count=second.parameter_count + 1)
+        await index.write([Entry(changed[0], vector(source)), Entry(changed[1], vector(target))])
+
+    async def many(number: int) -> None:
+        for turn in range(8):
+            source, target = (number + turn) % 4, (number + 2 * turn + 1) % 4
+            if source != target:
+                await until_taken(lambda source=source, target=target: move(indexes[number], source, target))  # type: ignore[misc]
+
+    await asyncio.gather(*(many(number) for number in range(3)))
+    assert sum([(await _read(indexes[1], one.adapter_id)).parameter_count for one in ids]) == 40
+
+
+class _Died(Exception):
+    """As kill -9 of the router between two of its calls."""
+
+
+CALLS = ("upsert", "set_payload", "retrieve", "delete")
+
+
+@pytest.mark.parametrize("survives", range(14))
+async def test_a_router_that_dies_in_a_change_leaves_all_or_nothing(opened: Open, monkeypatch: pytest.MonkeyPatch, survives: int) -> None:
+    """`survives`: calls to the server that the router makes before it dies."""
+    monkeypatch.setattr(qdrant_changes, "CALLED_OFF_AFTER_S", 0.0)
+    dying, other = await opened(), await opened()
+    parents, child = [record(), record()], record()
+    await other.write([Entry(one, vector(n)) for n, one in enumerate(parents)])
+    retired = [replace(await _read(other, one.adapter_id), state="retired") for one in parents]
+    left = [survives]
+
+    def counted(name: str) -> Callable[..., Awaitable[Any]]:
+        plain = getattr(dying._client, name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise _Died
+            return await plain(*arguments, **named)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(dying._client, name, counted(name))
+    done = True
+    try:
+        await dying.write([Entry(child, vector(3)), *(Entry(one, vector(n)) for n, one in enumerate(retired))])
+    except _Died:
+        done = False
+    await other.check()
+    there = await other.get(child.adapter_id)
+    states = [(await _read(other, one.adapter_id)).state for one in parents]
+    assert (there is None, states) in ((True, ["active", "active"]), (False, ["retired", "retired"]))
+    assert not done or there is not None, "it was acknowledged"
+    for one in parents:  # nobody is kept from changing them
+        await until_taken(lambda one=one: _renamed(other, one.adapter_id))  # type: ignore[misc]
+    assert len(await other.scroll(Scope(tenant="public", states=("active", "retired")), "", 10)) == (2 if there is None else 3)
+    assert (await other._client.count(other._change_collection)).count == 0
+
+
+async def _renamed(index: ServerIndex, adapter_id: str) -> None:
+    await index.write([Entry(replace(await _read(index, adapter_id), name="renamed"), vector(1))])
+
+
+async def test_a_young_change_of_another_router_is_waited_for(opened: Open) -> None:
+    first, second = await opened(), await opened()
+    made = record()
+    await first.write([Entry(made, vector(1))])
+    await first._points.set_payload({"pending": "00000000-0000-0000-0000-000000000001"}, models.Filter())
+    young = {"state": "preparing", "began_at_s": 4e9, "points": []}
+    point = models.PointStruct(id="00000000-0000-0000-0000-000000000001", vector=[1.0], payload=young)
+    await first._client.upsert(first._change_collection, [point])
+    there = await _read(second, made.adapter_id)
+    assert there.name == "n"
+    with pytest.raises(Conflict):
+        await second.write([Entry(replace(there, name="late"), vector(1))])
+
+
+async def test_four_routers_that_start_at_once_on_an_empty_server_all_serve(opened: Open) -> None:
+    for _ in range(3):
+        indexes = await asyncio.gather(*(opened() for _ in range(4)))
+        for index in indexes:
+            await index.write([Entry(record(), vector(1))])
+            await index.check()
+
+
+async def test_one_that_finds_the_collection_made_by_another_goes_on(opened: Open, library: tuple[AsyncQdrantClient, str]) -> None:
+    """The order of calls that a race has: both find nothing, one creates, the other is told that it is there."""
+    await opened()
+    client, prefix = library
+    late = ServerIndex.open
+    asked: list[str] = []
+    exists = client.collection_exists
+
+    async def not_yet(name: str) -> bool:
+        asked.append(name)
+        return asked.count(name) > 1 and await exists(name)
+
+    client.collection_exists = not_yet  # type: ignore[method-assign,assignment]
+    index = await late(client, DIMENSION, prefix)
+    assert len(asked) == 2 * len(set(asked)) == 8
+    await index.write([Entry(record(), vector(1))])
+
+
+async def test_what_a_crash_left_out_of_the_collection_is_made(opened: Open, library: tuple[AsyncQdrantClient, str]) -> None:
+    client, prefix = library
+    await opened()
+    for field in ("pool", "revision"):
+        await client.delete_payload_index(f"{prefix}_adapters", field)
+    index = await opened()
+    there = (await client.get_collection(f"{prefix}_adapters")).payload_schema
+    assert set(there) >= {*KEYWORDS, "revision"}
+    await index.write([Entry(record(), vector(1))])
+    assert len(await index.search(vector(1), PUBLIC, 5)) == 1
+
+
+@pytest.mark.parametrize(
+    ("vectors", "found"),
+    [
+        (models.VectorParams(size=384, distance=models.Distance.COSINE), "vectors of 384 numbers by Cosine"),
+        ({"text": models.VectorParams(size=16, distance=models.Distance.COSINE)}, r"named vectors \(text\)"),
+    ],
+)
+async def test_a_collection_of_another_kind_is_refused_at_the_start(
+    opened: Open, library: tuple[AsyncQdrantClient, str], vectors: Any, found: str
+) -> None:
+    client, prefix = library
+    await client.create_collection(f"{prefix}_adapters", vectors)
+    message = (
+        rf"^index: the Qdrant collection '{prefix}_adapters' holds {found}, this router needs vectors of 16 numbers by Cosine; "
+        "set SMOA_QDRANT_PREFIX to another prefix, or delete that collection if nobody needs it$"
+    )
+    with pytest.raises(FailedPrecondition, match=message):
+        await opened()
