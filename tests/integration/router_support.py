@@ -62,13 +62,17 @@ class RouterWorld:
         return [names.get(item.adapter_id, "another's") for item in decision.adapters]
 
 
+library: dict[str, Any] = {}
+"""Settings of where the routers of a test keep their library: set by the fixture `catalogue`."""
+
+
 @asynccontextmanager
 async def running_router(folder: Path, **changes: Any) -> AsyncIterator[RouterWorld]:
     """A router on a free port, with no Kafka to be found: it must serve all the same."""
     plain = RouterSettings(
         address="127.0.0.1:0", drain_s=0, data_folder=folder / "router", store=str(folder / "store"), kafka_bootstrap="127.0.0.1:1"
     )
-    settings = dataclasses.replace(plain, **changes)
+    settings = dataclasses.replace(plain, **{**library, **changes})
     async with AsyncExitStack() as stack:
         server = await build(settings, stack)
         await server.ready()

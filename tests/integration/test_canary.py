@@ -22,6 +22,8 @@ from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 ALL = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED)
 
 

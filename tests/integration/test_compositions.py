@@ -21,6 +21,8 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 Child, Node = registry_pb2.CompositionChild, registry_pb2.CompositionNode
 PARALLEL, SEQUENTIAL = common.COMPOSITION_STRATEGY_PARALLEL, common.COMPOSITION_STRATEGY_SEQUENTIAL
 

@@ -26,6 +26,8 @@ from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, RouterWorld, refused, running_router
 from tests.kafka_support import until
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 Imported = registry_pb2.ImportedAdapter
 
 

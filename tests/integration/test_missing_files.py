@@ -14,6 +14,8 @@ from smoa.v1 import registry_pb2
 from tests.command_support import said_by
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 MISSING, ACTIVE, RETIRED = common.ADAPTER_STATE_MISSING, common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED
 
 

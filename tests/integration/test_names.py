@@ -24,6 +24,8 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, running_router
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 NOWHERE = "127.0.0.1:1"
 
 

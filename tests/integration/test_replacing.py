@@ -14,6 +14,8 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
 
+pytestmark = pytest.mark.usefixtures("catalogue")
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
