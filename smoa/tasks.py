@@ -34,7 +34,7 @@ async def end(task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task}, timeout=_AGAIN_S)
 
 
-class Outliving:
+class Uncancelled:
     """Work that goes on when its caller goes away: what it does must be done whole."""
 
     def __init__(self) -> None:

@@ -188,8 +188,9 @@ class Watch:
             async with asyncio.timeout(5):
                 consumer = await self._started()
                 places = sorted(consumer.assignment())
-                ends = await consumer.end_offsets(places)
-                return Progress(ends, {where: await consumer.committed(where) or 0 for where in places})
+                # What is committed first: a stage that commits in between has then put more into the next one's topic.
+                committed = {where: await consumer.committed(where) or 0 for where in places}
+                return Progress(await consumer.end_offsets(places), committed)
         except KAFKA_ERRORS:
             await self.close()
             return None

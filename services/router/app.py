@@ -14,7 +14,7 @@ from services.router.catalogue.index import AdapterIndex
 from services.router.catalogue.records import Scope
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import MAX_CANARIES
-from services.router.lifecycle_consumer import News
+from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
 from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
@@ -107,12 +107,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         changed,
         settings.purge_grace_s,
         settings.allow_all_tenants,
-        lambda base_model: router.fleet.shapes_of(base_model, now_us()),
+        lambda base_model: router.executors.shapes_of(base_model, now_us()),
     )
     stack.push_async_callback(registry.close)
-    news = News(settings.kafka_bootstrap, router, found, publisher.producer_id)
-    await news.start()
-    stack.push_async_callback(news.stop)
+    consumer = LifecycleConsumer(settings.kafka_bootstrap, router, found, publisher.producer_id)
+    await consumer.start()
+    stack.push_async_callback(consumer.stop)
     metrics = RouterMetrics(router, found, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address, share_address=settings.share_address)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from services.router.app import open_index
-from services.router.catalogue.registration_log import Journal, rebuild
+from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.learning.publication import Step, next_step
 from services.router.learning.ranker import FEATURES, Ranker, builtin
 from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
@@ -222,8 +222,8 @@ def _check_folders(data: str, store: str) -> None:
 
 async def _rebuild(settings: RouterSettings) -> int:
     dimension = StaticEmbedder().dimension
-    journal = Journal(AdapterStore(settings.store))
-    if not await journal.names():
+    log = RegistrationLog(AdapterStore(settings.store))
+    if not await log.names():
         raise FailedPrecondition(
             f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
         )
@@ -232,7 +232,7 @@ async def _rebuild(settings: RouterSettings) -> int:
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(journal, index, dimension):
+            async for done, total in rebuild(log, index, dimension):
                 progress.update(task, completed=done, total=total)
     finally:
         await index.close()

@@ -51,7 +51,7 @@ async def published_ranker(index: AdapterIndex) -> Ranker | None:
     return Ranker.from_bytes(str(found.body["artefact"]).encode()) if found else None
 
 
-class News:
+class LifecycleConsumer:
     """Owns one consumer, and tells the router."""
 
     def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, own_producer_id: str, timeout_s: float = 10.0) -> None:
@@ -68,7 +68,7 @@ class News:
             self._router.ranker = await published_ranker(self._index) or self._router.ranker
         except InvalidArgument as error:
             _log.warning("%s; the learned strategy goes on untrained", error)
-        self._task = begin(self._run(), "news")
+        self._task = begin(self._run(), "lifecycle-consumer")
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -170,12 +170,12 @@ class News:
 
     def _reported(self, status: events_pb2.ExecutorStatus) -> None:
         if status.leaving:
-            self._router.fleet.leave(status.address)
+            self._router.executors.leave(status.address)
             return
         load = (status.running + status.waiting) / max(status.rows, 1)
         active, hosted = frozenset(status.active), frozenset(status.hosted)
         shape = ModelShape.from_message(status.model) if status.HasField("model") else None
-        self._router.fleet.report(
+        self._router.executors.report(
             Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us, shape),
             now_us=time.time_ns() // 1000,
         )

@@ -15,7 +15,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 
 from services.router.catalogue.index import AdapterIndex, Conflict, Document, Entry, Vector
-from services.router.catalogue.records import AdapterRecord, Kept, Reach, Scope
+from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope
 from services.router.search.index_local import LocalIndex
 from services.router.search.index_server import ServerIndex
 from smoa.adapter import new_adapter_id
@@ -91,9 +91,9 @@ async def test_what_was_written_is_read_and_replaced(index: AdapterIndex) -> Non
 async def test_what_is_kept_of_those_that_are_there(index: AdapterIndex) -> None:
     one, two = record(state="missing", digest="a" * 64), record(tenant="acme")
     await index.upsert([(one, vector(1)), (two, vector(2))])
-    assert await index.kept([one.adapter_id, new_adapter_id(), two.adapter_id]) == {
-        one.adapter_id: Kept("public", "a" * 64, "missing"),
-        two.adapter_id: Kept("acme", "d" * 64, "active"),
+    assert await index.summaries([one.adapter_id, new_adapter_id(), two.adapter_id]) == {
+        one.adapter_id: RecordSummary("public", "a" * 64, "missing"),
+        two.adapter_id: RecordSummary("acme", "d" * 64, "active"),
     }
     assert await index.search(vector(1), PUBLIC, 5) == []
     await index.upsert([(replace(one, state="active"), vector(1))])

@@ -148,7 +148,7 @@ async def test_what_was_acknowledged_survives_kill_9_and_the_command_goes_on(tmp
                         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         file = RecordFile(tmp_path / "router" / "index" / FILE)
-        there = file.kept([one.adapter.adapter_id for one in sent])
+        there = file.summaries([one.adapter.adapter_id for one in sent])
         file.close()
         assert len(there) >= acknowledged >= 3000
         assert {one.adapter.adapter_id for one in sent[:acknowledged]} <= set(there)

@@ -6,12 +6,15 @@ import asyncio
 import fcntl
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from services.router.catalogue.registration_log import Journal, rebuild
+from services.router.catalogue.index import Entry
+from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.commands import router_group
 from services.router.search.index_local import LocalIndex
 from smoa.errors import FailedPrecondition, InvalidArgument
@@ -19,6 +22,7 @@ from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from tests.contract.test_adapter_index import DIMENSION, record, vector
 from tests.integration.router_support import KNEES, MONEY, adapter_file, running_router
 
 EVERY = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
@@ -84,16 +88,36 @@ async def test_the_stacks_own_index_is_rebuilt_and_no_folder_is_made_up(tmp_path
         assert [one.adapter_id async for one in world.client.list_all()] == [knees.adapter_id]
 
 
+async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path: Path) -> None:
+    log, one = RegistrationLog(AdapterStore(str(tmp_path / "store"))), record()
+    where, prototypes = vector(1), np.stack([vector(2), vector(3)])
+    versions = [
+        [Entry(replace(one, revision=2, state="retired"), where)],
+        [Entry(one, vector(5), prototypes)],
+        [Entry(replace(one, revision=1, name="renamed"), vector(4))],
+    ]
+    for entries in versions:
+        await log.write(entries)
+    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
+    assert [done async for done in rebuild(log, index, DIMENSION)] == [(1, 3), (2, 3), (3, 3)]
+    found = await index.get(one.adapter_id)
+    assert found is not None
+    assert (found[0].state, found[0].name) == ("retired", "n")
+    assert found[1] == pytest.approx(where, abs=1e-3)
+    assert (await index.prototypes([one.adapter_id]))[one.adapter_id] == pytest.approx(prototypes, abs=0.01)
+    await index.close()
+
+
 async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tmp_path: Path) -> None:
     async with running_router(tmp_path) as world:
         await world.register(KNEES)
         await world.store.put(adapter_file())
     index = await LocalIndex.open(tmp_path / "router" / "index", 256)
-    journal = Journal(AdapterStore(str(tmp_path / "store")))
+    log = RegistrationLog(AdapterStore(str(tmp_path / "store")))
     with pytest.raises(FailedPrecondition, match=r"^index: holds adapters already"):
-        _ = [done async for done in rebuild(journal, index, 256)]
+        _ = [done async for done in rebuild(log, index, 256)]
     await index.close()
-    (name,) = await journal.names()
+    (name,) = await log.names()
     (tmp_path / "store" / name).write_text('{"record": 1}')
-    with pytest.raises(InvalidArgument, match=r"^registrations/.*: is not a journal of registrations"):
-        await journal.read(name, 256)
+    with pytest.raises(InvalidArgument, match=r"^registrations/.*: is not a log of registrations"):
+        await log.read(name, 256)

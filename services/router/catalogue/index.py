@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.catalogue.records import AdapterRecord, Candidate, Kept, Reach, Scope
+from services.router.catalogue.records import AdapterRecord, Candidate, Reach, RecordSummary, Scope
 from smoa.identifiers import check_ulid
 
 Vector = NDArray[np.float32]
@@ -70,7 +70,7 @@ class AdapterIndex(Protocol):
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
-    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+    async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those of the adapters that are there."""
 
     async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:

@@ -95,7 +95,7 @@ class Merges:
             else:
                 retired = _retired(parents, child.adapter_id, reason)
             vector = normalised(np.mean([vector for _, vector in parents], 0))
-            prototypes = registry.understood(child.examples)[1] if child.examples else None
+            prototypes = registry.embedded(child.examples)[1] if child.examples else None
             await registry.write([Entry(child, vector, prototypes), *retired])
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child

@@ -21,7 +21,7 @@ import orjson
 
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.index import Conflict, Document, Vector
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Kept, Scope, labels_of, pool_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, RecordSummary, Scope, labels_of, pool_of
 from smoa.errors import ResourceExhausted, Unavailable
 
 _SCHEMA: Final = """
@@ -122,14 +122,14 @@ class RecordFile:
             found = self._database.execute(query, (adapter_id,)).fetchone()
         return (_record(found[0], found[1]), vectors_of([found[2]])[0]) if found else None
 
-    def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+    def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those that are there."""
-        found: dict[str, Kept] = {}
+        found: dict[str, RecordSummary] = {}
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
             query = f"SELECT adapter_id, tenant, digest, state FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
             with _failures():
-                found |= {adapter_id: Kept(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
+                found |= {adapter_id: RecordSummary(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
         return found
 
     def records(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:

@@ -98,7 +98,7 @@ class AdapterRef(NamedTuple):
     digest: str
 
 
-class Kept(NamedTuple):
+class RecordSummary(NamedTuple):
     """What an import compares itself with: whose an adapter is, which weights, and its state."""
 
     tenant: str

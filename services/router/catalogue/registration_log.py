@@ -1,8 +1,8 @@
 """Everything the registry wrote, as objects in the store: from them an index that was lost can be made again.
 
-One object for each write, named so that they sort by time; a line of JSON for each adapter. It is written before the index is: a write
-that then failed is in the journal and was never acknowledged, which its caller's retry makes true. Counts of uses and outcomes are not in
-it: the optimizer reports them again.
+One object for each write, a line of JSON for each adapter, with the revision that it is based on. It is written before the index is, and
+taken back if another router was faster: a write that failed otherwise is in the log and was never acknowledged, which its caller's retry
+makes true. Counts of uses and outcomes are not in it: the optimizer reports them again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 from ulid import ULID
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import AdapterIndex, Entry
+from services.router.catalogue.index import AdapterIndex, Entry, Vector
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.store import AdapterStore
@@ -26,7 +26,7 @@ from smoa.store import AdapterStore
 PREFIX: Final = "registrations"
 
 
-class Journal:
+class RegistrationLog:
     """Writes and reads the objects."""
 
     def __init__(self, store: AdapterStore) -> None:
@@ -61,11 +61,11 @@ class Journal:
         try:
             return [_from_line(line, dimension) for line in data.split(b"\n")]
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgument(name, f"is not a journal of registrations ({error})", "restore the object, or delete it") from error
+            raise InvalidArgument(name, f"is not a log of registrations ({error})", "restore the object, or delete it") from error
 
 
-async def rebuild(journal: Journal, index: AdapterIndex, dimension: int) -> AsyncIterator[tuple[int, int]]:
-    """Write all of the journal into an empty index; yields (objects done, objects in all).
+async def rebuild(log: RegistrationLog, index: AdapterIndex, dimension: int) -> AsyncIterator[tuple[int, int]]:
+    """Write all of the log into an empty index; yields (objects done, objects in all).
 
     Raises:
         FailedPrecondition: the index holds adapters already.
@@ -73,11 +73,24 @@ async def rebuild(journal: Journal, index: AdapterIndex, dimension: int) -> Asyn
     everything = Scope(tenant=None, states=EVERY_STATE)
     if await index.scroll(everything, "", 1):
         raise FailedPrecondition("index: holds adapters already; rebuild into an empty one")
-    names = await journal.names()
+    names = await log.names()
+    written: dict[str, tuple[int, int]] = {}
+    """Revisions of the record and of the prototypes that are in the index: names sort by clocks, and those of two routers may differ."""
     for done, name in enumerate(names, 1):
-        entries = await journal.read(name, dimension)
-        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
-        await index.upsert([(entry.record, entry.vector) for entry in entries], prototypes)
+        records: list[tuple[AdapterRecord, Vector]] = []
+        prototypes: dict[str, Vector] = {}
+        for record, vector, given in await log.read(name, dimension):
+            record_at, prototypes_at = written.get(record.adapter_id, (-1, -1))
+            newer = given is not None and record.revision > prototypes_at
+            if record.revision >= record_at:
+                records.append((record, vector))
+                record_at = record.revision
+            elif newer and (there := await index.get(record.adapter_id)) is not None:
+                records.append(there)
+            if newer and given is not None:
+                prototypes[record.adapter_id], prototypes_at = given, record.revision
+            written[record.adapter_id] = record_at, prototypes_at
+        await index.upsert(records, prototypes)
         yield done, len(names)
 
 

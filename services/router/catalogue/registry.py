@@ -16,7 +16,7 @@ from services.router.catalogue.index import AdapterIndex, Conflict, Entry, Vecto
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.prototypes import prototypes_of
 from services.router.catalogue.records import AdapterRecord, Scope, State
-from services.router.catalogue.registration_log import Journal
+from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
@@ -26,7 +26,7 @@ from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceE
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
 from smoa.store import AdapterStore
-from smoa.tasks import Outliving
+from smoa.tasks import Uncancelled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,8 +65,8 @@ class Registry:
         self.index, self._store, self._embedder, self.changed = index, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
         self._shapes_of, self._reading = shapes_of, asyncio.Semaphore(_READING)
-        self.writing, self._journal = asyncio.Lock(), Journal(store)
-        self._writes = Outliving()
+        self.writing, self._log = asyncio.Lock(), RegistrationLog(store)
+        self._writes = Uncancelled()
 
     async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The work as a task of its own, which goes on when its caller goes away: a write must not end between the index and its event.
@@ -120,7 +120,7 @@ class Registry:
                     stays = {name: getattr(kept, name) for name in ("created_at_us", "statistics", "pinned", "revision", "last_writes")}
                     record = dataclasses.replace(record, **stays)
                     record = came_back(record)  # nobody could use it until now
-                written.insert(0, Entry(record, *self.understood(examples)))
+                written.insert(0, Entry(record, *self.embedded(examples)))
             if written:
                 await self.write(written)
         self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
@@ -138,7 +138,7 @@ class Registry:
         checked = await asyncio.to_thread(self._checked_import, tenant, imported)
         absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
         async with self.writing:
-            there = await self.index.kept([entry.record.adapter_id for entry in checked])
+            there = await self.index.summaries([entry.record.adapter_id for entry in checked])
             written, missing = [], 0
             for entry in checked:
                 record, kept = entry.record, there.get(entry.record.adapter_id)
@@ -164,7 +164,7 @@ class Registry:
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
                 raise taken(record.adapter_id)
-            centroid, prototypes = self.understood(examples) if examples else (None, None)
+            centroid, prototypes = self.embedded(examples) if examples else (None, None)
             vector = centroid if one.vector is None else one.vector
             assert vector is not None, "checked: without a vector there are examples"
             made[record.adapter_id] = Entry(record, vector, prototypes)
@@ -176,15 +176,15 @@ class Registry:
         Raises:
             Conflict: somebody has.
         """
-        logged = await self._journal.write(entries)
+        logged = await self._log.write(entries)
         try:
             await self.index.write(entries, together=together)
         except Conflict:
             if together:
-                await self._journal.forget(logged)
+                await self._log.forget(logged)
             raise
 
-    def understood(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
+    def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
         """Centroid [dimension] and prototypes [n, dimension] of examples."""
         vectors = np.stack([self._embedder.embed(example) for example in examples])
         return normalised(vectors.mean(0)), prototypes_of(vectors)
@@ -237,7 +237,7 @@ class Registry:
             if examples:
                 checked = checked_examples(examples)
                 record = dataclasses.replace(record, examples=tuple(checked))
-                vector, prototypes = self.understood(checked)
+                vector, prototypes = self.embedded(checked)
             record = dataclasses.replace(
                 record,
                 name=record.name if name is None else name,
@@ -301,7 +301,7 @@ class Registry:
             if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)
             # Last, for a full store takes nothing until something in it was deleted.
-            await self._journal.write([Entry(record, vector)])
+            await self._log.write([Entry(record, vector)])
         self.changed([Change("purged", record, record.state_reason)])
         return record
 

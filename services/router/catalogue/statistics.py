@@ -17,7 +17,7 @@ MAX_EPOCH_CHARACTERS: Final = 64
 MAX_COUNT: Final = 2**53
 """A sum of a few of them still travels in 64 bits."""
 MAX_EPOCHS: Final = 8
-"""Kept apart; older ones are kept as one."""
+"""RecordSummary apart; older ones are kept as one."""
 OLDER: Final = "older"
 
 

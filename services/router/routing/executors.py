@@ -48,7 +48,7 @@ class Executor:
         return total
 
 
-class Fleet:
+class ExecutorDirectory:
     """Executors by address, as they last reported."""
 
     def __init__(self) -> None:

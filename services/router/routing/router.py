@@ -21,7 +21,7 @@ from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, buil
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import Canaries
 from services.router.routing.confidence import confidence, nearest_prototype
-from services.router.routing.executors import Fleet
+from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from services.router.routing.single_flight import SingleFlight
 from smoa.embedding import StaticEmbedder
@@ -125,7 +125,7 @@ class Router:
         self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
         self.ranker, self.posteriors = builtin(), Posteriors()
         """What the learned strategy decides by; both are replaced and fed while it serves."""
-        self.fleet = Fleet()
+        self.executors = ExecutorDirectory()
         self.canaries = Canaries(seed)
         self._rng = np.random.default_rng(seed)
 
@@ -167,7 +167,9 @@ class Router:
             tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
             if tried is not choice.chosen:
                 choice = dataclasses.replace(choice, chosen=tried)
-        executor = self.fleet.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.fleet) else ""
+        executor = (
+            self.executors.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.executors) else ""
+        )
         handler_us = (time.perf_counter_ns() - started) // 1000
         return RoutedQuery("" if look else str(ULID()), query, choice, cached, handler_us, now_us, stages, executor)
 

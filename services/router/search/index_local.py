@@ -25,11 +25,11 @@ from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.index import Document, Entry, Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Kept, Reach, Scope, labels_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, RecordSummary, Scope, labels_of
 from services.router.search.pool import Successor, VectorPool
 from smoa.errors import FailedPrecondition
 from smoa.identifiers import check_ulid
-from smoa.tasks import Outliving
+from smoa.tasks import Uncancelled
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class LocalIndex:
         self._thread = ThreadPoolExecutor(1, "index")
         self._trainer = ThreadPoolExecutor(1, "index-training")
         self._writing = asyncio.Lock()
-        self._writes = Outliving()
+        self._writes = Uncancelled()
         self._trainings: dict[str, asyncio.Task[None]] = {}
         self._dimension = dimension
         self._new_pool = partial(VectorPool, dimension)
@@ -126,9 +126,9 @@ class LocalIndex:
         check_ulid(adapter_id)
         return self._reader.get(adapter_id)
 
-    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+    async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """See `AdapterIndex`."""
-        return await self._call(lambda: self._file.kept(adapter_ids))
+        return await self._call(lambda: self._file.summaries(adapter_ids))
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `AdapterIndex`."""

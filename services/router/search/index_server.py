@@ -16,7 +16,7 @@ from services.router.catalogue.index import DOCUMENT_KINDS, Conflict, Document, 
 from services.router.catalogue.qdrant_changes import QdrantChanges
 from services.router.catalogue.qdrant_connection import NO_VECTORS, QdrantConnection, equals, unavailable
 from services.router.catalogue.qdrant_points import Point, QdrantPoints, has_id
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Kept, Reach, Scope, labels_of, pool_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, RecordSummary, Scope, labels_of, pool_of
 from services.router.search.clusters import JOIN_COSINE, MAX_CLUSTERS
 
 _SEARCH = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
@@ -182,10 +182,10 @@ class ServerIndex:
             return None
         return AdapterRecord.from_payload(point.payload), np.asarray(point.vector, np.float32)
 
-    async def kept(self, adapter_ids: Sequence[str]) -> dict[str, Kept]:
+    async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """See `AdapterIndex`."""
-        payloads = await self._payloads(adapter_ids, [*Kept._fields])
-        return {adapter_id: Kept(*(payload[field] for field in Kept._fields)) for adapter_id, payload in payloads.items()}
+        payloads = await self._payloads(adapter_ids, [*RecordSummary._fields])
+        return {adapter_id: RecordSummary(*(payload[field] for field in RecordSummary._fields)) for adapter_id, payload in payloads.items()}
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `AdapterIndex`."""

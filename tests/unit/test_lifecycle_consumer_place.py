@@ -6,7 +6,7 @@ from unittest.mock import AsyncMock, MagicMock
 
 from aiokafka import TopicPartition
 
-from services.router.lifecycle_consumer import News
+from services.router.lifecycle_consumer import LifecycleConsumer
 from smoa.events import EXECUTORS
 
 
@@ -14,9 +14,9 @@ async def test_what_was_answered_before_it_listened_is_forgotten_once() -> None:
     """A change that came before its place in the topic, and after an answer, is never heard of."""
     router, places = MagicMock(), frozenset([TopicPartition(EXECUTORS, 0)])
     consumer = MagicMock(position=AsyncMock(return_value=5))
-    news = News("127.0.0.1:1", router, MagicMock(), "me")
-    await news._place(consumer, places)
+    listening = LifecycleConsumer("127.0.0.1:1", router, MagicMock(), "me")
+    await listening._place(consumer, places)
     router.adapters_changed.assert_called_once_with([], arrived=True)
-    await news._place(consumer, places)
+    await listening._place(consumer, places)
     router.adapters_changed.assert_called_once_with([], arrived=True)
     consumer.seek.assert_called_once_with(TopicPartition(EXECUTORS, 0), 5)

@@ -23,7 +23,7 @@ from services.local import free_port
 from services.router.app import build
 from services.router.commands import _announce, announced, read_logs, router_group
 from services.router.learning.ranker import Ranker, builtin
-from services.router.lifecycle_consumer import RANKER_KEY, News
+from services.router.lifecycle_consumer import RANKER_KEY, LifecycleConsumer
 from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Router
 from services.router.search.index_server import ServerIndex
@@ -241,7 +241,7 @@ async def test_a_ranker_published_while_the_only_router_was_down_is_taken(kafka:
 async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
     """The client forgets its positions when a topic gets more partitions, and would go on at their ends."""
     router = Router(Mock(), Mock(), RoutingCache(0), Mock())
-    news = News(kafka.bootstrap, router, Mock(get_document=AsyncMock(return_value=None)), "own")
+    consumer = LifecycleConsumer(kafka.bootstrap, router, Mock(get_document=AsyncMock(return_value=None)), "own")
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, metadata_max_age_ms=500)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     sent, now_us = 0, time.time_ns() // 1000 + 600_000_000  # of the future, so that none falls silent
@@ -255,33 +255,33 @@ async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
         sent += count
 
     async def all_known() -> bool:
-        return len(router.fleet) == sent
+        return len(router.executors) == sent
 
     try:
         await producer.start()
         await admin.start()
-        await news.start()
-        await until("listening", 20, lambda: _followed(news, 3 * 4))
+        await consumer.start()
+        await until("listening", 20, lambda: _followed(consumer, 3 * 4))
         await send(50)
         await until("the first", 20, all_known)
         await admin.create_partitions({EXECUTORS: NewPartitions(8)})
 
         async def sent_while_growing() -> bool:
             await send(20)
-            return await _followed(news, 4 + 4 + 8)
+            return await _followed(consumer, 4 + 4 + 8)
 
         await until("following the new partitions", 30, sent_while_growing)
         await send(50)
         await until("all", 20, all_known)
-        assert news.refused == 0
+        assert consumer.refused == 0
     finally:
-        await news.stop()
+        await consumer.stop()
         await producer.stop()
         await admin.close()
 
 
-async def _followed(news: News, partitions: int) -> bool:
-    return len(news._following) == partitions
+async def _followed(consumer: LifecycleConsumer, partitions: int) -> bool:
+    return len(consumer._following) == partitions
 
 
 async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, tmp_path: Path) -> None:
