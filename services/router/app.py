@@ -11,7 +11,7 @@ from services.router.api.servicer import FeedbackServicer, RegistryServicer, Rou
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.index import AdapterIndex
-from services.router.catalogue.records import Scope
+from services.router.catalogue.records import Scope, pool_named
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import MAX_CANARIES
 from services.router.lifecycle_consumer import LifecycleConsumer
@@ -85,8 +85,10 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     cache: RoutingCache[RouteQuery, Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:
-        arrived = any(change.action in ARRIVALS for change in changes)
-        router.adapters_changed([change.record.adapter_id for change in changes], arrived=arrived)
+        for change in changes:
+            record = change.record
+            pool = pool_named(record.tenant, record.base_model, shared=record.shared)
+            router.adapter_changed(record.adapter_id, pool, arrived=change.action in ARRIVALS)
         router.canaries.update(change.record for change in changes)
         publisher.publish([lifecycle_event(change) for change in changes])
 

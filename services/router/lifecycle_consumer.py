@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from services.router.catalogue.changes import ARRIVALS
 from services.router.catalogue.index import AdapterIndex, Document
+from services.router.catalogue.records import pool_named
 from services.router.catalogue.retrying import until_taken
 from services.router.learning.ranker import Ranker
 from services.router.routing.executors import Executor
@@ -135,7 +136,7 @@ class LifecycleConsumer:
             async with asyncio.timeout(self._timeout_s):
                 placed[partition] = await consumer.position(partition)
         if not self._following:
-            self._router.adapters_changed([], arrived=True)  # what changed before this moment, and after a cached answer, is not heard of
+            self._router.cache.clear()  # what changed before this moment, and after a cached answer, is not heard of
         self._following |= placed  # all or none: what was placed half would pass for a topic that grew
 
     async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
@@ -191,6 +192,7 @@ class LifecycleConsumer:
             self._router.ranker = ranker
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
         else:
-            self._router.adapters_changed([event.adapter_id], arrived=event.action in _ARRIVALS)
+            pool = pool_named(event.tenant, event.base_model, shared=event.shared)
+            self._router.adapter_changed(event.adapter_id, pool, arrived=event.action in _ARRIVALS)
             if event.action == events_pb2.LIFECYCLE_ACTION_CANARY and (there := await self._index.get(event.adapter_id)) is not None:
                 self._router.canaries.update([there[0]])

@@ -110,7 +110,7 @@ class Example(_message.Message):
     def __init__(self, key: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
-    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "previous_ranker", "evidence")
+    __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "previous_ranker", "evidence", "base_model", "shared")
     class EvidenceEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,8 @@ class LifecycleEvent(_message.Message):
     RANKER_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RANKER_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     tenant: str
     action: LifecycleAction
@@ -140,7 +142,9 @@ class LifecycleEvent(_message.Message):
     ranker: bytes
     previous_ranker: bytes
     evidence: _containers.ScalarMap[str, float]
-    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., previous_ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    base_model: str
+    shared: bool
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., previous_ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ..., base_model: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
     __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving", "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -60,8 +61,8 @@ def test_drop_adapter_forgets_only_its_entries() -> None:
     cache, _ = _cache()
     cache.put("a", 1, ["x", "y"])
     cache.put("b", 2, ["y"])
-    cache.drop_adapter("x")
-    cache.drop_adapter("absent")
+    cache.adapter_changed("x", "p", arrived=False)
+    cache.adapter_changed("absent", "p", arrived=False)
     assert [cache.get(name) for name in "ab"] == [None, 2]
     cache.check_integrity()
 
@@ -70,7 +71,7 @@ def test_overwriting_replaces_the_adapters() -> None:
     cache, _ = _cache()
     cache.put("a", 1, ["x"])
     cache.put("a", 2, ["y"])
-    cache.drop_adapter("x")
+    cache.adapter_changed("x", "p", arrived=False)
     assert cache.get("a") == 2
 
 
@@ -105,20 +106,20 @@ def test_every_part_of_the_key_counts() -> None:
     assert cache.get(RouteQuery(query="q", base_model="b", hints=Hints(tags=("x", "y")))) == 1
 
 
-NAMES, ADAPTERS = st.sampled_from("abcdef"), st.sampled_from("xyz")
+NAMES, ADAPTERS, POOLS = st.sampled_from("abcdef"), st.sampled_from("xyz"), st.sampled_from("pqr")
 
 
 class CacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cache, self.clock = _cache(3, 10)
-        self.model: dict[str, tuple[int, float, tuple[str, ...]]] = {}  # least recently used first
+        self.model: dict[str, tuple[int, float, tuple[str, ...], set[str]]] = {}  # least recently used first
 
-    @rule(name=NAMES, value=st.integers(), adapters=st.lists(ADAPTERS, max_size=3))
-    def put(self, name: str, value: int, adapters: list[str]) -> None:
-        self.cache.put(name, value, adapters)
+    @rule(name=NAMES, value=st.integers(), adapters=st.lists(ADAPTERS, max_size=3), pools=st.sets(POOLS, max_size=2))
+    def put(self, name: str, value: int, adapters: list[str], pools: set[str]) -> None:
+        self.cache.put(name, value, adapters, sorted(pools))
         self.model.pop(name, None)
-        self.model[name] = (value, self.clock.now + 10, tuple(adapters))
+        self.model[name] = (value, self.clock.now + 10, tuple(adapters), pools)
         while len(self.model) > 3:
             self.model.pop(next(iter(self.model)))
 
@@ -131,10 +132,15 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             assert self.cache.get(name) is None
 
-    @rule(adapter=ADAPTERS)
-    def drop(self, adapter: str) -> None:
-        self.cache.drop_adapter(adapter)
+    @rule(adapter=ADAPTERS, pool=POOLS, arrived=st.booleans())
+    def change(self, adapter: str, pool: str, arrived: bool) -> None:
+        before = [self.cache.state_of(pools) for pools in ("p", "q", "r", "pqr")]
+        self.cache.adapter_changed(adapter, pool, arrived=arrived)
+        after = [self.cache.state_of(pools) for pools in ("p", "q", "r", "pqr")]
+        assert [one != other for one, other in zip(before, after, strict=True)] == [*(pool == name for name in "pqr"), True]
         self.model = {name: entry for name, entry in self.model.items() if adapter not in entry[2]}
+        if arrived:  # what was chosen from there is as good as expired
+            self.model = {name: (e[0], e[1] if pool not in e[3] else 0.0, *e[2:]) for name, e in self.model.items()}
 
     @rule()
     def clear(self) -> None:
@@ -174,9 +180,24 @@ def test_an_answer_too_large_to_keep_leaves_nothing_behind() -> None:
     cache.check_integrity()
 
 
-def test_every_change_is_a_new_generation() -> None:
+def test_an_arrival_concerns_the_answers_of_its_pool_and_nobody_elses() -> None:
+    cache, _ = _cache(4)
+    for key, pools in (("a", ["t/b", "*/b"]), ("b", ["u/b", "*/b"]), ("c", ["t/c", "*/c"])):
+        cache.put(key, 1, ["x"] if key == "c" else [], pools)
+    cache.adapter_changed("new", "t/b", arrived=True)
+    assert [cache.get(key) for key in "abc"] == [None, 1, 1]
+    cache.adapter_changed("new", "*/b", arrived=True)
+    assert [cache.get(key) for key in "abc"] == [None, None, 1]
+    cache.adapter_changed("x", "t/b", arrived=False)
+    assert cache.get("c") is None
+
+
+def test_more_pools_than_are_counted_are_forgotten_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.router.routing.cache.MAX_POOLS", 2)
     cache, _ = _cache()
-    cache.drop_adapter("x")
-    assert cache.generation == 1
-    cache.clear()
-    assert cache.generation == 2
+    cache.put("a", 1, [], ["p"])
+    state = cache.state_of(["p"])
+    for pool in ("q", "r", "s"):
+        cache.adapter_changed("x", pool, arrived=True)
+    assert cache.get("a") is None
+    assert cache.state_of(["p"]) != state

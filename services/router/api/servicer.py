@@ -386,5 +386,7 @@ def lifecycle_event(change: Change) -> Event:
             parents=record.parents,
             digest=record.digest,
             evidence=dict(change.evidence),
+            base_model=record.base_model,
+            shared=record.shared,
         ),
     )

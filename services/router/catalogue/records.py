@@ -150,9 +150,12 @@ def pool_of(record: AdapterRecord) -> str:
 
     A tenant's name has neither `*` nor `/` (`checked_tenant`), so no tenant's pool is another's, or the shared one.
     """
-    if record.state != "active":
-        return ""
-    return f"{'*' if record.shared else record.tenant}/{record.base_model}"
+    return pool_named(record.tenant, record.base_model, shared=record.shared) if record.state == "active" else ""
+
+
+def pool_named(tenant: str, base_model: str, *, shared: bool) -> str:
+    """The pool of a tenant's adapters of a base model, or of those that it shares."""
+    return f"{'*' if shared else tenant}/{base_model}"
 
 
 def labels_of(record: AdapterRecord) -> list[str]:

@@ -129,13 +129,10 @@ class Router:
         self.canaries = Canaries(seed)
         self._rng = np.random.default_rng(seed)
 
-    def adapters_changed(self, adapter_ids: Iterable[str], *, arrived: bool) -> None:
-        """Forget what may be stale: answers with these adapters, and all answers when an adapter arrived that may be a better one."""
-        for adapter_id in adapter_ids:
-            self.cache.drop_adapter(adapter_id)
-            self._prototypes.drop(adapter_id)
-        if arrived:
-            self.cache.clear()
+    def adapter_changed(self, adapter_id: str, pool: str, *, arrived: bool) -> None:
+        """Forget answers with this adapter, and, when it arrived and may be a better one, all answers from its pool."""
+        self._prototypes.drop(adapter_id)
+        self.cache.adapter_changed(adapter_id, pool, arrived=arrived)
 
     @property
     def joined(self) -> int:
@@ -183,12 +180,13 @@ class Router:
         return await self._flights.run(query, lambda: self._decide_and_keep(query)), False
 
     async def _decide_and_keep(self, query: RouteQuery) -> Choice:
-        generation = self.cache.generation
+        pools = _reach(query).pools
+        state = self.cache.state_of(pools)
         choice = await self._decide(query)
-        if generation == self.cache.generation:  # else the library changed meanwhile, and this answer may be of before
+        if state == self.cache.state_of(pools):  # else the library changed meanwhile, and this answer may be of before
             characters = len(query.query) + sum(map(len, chain.from_iterable(query.hints.labels)))
             size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters
-            self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], size)
+            self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], pools, size)
         return choice
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
@@ -244,7 +242,7 @@ class Router:
     async def _candidates(self, query: RouteQuery, vector: Vector) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
         assert query.top_k is not None
-        reach, most = Reach(tenant=query.tenant, base_model=query.base_model), self._defaults.candidates
+        reach, most = _reach(query), self._defaults.candidates
         if query.strategy == "hierarchical":
             return await self._index.search(vector, reach, query.top_k, clusters=self._defaults.clusters)
         hinted = bool(query.hints) and query.strategy != "semantic"
@@ -262,7 +260,7 @@ class Router:
 
     async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fitting]:
         """Those whose scope the query is in, with the probability of that. What a hint names is in scope, for the caller said so."""
-        prototypes = await self._prototypes_of([one.candidate for one in ranked])
+        prototypes = await self._prototypes_of([one.candidate for one in ranked], _reach(query).pools)
         fitting = []
         for one in ranked:
             record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
@@ -274,7 +272,7 @@ class Router:
                 fitting.append(Fitting(one, value, one.candidate.cosine if example is None else example))
         return fitting
 
-    async def _prototypes_of(self, candidates: Sequence[Candidate]) -> dict[str, Vector]:
+    async def _prototypes_of(self, candidates: Sequence[Candidate], pools: Sequence[str]) -> dict[str, Vector]:
         """Prototypes [n, dimension] by adapter; n is 0 where it has none."""
         none = np.empty((0, self._embedder.dimension), np.float32)
         found: dict[str, Vector] = {}
@@ -287,11 +285,11 @@ class Router:
             else:
                 found[adapter_id] = known
         if missing:
-            generation = self.cache.generation
+            state = self.cache.state_of(pools)
             read = await self._index.prototypes(missing)
             for adapter_id in missing:
                 found[adapter_id] = vectors = read.get(adapter_id, none)
-                if generation == self.cache.generation:  # else these may be of before a change
+                if state == self.cache.state_of(pools):  # else these may be of before a change
                     self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
         return found
 
@@ -333,3 +331,7 @@ class Router:
             days=(now_us - record.created_at_us) / 86_400e6,
             uses=record.statistics.uses,
         )
+
+
+def _reach(query: RouteQuery) -> Reach:
+    return Reach(tenant=query.tenant, base_model=query.base_model)
