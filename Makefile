@@ -46,8 +46,8 @@ proto-check: setup ## Fail when smoa/v1 is not what proto/ generates
 	$(call generate,build/proto)
 	diff -r -x __pycache__ -x __init__.py build/proto/smoa/v1 smoa/v1
 
-test: setup ## Run every test
-	$(BIN)/python -m pytest
+test: setup ## Run every test: stacks in one process, all else in another beside it
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-unit: setup ## Run the pure tests only
 	$(BIN)/python -m pytest tests/unit

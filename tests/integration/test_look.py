@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import AsyncIterator
@@ -33,28 +34,32 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
         yield made
 
 
-def spooled() -> int:
+async def spooled() -> int:
     """Events on their way to Kafka, which is away."""
-    with urllib.request.urlopen(f"http://{METRICS}/metrics") as answer:
-        (line,) = [line for line in answer.read().decode().splitlines() if line.startswith("smoa_router_spooled_events ")]
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{METRICS}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    (line,) = [line for line in (await asyncio.to_thread(read)).splitlines() if line.startswith("smoa_router_spooled_events ")]
     return int(float(line.split()[1]))
 
 
 async def test_a_look_decides_alike_but_has_no_id_and_is_not_sent_to_kafka(world: RouterWorld) -> None:
     await world.register(KNEES)
-    before = spooled()
+    before = await spooled()
     looked = [await world.client.route(QUERY, base_model="base-a", look=True) for _ in range(2)]
     assert ([one.decision_id for one in looked], [one.cached for one in looked]) == (["", ""], [False, True])
-    assert spooled() == before
+    assert await spooled() == before
     decision = await world.client.route(QUERY, base_model="base-a")
     assert (list(decision.adapters), len(decision.decision_id)) == (list(looked[0].adapters), 26)
-    assert spooled() == before + 1
+    assert await spooled() == before + 1
     code, message, _ = await refused(world.client.report(looked[0], success=True))
     assert (code, message) == ("INVALID_ARGUMENT", "outcome.decision_id: '' is not a ULID; send the id that Route returned")
     requests = [router_pb2.RouteRequest(query=QUERY, base_model="base-a", look=look) for look in (True, False)]
     batch = await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=requests), timeout=10)
     assert [bool(one.decision_id) for one in batch.decisions] == [False, True]
-    assert spooled() == before + 2
+    assert await spooled() == before + 2
 
 
 async def test_a_look_uses_up_no_query_of_a_canary(world: RouterWorld) -> None:
@@ -91,7 +96,7 @@ async def test_a_look_does_not_explore(tmp_path: Path) -> None:
 
 async def test_route_is_a_look_unless_it_counts(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.register(KNEES)
-    before = spooled()
+    before = await spooled()
 
     async def base_model(_: object) -> Any:
         return registry_pb2.Adapter(base_model="base-a")
@@ -101,20 +106,20 @@ async def test_route_is_a_look_unless_it_counts(world: RouterWorld, monkeypatch:
     assert "decision_id" not in json.loads(said)
     _, said, _ = await said_by("route", QUERY, "--router", world.address)
     assert "a look, in " in said
-    assert spooled() == before
+    assert await spooled() == before
     _, said, _ = await said_by("route", QUERY, "--count", "--json", "--router", world.address)
     assert len(json.loads(said)["decision_id"]) == 26
-    assert spooled() == before + 1
+    assert await spooled() == before + 1
 
 
 async def test_report_says_how_a_decision_turned_out(world: RouterWorld) -> None:
-    before = spooled()
+    before = await spooled()
     decision = await world.client.route("what is it?", base_model="base-a")
     name, router = decision.decision_id, ("--router", world.address)
     assert await said_by("report", name, "--success", *router) == (0, f"success reported on {name}\n", "")
     _, said, _ = await said_by("report", name, "--failure", "--input", "a", "--corrected", "b", "--score", "0.2", "--json", *router)
     assert json.loads(said) == {"decision_id": name, "outcome": "failure"}
-    assert spooled() == before + 3
+    assert await spooled() == before + 3
     code, _, said = await said_by("report", name, *router)
     assert (code, "say --success or --failure" in said) == (2, True)
     code, _, said = await said_by("report", name, "--success", "--corrected", "b", *router)
