@@ -85,7 +85,15 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
         return []
     if not entry.decided or entry.early:
         return []
-    return [_effect(entry, place, lane, position, verdict.reported_at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+    at_us = _reported_at_us(entry, verdict)
+    return [_effect(entry, place, lane, position, at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+
+
+def _reported_at_us(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> int:
+    """When an outcome was reported: no earlier than its decision, whatever its sender's clock or unit. Whoever counts it knows the present,
+    and takes it for the latest that it can be.
+    """
+    return max(outcome.reported_at_us, entry.decided_at_us)
 
 
 def is_silent(tenant: str, silent: Container[str]) -> bool:
@@ -115,7 +123,7 @@ def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Exa
         tenant=entry.tenant,
         input=outcome.input,
         output=output,
-        occurred_at_us=outcome.reported_at_us or entry.decided_at_us,
+        occurred_at_us=_reported_at_us(entry, outcome),
         adapter_ids=() if outcome.success else entry.adapter_ids,
     )
 

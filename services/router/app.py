@@ -75,7 +75,13 @@ async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
 
 
 async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterIndex | None = None) -> RpcServer:
-    """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
+    """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first.
+
+    Raises:
+        InvalidArgument: a setting's unknown value.
+    """
+    if settings.when_spool_is_full not in ("drop", "refuse"):
+        raise InvalidArgument("SMOA_ROUTER_WHEN_SPOOL_IS_FULL", f"{settings.when_spool_is_full!r} is unknown", "use drop or refuse")
     embedder = StaticEmbedder()
     found = index or await open_index(settings, embedder.dimension)
     stack.push_async_callback(found.close)
@@ -118,7 +124,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     metrics = RouterMetrics(router, found, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address, share_address=settings.share_address)
-    router_pb2_grpc.add_RouterServiceServicer_to_server(RouterServicer(router, publisher, metrics), server.server)
+    routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse")
+    router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()

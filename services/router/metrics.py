@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -24,6 +24,10 @@ class RouterMetrics(Collector):
         self.registry.register(self)
         self.route_seconds = Histogram(
             "smoa_router_route_seconds", "A query in the handler, its decision spooled.", buckets=_SECONDS, registry=self.registry
+        )
+
+        self.dropped = Counter(
+            "smoa_router_dropped_decisions", "Decisions that were given and not counted, as the spool was full.", registry=self.registry
         )
 
     def collect(self) -> Iterator[Metric]:

@@ -56,6 +56,8 @@ class RouterSettings:
     """How long a decision is given again for an equal query."""
     spool_bytes: int = 128 * 2**20
     """Events that may wait on disk while Kafka is away; the disk is reserved at the start."""
+    when_spool_is_full: str = "drop"
+    """Once Kafka was away for so long that the spool is full: `drop` gives decisions all the same, uncounted; `refuse` gives none."""
     drain_s: float = 5.0
     """How long running requests may take to finish when the service is stopped."""
     purge_grace_s: float = 7 * 86400.0

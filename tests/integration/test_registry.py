@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from services.local import free_port
+from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
@@ -134,6 +138,31 @@ async def test_a_restart_keeps_the_library_and_the_spool(tmp_path: Path) -> None
         code, details, _ = await refused(world.client.feedback.ReportOutcome(outcome, timeout=5))
         assert code == "RESOURCE_EXHAUSTED"
         assert re.fullmatch(r"spool: 3 events fill [\d,]+ of 1 bytes and wait for Kafka; retry when Kafka is back", details)
+
+
+async def test_routing_goes_on_when_the_spool_is_full_unless_it_must_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running_router(tmp_path) as world:
+        made = await world.register(KNEES)
+    port = free_port()
+    async with running_router(tmp_path, spool_bytes=1, metrics_address=f"127.0.0.1:{port}") as world:
+        for _ in range(3):
+            decision = await world.client.route("my knee hurts", base_model="base-a")
+            assert [one.adapter_id for one in decision.adapters] == [made.adapter_id]
+            assert decision.decision_id
+        told = [one for one in caplog.messages if one.startswith("decisions are given and not counted: spool: 1 events fill ")]
+        assert len(told) == 1, "not for each"
+
+        def read() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                return str(answer.read().decode())
+
+        assert "smoa_router_dropped_decisions_total 3.0" in await asyncio.to_thread(read)
+    async with running_router(tmp_path, spool_bytes=1, when_spool_is_full="refuse") as world:
+        code, details, _ = await refused(world.client.route("my knee hurts", base_model="base-a"))
+        assert (code, details.startswith("spool: 1 events fill ")) == ("RESOURCE_EXHAUSTED", True)
+    with pytest.raises(InvalidArgument, match=r"^SMOA_ROUTER_WHEN_SPOOL_IS_FULL: 'wait' is unknown; use drop or refuse$"):
+        async with running_router(tmp_path, when_spool_is_full="wait"):
+            pass
 
 
 async def test_many_with_a_common_tag_do_not_crowd_out_the_one_of_the_task_id(world: RouterWorld) -> None:

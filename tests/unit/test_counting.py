@@ -56,6 +56,15 @@ def test_an_effect_is_counted_once() -> None:
     assert dict(counts.applied) == {f"{DECISIONS}:0": 7}
 
 
+@pytest.mark.parametrize("at_us", [0, NOW_US * 1000, 2**62])
+def test_an_effect_of_no_time_or_of_the_future_counts_as_one_of_now(at_us: int) -> None:
+    counts = AdapterCounts()
+    _count(counts, _effect(1))
+    _count(counts, _effect(2, at_us=at_us))
+    tally = counts.tenants["t"]
+    assert (tally.recent_outcomes, tally.recent_at_us) == (2.0, NOW_US)
+
+
 def test_usage_is_counted_once() -> None:
     counts = AdapterCounts()
     usage = UsageEvent(adapter_id="a", tenant="t", tokens=10)

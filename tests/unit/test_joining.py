@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from services.optimizer.counting import CountPartition
 from services.optimizer.joining import MAX_CLAIMS, MAX_KEPT_BYTES, JoinPartition, JoinPlan, letter, segment_of
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, Received, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, Received, decode, event
 from smoa.topics import partition_of
 from smoa.v1 import common_pb2, feedback_pb2, router_pb2
-from smoa.v1.events_pb2 import AdapterOutcome
+from smoa.v1.events_pb2 import AdapterOutcome, Example
 
 SECOND_US = 1_000_000
 HALF_LIFE_S = 100.0
@@ -82,6 +82,22 @@ def test_decision_then_outcome() -> None:
     judged = join.take(_outcome(1, offset=4))
     assert _facts(judged) == [("a", False, True, OUTCOMES, 4 << 16), ("b", False, True, OUTCOMES, 4 << 16)]
     assert [(one.occurred_at_us, list(one.together)) for one in judged] == [(6, []), (6, [])]
+
+
+@pytest.mark.parametrize("reported_at_us", [0, 1_790_000_000, 1_790_000_000_000, 1_790_000_000_000_000 - 1])
+def test_an_outcome_is_of_no_time_before_its_decision(reported_at_us: int) -> None:
+    """Left out, in seconds, in milliseconds, of a clock that is late: it counts in the recent window as one of its decision's time."""
+    decided_at_us = 1_790_000_000_000_000
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=decided_at_us)
+    decision.adapters.add(adapter_id="a", weight=1)
+    outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True, input="i", output="o", reported_at_us=reported_at_us)
+    join = _Join()
+    join.take(Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0))
+    plan = join.part.plan([Received(OUTCOMES, 0, 1, 0, b"d1", outcome.SerializeToString(), "", 0)], decided_at_us + 10)
+    example, effect = (decode(one.topic, one.value) for one in plan.effects)
+    assert isinstance(example, Example)
+    assert isinstance(effect, AdapterOutcome)
+    assert (example.occurred_at_us, effect.occurred_at_us) == (decided_at_us, decided_at_us)
 
 
 def test_outcome_then_decision() -> None:

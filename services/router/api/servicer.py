@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +26,7 @@ from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_C
 from services.router.metrics import RouterMetrics
 from services.router.routing.router import Choice, RoutedQuery, RouteQuery, Router
 from services.router.routing.scoring import Hints
-from smoa.errors import InvalidArgument
+from smoa.errors import InvalidArgument, ResourceExhausted
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
 from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
@@ -33,6 +35,8 @@ from smoa.v1 import events_pb2, feedback_pb2, feedback_pb2_grpc, registry_pb2, r
 
 Context = Any
 MAX_BATCH = 256
+TELL_S = 60.0
+_log = logging.getLogger(__name__)
 _STATES: dict[int, State] = {
     common.ADAPTER_STATE_ACTIVE: "active",
     common.ADAPTER_STATE_RETIRED: "retired",
@@ -43,15 +47,17 @@ _STATES: dict[int, State] = {
 
 
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka."""
+    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka (see `RouterSettings`)."""
 
-    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics) -> None:
-        self._router, self._publisher, self._route_seconds = router, publisher, metrics.route_seconds
+    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics, *, refuses_when_full: bool = False) -> None:
+        """`refuses_when_full`: no decision is given that cannot be counted."""
+        self._router, self._publisher, self._metrics, self._refuses = router, publisher, metrics, refuses_when_full
+        self._told_at_s = -math.inf
         self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
 
     async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
         """See the contract."""
-        with self._route_seconds.time():
+        with self._metrics.route_seconds.time():
             decision = await self._decide(request)
             self._publish([decision])
             return decision
@@ -67,7 +73,15 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
         """Let them be counted, but for those without an id, which were only a look."""
         if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
-            self._publisher.publish(events)
+            try:
+                self._publisher.publish(events)
+            except ResourceExhausted as error:
+                if self._refuses:
+                    raise
+                self._metrics.dropped.inc(len(events))
+                if time.monotonic() - self._told_at_s > TELL_S:
+                    self._told_at_s = time.monotonic()
+                    _log.warning("decisions are given and not counted: %s", error)
 
     async def _decide(self, request: router_pb2.RouteRequest) -> router_pb2.Decision:
         routed = await self._router.route(_to_query(request), look=request.look)
