@@ -93,11 +93,12 @@ class SmoaClient:
         task_id: str = "",
         composition: str = "",
         look: bool = False,
+        explain: bool = False,
         messages: Sequence[Turn] = (),
     ) -> router_pb2.Decision:
         """Which adapters answer the query, or what the user said last in `messages`; or how the composition of that name is carried out.
 
-        With `look` it is not counted, and has no id: nothing can be reported on it.
+        With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too.
         """
         request = router_pb2.RouteRequest(
             tenant=tenant,
@@ -110,6 +111,7 @@ class SmoaClient:
             task_id=task_id,
             composition=composition,
             look=look,
+            explain=explain,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
 

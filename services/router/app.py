@@ -7,7 +7,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from services.router.api.servicer import FeedbackServicer, RegistryServicer, RouterServicer, lifecycle_event
+from services.router.api.feedback_servicer import FeedbackServicer
+from services.router.api.registry_servicer import RegistryServicer, lifecycle_event
+from services.router.api.routing_servicer import RouterServicer
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.index import AdapterIndex

@@ -38,12 +38,9 @@ def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-async def _route(
-    client: SmoaClient, query: str, tenant: str, strategy: str, top_k: int | None, tags: tuple[str, ...], *, look: bool = False
-) -> router_pb2.Decision:
+async def _route(client: SmoaClient, query: str, strategy: str, **options: Any) -> router_pb2.Decision:
     base_model = (await client.status()).base_model
-    value = f"ROUTING_STRATEGY_{strategy.upper()}"
-    return await client.route(query, base_model=base_model, tenant=tenant, strategy=value, top_k=top_k, tags=tags, look=look)
+    return await client.route(query, base_model=base_model, strategy=f"ROUTING_STRATEGY_{strategy.upper()}", **options)
 
 
 @click.command("route")
@@ -51,13 +48,14 @@ async def _route(
 @routing_options
 @endpoints
 @click.option("--count", is_flag=True, help="Make a decision that counts as a use, with an id to report on; else it is only a look.")
+@click.option("--explain", is_flag=True, help="Show the near candidates, too, the parts of their scores, and why each was chosen or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
-def route_command(query: str, count: bool, as_json: bool, router: str, executor: str, **options: Any) -> None:
-    """Show which adapters would answer QUERY, and why. It is only a look: nothing is counted, and nothing can be reported on it."""
+def route_command(query: str, count: bool, explain: bool, as_json: bool, router: str, executor: str, **options: Any) -> None:
+    """Show which adapters would answer QUERY. It is only a look: nothing is counted, and nothing can be reported on it."""
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
-            decision = await _route(client, query, **options, look=not count)
+            decision = await _route(client, query, **options, look=not count, explain=explain)
             if as_json:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
@@ -66,11 +64,29 @@ def route_command(query: str, count: bool, as_json: bool, router: str, executor:
             title = f"decision {decision.decision_id} {how}" if count else f"a look, {how}"
             if not decision.adapters:
                 click.echo(f"{title}\nno adapter fits: the base model answers")
+            if explain:
+                _show_explanations(decision, title if decision.adapters else "near candidates")
+            if explain or not decision.adapters:
                 return
             rows = [(names.get(one.adapter_id, ""), one.adapter_id, f"{one.weight:.2f}", f"{one.score:.3f}") for one in decision.adapters]
             show_table(("adapter", "id", "weight", "score"), rows, title=title)
 
     asyncio.run(work())
+
+
+def _show_explanations(decision: router_pb2.Decision, title: str) -> None:
+    rows = [
+        (
+            one.name,
+            one.adapter_id,
+            f"{one.weight:.2f}" if one.weight else "",
+            *(f"{value:.3f}" for value in (one.score, one.cosine, one.example_cosine, one.task)),
+            f"{one.confidence:.2f}",
+            one.reason,
+        )
+        for one in decision.explanations
+    ]
+    show_table(("adapter", "id", "weight", "score", "cosine", "nearest example", "hints", "confidence", "why"), rows, title=title)
 
 
 @click.command("generate")

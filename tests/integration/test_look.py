@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from smoa.embedding import StaticEmbedder
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2
 from tests.command_support import said_by
-from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
+from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
 
 METRICS = f"127.0.0.1:{free_port()}"
 QUERY = "my knee hurts when I climb stairs"
@@ -126,3 +127,39 @@ async def test_report_says_how_a_decision_turned_out(world: RouterWorld) -> None
     assert (code, "--corrected goes with --failure and --input" in said) == (2, True)
     status, message, _ = await refused(said_by("report", "x", "--success", *router))
     assert (status, message) == ("INVALID_ARGUMENT", "outcome.decision_id: 'x' is not a ULID; send the id that Route returned")
+
+
+@pytest.mark.parametrize("strategy", ["hybrid", "semantic", "hierarchical", "mixture", "learned", "task"])
+async def test_a_decision_explains_itself_and_does_not_tell_kafka(world: RouterWorld, strategy: str) -> None:
+    knees, money = await world.register(KNEES, name="knees", tags=("medical",)), await world.register(MONEY, name="money")
+    tags = ["medical"] if strategy == "task" else []
+    options: dict[str, Any] = {"base_model": "base-a", "strategy": f"ROUTING_STRATEGY_{strategy.upper()}", "tags": tags, "top_k": 1}
+    plain = await world.client.route(QUERY, **options)
+    before = await spooled()
+    told = await world.client.route(QUERY, **options, explain=True)
+    assert await spooled() == before + 1
+    assert not plain.explanations
+    assert [one.adapter_id for one in told.adapters] == [one.adapter_id for one in plain.adapters] == [knees.adapter_id]
+    first, *others = told.explanations
+    assert (first.adapter_id, first.name, first.weight, first.reason) == (knees.adapter_id, "knees", 1.0, "chosen")
+    assert first.score == pytest.approx(told.adapters[0].score, abs=1e-6)
+    assert first.confidence == pytest.approx(told.confidence, abs=1e-6)
+    assert min(first.example_cosine, first.cosine) > 0.9
+    assert first.task == (1.0 if tags else 0.0)
+    assert [(one.adapter_id, one.weight) for one in others] in ([(money.adapter_id, 0.0)], [])
+    assert all(one.reason and one.reason != "chosen" for one in others)
+
+
+async def test_route_explains_on_the_command_line(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await world.register(KNEES, name="knees")
+
+    async def base_model(_: object) -> Any:
+        return registry_pb2.Adapter(base_model="base-a")
+
+    monkeypatch.setattr("smoa.client.SmoaClient.status", base_model)  # there is no executor here
+    _, said, _ = await said_by("route", QUERY, "--explain", "--json", "--router", world.address)
+    (told,) = json.loads(said)["explanations"]
+    assert (told["adapter_id"], told["reason"]) == (made.adapter_id, "chosen")
+    _, said, _ = await said_by("route", "what is the capital of France?", "--explain", "--router", world.address)
+    assert "no adapter fits: the base model answers" in said
+    assert re.search(r"knees .* its score is under the threshold of 0\.15", said)

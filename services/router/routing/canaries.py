@@ -7,7 +7,7 @@ fast queries come and however late outcomes, a bad child is seen by few before t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from services.router.catalogue.merges import MAX_CANARY_SHARE
@@ -36,6 +36,11 @@ class Canaries:
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._open))
+
+    @property
+    def by_parent(self) -> Mapping[str, str]:
+        """Adapter id -> the canary that is on trial against it."""
+        return self._by_parent
 
     def update(self, records: Iterable[AdapterRecord]) -> None:
         """Take records as they are now: those that are canaries are open, those that are not any more are closed."""

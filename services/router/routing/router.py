@@ -22,7 +22,8 @@ from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import Canaries
 from services.router.routing.confidence import confidence, nearest_prototype
 from services.router.routing.executors import ExecutorDirectory
-from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
+from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Fit, Limits, explain
+from services.router.routing.scoring import MAX_MIXED, MIN_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from services.router.routing.single_flight import SingleFlight
 from smoa.embedding import StaticEmbedder
 from smoa.errors import InvalidArgument, NotFound
@@ -94,15 +95,6 @@ class RoutingDefaults:
     """The hierarchical strategy looks into so many clusters."""
     prototype_cache_bytes: int = 32 * 2**20
     embedding_cache_bytes: int = 16 * 2**20
-
-
-class Fitting(NamedTuple):
-    """A candidate whose scope the query is in."""
-
-    scored: Scored
-    confidence: float
-    example: float
-    """Cosine with the nearest prototype, or with the centroid where there is none."""
 
 
 class Router:
@@ -239,14 +231,15 @@ class Router:
             chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
         return Choice(tuple(chosen), confidence=fitting[0].confidence if fitting else 0.0)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector) -> Iterable[Candidate]:
+    async def _candidates(self, query: RouteQuery, vector: Vector, *, with_records: bool = False) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
         assert query.top_k is not None
         reach, most = _reach(query), self._defaults.candidates
         if query.strategy == "hierarchical":
-            return await self._index.search(vector, reach, query.top_k, clusters=self._defaults.clusters)
+            limit = MAX_EXPLAINED if with_records else query.top_k
+            return await self._index.search(vector, reach, limit, with_records=with_records, clusters=self._defaults.clusters)
         hinted = bool(query.hints) and query.strategy != "semantic"
-        with_records = hinted or query.strategy == "learned"
+        with_records = with_records or hinted or query.strategy == "learned"
         found: dict[str, Candidate] = {}
         if query.strategy != "task":
             # Where the cosine alone ranks, no more is needed than is asked for.
@@ -258,19 +251,40 @@ class Router:
                 found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
         return found.values()
 
-    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fitting]:
-        """Those whose scope the query is in, with the probability of that. What a hint names is in scope, for the caller said so."""
+    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
+        """Those whose scope the query is in. A caller who set a threshold is taken at its word."""
+        fits = await self._fits(query, vector, ranked)
+        return [one for one in fits if query.score_threshold is not None or one.confidence >= self._defaults.min_confidence]
+
+    async def _fits(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
+        """Each with the probability that the query is in its scope. What a hint names is in scope, for the caller said so."""
         prototypes = await self._prototypes_of([one.candidate for one in ranked], _reach(query).pools)
-        fitting = []
+        fits = []
         for one in ranked:
             record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
             example = nearest_prototype(vector, known) if len(known) else None
-            value = confidence(one.candidate.cosine, example)
-            if record is not None and query.hints:
-                value = max(value, task_score(record, query.hints))
-            if query.score_threshold is not None or value >= self._defaults.min_confidence:
-                fitting.append(Fitting(one, value, one.candidate.cosine if example is None else example))
-        return fitting
+            task = task_score(record, query.hints) if record is not None and query.hints else 0.0
+            value = max(confidence(one.candidate.cosine, example), task)
+            fits.append(Fit(one, value, one.candidate.cosine if example is None else example, task))
+        return fits
+
+    async def explain(self, routed: RoutedQuery) -> list[Explanation]:
+        """Why the candidates nearest to a query were chosen in its decision, or not; none of a composition, which names its adapters."""
+        query = routed.query
+        if query.composition:
+            return []
+        assert query.top_k is not None
+        vector = self._embed(query.query)
+        candidates = await self._candidates(query, vector, with_records=True)
+        fits = await self._fits(query, vector, rank(query.strategy, candidates, query.hints)[:MAX_EXPLAINED])
+        widest = {"mixture": MAX_MIXED, "learned": max(query.top_k, CONSIDERED)}.get(query.strategy, query.top_k)
+        limits = Limits(
+            score=self._defaults.score_threshold if query.score_threshold is None else query.score_threshold,
+            top_k=widest,
+            confidence=self._defaults.min_confidence if query.score_threshold is None else None,
+            min_weight=MIN_MIXED if query.strategy == "mixture" else self._defaults.min_weight,
+        )
+        return explain(fits, routed.choice.chosen, limits, self.canaries.by_parent)
 
     async def _prototypes_of(self, candidates: Sequence[Candidate], pools: Sequence[str]) -> dict[str, Vector]:
         """Prototypes [n, dimension] by adapter; n is 0 where it has none."""
@@ -317,7 +331,7 @@ class Router:
             self.ranker.version,
         )
 
-    def _considered(self, query: RouteQuery, one: Fitting, best: float, now_us: int) -> Considered:
+    def _considered(self, query: RouteQuery, one: Fit, best: float, now_us: int) -> Considered:
         adapter_id, record = one.scored.candidate.ref.adapter_id, one.scored.candidate.record
         assert record is not None, "the learned strategy searches with records"
         return considered(
@@ -325,7 +339,7 @@ class Router:
             score=one.scored.score,
             best=best,
             example=one.example,
-            task=task_score(record, query.hints),
+            task=one.task,
             posterior=self.posteriors.of(query.tenant, adapter_id, record.statistics),
             evidence=self.posteriors.evidence(query.tenant, adapter_id),
             days=(now_us - record.created_at_us) / 86_400e6,

@@ -1,42 +1,31 @@
-"""Protobuf to domain and back, and nothing else."""
+"""`RegistryService`: adapters and compositions, to the domain and back."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
-import math
 import sys
-import time
-from collections.abc import AsyncIterator, Sequence
-from functools import cache
+from collections.abc import AsyncIterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from services.router.api.enums import word_of
 from services.router.catalogue.changes import Change
-from services.router.catalogue.compositions import Composition, Compositions, Stage
+from services.router.catalogue.compositions import Composition, Compositions
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.merges import Merges
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Scope, State
+from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, Statistics
-from services.router.metrics import RouterMetrics
-from services.router.routing.router import Choice, RoutedQuery, RouteQuery, Router
-from services.router.routing.scoring import Hints
-from smoa.errors import InvalidArgument, ResourceExhausted
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, Event, check_example, event
-from smoa.identifiers import check_ulid, checked_tenant
-from smoa.publisher import EventPublisher
+from smoa.errors import InvalidArgument
+from smoa.events import LIFECYCLE, Event, event
+from smoa.identifiers import checked_tenant
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import events_pb2, feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc
+from smoa.v1 import events_pb2, registry_pb2, registry_pb2_grpc
 
 Context = Any
-MAX_BATCH = 256
-TELL_S = 60.0
-_log = logging.getLogger(__name__)
 _STATES: dict[int, State] = {
     common.ADAPTER_STATE_ACTIVE: "active",
     common.ADAPTER_STATE_RETIRED: "retired",
@@ -44,78 +33,6 @@ _STATES: dict[int, State] = {
     common.ADAPTER_STATE_CANARY: "canary",
     common.ADAPTER_STATE_MISSING: "missing",
 }
-
-
-class RouterServicer(router_pb2_grpc.RouterServiceServicer):
-    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka (see `RouterSettings`)."""
-
-    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics, *, refuses_when_full: bool = False) -> None:
-        """`refuses_when_full`: no decision is given that cannot be counted."""
-        self._router, self._publisher, self._metrics, self._refuses = router, publisher, metrics, refuses_when_full
-        self._told_at_s = -math.inf
-        self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
-
-    async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
-        """See the contract."""
-        with self._metrics.route_seconds.time():
-            decision = await self._decide(request)
-            self._publish([decision])
-            return decision
-
-    async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
-        """See the contract."""
-        if not 1 <= len(request.requests) <= MAX_BATCH:
-            raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
-        decisions = [await self._decide(one) for one in request.requests]
-        self._publish(decisions)
-        return router_pb2.RouteBatchResponse(decisions=decisions)
-
-    def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
-        """Let them be counted, but for those without an id, which were only a look."""
-        if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
-            try:
-                self._publisher.publish(events)
-            except ResourceExhausted as error:
-                if self._refuses:
-                    raise
-                self._metrics.dropped.inc(len(events))
-                if time.monotonic() - self._told_at_s > TELL_S:
-                    self._told_at_s = time.monotonic()
-                    _log.warning("decisions are given and not counted: %s", error)
-
-    async def _decide(self, request: router_pb2.RouteRequest) -> router_pb2.Decision:
-        routed = await self._router.route(_to_query(request), look=request.look)
-        if not routed.cached:
-            return to_decision(routed)
-        made = self._messages.get(routed.choice)
-        if made is None:  # it lives as long as the choice does
-            made = self._messages[routed.choice] = to_decision(routed)
-        decision = router_pb2.Decision()
-        decision.CopyFrom(made)
-        decision.decision_id, decision.executor = routed.decision_id, routed.executor
-        decision.handler_us, decision.decided_at_us = routed.handler_us, routed.decided_at_us
-        return decision
-
-
-class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
-    """`smoa.v1.FeedbackService`: an outcome is acknowledged once it is on disk, on its way to Kafka."""
-
-    def __init__(self, publisher: EventPublisher) -> None:
-        self._publisher = publisher
-
-    async def ReportOutcome(  # noqa: N802
-        self, request: feedback_pb2.ReportOutcomeRequest, context: Context
-    ) -> feedback_pb2.ReportOutcomeResponse:
-        """See the contract."""
-        outcome = request.outcome
-        check_ulid(outcome.decision_id, "outcome.decision_id", "send the id that Route returned")
-        if outcome.HasField("score") and not 0 <= outcome.score <= 1:
-            raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
-        outcome.tenant = checked_tenant(outcome.tenant)
-        check_example(outcome, "outcome.")
-        outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
-        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
-        return feedback_pb2.ReportOutcomeResponse()
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
@@ -240,9 +157,9 @@ def _to_imported(one: registry_pb2.ImportedAdapter) -> Imported:
         digest=adapter.digest,
         tenant="",
         name=adapter.name,
-        kind=_word(common.AdapterKind, adapter.kind, "ADAPTER_KIND_", "kind"),
+        kind=word_of(common.AdapterKind, adapter.kind, "ADAPTER_KIND_", "kind"),
         granularity="",
-        specialization=_word(common.Specialization, adapter.specialization, "SPECIALIZATION_", "specialization"),
+        specialization=word_of(common.Specialization, adapter.specialization, "SPECIALIZATION_", "specialization"),
         base_model=adapter.base_model,
         rank=adapter.rank,
         modules=tuple(adapter.modules),
@@ -253,69 +170,6 @@ def _to_imported(one: registry_pb2.ImportedAdapter) -> Imported:
         examples=tuple(one.examples),
     )
     return Imported(record, np.array(one.vector, np.float32) if one.vector else None)
-
-
-def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
-    strategy = _word(common.RoutingStrategy, request.strategy, "ROUTING_STRATEGY_", "strategy")
-    specialization = _word(common.Specialization, request.specialization, "SPECIALIZATION_", "specialization")
-    return RouteQuery(
-        query=request.query,
-        base_model=request.base_model,
-        tenant=request.tenant,
-        strategy="hybrid" if strategy == "unspecified" else strategy,
-        top_k=request.top_k if request.HasField("top_k") else None,
-        score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
-        hints=Hints(
-            tags=tuple(request.tags),
-            specialization="" if specialization == "unspecified" else specialization,
-            task_id=request.task_id,
-        ),
-        composition=request.composition,
-    )
-
-
-@cache
-def _word(enum: Any, value: int, prefix: str, field: str) -> str:
-    """The word of an enum's value.
-
-    Raises:
-        InvalidArgument: a value that this version does not know.
-    """
-    try:
-        return str(enum.Name(value)).removeprefix(prefix).lower()
-    except ValueError as error:
-        raise InvalidArgument(field, f"{value} is unknown", f"use a {enum.DESCRIPTOR.name} of smoa.v1") from error
-
-
-def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
-    """The contract's form of an answer."""
-    return router_pb2.Decision(
-        decision_id=routed.decision_id,
-        tenant=routed.query.tenant,
-        base_model=routed.query.base_model,
-        strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.choice.chosen],
-        cached=routed.cached,
-        handler_us=routed.handler_us,
-        decided_at_us=routed.decided_at_us,
-        stages=[_to_stage(stage) for stage in routed.stages],
-        confidence=routed.choice.confidence,
-        ranked=[
-            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity)
-            for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
-        ],
-        ranker=routed.choice.ranker,
-        executor=routed.executor,
-        task_id=routed.query.hints.task_id,
-    )
-
-
-def _to_stage(stage: Stage) -> common.Stage:
-    return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
-
-
-def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.WeightedAdapter:
-    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score)
 
 
 def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:

@@ -1,0 +1,35 @@
+"""`FeedbackService`: outcomes, on their way to Kafka."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from smoa.errors import InvalidArgument
+from smoa.events import OUTCOMES, check_example, event
+from smoa.identifiers import check_ulid, checked_tenant
+from smoa.publisher import EventPublisher
+from smoa.v1 import feedback_pb2, feedback_pb2_grpc
+
+Context = Any
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
+    """`smoa.v1.FeedbackService`: an outcome is acknowledged once it is on disk, on its way to Kafka."""
+
+    def __init__(self, publisher: EventPublisher) -> None:
+        self._publisher = publisher
+
+    async def ReportOutcome(  # noqa: N802
+        self, request: feedback_pb2.ReportOutcomeRequest, context: Context
+    ) -> feedback_pb2.ReportOutcomeResponse:
+        """See the contract."""
+        outcome = request.outcome
+        check_ulid(outcome.decision_id, "outcome.decision_id", "send the id that Route returned")
+        if outcome.HasField("score") and not 0 <= outcome.score <= 1:
+            raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
+        outcome.tenant = checked_tenant(outcome.tenant)
+        check_example(outcome, "outcome.")
+        outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
+        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
+        return feedback_pb2.ReportOutcomeResponse()

@@ -1,0 +1,146 @@
+"""`RouterService`: protobuf to queries, and decisions to protobuf."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from services.router.api.enums import word_of
+from services.router.catalogue.compositions import Stage
+from services.router.catalogue.records import AdapterRef
+from services.router.metrics import RouterMetrics
+from services.router.routing.explanation import Explanation
+from services.router.routing.router import Choice, RoutedQuery, RouteQuery, Router
+from services.router.routing.scoring import Hints
+from smoa.errors import InvalidArgument, ResourceExhausted
+from smoa.events import DECISIONS, event
+from smoa.publisher import EventPublisher
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import router_pb2, router_pb2_grpc
+
+Context = Any
+MAX_BATCH = 256
+TELL_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+class RouterServicer(router_pb2_grpc.RouterServiceServicer):
+    """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka (see `RouterSettings`)."""
+
+    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics, *, refuses_when_full: bool = False) -> None:
+        """`refuses_when_full`: no decision is given that cannot be counted."""
+        self._router, self._publisher, self._metrics, self._refuses = router, publisher, metrics, refuses_when_full
+        self._told_at_s = -math.inf
+        self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
+
+    async def Route(self, request: router_pb2.RouteRequest, context: Context) -> router_pb2.Decision:  # noqa: N802
+        """See the contract."""
+        with self._metrics.route_seconds.time():
+            routed = await self._router.route(_to_query(request), look=request.look)
+            decision = self._to_decision(routed)
+            self._publish([decision])
+            if request.explain:
+                decision.explanations.extend(map(_to_explanation, await self._router.explain(routed)))
+            return decision
+
+    async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
+        """See the contract."""
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
+        decisions = [self._to_decision(await self._router.route(_to_query(one), look=one.look)) for one in request.requests]
+        self._publish(decisions)
+        return router_pb2.RouteBatchResponse(decisions=decisions)
+
+    def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
+        """Let them be counted, but for those without an id, which were only a look."""
+        if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
+            try:
+                self._publisher.publish(events)
+            except ResourceExhausted as error:
+                if self._refuses:
+                    raise
+                self._metrics.dropped.inc(len(events))
+                if time.monotonic() - self._told_at_s > TELL_S:
+                    self._told_at_s = time.monotonic()
+                    _log.warning("decisions are given and not counted: %s", error)
+
+    def _to_decision(self, routed: RoutedQuery) -> router_pb2.Decision:
+        if not routed.cached:
+            return to_decision(routed)
+        made = self._messages.get(routed.choice)
+        if made is None:  # it lives as long as the choice does
+            made = self._messages[routed.choice] = to_decision(routed)
+        decision = router_pb2.Decision()
+        decision.CopyFrom(made)
+        decision.decision_id, decision.executor = routed.decision_id, routed.executor
+        decision.handler_us, decision.decided_at_us = routed.handler_us, routed.decided_at_us
+        return decision
+
+
+def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
+    strategy = word_of(common.RoutingStrategy, request.strategy, "ROUTING_STRATEGY_", "strategy")
+    specialization = word_of(common.Specialization, request.specialization, "SPECIALIZATION_", "specialization")
+    return RouteQuery(
+        query=request.query,
+        base_model=request.base_model,
+        tenant=request.tenant,
+        strategy="hybrid" if strategy == "unspecified" else strategy,
+        top_k=request.top_k if request.HasField("top_k") else None,
+        score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
+        hints=Hints(
+            tags=tuple(request.tags),
+            specialization="" if specialization == "unspecified" else specialization,
+            task_id=request.task_id,
+        ),
+        composition=request.composition,
+    )
+
+
+def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
+    """The contract's form of an answer."""
+    return router_pb2.Decision(
+        decision_id=routed.decision_id,
+        tenant=routed.query.tenant,
+        base_model=routed.query.base_model,
+        strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
+        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.choice.chosen],
+        cached=routed.cached,
+        handler_us=routed.handler_us,
+        decided_at_us=routed.decided_at_us,
+        stages=[_to_stage(stage) for stage in routed.stages],
+        confidence=routed.choice.confidence,
+        ranked=[
+            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity)
+            for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
+        ],
+        ranker=routed.choice.ranker,
+        executor=routed.executor,
+        task_id=routed.query.hints.task_id,
+    )
+
+
+def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
+    candidate = one.fit.scored.candidate
+    return router_pb2.CandidateExplanation(
+        adapter_id=candidate.ref.adapter_id,
+        name=candidate.record.name if candidate.record else "",
+        score=one.fit.scored.score,
+        cosine=candidate.cosine,
+        example_cosine=one.fit.example,
+        task=one.fit.task,
+        confidence=one.fit.confidence,
+        weight=one.weight,
+        reason=one.reason,
+    )
+
+
+def _to_stage(stage: Stage) -> common.Stage:
+    return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
+
+
+def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score)
