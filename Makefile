@@ -46,8 +46,12 @@ proto-check: setup ## Fail when smoa/v1 is not what proto/ generates
 	$(call generate,build/proto)
 	diff -r -x __pycache__ -x __init__.py build/proto/smoa/v1 smoa/v1
 
-test: setup ## Run every test: stacks in one process, all else in another beside it
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: setup ## Run every test: those of whole stacks in one process, which says its part at the end, all others beside it
+	@mkdir -p build
+	@$(BIN)/python -m pytest tests/e2e > build/e2e.log 2>&1 & stacks=$$!; trap "kill -INT $$stacks" INT TERM; \
+	$(BIN)/python -m pytest tests/contract tests/integration tests/unit; others=$$?; \
+	echo "waiting for the tests of whole stacks; so far they are in build/e2e.log"; \
+	wait $$stacks; stacks=$$?; cat build/e2e.log; exit $$((others | stacks))
 
 test-unit: setup ## Run the pure tests only
 	$(BIN)/python -m pytest tests/unit

@@ -13,13 +13,6 @@ for service in ("ROUTER", "EXECUTOR"):  # a spool reserves its room on the disk,
     os.environ.setdefault(f"SMOA_{service}_SPOOL_BYTES", str(8 * 2**20))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: stacks run one at a time, and what a file's tests share is made once."""
-    for item in items:
-        group = "e2e" if "e2e" in item.path.parts else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     """URL and gRPC port of a Qdrant server that all tests share; each takes a prefix of its own."""

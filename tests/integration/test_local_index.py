@@ -102,6 +102,9 @@ async def test_a_broad_label_is_looked_for_among_the_nearest(index: LocalIndex, 
     found = [candidate.ref.adapter_id for candidate in await index.search(vectors[0], reach, 5)]
     assert found[0] == records[0].adapter_id
     assert other.adapter_id not in found
+    rows = index._label_rows.get("broad")
+    assert rows is not None
+    assert len(rows) == 101, "no more are read than show that it is a broad one"
 
 
 async def test_a_snapshot_is_the_index_of_one_moment(index: LocalIndex, tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.local import free_port
+from services.router.catalogue.registry import Registry
+from services.router.routing.router import RoutedQuery, RouteQuery, Router
 from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
@@ -171,3 +175,46 @@ async def test_many_with_a_common_tag_do_not_crowd_out_the_one_of_the_task_id(wo
     await world.register(MONEY, name="ledger", tags=("quiet",))
     routed = await world.routed("my knee hurts", strategy=common.ROUTING_STRATEGY_TASK, tags=["busy"], task_id="ledger")
     assert routed[0] == "ledger"
+
+
+async def test_a_large_batch_lets_others_in_between(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held to turns of the loop, not to time: so many more than the call itself takes."""
+    await world.register(KNEES)
+    requests = [router_pb2.RouteRequest(query=f"my knee hurts {number}", base_model="base-a", look=True) for number in range(256)]
+    turns = 0
+    route = Router.route
+
+    async def counted(self: Router, query: RouteQuery, *, look: bool = False) -> RoutedQuery:
+        seen.append(turns)
+        return await route(self, query, look=look)
+
+    seen: list[int] = []
+    monkeypatch.setattr(Router, "route", counted)
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    task = asyncio.create_task(turn())
+    await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=requests), timeout=30)
+    task.cancel()
+    assert len(seen) == 256
+    assert len(set(seen)) >= 256 // 8
+
+
+async def test_long_examples_are_embedded_beside_the_loop(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set[int]()
+    embedded = Registry.embedded
+
+    def noted(self: Registry, examples: Sequence[str]) -> Any:
+        threads.add(threading.get_ident())
+        return embedded(self, examples)
+
+    monkeypatch.setattr(Registry, "embedded", noted)
+    made = await world.register([f"{number} " + "a long example " * 100 for number in range(50)])
+    update = registry_pb2.UpdateAdapterRequest(tenant="public", adapter_id=made.adapter_id, examples=KNEES)
+    await world.client.registry.UpdateAdapter(update, timeout=30)
+    assert threads
+    assert threading.get_ident() not in threads

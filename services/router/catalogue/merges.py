@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -95,7 +96,7 @@ class Merges:
             else:
                 retired = _retired(parents, child.adapter_id, reason)
             vector = normalised(np.mean([vector for _, vector in parents], 0))
-            prototypes = registry.embedded(child.examples)[1] if child.examples else None
+            prototypes = (await asyncio.to_thread(registry.embedded, child.examples))[1] if child.examples else None
             await registry.write([Entry(child, vector, prototypes), *retired])
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child

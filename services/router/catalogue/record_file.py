@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.index import Conflict, Document, Vector
@@ -145,10 +146,11 @@ class RecordFile:
             found = self._database.execute(query, tuple(adapter_ids))
             return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
 
-    def rows_with(self, label: str) -> list[int]:
-        """Rows of the adapters with a label."""
+    def rows_with(self, label: str, most: int) -> NDArray[np.int64]:
+        """Rows of the adapters with a label, at most so many of them, in order."""
         with _failures():
-            return [row for (row,) in self._database.execute("SELECT row FROM labels WHERE label = ?", (label,))]
+            found = self._database.execute("SELECT row FROM labels WHERE label = ? ORDER BY row LIMIT ?", (label, most))
+            return np.fromiter((row for (row,) in found), np.int64)
 
     def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

@@ -263,13 +263,11 @@ class LocalIndex:
         return found
 
     async def _rows_with(self, labels: Sequence[str]) -> NDArray[np.int64]:
-        """Rows with any of the labels, in order."""
-        parts = []
+        """Rows with any of the labels, in order; of a label that more than `BROAD_LABEL_ROWS` have, only so many that it shows."""
+        parts: list[NDArray[np.int64]] = []
         for label in labels:
-            rows = self._label_rows.get(label)
-            if rows is None:
-                found = await self._call(lambda label=label: self._file.rows_with(label))  # type: ignore[misc]
-                rows = np.array(found, np.int64)
+            if (rows := self._label_rows.get(label)) is None:
+                rows = await self._call(partial(self._file.rows_with, label, BROAD_LABEL_ROWS + 1))
                 self._label_rows.put(label, rows, rows.nbytes + 200)
             parts.append(rows)
         return np.unique(np.concatenate(parts))
