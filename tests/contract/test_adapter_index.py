@@ -142,6 +142,13 @@ async def test_each_of_many_is_written_by_itself(index: AdapterIndex) -> None:
     changed = [replace(await _read(index, one.adapter_id), name="changed") for one in [there, *new]]
     await index.write([Entry(one, vector(n)) for n, one in enumerate(changed)], together=False)
     assert {(one.name, one.revision) for one in await index.scroll(Scope(tenant="public"), "", 10)} == {("changed", 2)}
+    late = [replace(one, name="late") for one in changed[:2]] + [record()]
+    with pytest.raises(Conflict) as caught:
+        await index.write([Entry(one, vector(n)) for n, one in enumerate(late)], together=False)
+    names = {one.adapter_id: one.name for one in await index.scroll(Scope(tenant="public"), "", 10)}
+    assert names.get(late[2].adapter_id) == (None if late[2].adapter_id in caught.value.lost else "n")
+    assert {one.adapter_id for one in changed[:2]} <= caught.value.lost
+    assert {names[one.adapter_id] for one in changed[:2]} == {"changed"}
 
 
 async def _read(index: AdapterIndex, adapter_id: str) -> AdapterRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +16,12 @@ Vector = NDArray[np.float32]
 
 
 class Conflict(Exception):
-    """Somebody else has written what this write is based on, and it was not done: read again what its argument names, and begin again."""
+    """Somebody else has written what a write is based on: read it again, and begin again."""
+
+    def __init__(self, lost: Iterable[str]) -> None:
+        """`lost`: ids of what was not written."""
+        self.lost = frozenset(lost)
+        super().__init__(", ".join(sorted(self.lost)))
 
 
 class Entry(NamedTuple):
@@ -58,10 +63,10 @@ class AdapterIndex(Protocol):
     async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
         """Write all or none, if nobody has written them since the revisions that their records name; 0 is of those not there yet.
 
-        Without `together`, each is written by itself: for many that have nothing to do with each other.
+        Without `together`, each may be written by itself: for many that have nothing to do with each other.
 
         Raises:
-            Conflict: somebody has.
+            Conflict: somebody has; it names those that were not written.
         """
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:

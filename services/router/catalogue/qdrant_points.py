@@ -57,7 +57,7 @@ class QdrantPoints:
             Conflict: naming points that somebody else has written since, or is about to; the others are written.
             Unavailable: the server is away; they may be written.
         """
-        write_id = str(ULID())
+        write_id, lost = str(ULID()), list[str]()
         for start in range(0, len(points), _BATCH):
             batch = points[start : start + _BATCH]
             if new := [point.written(write_id) for point in batch if not point.revision]:
@@ -68,8 +68,9 @@ class QdrantPoints:
                     [point.written(write_id) for point in old], update_filter=unchanged, update_mode=models.UpdateMode.UPDATE_ONLY
                 )
             there = await self.payloads([point.point_id for point in batch], ["last_writes"])
-            if lost := [point.point_id for point in batch if write_id not in there.get(point.point_id, {}).get("last_writes", ())]:
-                raise Conflict(lost)
+            lost += [point.point_id for point in batch if write_id not in there.get(point.point_id, {}).get("last_writes", ())]
+        if lost:
+            raise Conflict(lost)
 
     async def upsert(self, points: Sequence[models.PointStruct], **conditions: Any) -> None:
         """Write points, whatever is there, or under Qdrant's own conditions."""

@@ -98,7 +98,7 @@ class RecordFile:
                 old_row, old_pool, old_vector, had, revision, old_labels = known.get(adapter_id, (0, "", b"", False, 0, frozenset()))
                 if conditional:
                     if revision != record.revision:
-                        raise Conflict(adapter_id)
+                        raise Conflict(unique)
                     record = dataclasses.replace(record, revision=revision + 1)
                 row = old_row or following
                 following += not old_row
@@ -209,7 +209,7 @@ class RecordFile:
     def _check_revision(self, kind: str, document: Document) -> None:
         there = self.get_document(kind, document.document_id)
         if (there.revision if there else 0) != document.revision:
-            raise Conflict(document.document_id)
+            raise Conflict([document.document_id])
 
     def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:
         """Keep what a pool's training learned."""

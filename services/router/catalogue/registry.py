@@ -151,9 +151,16 @@ class Registry:
                     record, vector = await self.owned(tenant, record.adapter_id)
                     written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
                 missing += state == "missing"
-            if written:
-                await self.write(written, together=False)
-        self.changed([as_it_is(entry.record) for entry in written if entry.record.state == "active" or entry.record.adapter_id in there])
+            lost: frozenset[str] = frozenset()
+            try:
+                if written:
+                    await self.write(written, together=False)
+            except Conflict as conflict:
+                lost = conflict.lost
+        told = [entry.record for entry in written if entry.record.state == "active" or entry.record.adapter_id in there]
+        self.changed([as_it_is(record) for record in told if record.adapter_id not in lost])
+        if lost:
+            raise Conflict(lost)  # again, for the rest
         return ImportCounts(len(checked) - len(there), missing)
 
     def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:

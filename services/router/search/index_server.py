@@ -102,10 +102,13 @@ class ServerIndex:
         points, leaders = await self._points_of(entries)
         if leaders:
             await self._points.upsert(leaders)
-        if together and len(points) > 1:
-            await self._changes.write(points)
-        else:
-            await self._points.write(points)
+        try:
+            if together and len(points) > 1:
+                await self._changes.write(points)
+            else:
+                await self._points.write(points)
+        except Conflict as conflict:
+            raise Conflict(e.record.adapter_id for e in entries if point_id(e.record.adapter_id) in conflict.lost) from None
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
         """See `AdapterIndex`."""
