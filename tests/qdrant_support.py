@@ -83,7 +83,9 @@ def settings_of(url: str, grpc_port: int, prefix: str) -> dict[str, Any]:
 
 def client_of(url: str, grpc_port: int = 0) -> AsyncQdrantClient:
     """A client of a server."""
-    return AsyncQdrantClient(url, prefer_grpc=True, grpc_port=grpc_port or (urlsplit(url).port or 6333) + 1, timeout=30)
+    return AsyncQdrantClient(
+        url, prefer_grpc=True, grpc_port=grpc_port or (urlsplit(url).port or 6333) + 1, timeout=30, check_compatibility=False
+    )
 
 
 def fresh_prefix() -> str:

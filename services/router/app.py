@@ -61,6 +61,7 @@ async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
             grpc_port=settings.qdrant_grpc_port,
             api_key=settings.qdrant_api_key or None,
             timeout=int(WRITE_TIMEOUT_S),
+            check_compatibility=False,  # by REST, on a thread of its own, and only to warn
         )
         return await ServerIndex.open(
             client,

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from qdrant_client import AsyncQdrantClient
 
-from services.router.catalogue.index import Entry
+from services.router.catalogue.index import AdapterIndex, Entry
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.commands import router_group
 from services.router.search.index_local import LocalIndex
+from services.router.search.index_server import ServerIndex
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
@@ -86,6 +88,25 @@ async def test_the_stacks_own_index_is_rebuilt_and_no_folder_is_made_up(tmp_path
     assert json.loads(result.stdout) == {"writes": 1, "index": str(data / "router")}
     async with running_router(data) as world:
         assert [one.adapter_id async for one in world.client.list_all()] == [knees.adapter_id]
+
+
+@pytest.mark.parametrize("kind", ["local", "client"])
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
+async def test_what_was_rebuilt_can_be_written_again(tmp_path: Path, kind: str) -> None:
+    log, one = RegistrationLog(AdapterStore(str(tmp_path / "store"))), record()
+    await log.write([Entry(one, vector(1), vector(2)[None])])
+    index: AdapterIndex = await (
+        LocalIndex.open(tmp_path / "index", DIMENSION) if kind == "local" else ServerIndex.open(AsyncQdrantClient(":memory:"), DIMENSION)
+    )
+    assert [done async for done in rebuild(log, index, DIMENSION)] == [(1, 1)]
+    found = await index.get(one.adapter_id)
+    assert found is not None
+    await index.write([Entry(replace(found[0], name="renamed"), found[1])])
+    again = await index.get(one.adapter_id)
+    assert again is not None
+    assert (again[0].name, again[0].revision) == ("renamed", 2)
+    await index.close()
 
 
 async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.catalogue import qdrant_changes
-from services.router.catalogue.index import Conflict, Entry
+from services.router.catalogue.index import Conflict, Entry, point_id
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
 from services.router.search.index_server import KEYWORDS, ServerIndex
+from smoa.adapter import new_adapter_id
 from smoa.errors import FailedPrecondition
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -180,12 +182,61 @@ async def _renamed(index: ServerIndex, adapter_id: str) -> None:
     await index.write([Entry(replace(await _read(index, adapter_id), name="renamed"), vector(1))])
 
 
+async def test_a_change_that_another_router_finished_first_is_done(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has committed it, and is slow to look whether it has."""
+    slow, other = await opened(), await opened()
+    child, parent = record(), record()
+    await other.write([Entry(parent, vector(1))])
+    there, payloads = await _read(slow, parent.adapter_id), slow._changes._changes.payloads
+
+    async def late(point_ids: Any, fields: Any) -> Any:
+        await other.check()
+        return await payloads(point_ids, fields)
+
+    monkeypatch.setattr(slow._changes._changes, "payloads", late)
+    await slow.write([Entry(child, vector(2)), Entry(replace(there, state="retired"), vector(1))])
+    assert (await _read(other, child.adapter_id)).revision == 1
+    assert (await _read(other, parent.adapter_id)).state == "retired"
+
+
+async def test_a_placeholder_of_a_change_that_is_forgotten_keeps_nobody_away(opened: Open) -> None:
+    index, made = await opened(), record()
+    left = {"type": "placeholder", "pending": "00000000-0000-0000-0000-000000000001", "revision": 0}
+    point = models.PointStruct(id=point_id(made.adapter_id), vector=vector(1).tolist(), payload=left)
+    await index._client.upsert(index._collection, [point])
+    await until_taken(lambda: index.write([Entry(made, vector(1))], together=False))
+    assert (await _read(index, made.adapter_id)).revision == 1
+
+
+async def test_trials_of_one_parent_that_two_routers_begin_at_once_are_not_both_taken(pair: list[RouterWorld]) -> None:
+    a, b = pair
+    parents = await _registered(a, 3)
+    stored = [adapter_file(name=f"child{number}", parents=(parents[0], parents[1 + number])) for number in range(2)]
+    digests = [await a.store.put(one) for one in stored]
+
+    async def apply(world: RouterWorld, number: int) -> Any:
+        request = registry_pb2.ApplyMergeRequest(
+            tenant="public",
+            merge_id=new_adapter_id(),
+            child_digest=digests[number],
+            parent_ids=[parents[0], parents[1 + number]],
+            canary_share=0.1,
+            reason="alike",
+        )
+        return await world.client.registry.ApplyMerge(request, timeout=60)
+
+    done = await asyncio.gather(apply(a, 0), apply(b, 1), return_exceptions=True)
+    refused = [one for one in done if isinstance(one, grpc.aio.AioRpcError)]
+    assert [one.code() for one in refused] == [grpc.StatusCode.FAILED_PRECONDITION]
+    assert "has a canary on trial already" in str(refused[0].details())
+
+
 async def test_a_young_change_of_another_router_is_waited_for(opened: Open) -> None:
     first, second = await opened(), await opened()
     made = record()
     await first.write([Entry(made, vector(1))])
     await first._points.set_payload({"pending": "00000000-0000-0000-0000-000000000001"}, models.Filter())
-    young = {"state": "preparing", "began_at_s": 4e9, "points": []}
+    young: dict[str, Any] = {"state": "preparing", "points": []}
     point = models.PointStruct(id="00000000-0000-0000-0000-000000000001", vector=[1.0], payload=young)
     await first._client.upsert(first._change_collection, [point])
     there = await _read(second, made.adapter_id)

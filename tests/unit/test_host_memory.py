@@ -42,6 +42,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.memory: HostMemory[str] = HostMemory(150)
         self.holds: list[dict[str, tuple[str, int]]] = []
+        self.reserved: list[int] = []
 
     @rule(key=KEYS)
     def keep(self, key: str) -> None:
@@ -58,10 +59,23 @@ class Model(RuleBasedStateMachine):
         total = sum(size for _, size in items.values())
         if total > 150:
             return
-        fits = sum(SIZES[key] for key in held | keys) <= 150
+        fits = not keys - held or sum(SIZES[key] for key in held | keys) + sum(self.reserved) <= 150
         assert self.memory.hold(items) is fits
         if fits:
             self.holds.append(items)
+
+    @rule(nbytes=st.integers(1, 100))
+    def reserve(self, nbytes: int) -> None:
+        held = {key for hold in self.holds for key in hold}
+        fits = sum(SIZES[key] for key in held) + sum(self.reserved) + nbytes <= 150
+        assert self.memory.reserve(nbytes) is fits
+        if fits:
+            self.reserved.append(nbytes)
+
+    @precondition(lambda self: self.reserved)
+    @rule()
+    def unreserve(self) -> None:
+        self.memory.unreserve(self.reserved.pop())
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data())

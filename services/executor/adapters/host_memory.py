@@ -15,7 +15,7 @@ class HostMemory(Generic[Item]):
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.used_bytes = self.held_bytes = self.evictions = 0
+        self.used_bytes = self.held_bytes = self.reserved_bytes = self.evictions = 0
         self._items: OrderedDict[str, tuple[Item, int]] = OrderedDict()
         self._holds: dict[str, int] = {}
 
@@ -54,7 +54,7 @@ class HostMemory(Generic[Item]):
         if sum(nbytes for _, nbytes in items.values()) > self.max_bytes:
             raise ValueError("more bytes than there are")
         added = sum(nbytes for key, (_, nbytes) in items.items() if key not in self._holds)
-        if self.held_bytes + added > self.max_bytes:
+        if self.held_bytes + self.reserved_bytes + added > self.max_bytes:
             return False
         self.held_bytes += added
         for key in items:
@@ -62,6 +62,17 @@ class HostMemory(Generic[Item]):
         for key, (item, nbytes) in items.items():
             self.keep(key, item, nbytes)
         return True
+
+    def reserve(self, nbytes: int) -> bool:
+        """Keep room for a `hold` of so many bytes, until `unreserve`; False while what is held leaves none."""
+        if self.held_bytes + self.reserved_bytes + nbytes > self.max_bytes:
+            return False
+        self.reserved_bytes += nbytes
+        return True
+
+    def unreserve(self, nbytes: int) -> None:
+        """End one `reserve`."""
+        self.reserved_bytes -= nbytes
 
     def release(self, keys: Iterable[str]) -> None:
         """End one `hold`."""
@@ -86,3 +97,4 @@ class HostMemory(Generic[Item]):
         assert set(self._holds) <= set(self._items), "an absent item is held"
         assert self.held_bytes == sum(self._items[key][1] for key in self._holds), "held bytes are miscounted"
         assert all(count > 0 for count in self._holds.values()), "a hold count is not positive"
+        assert 0 <= self.reserved_bytes <= self.max_bytes - self.held_bytes, "more is reserved than there is"

@@ -20,9 +20,8 @@ from smoa.store import AdapterStore
 T = TypeVar("T")
 CONCURRENT_LOADS = 4
 CONCURRENT_FETCHES = 8
-"""Requests that bring adapters to the host at a time: what they load before it is held, and one more holds while it waits for room, is
-all that may exceed the host's budget. None has more than the budget itself."""
-
+"""Requests that bring adapters to the host at a time. What they load before it is held is all that may exceed the host's budget; none
+has more than the budget itself."""
 MOST_WAIT_FOR_BASES_S = 60.0
 """Longer ones are told to come again: finding the bases takes minutes for a large model."""
 
@@ -174,12 +173,19 @@ class AdapterTiers:
         # What is held already takes no room, so it waits for nobody: a pipeline's stages must not wait for those behind it.
         at_once = all(self.host.is_held(key) for key in items) or not self._waiting.locked()
         if not (at_once and self.host.hold(items)):
+            nbytes = sum(size for _, size in items.values())
             items.clear()  # its turn may be far: others may have the memory
             async with self._waiting:
-                items = await self._brought(tenant, mixtures, refs)
-                while not self.host.hold(items):
+                while not self.host.reserve(nbytes):
                     self._released.clear()
                     await self._released.wait()
+            try:  # not within its turn: a store that hangs would hold up those behind it
+                items = await self._brought(tenant, mixtures, refs)
+            finally:
+                self.host.unreserve(nbytes)
+                self._released.set()
+            held = self.host.hold(items)
+            assert held, "the room was kept"
         return AdapterLease(self, [one.known for one, _ in items.values()])
 
     async def _brought(

@@ -95,7 +95,7 @@ class Compositions:
             else:
                 await self._write(made)
             for child in children:  # again, too: a crash may have come between
-                await self._set_parents(tenant, child, lambda parents: {*parents, name})
+                await until_taken(lambda child=child: self._set_parents(tenant, child, lambda parents: {*parents, name}))  # type: ignore[misc]
         return made
 
     async def get(self, tenant: str, *, name: str = "", composition_id_: str = "") -> Composition:
@@ -139,7 +139,7 @@ class Compositions:
                 )
             await self._index.delete_document("composition", _to_document(found))
             for child in found.children:
-                await self._set_parents(found.tenant, child, lambda parents: parents - {found.name})
+                await until_taken(lambda child=child: self._set_parents(found.tenant, child, lambda parents: parents - {found.name}))  # type: ignore[misc]
 
     async def resolve(self, tenant: str, name: str, base_model: str) -> tuple[Stage, ...]:
         """The stages that carry out a composition now, with the adapter versions of now.

@@ -97,7 +97,9 @@ class Merges:
                 retired = _retired(parents, child.adapter_id, reason)
             vector = normalised(np.mean([vector for _, vector in parents], 0))
             prototypes = (await asyncio.to_thread(registry.embedded, child.examples))[1] if child.examples else None
-            await registry.write([Entry(child, vector, prototypes), *retired])
+            # On trial, the parents are written as they are: so that nobody retires one, or begins another trial, on what was read before.
+            beside = retired or [Entry(parent, where) for parent, where in parents]
+            await registry.write([Entry(child, vector, prototypes), *beside])
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child
 

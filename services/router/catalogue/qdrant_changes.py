@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from qdrant_client import models
@@ -24,8 +25,8 @@ from services.router.catalogue.index import Conflict
 from services.router.catalogue.qdrant_connection import NO_VECTOR, equals
 from services.router.catalogue.qdrant_points import Point, QdrantPoints, has_id
 
-CALLED_OFF_AFTER_S: Final = 3.0
-"""A change that was not committed in this time is called off by whoever meets it: its router has died, or will have to begin again."""
+CALLED_OFF_AFTER_S: Final = 10.0
+"""A change that is not committed so long after another router first saw it is called off by that one: its own has died, or begins again."""
 PLACEHOLDER: Final = "placeholder"
 """`type` of a point that is claimed and not yet there."""
 _PREPARING, _COMMITTED, _CALLED_OFF = "preparing", "committed", "called off"
@@ -36,6 +37,8 @@ class QdrantChanges:
 
     def __init__(self, points: QdrantPoints, changes: QdrantPoints) -> None:
         self._points, self._changes = points, changes
+        self._own: set[str] = set()
+        self._first_seen_s: dict[str, float] = {}
 
     async def write(self, points: Sequence[Point]) -> None:
         """Write all or none.
@@ -48,21 +51,23 @@ class QdrantChanges:
         written = [point.written(change_id) for point in points]
         body = {
             "state": _PREPARING,
-            "began_at_s": time.time(),
-            "new": [point.point_id for point in points if not point.revision],
             "points": [{"id": point.id, "vector": point.vector, "payload": point.payload} for point in written],
         }
-        await self._changes.upsert(
-            [models.PointStruct(id=change_id, vector=list(NO_VECTOR), payload=body)], update_mode=models.UpdateMode.INSERT_ONLY
-        )
-        for point, after in zip(points, written, strict=True):
-            await self._claim(change_id, point, after)
-        claimed = await self._points.payloads([point.point_id for point in points], ["pending"])
-        lost = [point.point_id for point in points if claimed.get(point.point_id, {}).get("pending") != change_id]
-        if lost or not await self._moved(change_id, _COMMITTED):
-            await self._call_off(change_id, body)
-            raise Conflict(lost or [point.point_id for point in points])
-        await self._finish(change_id, body)
+        record = models.PointStruct(id=change_id, vector=list(NO_VECTOR), payload=body)
+        self._own.add(change_id)
+        try:
+            await self._changes.upsert([record], update_mode=models.UpdateMode.INSERT_ONLY)
+            for point, after in zip(points, written, strict=True):
+                await self._claim(change_id, point, after)
+            claimed = await self._points.payloads([point.point_id for point in points], ["pending"])
+            lost = [point.point_id for point in points if claimed.get(point.point_id, {}).get("pending") != change_id]
+            if not lost and await self._moved(change_id, _COMMITTED):
+                await self._finish(change_id, body)
+            elif lost or not await self._is_done(change_id, points):  # another may have finished it before we looked
+                await self._call_off(change_id, body)
+                raise Conflict(lost or [point.point_id for point in points])
+        finally:
+            self._own.discard(change_id)
 
     async def resolve(self, change_id: str, claimed_ids: Sequence[str] = ()) -> None:
         """Make an end of a change that was found to have claimed these points.
@@ -76,7 +81,7 @@ class QdrantChanges:
             return
         body = found.payload or {}
         if body["state"] == _PREPARING:
-            if time.time() - body["began_at_s"] < CALLED_OFF_AFTER_S:
+            if not self._is_abandoned(change_id):
                 raise Conflict(claimed_ids)
             if not await self._moved(change_id, _CALLED_OFF):
                 return  # its router has committed it, or called it off: whoever comes next sees which
@@ -86,15 +91,33 @@ class QdrantChanges:
         else:
             await self._call_off(change_id, body)
 
+    async def resolve_lost(self, point_ids: Sequence[str]) -> None:
+        """Make an end of the changes that have claimed these points, as far as they are not under way."""
+        for point_id, payload in (await self._points.payloads(point_ids, ["pending"])).items():
+            if change_id := payload.get("pending"):
+                with suppress(Conflict):
+                    await self.resolve(change_id, [point_id])
+
     async def resolve_all(self) -> int:
         """Make an end of changes whose routers have died; returns how many there were."""
         ended = 0
-        for change in await self._changes.scroll(models.Filter(), "", 100):
-            body = change.payload or {}
-            if body["state"] != _PREPARING or time.time() - body["began_at_s"] >= CALLED_OFF_AFTER_S:
-                await self.resolve(str(change.id))
+        changes = await self._changes.scroll(models.Filter(), "", 100)
+        self._first_seen_s = {str(one.id): at for one in changes if (at := self._first_seen_s.get(str(one.id))) is not None}
+        for change in changes:
+            change_id = str(change.id)
+            if change_id not in self._own and ((change.payload or {})["state"] != _PREPARING or self._is_abandoned(change_id)):
+                await self.resolve(change_id)
                 ended += 1
         return ended
+
+    def _is_abandoned(self, change_id: str) -> bool:
+        """Whether a change that is not committed has been so for long, by our own clock: those of two machines may differ."""
+        now_s = time.monotonic()
+        return change_id not in self._own and now_s - self._first_seen_s.setdefault(change_id, now_s) >= CALLED_OFF_AFTER_S
+
+    async def _is_done(self, change_id: str, points: Sequence[Point]) -> bool:
+        there = await self._points.payloads([point.point_id for point in points], ["last_writes"])
+        return any(change_id in payload.get("last_writes", ()) for payload in there.values())
 
     async def _claim(self, change_id: str, point: Point, after: models.PointStruct) -> None:
         if point.revision:

@@ -11,6 +11,7 @@ import asyncio
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -81,9 +82,9 @@ async def rebuild(log: RegistrationLog, index: AdapterIndex, dimension: int) -> 
         prototypes: dict[str, Vector] = {}
         for record, vector, given in await log.read(name, dimension):
             record_at, prototypes_at = written.get(record.adapter_id, (-1, -1))
-            newer = given is not None and record.revision > prototypes_at
+            newer = given is not None and record.revision >= prototypes_at
             if record.revision >= record_at:
-                records.append((record, vector))
+                records.append((replace(record, revision=record.revision + 1), vector))  # as it was once written
                 record_at = record.revision
             elif newer and (there := await index.get(record.adapter_id)) is not None:
                 records.append(there)

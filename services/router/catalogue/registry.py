@@ -126,7 +126,6 @@ class Registry:
         self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
         return record
 
-    @_whole
     async def import_adapters(self, tenant: str, imported: Sequence[Imported], *, files_unchecked: bool = False) -> ImportCounts:
         """Add many as one step. Those whose file is not in the store are kept and not routed to, until they are sent with it there.
 
@@ -134,6 +133,10 @@ class Registry:
             InvalidArgument: naming the adapter and the field.
             AlreadyExists: an id is taken by other content.
         """
+        added: set[str] = set()  # by all tries, if another router cuts across
+        return await self.whole(lambda: self._import(tenant, imported, files_unchecked, added))
+
+    async def _import(self, tenant: str, imported: Sequence[Imported], files_unchecked: bool, added: set[str]) -> ImportCounts:
         tenant = checked_tenant(tenant)
         checked = await asyncio.to_thread(self._checked_import, tenant, imported)
         absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
@@ -149,7 +152,8 @@ class Registry:
                     written.append(in_state(entry, state))
                 elif kept.state != state and kept.state in ("active", "missing"):  # its file came, or went
                     record, vector = await self.owned(tenant, record.adapter_id)
-                    written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
+                    if record.state == kept.state:  # else somebody has changed it since: it stays as that one wanted it
+                        written.append(in_state(Entry(came_back(record) if state == "active" else record, vector), state))
                 missing += state == "missing"
             lost: frozenset[str] = frozenset()
             try:
@@ -159,9 +163,10 @@ class Registry:
                 lost = conflict.lost
         told = [entry.record for entry in written if entry.record.state == "active" or entry.record.adapter_id in there]
         self.changed([as_it_is(record) for record in told if record.adapter_id not in lost])
+        added |= {entry.record.adapter_id for entry in checked} - there.keys() - lost
         if lost:
             raise Conflict(lost)  # again, for the rest
-        return ImportCounts(len(checked) - len(there), missing)
+        return ImportCounts(len(added), missing)
 
     def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = now_us()
@@ -186,9 +191,10 @@ class Registry:
         logged = await self._log.write(entries)
         try:
             await self.index.write(entries, together=together)
-        except Conflict:
-            if together:
-                await self._log.forget(logged)
+        except Conflict as conflict:
+            if done := [] if together else [entry for entry in entries if entry.record.adapter_id not in conflict.lost]:
+                await self._log.write(done)
+            await self._log.forget(logged)
             raise
 
     def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
@@ -277,13 +283,15 @@ class Registry:
         Raises:
             FailedPrecondition: its weights are not in the store, or it is a merge's child whose parents answer in its place.
         """
-        record = (await self.owned(checked_tenant(tenant), adapter_id))[0]
-        if record.state in ("retired", "purged") and await self._store.absent([record.digest]):
-            raise FailedPrecondition(f"adapter: the file of {adapter_id} is not in the store; put it there with `smoa adapter push` first")
-        for parent_id in record.parents if record.merge_id and record.state in ("retired", "purged") else ():
-            if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
-                raise FailedPrecondition(f"adapter: {adapter_id} is the child of a merge that was undone: {parent_id} is active")
         return await self._move(tenant, adapter_id, {"retired": "active", "purged": "active", "active": "active"}, "restored", "", {})
+
+    async def _check_restorable(self, record: AdapterRecord) -> None:
+        if await self._store.absent([record.digest]):
+            remedy = "put it there with `smoa adapter push` first"
+            raise FailedPrecondition(f"adapter: the file of {record.adapter_id} is not in the store; {remedy}")
+        for parent_id in record.parents if record.merge_id else ():
+            if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
+                raise FailedPrecondition(f"adapter: {record.adapter_id} is the child of a merge that was undone: {parent_id} is active")
 
     @_whole
     async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
@@ -368,6 +376,7 @@ class Registry:
             check_move(record, tuple(moves), action)
             if moves[record.state] != record.state:
                 if action == "restored":
+                    await self._check_restorable(record)
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])

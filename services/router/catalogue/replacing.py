@@ -8,11 +8,12 @@ from typing import Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.index import AdapterIndex, Entry
-from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.records import AdapterRecord, Scope, State
 from smoa.errors import AlreadyExists, FailedPrecondition
 
 MAX_CANARIES: Final = 1000
 """On trial at a time."""
+LIVE: Final[tuple[State, ...]] = ("active", "canary", "missing")
 MAX_NAMESAKES: Final = 100
 """Adapters of one name that a new one is compared with."""
 
@@ -42,7 +43,7 @@ async def replaced_by(index: AdapterIndex, record: AdapterRecord) -> list[Entry]
             "`smoa adapter retire`, then push it again"
         )
     found = await index.get(meant[0].adapter_id) if meant else None
-    if found is None:
+    if found is None or found[0].state not in LIVE:
         return []
     old, vector = found
     await check_not_on_trial(index, old.tenant, {old.adapter_id})
@@ -72,6 +73,6 @@ async def _namesakes(index: AdapterIndex, record: AdapterRecord) -> list[Adapter
         include_shared=False,
         base_model=record.base_model,
         name=record.name,
-        states=("active", "canary", "missing"),
+        states=LIVE,
     )
     return [one for one in await index.scroll(scope, "", MAX_NAMESAKES) if one.adapter_id != record.adapter_id]

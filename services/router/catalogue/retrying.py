@@ -11,7 +11,7 @@ from services.router.catalogue.index import Conflict
 from smoa.errors import Unavailable
 
 T = TypeVar("T")
-ATTEMPTS: Final = 50
+ATTEMPTS: Final = 100
 _LONGEST_PAUSE_S: Final = 0.3
 
 

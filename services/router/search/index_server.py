@@ -108,6 +108,7 @@ class ServerIndex:
             else:
                 await self._points.write(points)
         except Conflict as conflict:
+            await self._changes.resolve_lost(sorted(conflict.lost))
             raise Conflict(e.record.adapter_id for e in entries if point_id(e.record.adapter_id) in conflict.lost) from None
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
