@@ -205,9 +205,10 @@ class AdapterTiers:
                         f"executor: other requests' adapters were still being brought after {self._load_timeout_s:g} s; retry", 1.0
                     ) from error
                 raise self._late(next((ref for ref in refs if ref.key not in self.host), refs[0])) from error
+        items = self._checked(tenant, mixtures, here)  # first: who is refused waits for no bases
         if any(one.adapter.cores for one in here.values()):
             await self._bases()
-        return self._checked(tenant, mixtures, here)
+        return items
 
     async def _fetched(self, tenant: str, mixtures: Sequence[Sequence[AdapterRef]], refs: Sequence[AdapterRef]) -> dict[str, _Loaded]:
         """All of them, side by side; what is wrong with one, or with those there are together, is told before the rest is read."""

@@ -98,17 +98,14 @@ class QdrantChanges:
                 with suppress(Conflict):
                     await self.resolve(change_id, [point_id])
 
-    async def resolve_all(self) -> int:
-        """Make an end of changes whose routers have died; returns how many there were."""
-        ended = 0
+    async def resolve_all(self) -> None:
+        """Make an end of changes whose routers have died."""
         changes = await self._changes.scroll(models.Filter(), "", 100)
         self._first_seen_s = {str(one.id): at for one in changes if (at := self._first_seen_s.get(str(one.id))) is not None}
         for change in changes:
             change_id = str(change.id)
             if change_id not in self._own and ((change.payload or {})["state"] != _PREPARING or self._is_abandoned(change_id)):
                 await self.resolve(change_id)
-                ended += 1
-        return ended
 
     def _is_abandoned(self, change_id: str) -> bool:
         """Whether a change that is not committed has been so for long, by our own clock: those of two machines may differ."""

@@ -18,6 +18,11 @@ from services.router.catalogue.qdrant_connection import NO_VECTOR, QdrantConnect
 
 LAST_WRITES: Final = 16
 """Ids of writes that a point keeps: more than could follow one before its writer has looked."""
+INDEXES: Final = {
+    "revision": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER),
+    "pending": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD),
+}
+"""Payload fields that every conditional write filters on: a server in strict mode refuses a filter on a field without an index."""
 _BATCH: Final = 500
 
 
@@ -32,14 +37,13 @@ class Point(NamedTuple):
     """Of what is replaced."""
     vector: Sequence[float] = NO_VECTOR
 
-    def written(self, write_id: str, **fields: Any) -> models.PointStruct:
+    def written(self, write_id: str) -> models.PointStruct:
         """The point after the write of this id."""
         payload = {
             **self.payload,
             "revision": self.revision + 1,
             "last_writes": [*self.last_writes, write_id][-LAST_WRITES:],
             "pending": "",
-            **fields,
         }
         return models.PointStruct(id=self.point_id, vector=list(self.vector), payload=payload)
 

@@ -15,7 +15,7 @@ from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.index import DOCUMENT_KINDS, Conflict, Document, Entry, Vector, point_id
 from services.router.catalogue.qdrant_changes import QdrantChanges
 from services.router.catalogue.qdrant_connection import NO_VECTORS, QdrantConnection, equals, unavailable
-from services.router.catalogue.qdrant_points import Point, QdrantPoints, has_id
+from services.router.catalogue.qdrant_points import INDEXES, Point, QdrantPoints, has_id
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, RecordSummary, Scope, labels_of, pool_of
 from services.router.search.clusters import JOIN_COSINE, MAX_CLUSTERS
 
@@ -71,7 +71,7 @@ class ServerIndex:
         await connection.ensure_collection(
             index._collection,
             models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=True),
-            fields | {"revision": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER)},
+            {**INDEXES, **fields},
             hnsw_config=models.HnswConfigDiff(m=16, payload_m=16),
             quantization_config=models.ScalarQuantization(
                 scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
@@ -82,7 +82,7 @@ class ServerIndex:
         keyword = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
         await connection.ensure_collection(index._change_collection, NO_VECTORS, {"state": keyword}, **options)
         for points in index._documents.values():
-            await connection.ensure_collection(points.collection, NO_VECTORS, {"tenant": keyword}, **options)
+            await connection.ensure_collection(points.collection, NO_VECTORS, {**INDEXES, "tenant": keyword}, **options)
         await index._changes.resolve_all()
         return index
 
