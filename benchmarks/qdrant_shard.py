@@ -1,4 +1,4 @@
-"""One shard of the Qdrant engine, loaded as `ServerIndex` loads it: what it takes in memory and disk, how fast and how right it is.
+"""One shard of the Qdrant engine, loaded as a router loads it: what it takes in memory and disk, how fast and how right it is.
 
 The engine runs in a process of its own for each kind of quantisation (`qdrant-edge-py`: the server's engine without the server), on one
 thread, filtering on the pool as every search does. docs/decisions/0008 multiplies these figures out to a cluster for a billion adapters.
@@ -47,8 +47,8 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.router import BASE
 from examples.generated import generate
+from services.router.catalogue.qdrant_catalogue import payload_of
 from services.router.catalogue.records import AdapterRecord, Reach
-from services.router.search.index_server import payload_of
 from smoa.adapter import new_adapter_id
 
 QUANTIZATIONS = {

@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from examples.generated import Library, generate, imported
 from services.local import free_port, is_serving
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 from smoa.adapter import new_adapter_id
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common

@@ -29,12 +29,13 @@ from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.learning.ranker import Numbers, Ranker, builtin
 from services.router.learning.ranker_training import Logged, beats_hybrid, train
 from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.routing.scoring import Hints
-from services.router.search.index_local import LocalIndex
+from services.router.search.memory_search import MemorySearch
 from smoa.adapter import new_adapter_id
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition
@@ -86,10 +87,11 @@ class World:
 async def build(folder: Path, adapters: Sequence[Described], seed: int = 0) -> World:
     """Import a library, known by its examples alone. No caching, and no adapter dropped for a small weight: ranks are what is measured."""
     embedder = StaticEmbedder()
-    index = await LocalIndex.open(folder / "index", embedder.dimension)
+    catalogue = SqliteCatalogue(folder / "index", embedder.dimension)
+    search = MemorySearch(catalogue)
     defaults = RoutingDefaults(min_weight=0.0)
-    router = Router(index, embedder, RoutingCache(0), Compositions(index), defaults, seed)
-    registry = Registry(index, AdapterStore(str(folder / "store")), embedder, lambda _: None)
+    router = Router(catalogue, search, embedder, RoutingCache(0), Compositions(catalogue), defaults, seed)
+    registry = Registry(catalogue, AdapterStore(str(folder / "store")), embedder, lambda _: None)
     ids = [new_adapter_id() for _ in adapters]
     records = [
         AdapterRecord(
@@ -101,7 +103,7 @@ async def build(folder: Path, adapters: Sequence[Described], seed: int = 0) -> W
     ]  # fmt: skip
     for start in range(0, len(records), 500):
         await registry.import_adapters("public", [Imported(record, None) for record in records[start : start + 500]], files_unchecked=True)
-    await index.trained()
+    await search.trained()
     return World(router, {adapter_id: place for place, adapter_id in enumerate(ids)}, embedder)
 
 

@@ -71,6 +71,11 @@ class StaticEmbedder:
         self._table: Vector = table / np.sqrt(np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-6))
 
     @property
+    def name(self) -> str:
+        """Of what makes the vectors: those of two names are not to be compared."""
+        return "wordllama-l2-supercat"
+
+    @property
     def dimension(self) -> int:
         """Length of a vector."""
         return int(self._table.shape[1])

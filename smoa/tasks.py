@@ -34,6 +34,19 @@ async def end(task: asyncio.Task[Any]) -> None:
         await asyncio.wait({task}, timeout=_AGAIN_S)
 
 
+async def connected(connecting: Coroutine[Any, Any, T]) -> T:
+    """What a client's connecting returns. Whoever is cancelled meanwhile waits for it a moment: a connection that is cut off while it is
+    made belongs to nobody, and is left open.
+    """
+    task = asyncio.ensure_future(connecting)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=_AGAIN_S)
+        task.cancel()
+        raise
+
+
 class Uncancelled:
     """Work that goes on when its caller goes away: what it does must be done whole."""
 

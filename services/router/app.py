@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from services.router.api.feedback_servicer import FeedbackServicer
 from services.router.api.registry_servicer import RegistryServicer, lifecycle_event
 from services.router.api.routing_servicer import RouterServicer
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
-from services.router.catalogue.index import AdapterIndex
-from services.router.catalogue.records import Scope, pool_named
+from services.router.catalogue.port import Catalogue
+from services.router.catalogue.records import AdapterRecord, Scope, pool_named
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import MAX_CANARIES
+from services.router.library import Library, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
 from services.router.routing.cache import RoutingCache
@@ -35,50 +36,9 @@ _log = logging.getLogger(__name__)
 FOLLOW_S = 1.0
 
 
-async def open_index(settings: RouterSettings, dimension: int) -> AdapterIndex:
-    """The Qdrant server when a URL is set, else the index in this process.
-
-    Raises:
-        InvalidArgument: an unknown write ordering.
-        FailedPrecondition: another process has the folder, or the server's collections are another program's.
-        Unavailable: the server is away.
-    """
-    if settings.qdrant_url:
-        from qdrant_client import AsyncQdrantClient
-        from qdrant_client.models import WriteOrdering
-
-        from services.router.catalogue.qdrant_connection import WRITE_TIMEOUT_S
-        from services.router.search.index_server import ServerIndex
-
-        orderings = {"strong": WriteOrdering.STRONG, "medium": WriteOrdering.MEDIUM}
-        if settings.qdrant_write_ordering not in orderings:
-            raise InvalidArgument(
-                "SMOA_QDRANT_WRITE_ORDERING", f"{settings.qdrant_write_ordering!r} is unknown", f"use one of {', '.join(orderings)}"
-            )
-        client = AsyncQdrantClient(
-            settings.qdrant_url,
-            prefer_grpc=True,
-            grpc_port=settings.qdrant_grpc_port,
-            api_key=settings.qdrant_api_key or None,
-            timeout=int(WRITE_TIMEOUT_S),
-            check_compatibility=False,  # by REST, on a thread of its own, and only to warn
-        )
-        return await ServerIndex.open(
-            client,
-            dimension,
-            settings.qdrant_prefix,
-            ordering=orderings[settings.qdrant_write_ordering],
-            replication_factor=settings.qdrant_replicas,
-            write_consistency_factor=settings.qdrant_write_consistency,
-            shard_number=settings.qdrant_shards,
-        )
-    from services.router.search.index_local import LocalIndex
-
-    return await LocalIndex.open(settings.data_folder / "index", dimension, settings.record_cache_bytes)
-
-
-async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterIndex | None = None) -> RpcServer:
-    """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first.
+async def build(settings: RouterSettings, stack: AsyncExitStack, library: Library | None = None) -> RpcServer:
+    """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first; it answers from what is
+    loaded while the rest is.
 
     Raises:
         InvalidArgument: a setting's unknown value.
@@ -86,8 +46,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     if settings.when_spool_is_full not in ("drop", "refuse"):
         raise InvalidArgument("SMOA_ROUTER_WHEN_SPOOL_IS_FULL", f"{settings.when_spool_is_full!r} is unknown", "use drop or refuse")
     embedder = StaticEmbedder()
-    found = index or await open_index(settings, embedder.dimension)
-    stack.push_async_callback(found.close)
+    library = library or await open_library(settings, embedder.name, embedder.dimension)
+    stack.push_async_callback(library.close)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
@@ -95,11 +55,14 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
 
     def changed(changes: Sequence[Change]) -> None:
         for change in changes:
-            record = change.record
-            pool = pool_named(record.tenant, record.base_model, shared=record.shared)
-            router.adapter_changed(record.adapter_id, pool, arrived=change.action in ARRIVALS)
+            router.adapter_changed(change.record.adapter_id, _pool_of(change.record), arrived=change.action in ARRIVALS)
         router.canaries.update(change.record for change in changes)
         publisher.publish([lifecycle_event(change) for change in changes])
+
+    def copied(records: Sequence[AdapterRecord]) -> None:
+        for record in records:
+            router.adapter_changed(record.adapter_id, _pool_of(record), arrived=record.state == "active")
+        router.canaries.update(records)
 
     defaults = RoutingDefaults(
         top_k=settings.top_k,
@@ -109,10 +72,10 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         min_weight=settings.min_weight,
         embedding_cache_bytes=settings.embedding_cache_bytes,
     )
-    compositions = Compositions(found)
-    router = Router(found, embedder, cache, compositions, defaults)
+    compositions = Compositions(library.catalogue)
+    router = Router(library.near, library.search, embedder, cache, Compositions(library.near), defaults)
     registry = Registry(
-        found,
+        library.catalogue,
         AdapterStore(settings.store, settings.max_adapter_bytes, "SMOA_ROUTER_MAX_ADAPTER_BYTES"),
         embedder,
         changed,
@@ -121,10 +84,13 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
         lambda base_model: router.executors.shapes_of(base_model, now_us()),
     )
     stack.push_async_callback(registry.close)
-    consumer = LifecycleConsumer(settings.kafka_bootstrap, router, found, publisher.producer_id)
+    if library.copy is not None:
+        library.copy.start(copied)
+    want = None if library.copy is None else library.copy.want
+    consumer = LifecycleConsumer(settings.kafka_bootstrap, router, library.catalogue, library.near, publisher.producer_id, want)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
-    metrics = RouterMetrics(router, found, publisher)
+    metrics = RouterMetrics(router, library.search, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address, share_address=settings.share_address)
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse")
@@ -133,23 +99,28 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, index: AdapterI
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
-    watched = begin(follow_canaries(router, found), "canaries")
+    watched = begin(follow_canaries(router, library.catalogue), "canaries")
     stack.push_async_callback(end, watched)
-    watching = begin(_watch(found, server, settings.check_interval_s), "index-watch")
+    await library.whole()
+    watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")
     stack.push_async_callback(end, watching)
     return server
 
 
-async def follow_canaries(router: Router, index: AdapterIndex) -> None:
-    """Keep the router's canaries as they are in the index: what they have earned, and whether another router settled them."""
+def _pool_of(record: AdapterRecord) -> str:
+    return pool_named(record.tenant, record.base_model, shared=record.shared)
+
+
+async def follow_canaries(router: Router, catalogue: Catalogue) -> None:
+    """Keep the router's canaries as they are in the catalogue: what they have earned, and whether another router settled them."""
     known = False
     while True:
         try:
             if not known:
-                router.canaries.update(await index.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
+                router.canaries.update(await catalogue.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
                 known = True
             for child_id in router.canaries:
-                there = await index.get(child_id)
+                there = await catalogue.get(child_id)
                 if there is None:
                     router.canaries.forget(child_id)
                 elif child_id in router.canaries:  # else it was settled while it was read
@@ -159,13 +130,16 @@ async def follow_canaries(router: Router, index: AdapterIndex) -> None:
         await asyncio.sleep(FOLLOW_S)
 
 
-async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> None:
-    """Be ready while the index is there. Without it, cached answers are still given, and all else is refused at once."""
+async def _watch(library: Library, server: RpcServer, interval_s: float) -> None:
+    """Be ready while routing has what it needs. Without it, cached answers are still given, and all else is refused at once."""
     there = True
     while True:
         await asyncio.sleep(interval_s)
+        if library.near is not library.catalogue:
+            with suppress(SmoaError):  # the copy tells; here it is found out whether it is back, and changes of dead routers are ended
+                await library.catalogue.check()
         try:
-            await index.check()
+            await library.near.check()
         except SmoaError as error:
             if there:
                 _log.warning("not ready: %s", error)
@@ -173,6 +147,6 @@ async def _watch(index: AdapterIndex, server: RpcServer, interval_s: float) -> N
             there = False
             continue
         if not there:
-            _log.info("the index is back")
+            _log.info("the library is back")
             await server.ready()
         there = True

@@ -17,11 +17,11 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from services.router.app import open_index
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.learning.publication import Step, next_step
 from services.router.learning.ranker import FEATURES, Ranker, builtin
 from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
+from services.router.library import open_catalogue
 from services.router.lifecycle_consumer import RANKER_KEY
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
@@ -221,21 +221,21 @@ def _check_folders(data: str, store: str) -> None:
 
 
 async def _rebuild(settings: RouterSettings) -> int:
-    dimension = StaticEmbedder().dimension
+    embedder = StaticEmbedder()
     log = RegistrationLog(AdapterStore(settings.store))
     if not await log.names():
         raise FailedPrecondition(
             f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
         )
-    index = await open_index(settings, dimension)
+    catalogue = await open_catalogue(settings, embedder.name, embedder.dimension)
     done = 0
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(log, index, dimension):
+            async for done, total in rebuild(log, catalogue, embedder.dimension):
                 progress.update(task, completed=done, total=total)
     finally:
-        await index.close()
+        await catalogue.close()
     return done
 
 

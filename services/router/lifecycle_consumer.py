@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -19,16 +20,16 @@ from aiokafka.errors import KafkaError
 from google.protobuf.message import Message
 
 from services.router.catalogue.changes import ARRIVALS
-from services.router.catalogue.index import AdapterIndex, Document
+from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import pool_named
 from services.router.catalogue.retrying import until_taken
 from services.router.learning.ranker import Ranker
 from services.router.routing.executors import Executor
 from services.router.routing.router import Router
-from smoa.errors import InvalidArgument, SmoaError
+from smoa.errors import InvalidArgument, SmoaError, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
 from smoa.model_shape import ModelShape
-from smoa.tasks import begin, end
+from smoa.tasks import begin, connected, end
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2
 
@@ -42,21 +43,33 @@ _AT_ONCE: Final = 500  # messages between two looks at what else there is to do:
 _ARRIVALS: Final = frozenset(events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{action.upper()}") for action in ARRIVALS)
 
 
-async def published_ranker(index: AdapterIndex) -> Ranker | None:
+async def published_ranker(catalogue: Catalogue) -> Ranker | None:
     """The ranker that was published last.
 
     Raises:
         InvalidArgument: it is of another version.
     """
-    found = await index.get_document("ranker", RANKER_ID)
+    found = await catalogue.get_document("ranker", RANKER_ID)
     return Ranker.from_bytes(str(found.body["artefact"]).encode()) if found else None
 
 
 class LifecycleConsumer:
     """Owns one consumer, and tells the router."""
 
-    def __init__(self, bootstrap: str, router: Router, index: AdapterIndex, own_producer_id: str, timeout_s: float = 10.0) -> None:
-        self._bootstrap, self._router, self._index, self._timeout_s = bootstrap, router, index, timeout_s
+    def __init__(
+        self,
+        bootstrap: str,
+        router: Router,
+        catalogue: Catalogue,
+        near: Catalogue,
+        own_producer_id: str,
+        want: Callable[[str], None] | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """`near` is what routing reads. Where it is a copy, `want` has an adapter copied, and who copies it tells the router."""
+        self._bootstrap, self._router, self._catalogue, self._near = bootstrap, router, catalogue, near
+        self._want, self._timeout_s = want, timeout_s
+        self._unkept: Ranker | None = None
         self._own = ("smoa-producer", own_producer_id.encode())
         self._following: dict[TopicPartition, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -66,7 +79,7 @@ class LifecycleConsumer:
     async def start(self) -> None:
         """Take the published ranker, and begin to listen."""
         try:
-            self._router.ranker = await published_ranker(self._index) or self._router.ranker
+            self._router.ranker = await published_ranker(self._near) or self._router.ranker
         except InvalidArgument as error:
             _log.warning("%s; the learned strategy goes on untrained", error)
         self._task = begin(self._run(), "lifecycle-consumer")
@@ -90,7 +103,7 @@ class LifecycleConsumer:
             )
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await consumer.start()
+                    await connected(consumer.start())
                 await self._listen(consumer)
             except _ERRORS as error:
                 _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._bootstrap, error)
@@ -114,6 +127,7 @@ class LifecycleConsumer:
                 for message in messages:
                     await self._read(message)
                     self._following[partition] = message.offset + 1
+            await self._keep_ranker()
             await asyncio.sleep(0)
 
     async def _place(self, consumer: AIOKafkaConsumer, partitions: frozenset[TopicPartition]) -> None:
@@ -181,18 +195,26 @@ class LifecycleConsumer:
             now_us=time.time_ns() // 1000,
         )
 
+    async def _keep_ranker(self) -> None:
+        """Write down the ranker that was announced last; again later, if the catalogue is away: it decides meanwhile."""
+        if (ranker := self._unkept) is not None:
+            with suppress(Unavailable):
+                await until_taken(lambda: self._keep(ranker))
+                self._unkept = None
+
     async def _keep(self, ranker: Ranker) -> None:
-        there = await self._index.get_document("ranker", RANKER_ID) or Document(RANKER_ID, "", {})
-        await self._index.write_document("ranker", there._replace(body={"artefact": ranker.to_bytes().decode()}))
+        there = await self._catalogue.get_document("ranker", RANKER_ID) or Document(RANKER_ID, "", {})
+        await self._catalogue.write_document("ranker", there._replace(body={"artefact": ranker.to_bytes().decode()}))
 
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
         if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
-            ranker = Ranker.from_bytes(event.ranker)
-            await until_taken(lambda: self._keep(ranker))
-            self._router.ranker = ranker
+            self._router.ranker = self._unkept = ranker = Ranker.from_bytes(event.ranker)
+            await self._keep_ranker()
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
+        elif self._want is not None:
+            self._want(event.adapter_id)
         else:
             pool = pool_named(event.tenant, event.base_model, shared=event.shared)
             self._router.adapter_changed(event.adapter_id, pool, arrived=event.action in _ARRIVALS)
-            if event.action == events_pb2.LIFECYCLE_ACTION_CANARY and (there := await self._index.get(event.adapter_id)) is not None:
+            if event.action == events_pb2.LIFECYCLE_ACTION_CANARY and (there := await self._catalogue.get(event.adapter_id)) is not None:
                 self._router.canaries.update([there[0]])

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.router.catalogue.index import AdapterIndex
 from services.router.routing.router import Router
+from services.router.search.port import VectorIndex
 from smoa.publisher import EventPublisher
 
 _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 microseconds to 150 milliseconds, each a fifth more
@@ -18,8 +18,8 @@ _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 micr
 class RouterMetrics(Collector):
     """Counts are kept where they happen and read here; only the times of routing are kept here."""
 
-    def __init__(self, router: Router, index: AdapterIndex, publisher: EventPublisher) -> None:
-        self._router, self._index, self._publisher = router, index, publisher
+    def __init__(self, router: Router, search: VectorIndex, publisher: EventPublisher) -> None:
+        self._router, self._search, self._publisher = router, search, publisher
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.route_seconds = Histogram(
@@ -37,7 +37,7 @@ class RouterMetrics(Collector):
             ("cache_bytes", "Bytes of cached decisions.", cache.bytes),
             ("embedding_cache_bytes", "Bytes of cached embeddings.", embeddings.bytes),
             ("spooled_events", "Events that Kafka has not acknowledged.", self._publisher.waiting),
-            ("pools_in_training", "Pools of the index whose successor is being trained.", self._index.in_training),
+            ("pools_in_training", "Pools of the index whose successor is being trained.", self._search.in_training),
         ]
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"smoa_router_{name}", text, value)

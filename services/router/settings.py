@@ -15,13 +15,13 @@ class RouterSettings:
     share_address: bool = False
     """Several routers of one host, each with its own data folder, listen on the same port over one Qdrant server."""
     data_folder: Path = Path("build/data/router")
-    """Folder of the index (without a Qdrant server) and of the event spool."""
+    """Folder of the library, or of the copy of it that is searched in memory, and of the event spool."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
     kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
     """Kafka's address."""
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
-    """A Qdrant server for the index (https:// for TLS); empty: SQLite in the data folder, and one router."""
+    """A Qdrant server for the library (https:// for TLS); empty: SQLite in the data folder, and one router."""
     qdrant_grpc_port: int = field(default=6334, metadata={"key": "SMOA_QDRANT_GRPC_PORT"})
     """Port of its gRPC API."""
     qdrant_api_key: str = field(default="", repr=False, metadata={"key": "SMOA_QDRANT_API_KEY"})
@@ -36,6 +36,10 @@ class RouterSettings:
     """Parts of each collection, when this router makes them."""
     qdrant_write_ordering: str = field(default="strong", metadata={"key": "SMOA_QDRANT_WRITE_ORDERING"})
     """strong or medium; with Qdrant's own default, weak, a cluster loses changes that two routers make at once."""
+    search: str = "auto"
+    """memory: all vectors are in this router's memory; qdrant: the server searches; auto: memory where the library fits into it."""
+    search_bytes: int = field(default=2 * 2**30, metadata={"least": 1})
+    """Memory that auto may take; an adapter takes about 450 bytes."""
     top_k: int = field(default=3, metadata={"least": 1})
     """Most adapters of a decision, where a query does not say."""
     score_threshold: float = 0.15

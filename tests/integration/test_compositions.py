@@ -15,7 +15,7 @@ import pytest
 
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.records import AdapterRecord
-from services.router.search.index_local import LocalIndex
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -81,8 +81,8 @@ async def test_parents_and_children_are_recorded_and_hold_each_other(world: Rout
 
 
 async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(world: RouterWorld, tmp_path: Path) -> None:
-    index = await LocalIndex.open(tmp_path / "index", 256)
-    adapter_id, compositions = new_adapter_id(), Compositions(index)
+    catalogue = SqliteCatalogue(tmp_path / "index", 256)
+    adapter_id, compositions = new_adapter_id(), Compositions(catalogue)
     leaf: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"adapterId": adapter_id}]}
     nests: dict[str, object] = {"strategy": "COMPOSITION_STRATEGY_PARALLEL", "children": [{"composition": "inner"}]}
     record = AdapterRecord(
@@ -100,16 +100,16 @@ async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(w
         parameter_count=1,
         file_bytes=1,
     )
-    await index.upsert([(record, np.full(256, 1 / 16, np.float32))])
+    await catalogue.upsert([(record, np.full(256, 1 / 16, np.float32))])
     inner = await compositions.create("public", "inner", leaf)
     outer = await compositions.create("public", "outer", nests)
-    there = await index.get_document("composition", inner.composition_id)
+    there = await catalogue.get_document("composition", inner.composition_id)
     assert there is not None
-    await index.write_document("composition", there._replace(body={**there.body, "parents": ()}))  # as before it was nested
+    await catalogue.write_document("composition", there._replace(body={**there.body, "parents": ()}))  # as before it was nested
     await compositions.delete("public", inner.composition_id)
     await compositions.delete("public", outer.composition_id)
     assert (await compositions.page("public", 10, ""))[0] == []
-    await index.close()
+    await catalogue.close()
 
 
 async def test_weights_follow_measured_success(world: RouterWorld) -> None:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from services.local import free_port, is_serving
 from services.router.catalogue.record_file import RecordFile
-from services.router.search.index_local import FILE
+from services.router.catalogue.sqlite_catalogue import FILE
 from smoa.adapter import new_adapter_id
 from smoa.cli.main import cli
 from smoa.client import SmoaClient

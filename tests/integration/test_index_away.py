@@ -12,34 +12,35 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import AsyncQdrantClient
-from qdrant_client.models import WriteOrdering
 
 from services.router.app import build
+from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
 from services.router.catalogue.qdrant_connection import QdrantConnection
 from services.router.catalogue.records import Reach
-from services.router.search.index_local import LocalIndex
-from services.router.search.index_server import ServerIndex
+from services.router.library import Library
+from services.router.search.qdrant_search import QdrantSearch
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.rpc import LIVE
 from smoa.store import AdapterStore
-from tests.contract.test_adapter_index import vector
+from tests.contract.test_library import vector
 from tests.integration.router_support import KNEES, adapter_file, refused
 from tests.kafka_support import until
+from tests.library_support import qdrant_library, sqlite_library
 
 REACH = Reach(tenant="public", base_model="base-a")
 
 
 class Leaving:
-    """An index that is away when it is told to be."""
+    """A part of a library that is away when a switch says so."""
 
-    def __init__(self, index: LocalIndex) -> None:
-        self._index, self.away = index, False
+    def __init__(self, part: Any, switch: list[bool]) -> None:
+        self._part, self._switch = part, switch
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._index, name)
-        if not self.away or name in ("close", "in_training"):
+        found = getattr(self._part, name)
+        if not self._switch[0] or name in ("close", "in_training"):
             return found
 
         async def gone(*_: object, **__: object) -> None:
@@ -49,7 +50,10 @@ class Leaving:
 
 
 async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
-    index = Leaving(await LocalIndex.open(tmp_path / "index", 256))
+    away, whole = [False], await sqlite_library(tmp_path / "index", 256)
+    catalogue: Any = Leaving(whole.catalogue, away)
+    search: Any = Leaving(whole.search, away)
+    library = Library(catalogue, catalogue, search)
     async with AsyncExitStack() as stack:
         settings = RouterSettings(
             address="127.0.0.1:0",
@@ -59,7 +63,7 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
             kafka_bootstrap="127.0.0.1:1",
             check_interval_s=0.05,
         )
-        server = await build(settings, stack, index)
+        server = await build(settings, stack, library)
         await server.ready()
         client = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
@@ -79,7 +83,7 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
         assert asked.adapters
         assert await ready()
 
-        index.away = True
+        away[0] = True
         await until("readiness going off", 10, not_ready)
         cached = await client.route(KNEES[0], base_model="base-a")
         assert cached.cached
@@ -87,7 +91,7 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
         code, message, _ = await refused(client.route("another question", base_model="base-a"))
         assert (code, message) == ("UNAVAILABLE", "index: the Qdrant server is away; check SMOA_QDRANT_URL")
 
-        index.away = False
+        away[0] = False
         await until("readiness coming back", 10, ready)
         assert (await client.route(KNEES[1], base_model="base-a")).adapters
 
@@ -95,14 +99,15 @@ async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_
 @pytest.mark.parametrize("prefer_grpc", [False, True])
 async def test_a_server_that_is_not_there_is_said_to_be_at_once(prefer_grpc: bool) -> None:
     client = AsyncQdrantClient("http://127.0.0.1:1", prefer_grpc=prefer_grpc, grpc_port=1, check_compatibility=False)
-    index = ServerIndex(QdrantConnection(client), 16, "smoa", WriteOrdering.STRONG)
+    catalogue = QdrantCatalogue(QdrantConnection(client), 16)
+    index = QdrantSearch(catalogue)
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
         await index.search(vector(1), REACH, 3)
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server is away"):
         await index.search(vector(1), REACH, 3)
     with pytest.raises(Unavailable):
-        await index.check()
-    await index.close()
+        await catalogue.check()
+    await catalogue.close()
 
 
 async def test_a_server_that_hangs_is_waited_for_once() -> None:
@@ -114,7 +119,8 @@ async def test_a_server_that_hangs_is_waited_for_once() -> None:
     hanging = await asyncio.start_server(hang, "127.0.0.1", 0)
     port = hanging.sockets[0].getsockname()[1]
     connection = QdrantConnection(AsyncQdrantClient(f"http://127.0.0.1:{port}", check_compatibility=False), timeout_s=0.3)
-    index = ServerIndex(connection, 16, "smoa", WriteOrdering.STRONG)
+    catalogue = QdrantCatalogue(connection, 16)
+    index = QdrantSearch(catalogue)
     with pytest.raises(Unavailable, match="did not answer"):
         await index.search(vector(1), REACH, 3)
     started = time.monotonic()
@@ -122,7 +128,7 @@ async def test_a_server_that_hangs_is_waited_for_once() -> None:
         with pytest.raises(Unavailable, match="is away"):
             await index.search(vector(1), REACH, 3)
     assert time.monotonic() - started < 0.3
-    await index.close()
+    await catalogue.close()
     for writer in held:
         writer.close()
     hanging.close()
@@ -131,12 +137,12 @@ async def test_a_server_that_hangs_is_waited_for_once() -> None:
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning")
 async def test_a_server_without_the_collection_is_not_ready() -> None:
     client = AsyncQdrantClient(":memory:")
-    index = await ServerIndex.open(client, 16)
-    await index.check()
+    catalogue = (await qdrant_library(client, 16)).catalogue
+    await catalogue.check()
     await client.delete_collection("smoa_adapters")
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server has no collection 'smoa_adapters' \(restore it, or restart"):
-        await index.check()
-    await index.close()
+        await catalogue.check()
+    await catalogue.close()
 
 
 @pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
@@ -144,7 +150,7 @@ async def test_a_server_without_the_collection_is_not_ready() -> None:
 @pytest.mark.parametrize(("code", "away"), [(grpc.StatusCode.INVALID_ARGUMENT, False), (grpc.StatusCode.UNAVAILABLE, True)])
 async def test_only_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, away: bool) -> None:
     client = AsyncQdrantClient(":memory:")
-    index = await ServerIndex.open(client, 16)
+    catalogue, _, index, _ = await qdrant_library(client, 16)
 
     async def refuse(*_: object, **__: object) -> None:
         raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
@@ -158,4 +164,4 @@ async def test_only_a_server_that_does_not_answer_is_away(monkeypatch: pytest.Mo
             await index.search(vector(1), REACH, 3)
     else:
         assert await index.search(vector(1), REACH, 3) == []
-    await index.close()
+    await catalogue.close()

@@ -1,4 +1,4 @@
-"""Several routers over one index and a real Kafka: what one hears of another, of outcomes, and of a ranker."""
+"""Several routers over one library and a real Kafka: what one hears of another, of outcomes, and of a ranker."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from services.local import free_port
 from services.router.app import build
 from services.router.commands import _announce, announced, read_logs, router_group
 from services.router.learning.ranker import Ranker, builtin
+from services.router.library import Library
 from services.router.lifecycle_consumer import RANKER_KEY, LifecycleConsumer
 from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Router
-from services.router.search.index_server import ServerIndex
 from services.router.settings import RouterSettings
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
@@ -37,6 +37,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, adapter_file
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
+from tests.library_support import qdrant_library
 
 pytestmark = [
     pytest.mark.skipif(not HOME, reason=SKIP_REASON),
@@ -49,10 +50,10 @@ LEARNED = "ROUTING_STRATEGY_LEARNED"
 
 @dataclasses.dataclass
 class Replicas:
-    """Two routers over one index."""
+    """Two routers over one library."""
 
     kafka: ApacheKafka
-    index: ServerIndex
+    library: Library
     store: AdapterStore
     clients: list[SmoaClient]
 
@@ -72,7 +73,7 @@ async def kafka(tmp_path: Path) -> AsyncIterator[ApacheKafka]:
 
 @pytest.fixture
 async def replicas(kafka: ApacheKafka, tmp_path: Path) -> AsyncIterator[Replicas]:
-    index = await ServerIndex.open(AsyncQdrantClient(":memory:"), 256)
+    library = await qdrant_library(AsyncQdrantClient(":memory:"), 256)
     async with AsyncExitStack() as stack:
         clients = []
         for number in range(2):
@@ -82,10 +83,10 @@ async def replicas(kafka: ApacheKafka, tmp_path: Path) -> AsyncIterator[Replicas
                 store=str(tmp_path / "store"),
                 kafka_bootstrap=kafka.bootstrap,
             )
-            server = await build(settings, stack, index)
+            server = await build(settings, stack, library)
             await server.ready()
             clients.append(await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}")))
-        yield Replicas(kafka, index, AdapterStore(str(tmp_path / "store")), clients)
+        yield Replicas(kafka, library, AdapterStore(str(tmp_path / "store")), clients)
 
 
 async def test_what_one_replica_changes_the_others_caches_forget(replicas: Replicas) -> None:
@@ -117,7 +118,7 @@ async def test_routers_of_one_host_share_a_port(replicas: Replicas, tmp_path: Pa
                 store=str(tmp_path / "store"),
                 kafka_bootstrap="127.0.0.1:1",
             )
-            await (await build(settings, workers, replicas.index)).ready()
+            await (await build(settings, workers, replicas.library)).ready()
         answered = []
         for _ in range(12):  # the kernel deals out connections, so each gets one of its own
             async with SmoaClient(router=f"127.0.0.1:{port}") as client:
@@ -162,11 +163,11 @@ async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(repl
         await until(f"replica {replica} having the ranker", 20, decides_with_it)
     async with AsyncExitStack() as stack:
         settings = RouterSettings(address="127.0.0.1:0", drain_s=0, data_folder=tmp_path / "late", kafka_bootstrap="127.0.0.1:1")
-        server = await build(settings, stack, replicas.index)
+        server = await build(settings, stack, replicas.library)
         await server.ready()
         late = await stack.enter_async_context(SmoaClient(router=f"127.0.0.1:{server.port}"))
         decision = await late.route(QUERY, base_model="base-a", strategy=LEARNED)
-        assert decision.ranker == "by-hand", "a replica that starts later takes it from the index"
+        assert decision.ranker == "by-hand", "a replica that starts later takes it from the library"
 
 
 async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replicas) -> None:
@@ -240,8 +241,9 @@ async def test_a_ranker_published_while_the_only_router_was_down_is_taken(kafka:
 
 async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
     """The client forgets its positions when a topic gets more partitions, and would go on at their ends."""
-    router = Router(Mock(), Mock(), RoutingCache(0), Mock())
-    consumer = LifecycleConsumer(kafka.bootstrap, router, Mock(get_document=AsyncMock(return_value=None)), "own")
+    router = Router(Mock(), Mock(), Mock(), RoutingCache(0), Mock())
+    catalogue = Mock(get_document=AsyncMock(return_value=None))
+    consumer = LifecycleConsumer(kafka.bootstrap, router, catalogue, catalogue, "own")
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, metadata_max_age_ms=500)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     sent, now_us = 0, time.time_ns() // 1000 + 600_000_000  # of the future, so that none falls silent

@@ -18,12 +18,12 @@ from services.router.catalogue.registry import Registry
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import FIRST_QUERIES
 from services.router.routing.router import RouteQuery, Router
-from services.router.search.index_local import LocalIndex
 from smoa.embedding import StaticEmbedder
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2
 from tests.command_support import said_by
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
+from tests.library_support import sqlite_library
 
 METRICS = f"127.0.0.1:{free_port()}"
 QUERY = "my knee hurts when I climb stairs"
@@ -79,10 +79,11 @@ async def test_a_look_uses_up_no_query_of_a_canary(world: RouterWorld) -> None:
 
 async def test_a_look_does_not_explore(tmp_path: Path) -> None:
     embedder, store = StaticEmbedder(), AdapterStore(str(tmp_path / "store"))
-    index = await LocalIndex.open(tmp_path / "index", embedder.dimension)
-    registry = Registry(index, store, embedder, lambda _: None)
+    library = await sqlite_library(tmp_path / "index", embedder.dimension)
+    registry = Registry(library.catalogue, store, embedder, lambda _: None)
     made = [await registry.register("public", await store.put(adapter_file(name=name)), KNEES) for name in ("a", "b")]
-    looking, other = (Router(index, embedder, RoutingCache(2**20), Compositions(index), seed=7) for _ in range(2))
+    compositions = Compositions(library.catalogue)
+    looking, other = (Router(library.near, library.search, embedder, RoutingCache(2**20), compositions, seed=7) for _ in range(2))
     for router in (looking, other):
         for number in range(40):
             router.posteriors.observe("public", made[number % 2].adapter_id, number % 3 > 0, 1.0)
@@ -92,7 +93,7 @@ async def test_a_look_does_not_explore(tmp_path: Path) -> None:
         assert {look.propensities for look in looks} == {(1.0, 0.0)}
         assert (await looking.route(query)).choice.chosen == (await other.route(query)).choice.chosen
     await registry.close()
-    await index.close()
+    await library.close()
 
 
 async def test_route_is_a_look_unless_it_counts(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,17 @@ import pytest
 from click.testing import CliRunner
 from qdrant_client import AsyncQdrantClient
 
-from services.router.catalogue.index import AdapterIndex, Entry
+from services.router.catalogue.port import Entry
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.commands import router_group
-from services.router.search.index_local import LocalIndex
-from services.router.search.index_server import ServerIndex
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
-from tests.contract.test_adapter_index import DIMENSION, record, vector
+from tests.contract.test_library import DIMENSION, record, vector
 from tests.integration.router_support import KNEES, MONEY, adapter_file, running_router
+from tests.library_support import qdrant_library, sqlite_library
 
 EVERY = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
 
@@ -96,17 +95,17 @@ async def test_the_stacks_own_index_is_rebuilt_and_no_folder_is_made_up(tmp_path
 async def test_what_was_rebuilt_can_be_written_again(tmp_path: Path, kind: str) -> None:
     log, one = RegistrationLog(AdapterStore(str(tmp_path / "store"))), record()
     await log.write([Entry(one, vector(1), vector(2)[None])])
-    index: AdapterIndex = await (
-        LocalIndex.open(tmp_path / "index", DIMENSION) if kind == "local" else ServerIndex.open(AsyncQdrantClient(":memory:"), DIMENSION)
+    library = await (
+        sqlite_library(tmp_path / "index", DIMENSION) if kind == "local" else qdrant_library(AsyncQdrantClient(":memory:"), DIMENSION)
     )
-    assert [done async for done in rebuild(log, index, DIMENSION)] == [(1, 1)]
-    found = await index.get(one.adapter_id)
+    assert [done async for done in rebuild(log, library.catalogue, DIMENSION)] == [(1, 1)]
+    found = await library.catalogue.get(one.adapter_id)
     assert found is not None
-    await index.write([Entry(replace(found[0], name="renamed"), found[1])])
-    again = await index.get(one.adapter_id)
+    await library.catalogue.write([Entry(replace(found[0], name="renamed"), found[1])])
+    again = await library.catalogue.get(one.adapter_id)
     assert again is not None
     assert (again[0].name, again[0].revision) == ("renamed", 2)
-    await index.close()
+    await library.close()
 
 
 async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path: Path) -> None:
@@ -119,25 +118,25 @@ async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path:
     ]
     for entries in versions:
         await log.write(entries)
-    index = await LocalIndex.open(tmp_path / "index", DIMENSION)
-    assert [done async for done in rebuild(log, index, DIMENSION)] == [(1, 3), (2, 3), (3, 3)]
-    found = await index.get(one.adapter_id)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    assert [done async for done in rebuild(log, library.catalogue, DIMENSION)] == [(1, 3), (2, 3), (3, 3)]
+    found = await library.catalogue.get(one.adapter_id)
     assert found is not None
     assert (found[0].state, found[0].name) == ("retired", "n")
     assert found[1] == pytest.approx(where, abs=1e-3)
-    assert (await index.prototypes([one.adapter_id]))[one.adapter_id] == pytest.approx(prototypes, abs=0.01)
-    await index.close()
+    assert (await library.catalogue.prototypes([one.adapter_id]))[one.adapter_id] == pytest.approx(prototypes, abs=0.01)
+    await library.close()
 
 
 async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tmp_path: Path) -> None:
     async with running_router(tmp_path) as world:
         await world.register(KNEES)
         await world.store.put(adapter_file())
-    index = await LocalIndex.open(tmp_path / "router" / "index", 256)
+    library = await sqlite_library(tmp_path / "router" / "index", 256)
     log = RegistrationLog(AdapterStore(str(tmp_path / "store")))
     with pytest.raises(FailedPrecondition, match=r"^index: holds adapters already"):
-        _ = [done async for done in rebuild(log, index, 256)]
-    await index.close()
+        _ = [done async for done in rebuild(log, library.catalogue, 256)]
+    await library.close()
     (name,) = await log.names()
     (tmp_path / "store" / name).write_text('{"record": 1}')
     with pytest.raises(InvalidArgument, match=r"^registrations/.*: is not a log of registrations"):

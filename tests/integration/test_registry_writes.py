@@ -11,7 +11,7 @@ import pytest
 from services.router.catalogue import registry as registry_module
 from services.router.catalogue.changes import Change
 from services.router.catalogue.registry import Registry
-from services.router.search.index_local import LocalIndex
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
@@ -21,11 +21,11 @@ from tests.integration.router_support import KNEES, adapter_file
 class World:
     """A registry, and what it told."""
 
-    def __init__(self, index: LocalIndex, store: AdapterStore) -> None:
+    def __init__(self, catalogue: SqliteCatalogue, store: AdapterStore) -> None:
         self.told: list[tuple[str, str]] = []
         self.full = False
         self.store = store
-        self.registry = Registry(index, store, StaticEmbedder(), self._changed, purge_grace_s=0)
+        self.registry = Registry(catalogue, store, StaticEmbedder(), self._changed, purge_grace_s=0)
 
     def _changed(self, changes: Sequence[Change]) -> None:
         if self.full:
@@ -35,9 +35,9 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    index = await LocalIndex.open(tmp_path / "index", 256)
-    yield World(index, AdapterStore(str(tmp_path / "store")))
-    await index.close()
+    catalogue = SqliteCatalogue(tmp_path / "index", 256)
+    yield World(catalogue, AdapterStore(str(tmp_path / "store")))
+    await catalogue.close()
 
 
 async def test_a_caller_that_goes_away_does_not_part_a_write_from_its_event(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ async def test_writes_that_wait_are_bounded(world: World, monkeypatch: pytest.Mo
     monkeypatch.setattr(world.store, "put_object", held)
     first = asyncio.create_task(world.registry.register("public", digest, KNEES))
     await asyncio.sleep(0)
-    with pytest.raises(ResourceExhausted, match=r"^registry: 1 writes wait for the index; retry later$"):
+    with pytest.raises(ResourceExhausted, match=r"^registry: 1 writes wait for the catalogue; retry later$"):
         await world.registry.register("public", digest, KNEES)
     go_on.set()
     await first

@@ -14,19 +14,21 @@ import pytest
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.catalogue import qdrant_changes
-from services.router.catalogue.index import Conflict, Entry, point_id
+from services.router.catalogue.port import Conflict, Entry, point_id
+from services.router.catalogue.qdrant_catalogue import KEYWORDS, QdrantCatalogue
+from services.router.catalogue.qdrant_connection import QdrantConnection
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
-from services.router.search.index_server import KEYWORDS, ServerIndex
+from services.router.search.qdrant_search import QdrantSearch
 from smoa.adapter import new_adapter_id
 from smoa.errors import FailedPrecondition
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
-from tests.contract.test_adapter_index import DIMENSION, PUBLIC, record, vector
+from tests.contract.test_library import DIMENSION, PUBLIC, record, vector
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, running_router
 from tests.qdrant_support import client_of, drop, fresh_prefix, settings_of
 
-Open = Callable[[], Awaitable[ServerIndex]]
+Open = Callable[[], Awaitable[QdrantCatalogue]]
 
 
 @pytest.fixture
@@ -41,15 +43,16 @@ async def library(qdrant: tuple[str, int]) -> AsyncIterator[tuple[AsyncQdrantCli
 @pytest.fixture
 async def opened(qdrant: tuple[str, int], library: tuple[AsyncQdrantClient, str]) -> AsyncIterator[Open]:
     """Opens the library once more, with a client of its own."""
-    indexes: list[ServerIndex] = []
+    catalogues: list[QdrantCatalogue] = []
 
-    async def made() -> ServerIndex:
-        indexes.append(await ServerIndex.open(client_of(*qdrant), DIMENSION, library[1]))
-        return indexes[-1]
+    async def made() -> QdrantCatalogue:
+        catalogues.append(QdrantCatalogue(QdrantConnection(client_of(*qdrant)), DIMENSION, library[1]))
+        await catalogues[-1].prepare()
+        return catalogues[-1]
 
     yield made
-    for index in indexes:
-        await index.close()
+    for catalogue in catalogues:
+        await catalogue.close()
 
 
 @pytest.fixture
@@ -71,8 +74,8 @@ async def _update(world: RouterWorld, adapter_id: str, **changes: Any) -> None:
     await world.client.registry.UpdateAdapter(request, timeout=60)
 
 
-async def _read(index: ServerIndex, adapter_id: str) -> AdapterRecord:
-    found = await index.get(adapter_id)
+async def _read(catalogue: QdrantCatalogue, adapter_id: str) -> AdapterRecord:
+    found = await catalogue.get(adapter_id)
     assert found is not None
     return found[0]
 
@@ -95,41 +98,41 @@ async def test_what_is_retired_by_one_and_pinned_by_the_other_is_both(pair: list
 
 
 async def test_every_increment_of_four_writers_is_counted(opened: Open) -> None:
-    indexes, made = [await opened() for _ in range(4)], record(parameter_count=0)
-    await indexes[0].write([Entry(made, vector(1))])
+    catalogues, made = [await opened() for _ in range(4)], record(parameter_count=0)
+    await catalogues[0].write([Entry(made, vector(1))])
 
-    async def increment(index: ServerIndex) -> None:
-        there = await _read(index, made.adapter_id)
-        await index.write([Entry(replace(there, parameter_count=there.parameter_count + 1), vector(1))])
+    async def increment(catalogue: QdrantCatalogue) -> None:
+        there = await _read(catalogue, made.adapter_id)
+        await catalogue.write([Entry(replace(there, parameter_count=there.parameter_count + 1), vector(1))])
 
-    async def many(index: ServerIndex) -> None:
+    async def many(catalogue: QdrantCatalogue) -> None:
         for _ in range(25):
-            await until_taken(lambda: increment(index))
+            await until_taken(lambda: increment(catalogue))
 
-    await asyncio.gather(*(many(index) for index in indexes))
-    there = await _read(indexes[0], made.adapter_id)
+    await asyncio.gather(*(many(catalogue) for catalogue in catalogues))
+    there = await _read(catalogues[0], made.adapter_id)
     assert (there.parameter_count, there.revision) == (100, 101)
 
 
 async def test_changes_of_several_that_cross_are_done_one_after_the_other(opened: Open) -> None:
     """Each moves one unit from an adapter to another: whatever crosses, none is lost or made."""
-    indexes = [await opened() for _ in range(3)]
+    catalogues = [await opened() for _ in range(3)]
     ids = [record(parameter_count=10) for _ in range(4)]
-    await indexes[0].write([Entry(one, vector(n)) for n, one in enumerate(ids)])
+    await catalogues[0].write([Entry(one, vector(n)) for n, one in enumerate(ids)])
 
-    async def move(index: ServerIndex, source: int, target: int) -> None:
-        first, second = [await _read(index, ids[one].adapter_id) for one in (source, target)]
+    async def move(catalogue: QdrantCatalogue, source: int, target: int) -> None:
+        first, second = [await _read(catalogue, ids[one].adapter_id) for one in (source, target)]
         changed = replace(first, parameter_count=first.parameter_count - 1), replace(second, parameter_count=second.parameter_count + 1)
-        await index.write([Entry(changed[0], vector(source)), Entry(changed[1], vector(target))])
+        await catalogue.write([Entry(changed[0], vector(source)), Entry(changed[1], vector(target))])
 
     async def many(number: int) -> None:
         for turn in range(8):
             source, target = (number + turn) % 4, (number + 2 * turn + 1) % 4
             if source != target:
-                await until_taken(lambda source=source, target=target: move(indexes[number], source, target))  # type: ignore[misc]
+                await until_taken(lambda source=source, target=target: move(catalogues[number], source, target))  # type: ignore[misc]
 
     await asyncio.gather(*(many(number) for number in range(3)))
-    assert sum([(await _read(indexes[1], one.adapter_id)).parameter_count for one in ids]) == 40
+    assert sum([(await _read(catalogues[1], one.adapter_id)).parameter_count for one in ids]) == 40
 
 
 class _Died(Exception):
@@ -150,7 +153,7 @@ async def test_a_router_that_dies_in_a_change_leaves_all_or_nothing(opened: Open
     left = [survives]
 
     def counted(name: str) -> Callable[..., Awaitable[Any]]:
-        plain = getattr(dying._client, name)
+        plain = getattr(dying.connection.client, name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
             left[0] -= 1
@@ -161,7 +164,7 @@ async def test_a_router_that_dies_in_a_change_leaves_all_or_nothing(opened: Open
         return call
 
     for name in CALLS:
-        monkeypatch.setattr(dying._client, name, counted(name))
+        monkeypatch.setattr(dying.connection.client, name, counted(name))
     done = True
     try:
         await dying.write([Entry(child, vector(3)), *(Entry(one, vector(n)) for n, one in enumerate(retired))])
@@ -175,11 +178,11 @@ async def test_a_router_that_dies_in_a_change_leaves_all_or_nothing(opened: Open
     for one in parents:  # nobody is kept from changing them
         await until_taken(lambda one=one: _renamed(other, one.adapter_id))  # type: ignore[misc]
     assert len(await other.scroll(Scope(tenant="public", states=("active", "retired")), "", 10)) == (2 if there is None else 3)
-    assert (await other._client.count(other._change_collection)).count == 0
+    assert (await other.connection.client.count(f"{other.prefix}_changes")).count == 0
 
 
-async def _renamed(index: ServerIndex, adapter_id: str) -> None:
-    await index.write([Entry(replace(await _read(index, adapter_id), name="renamed"), vector(1))])
+async def _renamed(catalogue: QdrantCatalogue, adapter_id: str) -> None:
+    await catalogue.write([Entry(replace(await _read(catalogue, adapter_id), name="renamed"), vector(1))])
 
 
 async def test_a_change_that_another_router_finished_first_is_done(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,12 +203,12 @@ async def test_a_change_that_another_router_finished_first_is_done(opened: Open,
 
 
 async def test_a_placeholder_of_a_change_that_is_forgotten_keeps_nobody_away(opened: Open) -> None:
-    index, made = await opened(), record()
+    catalogue, made = await opened(), record()
     left = {"type": "placeholder", "pending": "00000000-0000-0000-0000-000000000001", "revision": 0}
     point = models.PointStruct(id=point_id(made.adapter_id), vector=vector(1).tolist(), payload=left)
-    await index._client.upsert(index._collection, [point])
-    await until_taken(lambda: index.write([Entry(made, vector(1))], together=False))
-    assert (await _read(index, made.adapter_id)).revision == 1
+    await catalogue.connection.client.upsert(catalogue.points.collection, [point])
+    await until_taken(lambda: catalogue.write([Entry(made, vector(1))], together=False))
+    assert (await _read(catalogue, made.adapter_id)).revision == 1
 
 
 async def test_trials_of_one_parent_that_two_routers_begin_at_once_are_not_both_taken(pair: list[RouterWorld]) -> None:
@@ -235,10 +238,10 @@ async def test_a_young_change_of_another_router_is_waited_for(opened: Open) -> N
     first, second = await opened(), await opened()
     made = record()
     await first.write([Entry(made, vector(1))])
-    await first._points.set_payload({"pending": "00000000-0000-0000-0000-000000000001"}, models.Filter())
+    await first.points.set_payload({"pending": "00000000-0000-0000-0000-000000000001"}, models.Filter())
     young: dict[str, Any] = {"state": "preparing", "points": []}
     point = models.PointStruct(id="00000000-0000-0000-0000-000000000001", vector=[1.0], payload=young)
-    await first._client.upsert(first._change_collection, [point])
+    await first.connection.client.upsert(f"{first.prefix}_changes", [point])
     there = await _read(second, made.adapter_id)
     assert there.name == "n"
     with pytest.raises(Conflict):
@@ -247,30 +250,32 @@ async def test_a_young_change_of_another_router_is_waited_for(opened: Open) -> N
 
 async def test_four_routers_that_start_at_once_on_an_empty_server_all_serve(opened: Open) -> None:
     for turn in range(1, 4):
-        indexes = await asyncio.gather(*(opened() for _ in range(4)))
-        for index in indexes:
-            await index.write([Entry(record(), vector(1))])
-            await index.check()
-        for index in indexes:
-            assert len(await index.scroll(Scope(tenant="public"), "", 100)) == 4 * turn
+        catalogues = await asyncio.gather(*(opened() for _ in range(4)))
+        for catalogue in catalogues:
+            await catalogue.write([Entry(record(), vector(1))])
+            await catalogue.check()
+        for catalogue in catalogues:
+            assert len(await catalogue.scroll(Scope(tenant="public"), "", 100)) == 4 * turn
 
 
 async def test_one_that_finds_the_collection_made_by_another_goes_on(opened: Open, library: tuple[AsyncQdrantClient, str]) -> None:
     """The order of calls that a race has: both find nothing, one creates, the other is told that it is there."""
     await opened()
     client, prefix = library
-    late = ServerIndex.open
     asked: list[str] = []
     exists = client.collection_exists
 
     async def not_yet(name: str) -> bool:
         asked.append(name)
-        return asked.count(name) > 1 and await exists(name)
+        heard = name == f"{prefix}_adapters"  # asked once before, to hear whether the server is there
+        return asked.count(name) > 1 + heard and await exists(name)
 
     client.collection_exists = not_yet  # type: ignore[method-assign,assignment]
-    index = await late(client, DIMENSION, prefix)
-    assert len(asked) == 2 * len(set(asked)) == 8
-    await index.write([Entry(record(), vector(1))])
+    catalogue = QdrantCatalogue(QdrantConnection(client), DIMENSION, prefix)
+    await catalogue.prepare()
+    assert len(set(asked)) == 5
+    assert len(asked) == 2 * 5 + 1
+    await catalogue.write([Entry(record(), vector(1))])
 
 
 async def test_what_a_crash_left_out_of_the_collection_is_made(opened: Open, library: tuple[AsyncQdrantClient, str]) -> None:
@@ -278,11 +283,13 @@ async def test_what_a_crash_left_out_of_the_collection_is_made(opened: Open, lib
     await opened()
     for field in ("pool", "revision"):
         await client.delete_payload_index(f"{prefix}_adapters", field)
-    index = await opened()
+    catalogue = await opened()
     there = (await client.get_collection(f"{prefix}_adapters")).payload_schema
     assert set(there) >= {*KEYWORDS, "revision"}
-    await index.write([Entry(record(), vector(1))])
-    assert len(await index.search(vector(1), PUBLIC, 5)) == 1
+    await catalogue.write([Entry(record(), vector(1))])
+    search = QdrantSearch(catalogue)
+    await search.prepare()
+    assert len(await search.search(vector(1), PUBLIC, 5)) == 1
 
 
 @pytest.mark.parametrize(

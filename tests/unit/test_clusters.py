@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 from services.router.search.clusters import JOIN_COSINE, MAX_CLUSTERS, Clusters
 
 

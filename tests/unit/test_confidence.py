@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 from services.router.catalogue.prototypes import PROTOTYPES, prototypes_of
 from services.router.routing.confidence import FIT_HALFWAY, confidence, nearest_prototype
 

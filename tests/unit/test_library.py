@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from services.router.catalogue.records import AdapterRecord, Reach, State, pool_of
 from smoa.identifiers import TENANT_PATTERN
-from tests.contract.test_adapter_index import record
+from tests.contract.test_library import record
 
 TENANTS = st.sampled_from(("public", "acme", "acme.eu", "a", "b-1")) | st.from_regex(TENANT_PATTERN, fullmatch=True)
 BASES = st.sampled_from(("base", "base/acme", "*/base", "b" * 64)) | st.text(min_size=1, max_size=8)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
+from services.router.search import clusters
 from services.router.search.pool import EXACT_ROWS, FLAT_ROWS, Successor, VectorPool, cells_for
 
 DIMENSION = 128
@@ -88,8 +89,9 @@ def test_dropped_neighbours_do_not_hide_those_behind_them(rows: int | None) -> N
     assert found.min() >= 900
 
 
-def test_other_clusters_do_not_hide_the_nearest_ones() -> None:
+def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for the nearest cluster alone, a scan goes on until it has met it."""
+    monkeypatch.setattr(clusters, "CLUSTERED_FROM", 0)
     query = _vectors(1, 3)[0]
     near = query + 0.02 * _vectors(900, 4)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
@@ -97,6 +99,7 @@ def test_other_clusters_do_not_hide_the_nearest_ones() -> None:
     for row, vector in enumerate(np.concatenate([near, _vectors(5000)])):
         pool.add(np.array([row]), Encoded.of(vector[None]))
     pool.adopt(_trained(pool))
+    assert pool._clusters is not None
     exact = [int(row) for row, cluster in enumerate(pool._cluster[: pool.positions]) if cluster == pool._clusters.nearest(query, 1)[0]]
     assert len(pool.nearest(query, 1200, clusters=1)[0]) >= 0.9 * min(1200, len(exact))
 

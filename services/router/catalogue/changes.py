@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from services.router.catalogue.index import Entry
+from services.router.catalogue.port import Entry
 from services.router.catalogue.records import AdapterRecord, State
 from smoa.errors import AlreadyExists, FailedPrecondition
 

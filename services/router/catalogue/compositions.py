@@ -1,4 +1,4 @@
-"""Compositions by name: kept as documents of the index, carried out as stages of exact adapter versions."""
+"""Compositions by name: kept as documents of the catalogue, carried out as stages of exact adapter versions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ulid import ULID
 
 from services.router.catalogue import composition as trees
 from services.router.catalogue.composition import Node, PlannedStage
-from services.router.catalogue.index import AdapterIndex, Document
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
+from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -53,8 +53,8 @@ class Stage:
 class Compositions:
     """Owner of the compositions. A name belongs to one composition of its tenant; a composition never changes."""
 
-    def __init__(self, index: AdapterIndex) -> None:
-        self._index = index
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         self._writing = asyncio.Lock()
 
     async def create(self, tenant: str, name: str, root: dict[str, Any], *, by_success: bool = False) -> Composition:
@@ -117,7 +117,7 @@ class Compositions:
         """A page by id, and the token of the next."""
         scope = Scope(tenant=checked_tenant(tenant), name="composition")
         size, after = page_size_of(page_size), page_after(page_token, scope)
-        found = await self._index.list_documents("composition", scope.tenant or "", after, size + 1)
+        found = await self._catalogue.list_documents("composition", scope.tenant or "", after, size + 1)
         more = len(found) > size
         return [_from_document(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
 
@@ -137,7 +137,7 @@ class Compositions:
                 raise FailedPrecondition(
                     f"composition: {found.name!r} is nested by {', '.join(map(repr, found.parents))}; delete that first"
                 )
-            await self._index.delete_document("composition", _to_document(found))
+            await self._catalogue.delete_document("composition", _to_document(found))
             for child in found.children:
                 await until_taken(lambda child=child: self._set_parents(found.tenant, child, lambda parents: parents - {found.name}))  # type: ignore[misc]
 
@@ -187,14 +187,14 @@ class Compositions:
     async def _records(self, tenant: str, stages: Sequence[PlannedStage]) -> dict[str, AdapterRecord]:
         records: dict[str, AdapterRecord] = {}
         for adapter_id in dict.fromkeys(one for stage in stages for one in stage.weights):
-            found = await self._index.get(adapter_id)
+            found = await self._catalogue.get(adapter_id)
             if found is None or not found[0].visible_to(tenant):
                 raise NotFound("adapter", adapter_id)
             records[adapter_id] = found[0]
         return records
 
     async def _find(self, tenant: str, composition_id_: str) -> Composition | None:
-        found = await self._index.get_document("composition", composition_id_)
+        found = await self._catalogue.get_document("composition", composition_id_)
         return None if found is None or found.tenant != tenant else _from_document(found)
 
     async def _set_parents(self, tenant: str, name: str, change: Callable[[set[str]], set[str]]) -> None:
@@ -204,7 +204,7 @@ class Compositions:
         await self._write(dataclasses.replace(found, parents=tuple(sorted(change(set(found.parents))))))
 
     async def _write(self, made: Composition) -> None:
-        await self._index.write_document("composition", _to_document(made))
+        await self._catalogue.write_document("composition", _to_document(made))
 
 
 def composition_id(tenant: str, name: str) -> str:

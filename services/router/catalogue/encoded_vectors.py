@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 
 Codes = NDArray[np.int8]
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 from services.router.catalogue.records import AdapterRecord
 from smoa.adapter import check_labels, check_texts, granularity_of
 from smoa.errors import InvalidArgument

@@ -12,7 +12,7 @@ import numpy as np
 
 from services.router.catalogue.changes import Change, as_it_is, came_back, now_us, same_content
 from services.router.catalogue.importing import check_reason
-from services.router.catalogue.index import Entry, Vector
+from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
@@ -77,7 +77,7 @@ class Merges:
     ) -> AdapterRecord:
         registry, tenant = self._registry, child.tenant
         async with registry.writing:
-            if found := await registry.index.get(child.adapter_id):
+            if found := await registry.catalogue.get(child.adapter_id):
                 if found[0].merge_id != merge_id:
                     raise AlreadyExists(f"adapter_id: {child.adapter_id} is not the child of merge {merge_id}; use a new id")
                 child = same_content(found[0], child.digest, tenant)
@@ -116,7 +116,7 @@ class Merges:
                 )
             if parent.pinned:
                 raise FailedPrecondition(f"parent: {parent.adapter_id} is pinned; unpin it with `smoa adapter pin --off` first")
-        await check_not_on_trial(self._registry.index, child.tenant, {parent.adapter_id for parent in parents})
+        await check_not_on_trial(self._registry.catalogue, child.tenant, {parent.adapter_id for parent in parents})
 
     async def settle(
         self, tenant: str, child_id: str, *, promote: bool, reason: str, evidence: Mapping[str, float] | None = None

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 
 PROTOTYPES: Final = 16
 _ROUNDS: Final = 8

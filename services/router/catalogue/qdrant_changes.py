@@ -21,7 +21,7 @@ from typing import Any, Final
 from qdrant_client import models
 from ulid import ULID
 
-from services.router.catalogue.index import Conflict
+from services.router.catalogue.port import Conflict
 from services.router.catalogue.qdrant_connection import NO_VECTOR, equals
 from services.router.catalogue.qdrant_points import Point, QdrantPoints, has_id
 

@@ -16,8 +16,8 @@ from smoa.errors import FailedPrecondition, Unavailable
 
 T = TypeVar("T")
 READ_TIMEOUT_S: Final = 5.0
-WRITE_TIMEOUT_S: Final = 30.0
-"""A write of a thousand adapters waits until the server has it in its log, however busy it is with its index."""
+SLOW_TIMEOUT_S: Final = 30.0
+"""Of writes, which wait until the server has them in its log, however busy it is with its index; and of reading much."""
 NO_VECTORS: Final = models.VectorParams(size=1, distance=models.Distance.DOT)
 """Of collections whose payloads are all that matters: a point must have a vector."""
 NO_VECTOR: Final = (1.0,)
@@ -30,7 +30,7 @@ class QdrantConnection:
     def __init__(self, client: AsyncQdrantClient, timeout_s: float = READ_TIMEOUT_S) -> None:
         self.client, self._timeout_s, self._away = client, timeout_s, False
 
-    async def call(self, call: Coroutine[Any, Any, T], *, writes: bool = False) -> T:
+    async def call(self, call: Coroutine[Any, Any, T], *, slow: bool = False) -> T:
         """The answer of one of the client's calls.
 
         Raises:
@@ -39,19 +39,19 @@ class QdrantConnection:
         if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
             call.close()
             raise unavailable("is away")
-        return await self.answer(call, writes=writes)
+        return await self.answer(call, slow=slow)
 
-    async def answer(self, call: Awaitable[T], *, writes: bool = False) -> T:
+    async def answer(self, call: Awaitable[T], *, slow: bool = False) -> T:
         """`call`, also of a server that did not answer before."""
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S if writes else self._timeout_s):
+            async with asyncio.timeout(SLOW_TIMEOUT_S if slow else self._timeout_s):
                 answer = await call
         except UnexpectedResponse as error:
             raise unavailable(f"answered {error.status_code}") from error
         except (ResponseHandlingException, AioRpcError, httpx.HTTPError, OSError, TimeoutError) as error:
             if isinstance(error, AioRpcError) and error.code() not in _NO_ANSWER:
                 raise unavailable(f"answered {error.code().name} ({error.details()})") from error
-            if not writes:  # a slow write says nothing of reads; if the server is gone, the next read finds out
+            if not slow:  # that says nothing of short reads; if the server is gone, the next of those finds out
                 self._away = True
             raise unavailable(f"did not answer ({type(error).__name__})") from error
         self._away = False
@@ -73,7 +73,7 @@ class QdrantConnection:
         """
         if not await self.call(self.client.collection_exists(name)):
             try:
-                await self.call(self.client.create_collection(name, vectors_config=vectors, **options), writes=True)
+                await self.call(self.client.create_collection(name, vectors_config=vectors, **options), slow=True)
             except Unavailable:
                 if not await self.call(self.client.collection_exists(name)):  # else another router was faster
                     raise
@@ -86,7 +86,7 @@ class QdrantConnection:
             )
         for field, schema in indexes.items():
             if field not in there.payload_schema:
-                await self.call(self.client.create_payload_index(name, field, field_schema=schema), writes=True)
+                await self.call(self.client.create_payload_index(name, field, field_schema=schema), slow=True)
 
     async def close(self) -> None:
         """Close the client."""

@@ -7,13 +7,15 @@ taken, whoever wrote since; else somebody was faster.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from qdrant_client import models
 from ulid import ULID
 
-from services.router.catalogue.index import Conflict
+from services.router.catalogue.port import Conflict
 from services.router.catalogue.qdrant_connection import NO_VECTOR, QdrantConnection, equals
 
 LAST_WRITES: Final = 16
@@ -21,8 +23,9 @@ LAST_WRITES: Final = 16
 INDEXES: Final = {
     "revision": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER),
     "pending": models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD),
+    "written_at_us": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER),
 }
-"""Payload fields that every conditional write filters on: a server in strict mode refuses a filter on a field without an index."""
+"""Payload fields that conditional writes and copies filter on: a server in strict mode refuses a filter on a field without an index."""
 _BATCH: Final = 500
 
 
@@ -77,19 +80,21 @@ class QdrantPoints:
             raise Conflict(lost)
 
     async def upsert(self, points: Sequence[models.PointStruct], **conditions: Any) -> None:
-        """Write points, whatever is there, or under Qdrant's own conditions."""
-        call = self.connection.client.upsert(self.collection, list(points), wait=True, ordering=self.ordering, **conditions)
-        await self.connection.call(call, writes=True)
+        """Write points, whatever is there, or under Qdrant's own conditions; with the time, by which copies find what is new."""
+        now_us = time.time_ns() // 1000
+        stamped = [point.model_copy(update={"payload": {**(point.payload or {}), "written_at_us": now_us}}) for point in points]
+        call = self.connection.client.upsert(self.collection, stamped, wait=True, ordering=self.ordering, **conditions)
+        await self.connection.call(call, slow=True)
 
     async def set_payload(self, payload: Mapping[str, Any], where: models.Filter) -> None:
         """Change fields of the points that match."""
         call = self.connection.client.set_payload(self.collection, dict(payload), where, wait=True, ordering=self.ordering)
-        await self.connection.call(call, writes=True)
+        await self.connection.call(call, slow=True)
 
     async def delete(self, where: models.Filter) -> None:
         """Remove the points that match."""
         call = self.connection.client.delete(self.collection, models.FilterSelector(filter=where), wait=True, ordering=self.ordering)
-        await self.connection.call(call, writes=True)
+        await self.connection.call(call, slow=True)
 
     async def payloads(self, point_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, Any]]:
         """These fields of those of the points that are there, by their ids."""
@@ -101,18 +106,46 @@ class QdrantPoints:
 
     async def get(self, point_id: str, *, with_vector: bool = False) -> models.Record | None:
         """A point with all its payload."""
-        call = self.connection.client.retrieve(self.collection, [point_id], with_payload=True, with_vectors=with_vector)
-        found = await self.connection.call(call)
+        found = await self.retrieve([point_id], with_vectors=with_vector)
         return found[0] if found else None
 
-    async def scroll(self, where: models.Filter, after: str, limit: int) -> list[models.Record]:
-        """Points with an id over `after`, by id."""
+    async def retrieve(self, point_ids: Sequence[str], *, with_vectors: bool = False) -> list[models.Record]:
+        """Those of the points that are there, with all their payloads."""
+        call = self.connection.client.retrieve(self.collection, list(point_ids), with_payload=True, with_vectors=with_vectors)
+        return list(await self.connection.call(call))
+
+    async def scroll(
+        self,
+        where: models.Filter,
+        after: str,
+        limit: int,
+        fields: Sequence[str] | None = None,
+        *,
+        with_vectors: bool = False,
+        bulk: bool = False,
+    ) -> list[models.Record]:
+        """Points with an id over `after`, by id, with these fields of their payloads, or all; a `bulk` of them may take its time."""
         # The offset is inclusive, so one more is asked for and the start is dropped.
         call = self.connection.client.scroll(
-            self.collection, scroll_filter=where, offset=after or None, limit=limit + bool(after), with_payload=True
+            self.collection,
+            scroll_filter=where,
+            offset=after or None,
+            limit=limit + bool(after),
+            with_payload=True if fields is None else models.PayloadSelectorInclude(include=list(fields)),
+            with_vectors=with_vectors,
         )
-        points, _ = await self.connection.call(call)
+        points, _ = await self.connection.call(call, slow=bulk)
         return [point for point in points if str(point.id) != after][:limit]
+
+    async def pages(self, where: models.Filter, size: int, fields: Sequence[str] | None = None) -> AsyncIterator[list[models.Record]]:
+        """All points that match, by id."""
+        last = ""
+        while page := await self.scroll(where, last, size, fields, bulk=True):
+            yield page
+            if len(page) < size:
+                return
+            last = str(page[-1].id)
+            await asyncio.sleep(0)
 
 
 def _is_at(point_id: str, revision: int) -> models.Filter:

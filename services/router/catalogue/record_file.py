@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import Conflict, Document, Vector
+from services.router.catalogue.port import Conflict, Document, Vector
 from services.router.catalogue.records import AdapterRecord, AdapterRef, RecordSummary, Scope, labels_of, pool_of
 from smoa.errors import ResourceExhausted, Unavailable
 
@@ -39,11 +40,19 @@ CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
 CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (kind TEXT NOT NULL, document_id TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL,
-  revision INTEGER NOT NULL, PRIMARY KEY (kind, document_id)) WITHOUT ROWID;
+  revision INTEGER NOT NULL, deleted INTEGER NOT NULL, PRIMARY KEY (kind, document_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
   rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
 _IDS_A_QUERY: Final = 500
+
+
+class Take(Enum):
+    """Which records a write takes."""
+
+    UNCHANGED = "all of them, if nobody has written since their revisions; or none"
+    NEWER = "those with a higher revision than what is there"
+    ALL = "whatever is there"
 
 
 @dataclass(frozen=True)
@@ -78,10 +87,8 @@ class RecordFile:
         with _failures():
             self._database.execute("SELECT row FROM adapters LIMIT 1").fetchone()
 
-    def write(
-        self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool = True
-    ) -> list[Written]:
-        """Write all or none; prototypes that are not given stay. Unless `conditional`, whatever is there.
+    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], take: Take) -> list[Written]:
+        """Write records; prototypes that are not given stay. Returns what was written.
 
         Raises:
             Conflict: a record is not based on the revision that is there.
@@ -95,13 +102,15 @@ class RecordFile:
             rows, gone, labels, written = [], [], [], []
             for adapter_id, (record, vector) in unique.items():
                 old_row, old_pool, old_vector, had, revision, old_labels = known.get(adapter_id, (0, "", b"", False, 0, frozenset()))
-                if conditional and revision != record.revision:
+                if take is Take.UNCHANGED and revision != record.revision:
                     raise Conflict(unique)
+                if take is Take.NEWER and revision >= record.revision:
+                    continue
                 row = old_row or following
                 following += not old_row
                 pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), frozenset(labels_of(record))
                 has = had or adapter_id in prototypes
-                rows.append(_columns(row, pool, record, packed, has, record.revision + conditional))
+                rows.append(_columns(row, pool, record, packed, has, record.revision + (take is Take.UNCHANGED)))
                 gone += [(label, row) for label in old_labels - named]
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
@@ -109,9 +118,24 @@ class RecordFile:
             database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 16)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
-            packed_prototypes = ((adapter_id, Encoded.of(vectors).to_bytes()) for adapter_id, vectors in prototypes.items())
+            taken = {one.ref.adapter_id for one in written}
+            packed_prototypes = ((one, Encoded.of(vectors).to_bytes()) for one, vectors in prototypes.items() if one in taken)
             database.executemany("INSERT OR REPLACE INTO prototypes VALUES (?, ?)", packed_prototypes)
         return written
+
+    def forget(self, adapter_ids: Sequence[str]) -> list[Written]:
+        """Remove records, as if they had never been; returns those that were there."""
+        with self._transaction() as database:
+            gone = [
+                Written(row, AdapterRef(adapter_id, 0, ""), "", vector, has, pool, True, labels)
+                for adapter_id, (row, pool, vector, has, _, labels) in self._known(adapter_ids).items()
+            ]
+            database.executemany("DELETE FROM adapters WHERE row = ?", [(one.row,) for one in gone])
+            database.executemany("DELETE FROM prototypes WHERE adapter_id = ?", [(one.ref.adapter_id,) for one in gone])
+            database.executemany(
+                "DELETE FROM labels WHERE label = ? AND row = ?", [(label, one.row) for one in gone for label in one.labels]
+            )
+        return gone
 
     def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
@@ -174,39 +198,55 @@ class RecordFile:
             rows = self._database.execute(query, (after_row, limit)).fetchall()
         return [Written(row, AdapterRef(*ref), pool, vector, bool(has)) for row, *ref, pool, vector, has in rows]
 
-    def write_document(self, kind: str, document: Document) -> None:
-        """Write a document; raises Conflict unless it is based on the revision that is there."""
+    def revisions(self, after: str, last: str, most: int = -1) -> dict[str, int]:
+        """Revisions of the adapters with ids over `after`, up to `last`, by id; at most so many of them."""
+        with _failures():
+            query = "SELECT adapter_id, revision FROM adapters WHERE adapter_id > ? AND adapter_id <= ? ORDER BY adapter_id LIMIT ?"
+            return dict(self._database.execute(query, (after, last, most)).fetchall())
+
+    def revisions_of(self, adapter_ids: Sequence[str]) -> dict[str, int]:
+        """Revisions of those of the adapters that are there."""
+        found: dict[str, int] = {}
+        for start in range(0, len(adapter_ids), _IDS_A_QUERY):
+            batch = adapter_ids[start : start + _IDS_A_QUERY]
+            query = f"SELECT adapter_id, revision FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            with _failures():
+                found |= dict(self._database.execute(query, tuple(batch)).fetchall())
+        return found
+
+    def write_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> None:
+        """Write a document; with `deleted`, so that it is there no more, but for its revision.
+
+        Raises:
+            Conflict: it is not based on the revision that is there. One that was deleted counts as one that is not there.
+        """
         with self._transaction() as database:
-            self._check_revision(kind, document)
-            row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), document.revision + 1)
-            database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?)", row)
+            query = "SELECT revision, deleted FROM documents WHERE kind = ? AND document_id = ?"
+            there, gone = database.execute(query, (kind, document.document_id)).fetchone() or (0, True)
+            if deleted and gone and take is Take.UNCHANGED:
+                return
+            if take is Take.UNCHANGED and document.revision != (0 if gone else there):
+                raise Conflict([document.document_id])
+            if take is Take.NEWER and there >= document.revision:
+                return
+            revision = there + 1 if take is Take.UNCHANGED else document.revision
+            row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), revision, int(deleted))
+            database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def get_document(self, kind: str, document_id: str) -> Document | None:
         """One document."""
         with _failures():
-            query = "SELECT document_id, tenant, body, revision FROM documents WHERE kind = ? AND document_id = ?"
+            query = "SELECT document_id, tenant, body, revision FROM documents WHERE kind = ? AND document_id = ? AND NOT deleted"
             found = self._database.execute(query, (kind, document_id)).fetchone()
         return _document(*found) if found else None
 
     def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
         """By id."""
-        columns = "document_id, tenant, body, revision"
-        query = f"SELECT {columns} FROM documents WHERE kind = ? AND tenant = ? AND document_id > ? ORDER BY document_id LIMIT ?"
+        where = "kind = ? AND tenant = ? AND document_id > ? AND NOT deleted"
+        query = f"SELECT document_id, tenant, body, revision FROM documents WHERE {where} ORDER BY document_id LIMIT ?"
         with _failures():
             found = self._database.execute(query, (kind, tenant, after, limit)).fetchall()
         return [_document(*row) for row in found]
-
-    def delete_document(self, kind: str, document: Document) -> None:
-        """Remove a document; raises Conflict if somebody has written it since its revision."""
-        with self._transaction() as database:
-            if self.get_document(kind, document.document_id) is not None:
-                self._check_revision(kind, document)
-                database.execute("DELETE FROM documents WHERE kind = ? AND document_id = ?", (kind, document.document_id))
-
-    def _check_revision(self, kind: str, document: Document) -> None:
-        there = self.get_document(kind, document.document_id)
-        if (there.revision if there else 0) != document.revision:
-            raise Conflict([document.document_id])
 
     def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:
         """Keep what a pool's training learned."""

@@ -53,6 +53,8 @@ class AdapterRecord:
     """How often it was written: a write is taken if nobody has written since the revision that it is based on."""
     last_writes: tuple[str, ...] = ()
     """Ids of its last writes, by which one who writes to a server finds out whether the write was taken."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """What a newer program has added, which stays as it is."""
 
     @property
     def ref(self) -> AdapterRef:
@@ -67,7 +69,8 @@ class AdapterRecord:
         """Index payload."""
         # Not `dataclasses.asdict`: its deep copy was a fifth of an import.
         return {
-            **vars(self),
+            **self.unknown,
+            **{key: value for key, value in vars(self).items() if key != "unknown"},
             **{key: list(getattr(self, key)) for key in _SEQUENCES},
             "statistics": self.statistics.to_payload(),
             "canary_baseline": {name: one.to_payload() for name, one in self.canary_baseline.items()},
@@ -78,6 +81,8 @@ class AdapterRecord:
     def from_payload(cls, payload: Mapping[str, Any]) -> AdapterRecord:
         """Inverse of `to_payload`."""
         known = {key: value for key, value in payload.items() if key in _FIELDS}
+        if len(known) < len(payload):
+            known["unknown"] = {key: value for key, value in payload.items() if key not in _FIELDS}
         for key in _SEQUENCES:
             known[key] = tuple(payload.get(key, ()))
         known["statistics"] = Statistics.from_payload(payload["statistics"])
@@ -87,7 +92,7 @@ class AdapterRecord:
 
 
 _SEQUENCES = ("modules", "tags", "examples", "parents", "last_writes")
-_FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord))
+_FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord)) - {"unknown"}
 
 
 class AdapterRef(NamedTuple):
@@ -114,7 +119,7 @@ class Candidate(NamedTuple):
     record: AdapterRecord | None = None
     """What is known of it, its examples left out, where the search was asked for it."""
     has_prototypes: bool = False
-    """It came with examples; `AdapterIndex.prototypes` has what they were boiled down to."""
+    """It came with examples; `Catalogue.prototypes` has what they were boiled down to."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Everything the registry wrote, as objects in the store: from them an index that was lost can be made again.
+"""Everything the registry wrote, as objects in the store: from them a catalogue that was lost can be made again.
 
-One object for each write, a line of JSON for each adapter, with the revision that it is based on. It is written before the index is, and
-taken back if another router was faster: a write that failed otherwise is in the log and was never acknowledged, which its caller's retry
-makes true. Counts of uses and outcomes are not in it: the optimizer reports them again.
+One object for each write, a line of JSON for each adapter, with the revision that it is based on. It is written before the catalogue is,
+and taken back if another router was faster: a write that failed otherwise is in the log and was never acknowledged, which its caller's
+retry makes true. Counts of uses and outcomes are not in it: the optimizer reports them again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import orjson
 from ulid import ULID
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import AdapterIndex, Entry, Vector
+from services.router.catalogue.port import Catalogue, Entry, Vector
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.store import AdapterStore
@@ -65,18 +65,18 @@ class RegistrationLog:
             raise InvalidArgument(name, f"is not a log of registrations ({error})", "restore the object, or delete it") from error
 
 
-async def rebuild(log: RegistrationLog, index: AdapterIndex, dimension: int) -> AsyncIterator[tuple[int, int]]:
-    """Write all of the log into an empty index; yields (objects done, objects in all).
+async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) -> AsyncIterator[tuple[int, int]]:
+    """Write all of the log into an empty catalogue; yields (objects done, objects in all).
 
     Raises:
-        FailedPrecondition: the index holds adapters already.
+        FailedPrecondition: it holds adapters already.
     """
     everything = Scope(tenant=None, states=EVERY_STATE)
-    if await index.scroll(everything, "", 1):
+    if await catalogue.scroll(everything, "", 1):
         raise FailedPrecondition("index: holds adapters already; rebuild into an empty one")
     names = await log.names()
     written: dict[str, tuple[int, int]] = {}
-    """Revisions of the record and of the prototypes that are in the index: names sort by clocks, and those of two routers may differ."""
+    """Revisions of the record and of the prototypes that are there: names sort by clocks, and those of two routers may differ."""
     for done, name in enumerate(names, 1):
         records: list[tuple[AdapterRecord, Vector]] = []
         prototypes: dict[str, Vector] = {}
@@ -86,12 +86,12 @@ async def rebuild(log: RegistrationLog, index: AdapterIndex, dimension: int) -> 
             if record.revision >= record_at:
                 records.append((replace(record, revision=record.revision + 1), vector))  # as it was once written
                 record_at = record.revision
-            elif newer and (there := await index.get(record.adapter_id)) is not None:
+            elif newer and (there := await catalogue.get(record.adapter_id)) is not None:
                 records.append(there)
             if newer and given is not None:
                 prototypes[record.adapter_id], prototypes_at = given, record.revision
             written[record.adapter_id] = record_at, prototypes_at
-        await index.upsert(records, prototypes)
+        await catalogue.upsert(records, prototypes)
         yield done, len(names)
 
 

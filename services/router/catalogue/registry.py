@@ -12,8 +12,8 @@ import numpy as np
 
 from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
-from services.router.catalogue.index import AdapterIndex, Conflict, Entry, Vector
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
+from services.router.catalogue.port import Catalogue, Conflict, Entry, Vector
 from services.router.catalogue.prototypes import prototypes_of
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registration_log import RegistrationLog
@@ -53,7 +53,7 @@ class Registry:
 
     def __init__(
         self,
-        index: AdapterIndex,
+        catalogue: Catalogue,
         store: AdapterStore,
         embedder: StaticEmbedder,
         changed: Callable[[Sequence[Change]], None],
@@ -62,21 +62,21 @@ class Registry:
         shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
     ) -> None:
         """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
-        self.index, self._store, self._embedder, self.changed = index, store, embedder, changed
+        self.catalogue, self._store, self._embedder, self.changed = catalogue, store, embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
         self._shapes_of, self._reading = shapes_of, asyncio.Semaphore(_READING)
         self.writing, self._log = asyncio.Lock(), RegistrationLog(store)
         self._writes = Uncancelled()
 
     async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The work as a task of its own, which goes on when its caller goes away: a write must not end between the index and its event.
+        """The work as a task of its own, which goes on when its caller goes away: a write must not end between the catalogue and its event.
 
         Raises:
             ResourceExhausted: too many wait.
             Unavailable: other routers always wrote first.
         """
         if len(self._writes) >= MAX_WRITES:
-            raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the index", "retry later")
+            raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the catalogue", "retry later")
         return await self._writes.run(until_taken(work))
 
     async def close(self) -> None:
@@ -103,14 +103,14 @@ class Registry:
                 "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
             )
         async with self.writing:
-            found = await self.index.get(record.adapter_id)
+            found = await self.catalogue.get(record.adapter_id)
             kept = None if found is None else same_content(found[0], digest, tenant)
             if kept is not None and kept.state in ("retired", "purged"):
                 self.changed([as_it_is(kept)])
                 raise gone(kept)
-            replaced = await replaced_by(self.index, record) if replace else []
+            replaced = await replaced_by(self.catalogue, record) if replace else []
             if kept is None and not replace:
-                await check_name(self.index, record)
+                await check_name(self.catalogue, record)
             written = list(replaced)
             if kept is not None and kept.state != "missing":
                 record = kept
@@ -141,7 +141,7 @@ class Registry:
         checked = await asyncio.to_thread(self._checked_import, tenant, imported)
         absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
         async with self.writing:
-            there = await self.index.summaries([entry.record.adapter_id for entry in checked])
+            there = await self.catalogue.summaries([entry.record.adapter_id for entry in checked])
             written, missing = [], 0
             for entry in checked:
                 record, kept = entry.record, there.get(entry.record.adapter_id)
@@ -183,14 +183,14 @@ class Registry:
         return list(made.values())
 
     async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
-        """Make records so, in the log and the index, unless somebody has written them since. The caller holds `writing`, and tells.
+        """Make records so, in the log and the catalogue, unless somebody has written them since. The caller holds `writing`, and tells.
 
         Raises:
             Conflict: somebody has.
         """
         logged = await self._log.write(entries)
         try:
-            await self.index.write(entries, together=together)
+            await self.catalogue.write(entries, together=together)
         except Conflict as conflict:
             if done := [] if together else [entry for entry in entries if entry.record.adapter_id not in conflict.lost]:
                 await self._log.write(done)
@@ -220,7 +220,7 @@ class Registry:
         if scope.tenant is None and not self._allow_all_tenants:
             raise FailedPrecondition("all_tenants: is not allowed here; list one tenant, or set SMOA_ROUTER_ALLOW_ALL_TENANTS=true")
         size, after = page_size_of(page_size), page_after(page_token, scope)
-        records = await self.index.scroll(scope, after, size + 1)
+        records = await self.catalogue.scroll(scope, after, size + 1)
         more = len(records) > size
         return records[:size], page_token_of(records[size - 1].adapter_id, scope) if more else ""
 
@@ -260,7 +260,7 @@ class Registry:
             )
             silent = name is None and tags is None and not examples and pinned is None
             if silent:
-                await self.index.write([Entry(record, vector)])
+                await self.catalogue.write([Entry(record, vector)])
                 return record
             record = dataclasses.replace(record, updated_at_us=now_us())
             await self.write([Entry(record, vector, prototypes)])
@@ -290,7 +290,7 @@ class Registry:
             remedy = "put it there with `smoa adapter push` first"
             raise FailedPrecondition(f"adapter: the file of {record.adapter_id} is not in the store; {remedy}")
         for parent_id in record.parents if record.merge_id else ():
-            if (parent := await self.index.get(parent_id)) is not None and parent[0].state == "active":
+            if (parent := await self.catalogue.get(parent_id)) is not None and parent[0].state == "active":
                 raise FailedPrecondition(f"adapter: {record.adapter_id} is the child of a merge that was undone: {parent_id} is active")
 
     @_whole
@@ -311,9 +311,9 @@ class Registry:
                 )
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
-                await self.index.write([Entry(record, vector)])
+                await self.catalogue.write([Entry(record, vector)])
             same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
-            if not await self.index.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
+            if not await self.catalogue.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.write([Entry(record, vector)])
@@ -321,7 +321,7 @@ class Registry:
         return record
 
     async def read(self, digest: str) -> AdapterRecord:
-        """What the index keeps of a file of the store, which is checked: as a file, and against its base model.
+        """What the catalogue keeps of a file of the store, which is checked: as a file, and against its base model.
 
         Raises:
             NotFound: there is none.
@@ -355,14 +355,14 @@ class Registry:
         )
 
     async def _visible(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
-        found = await self.index.get(adapter_id)
+        found = await self.catalogue.get(adapter_id)
         if found is None or not found[0].visible_to(tenant):
             raise NotFound("adapter", adapter_id)
         return found
 
     async def owned(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
         """One of the tenant's own; raises NotFound."""
-        found = await self.index.get(adapter_id)
+        found = await self.catalogue.get(adapter_id)
         if found is None or found[0].tenant != tenant:
             raise NotFound("adapter", adapter_id)
         return found

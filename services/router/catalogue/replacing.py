@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from services.router.catalogue.changes import now_us
-from services.router.catalogue.index import AdapterIndex, Entry
+from services.router.catalogue.port import Catalogue, Entry
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from smoa.errors import AlreadyExists, FailedPrecondition
 
@@ -18,9 +18,9 @@ MAX_NAMESAKES: Final = 100
 """Adapters of one name that a new one is compared with."""
 
 
-async def check_name(index: AdapterIndex, record: AdapterRecord) -> None:
+async def check_name(catalogue: Catalogue, record: AdapterRecord) -> None:
     """Raise AlreadyExists for a name that a live adapter has with the same examples: no query could be meant for one and not the other."""
-    for one in await _namesakes(index, record):
+    for one in await _namesakes(catalogue, record):
         if set(one.examples) == set(record.examples):
             raise AlreadyExists(
                 f"name: {record.name!r} is the name of {one.adapter_id}, which has the same examples, so both would answer every query by "
@@ -28,13 +28,13 @@ async def check_name(index: AdapterIndex, record: AdapterRecord) -> None:
             )
 
 
-async def replaced_by(index: AdapterIndex, record: AdapterRecord) -> list[Entry]:
+async def replaced_by(catalogue: Catalogue, record: AdapterRecord) -> list[Entry]:
     """The live adapter that a new one takes the place of, as retired: its namesake; of several, the one with the same examples.
 
     Raises:
         FailedPrecondition: it is one of several, on trial, or other tenants may use only one of the two.
     """
-    namesakes = await _namesakes(index, record)
+    namesakes = await _namesakes(catalogue, record)
     meant = [one for one in namesakes if set(one.examples) == set(record.examples)] or namesakes
     if len(meant) > 1:
         ids = ", ".join(one.adapter_id for one in meant[:5])
@@ -42,11 +42,11 @@ async def replaced_by(index: AdapterIndex, record: AdapterRecord) -> list[Entry]
             f"name: {record.name!r} is the name of {len(meant)} live adapters ({ids}); retire those that this one takes the place of with "
             "`smoa adapter retire`, then push it again"
         )
-    found = await index.get(meant[0].adapter_id) if meant else None
+    found = await catalogue.get(meant[0].adapter_id) if meant else None
     if found is None or found[0].state not in LIVE:
         return []
     old, vector = found
-    await check_not_on_trial(index, old.tenant, {old.adapter_id})
+    await check_not_on_trial(catalogue, old.tenant, {old.adapter_id})
     if old.shared != record.shared:
         shared, private = (old, record) if old.shared else (record, old)
         raise FailedPrecondition(
@@ -56,17 +56,17 @@ async def replaced_by(index: AdapterIndex, record: AdapterRecord) -> list[Entry]
     return [Entry(dataclasses.replace(old, state="retired", state_reason=reason, updated_at_us=now_us()), vector)]
 
 
-async def check_not_on_trial(index: AdapterIndex, tenant: str, adapter_ids: AbstractSet[str]) -> None:
+async def check_not_on_trial(catalogue: Catalogue, tenant: str, adapter_ids: AbstractSet[str]) -> None:
     """Raise FailedPrecondition for a merge's child on trial, or a parent of one."""
     scope = Scope(tenant=tenant, include_shared=False, states=("canary",))
-    for canary in await index.scroll(scope, "", MAX_CANARIES):
+    for canary in await catalogue.scroll(scope, "", MAX_CANARIES):
         if on_trial := adapter_ids & {canary.adapter_id, *canary.parents}:
             raise FailedPrecondition(
                 f"parent: {min(on_trial)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
             )
 
 
-async def _namesakes(index: AdapterIndex, record: AdapterRecord) -> list[AdapterRecord]:
+async def _namesakes(catalogue: Catalogue, record: AdapterRecord) -> list[AdapterRecord]:
     """The tenant's other live adapters of the same name and base model."""
     scope = Scope(
         tenant=record.tenant,
@@ -75,4 +75,4 @@ async def _namesakes(index: AdapterIndex, record: AdapterRecord) -> list[Adapter
         name=record.name,
         states=LIVE,
     )
-    return [one for one in await index.scroll(scope, "", MAX_NAMESAKES) if one.adapter_id != record.adapter_id]
+    return [one for one in await catalogue.scroll(scope, "", MAX_NAMESAKES) if one.adapter_id != record.adapter_id]

@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from services.router.catalogue.index import Conflict
+from services.router.catalogue.port import Conflict
 from smoa.errors import Unavailable
 
 T = TypeVar("T")

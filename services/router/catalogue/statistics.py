@@ -92,5 +92,8 @@ class Statistics:
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Statistics:
         """Inverse of `to_payload`."""
-        epochs = {name: EpochCounts(**counts) for name, counts in payload.get("epochs", {}).items()}
-        return cls(**{**payload, "epochs": epochs})
+        epochs = {
+            name: EpochCounts(**{key: value for key, value in counts.items() if key in COUNTED})
+            for name, counts in payload.get("epochs", {}).items()
+        }
+        return cls(**{key: value for key, value in payload.items() if key in cls.__dataclass_fields__} | {"epochs": epochs})

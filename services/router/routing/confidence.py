@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 
 FIT_HALFWAY, FIT_STEEPNESS = 0.505, 16.0
 """Where the confidence is one half, and how fast it grows there; read off the example library and queries that none of it serves."""

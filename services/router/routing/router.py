@@ -14,7 +14,7 @@ from ulid import ULID
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
-from services.router.catalogue.index import AdapterIndex, Vector
+from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import EVERY_STATE, Candidate, Reach, Scope
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
@@ -25,6 +25,7 @@ from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Fit, Limits, explain
 from services.router.routing.scoring import MAX_MIXED, MIN_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from services.router.routing.single_flight import SingleFlight
+from services.router.search.port import VectorIndex
 from smoa.embedding import StaticEmbedder
 from smoa.errors import InvalidArgument, NotFound
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
@@ -98,18 +99,20 @@ class RoutingDefaults:
 
 
 class Router:
-    """Routes queries over an index. Knows tenants by their adapters: `public` always exists."""
+    """Routes queries over a catalogue and an index of it. Knows tenants by their adapters: `public` always exists."""
 
     def __init__(
         self,
-        index: AdapterIndex,
+        catalogue: Catalogue,
+        search: VectorIndex,
         embedder: StaticEmbedder,
         cache: RoutingCache[RouteQuery, Choice],
         compositions: Compositions,
         defaults: RoutingDefaults | None = None,
         seed: int | None = None,
     ) -> None:
-        self._index, self._embedder, self.cache, self._compositions = index, embedder, cache, compositions
+        self._catalogue, self._search, self._embedder = catalogue, search, embedder
+        self.cache, self._compositions = cache, compositions
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
         self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
@@ -201,7 +204,7 @@ class Router:
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:
             return
-        if not await self._index.scroll(Scope(tenant=tenant, include_shared=False, states=EVERY_STATE), "", 1):
+        if not await self._catalogue.scroll(Scope(tenant=tenant, include_shared=False, states=EVERY_STATE), "", 1):
             raise NotFound("tenant", tenant, "register an adapter for it first, or check the name")
         if len(self._known_tenants) >= 1_000_000:
             self._known_tenants = {DEFAULT_TENANT}
@@ -237,18 +240,18 @@ class Router:
         reach, most = _reach(query), self._defaults.candidates
         if query.strategy == "hierarchical":
             limit = MAX_EXPLAINED if with_records else query.top_k
-            return await self._index.search(vector, reach, limit, with_records=with_records, clusters=self._defaults.clusters)
+            return await self._search.search(vector, reach, limit, with_records=with_records, clusters=self._defaults.clusters)
         hinted = bool(query.hints) and query.strategy != "semantic"
         with_records = with_records or hinted or query.strategy == "learned"
         found: dict[str, Candidate] = {}
         if query.strategy != "task":
             # Where the cosine alone ranks, no more is needed than is asked for.
             limit = most if with_records or query.strategy == "mixture" else query.top_k
-            found |= {c.ref.adapter_id: c for c in await self._index.search(vector, reach, limit, with_records=with_records)}
+            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, reach, limit, with_records=with_records)}
         if hinted:
             for labels in query.hints.labels:
                 labelled = dataclasses.replace(reach, any_labels=labels)
-                found |= {c.ref.adapter_id: c for c in await self._index.search(vector, labelled, most, with_records=True)}
+                found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_records=True)}
         return found.values()
 
     async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
@@ -300,7 +303,7 @@ class Router:
                 found[adapter_id] = known
         if missing:
             state = self.cache.state_of(pools)
-            read = await self._index.prototypes(missing)
+            read = await self._catalogue.prototypes(missing)
             for adapter_id in missing:
                 found[adapter_id] = vectors = read.get(adapter_id, none)
                 if state == self.cache.state_of(pools):  # else these may be of before a change

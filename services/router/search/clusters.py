@@ -3,6 +3,9 @@
 Leader clustering (Hartigan 1975, "Clustering algorithms", chapter 3): an adapter joins the cluster whose leader is nearest, or, if none is
 near, leads a new one. A leader never moves, so nothing is ever rebuilt, and several processes may add at once. A cluster without adapters
 is not looked into, and its leader takes the next that are near.
+
+A pool has clusters from `CLUSTERED_FROM` adapters on, for a smaller one is looked through as a whole: what was in it before is in no
+cluster, and always looked at.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.catalogue.index import Vector
+from services.router.catalogue.port import Vector
 
 JOIN_COSINE: Final = 0.5
 MAX_CLUSTERS: Final = 256
+CLUSTERED_FROM: Final = 2_000
+NO_CLUSTER: Final = -1
 Ids = NDArray[np.int16]
 
 

@@ -12,6 +12,7 @@ event loop. Why faiss and not the HNSW of an embedded engine: docs/decisions/000
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, Final, cast
 
 import faiss
@@ -19,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.router.catalogue.encoded_vectors import Codes, Encoded
-from services.router.catalogue.index import Vector
-from services.router.search.clusters import Clusters, Ids
+from services.router.catalogue.port import Vector
+from services.router.search import clusters as leading
+from services.router.search.clusters import NO_CLUSTER, Clusters, Ids
 
 EXACT_ROWS: Final = 2_000
 FLAT_ROWS: Final = 20_000
@@ -32,6 +34,7 @@ _ROWS_A_CELL: Final = 20
 _ROUNDS: Final = 4
 """Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
 _GROWTH_ROWS: Final = 65_536
+_AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quarter as many take three times as long each
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
@@ -43,6 +46,8 @@ class Successor:
     def __init__(self, scan: faiss.Index, trained_rows: int, cells: int, probes: int, rescored: int = RESCORED) -> None:
         self.scan, self.trained_rows, self.cells, self.probes, self.rescored = scan, trained_rows, cells, probes, rescored
         self.filled = 0
+        self._lock = Lock()
+        """Of the scan: faiss must not search what it adds to."""
         self._parameters: faiss.SearchParametersIVF | None = None
         self._queries: Vector = np.empty((0, scan.d), np.float32)
         self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
@@ -102,7 +107,8 @@ class Successor:
             best = np.argpartition(-values, 9, 1)[:, :10]
             self._best = np.take_along_axis(values, best, 1)
             self._truth = np.take_along_axis(np.concatenate([self._truth, positions], 1), best, 1)
-        self.scan.add(vectors)
+        with self._lock:
+            self.scan.add(vectors)
         self.filled += len(vectors)
 
     def calibrate(self) -> None:
@@ -129,7 +135,8 @@ class Successor:
         if self.cells > 1 and self._parameters is None:
             self._parameters = _probing(self.probes)
         parameters = _probing(self.cells) if everywhere and self.cells > 1 else self._parameters
-        found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
+        with self._lock:
+            found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
     def to_bytes(self) -> bytes:
@@ -164,7 +171,7 @@ class VectorPool:
         self._steps: Vector = np.empty(0, np.float32)
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)
         self._cluster: Ids = np.empty(0, np.int16)
-        self._clusters = Clusters(dimension)
+        self._clusters: Clusters | None = None
         self._used = self._dropped = 0
         self._scan: Successor | None = None
         self._trained_at = 0
@@ -180,8 +187,8 @@ class VectorPool:
     def add(self, rows: NDArray[np.int64], vectors: Encoded) -> int:
         """Add vectors and return the position of the first."""
         first, count = self._used, len(rows)
-        while first + count > len(self._rows):
-            size = len(self._rows) + min(max(64, len(self._rows)), _GROWTH_ROWS)
+        if first + count > len(self._rows):  # a pool of one adapter takes the room of one: there may be a hundred thousand of them
+            size = max(first + count, len(self._rows) + min(len(self._rows), _GROWTH_ROWS))
             # In place: a copy of hundreds of megabytes would double the memory for a moment. No view outlives a call on the loop.
             self._codes.resize((size, self._codes.shape[1]), refcheck=False)
             self._steps.resize(size, refcheck=False)
@@ -189,17 +196,27 @@ class VectorPool:
             self._cluster.resize(size, refcheck=False)
         self._codes[first : first + count], self._steps[first : first + count] = vectors.codes, vectors.steps
         self._rows[first : first + count] = rows
-        self._cluster[first : first + count] = self._clusters.join(vectors.decoded())
+        if self._clusters is None and first >= leading.CLUSTERED_FROM:
+            self._clusters = Clusters(vectors.codes.shape[1])
+        self._cluster[first : first + count] = NO_CLUSTER if self._clusters is None else self._clusters.join(vectors.decoded())
         self._used += count
-        if self._scan is not None:
-            self._scan.fill(vectors)
+        if self._scan is not None and (behind := self._used - self._scan.filled) > 0:
+            self._scan.fill(Encoded(vectors.codes[-behind:], vectors.steps[-behind:]))
         return first
+
+    def fill_ahead(self, vectors: Encoded) -> None:
+        """Put the vectors that are added next into the scan: on a worker thread, while nothing else is added. Searches go on."""
+        if self._scan is not None:
+            for start in range(0, len(vectors.steps), _AHEAD_ROWS):
+                rows = slice(start, start + _AHEAD_ROWS)
+                self._scan.fill(Encoded(vectors.codes[rows], vectors.steps[rows]))
 
     def drop(self, position: int) -> None:
         """Forget one vector."""
         if self._rows[position] >= 0:
             self._rows[position] = -1
-            self._clusters.leave(int(self._cluster[position]))
+            if self._clusters is not None and self._cluster[position] != NO_CLUSTER:
+                self._clusters.leave(int(self._cluster[position]))
             self._dropped += 1
 
     def nearest(
@@ -209,7 +226,7 @@ class VectorPool:
 
         `among` names the positions that count; with `clusters`, only what is in so many nearest clusters does.
         """
-        near_clusters = self._clusters.nearest(query, clusters) if clusters else None
+        near_clusters = self._clusters.nearest(query, clusters) if clusters and self._clusters is not None else None
         if among is not None or self._scan is None:
             positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
         else:
@@ -234,14 +251,22 @@ class VectorPool:
 
     def _counted(self, positions: NDArray[np.int64], clusters: Ids | None) -> NDArray[np.int64]:
         """Those of the positions that were not dropped, and are in one of the clusters."""
+        if self._scan is not None and self._scan.filled > self._used:
+            positions = positions[positions < self._used]
         if clusters is not None:
-            positions = positions[np.isin(self._cluster[positions], clusters)]
+            of = self._cluster[positions]
+            positions = positions[(of == NO_CLUSTER) | np.isin(of, clusters)]
         return positions[self._rows[positions] >= 0] if self._dropped else positions
 
     def holds(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the positions are here and hold that row."""
         inside = (positions >= 0) & (positions < self._used)
         return inside & (self._rows[np.where(inside, positions, 0)] == rows) if self._used else np.zeros(len(positions), bool)
+
+    @property
+    def has_scan(self) -> bool:
+        """Whether it is scanned; else everything is scored."""
+        return self._scan is not None
 
     @property
     def wants_training(self) -> bool:

@@ -1,20 +1,18 @@
-"""`AdapterIndex` in this process: records and vectors in one file (`record_file.py`), searched in memory (`pool.py`).
+"""`VectorIndex` in memory (`pool.py`), over a catalogue in SQLite: the truth itself, or the copy of one that is elsewhere.
 
-A write is committed before it is put into the pools, and in the pools before it is answered. At start the pools are made again from the
-file, with the codebooks that an earlier process learned. Single records are read on the loop: tens of microseconds from the page cache,
-less than handing them to a thread. All else that blocks runs on one worker thread; training runs on a thread of its own.
+What is written is committed before it is put into the pools, and in the pools before its write is answered. At start the pools are made
+again from the file, with the codebooks that an earlier process learned; what has been loaded is found from the first moment. Training
+runs on a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from struct import Struct
 from typing import Final, TypeVar
 
@@ -23,24 +21,25 @@ from numpy.typing import NDArray
 
 from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.index import Document, Entry, Vector
+from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, RecordSummary, Scope, labels_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, labels_of
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.search.pool import Successor, VectorPool
-from smoa.errors import FailedPrecondition
-from smoa.identifiers import check_ulid
-from smoa.tasks import Uncancelled
+from smoa.tasks import begin, end
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-FILE: Final = "index.sqlite"
 BROAD_LABEL_ROWS: Final = 20_000
 """Labels of more adapters than this are looked for among the nearest, instead of the nearest among their adapters."""
 _BROAD_NEAREST: Final = 256
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
+_LOADED_ROWS: Final = 2048  # read at once, while writes wait
 _RECORD_BYTES: Final = 2_500  # of a parsed record in memory, about
 _REF: Final = Struct("<26si32s?")
+BYTES_AN_ADAPTER: Final = 450
+"""Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
 
 
 class Refs:
@@ -64,78 +63,33 @@ class Refs:
         return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, record, has_prototypes)
 
 
-class LocalIndex:
-    """One file in a folder; one process owns it. Make it with `LocalIndex.open`."""
+class MemorySearch:
+    """Pools over a file. `load`, or `start` and `loaded`, before what is in it is found."""
 
-    def __init__(self, folder: Path, dimension: int, record_cache_bytes: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise FailedPrecondition(
-                f"index: another process uses {folder}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)"
-            ) from error
-        self._file, self._reader = RecordFile(folder / FILE), RecordFile(folder / FILE)
-        self._thread = ThreadPoolExecutor(1, "index")
+    def __init__(self, catalogue: SqliteCatalogue, record_cache_bytes: int = 32 * 2**20) -> None:
+        self._catalogue = catalogue
         self._trainer = ThreadPoolExecutor(1, "index-training")
-        self._writing = asyncio.Lock()
-        self._writes = Uncancelled()
         self._trainings: dict[str, asyncio.Task[None]] = {}
-        self._dimension = dimension
-        self._new_pool = partial(VectorPool, dimension)
+        self._loading: asyncio.Task[None] | None = None
+        self._new_pool = partial(VectorPool, catalogue.dimension)
         self._pools: defaultdict[str, VectorPool] = defaultdict(self._new_pool)
         self._positions: NDArray[np.int64] = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
         self._refs = Refs()
         self._records: BoundedCache[int, AdapterRecord] = BoundedCache(record_cache_bytes)
         self._label_rows: BoundedCache[str, NDArray[np.int64]] = BoundedCache(record_cache_bytes // 4)
+        catalogue.follow(self._take)
 
-    @classmethod
-    async def open(cls, folder: Path, dimension: int, record_cache_bytes: int = 32 * 2**20) -> LocalIndex:
-        """Open or make it; returns once everything in it is searchable at full speed.
+    def start(self) -> None:
+        """Begin to load; what is loaded is found."""
+        self._loading = begin(self.load(), "index-loading")
 
-        Raises:
-            FailedPrecondition: another process uses the folder.
-        """
-        index = cls(folder, dimension, record_cache_bytes)
-        await index._load()
-        return index
-
-    async def check(self) -> None:
-        """See `AdapterIndex`."""
-        self._reader.check()
-
-    async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
-        """See `AdapterIndex`."""
-        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
-        await self._written([(entry.record, entry.vector) for entry in entries], prototypes, conditional=True)
-
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
-        """See `AdapterIndex`."""
-        await self._written(records, prototypes or {}, conditional=False)
-
-    async def _written(
-        self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool
-    ) -> None:
-        # Outliving a caller that goes away, who would part the file from the pools.
-        await self._writes.run(self._write(records, prototypes, conditional=conditional))
-
-    async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
-        """See `AdapterIndex`."""
-        check_ulid(adapter_id)
-        return self._reader.get(adapter_id)
-
-    async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
-        """See `AdapterIndex`."""
-        return await self._call(lambda: self._file.summaries(adapter_ids))
-
-    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
-        """See `AdapterIndex`."""
-        return self._reader.prototypes(adapter_ids, self._dimension)
+    async def loaded(self) -> None:
+        """Wait until everything is found, at full speed."""
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
 
     async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
-        """See `AdapterIndex`."""
+        """See `VectorIndex`."""
         labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None
         broad = labelled is not None and len(labelled) > BROAD_LABEL_ROWS
         if labelled is not None:  # the file may know rows that no pool has had yet, or has no more
@@ -159,33 +113,9 @@ class LocalIndex:
         records = self._records_at([row for _, row in found])
         return [self._refs.candidate(row, cosine, records[row]) for cosine, row in found]
 
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
-        """See `AdapterIndex`."""
-        return await self._call(lambda: self._file.scroll(scope, after, limit))
-
-    async def write_document(self, kind: str, document: Document) -> None:
-        """See `AdapterIndex`."""
-        await self._call(lambda: self._file.write_document(kind, document))
-
-    async def get_document(self, kind: str, document_id: str) -> Document | None:
-        """See `AdapterIndex`."""
-        return self._reader.get_document(kind, document_id)
-
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
-        """See `AdapterIndex`."""
-        return await self._call(lambda: self._file.list_documents(kind, tenant, after, limit))
-
-    async def delete_document(self, kind: str, document: Document) -> None:
-        """See `AdapterIndex`."""
-        await self._call(lambda: self._file.delete_document(kind, document))
-
-    async def snapshot(self, path: Path) -> None:
-        """Copy the index, as it is at one moment, to a file that must not exist. Restored by putting it into an empty folder as FILE."""
-        await self._call(lambda: self._file.copy_to(path))
-
     @property
     def in_training(self) -> int:
-        """See `AdapterIndex`."""
+        """See `VectorIndex`."""
         return len(self._trainings)
 
     async def trained(self) -> None:
@@ -194,41 +124,32 @@ class LocalIndex:
             await asyncio.wait(set(self._trainings.values()))
 
     async def close(self) -> None:
-        """See `AdapterIndex`."""
-        trainings = list(self._trainings.values())
-        for task in trainings:
-            task.cancel()
-        await self._writes.close()
-        await asyncio.gather(*trainings, return_exceptions=True)
-        for thread in (self._thread, self._trainer):
-            await asyncio.to_thread(thread.shutdown)
-        self._file.close()
-        self._reader.close()
-        self._lock.close()
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        """See `VectorIndex`."""
+        for task in (*self._trainings.values(), *([] if self._loading is None else [self._loading])):
+            await end(task)
+        await asyncio.to_thread(self._trainer.shutdown)
 
     async def _train_call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._trainer, function)
 
-    async def _write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], *, conditional: bool) -> None:
-        async with self._writing:
-            written = await self._call(lambda: self._file.write(records, prototypes, conditional=conditional))
-            for one in written:
-                self._records.drop(one.row)
-                for label in one.labels:
-                    self._label_rows.drop(label)
-            moved = [one for one in written if one.moved]
-            for start in range(0, len(moved), _STEP_ROWS):
-                self._place(moved[start : start + _STEP_ROWS])
-                if start + _STEP_ROWS < len(moved):
-                    await asyncio.sleep(0)
-            for name in {one.old_pool for one in moved if one.old_pool}:
-                if self._pools[name].wants_compaction:
-                    await self._compact(name)
+    async def _take(self, written: Sequence[Written]) -> None:
+        """Put into the pools what was committed; called while nothing else is written."""
+        for one in written:
+            self._records.drop(one.row)
+            for label in one.labels:
+                self._label_rows.drop(label)
+        moved = [one for one in written if one.moved]
+        await self._place_all(moved)
+        for name in {one.old_pool for one in moved if one.old_pool}:
+            if self._pools[name].wants_compaction:
+                await self._compact(name)
         for name in {one.pool for one in moved if one.pool}:
             self._train_if_wanted(name)
+
+    async def _place_all(self, moved: Sequence[Written]) -> None:
+        for start in range(0, len(moved), _STEP_ROWS):
+            self._place(moved[start : start + _STEP_ROWS])
+            await asyncio.sleep(0)
 
     def _place(self, moved: Sequence[Written]) -> None:
         """Put committed records into their pools, out of those they were in. What is replaced is dropped after its successor is there."""
@@ -256,7 +177,7 @@ class LocalIndex:
     def _records_at(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:
         found = {row: record for row in rows if (record := self._records.get(row)) is not None}
         if missing := [row for row in rows if row not in found]:
-            read = self._reader.records(missing)
+            read = self._catalogue.reader.records(missing)
             for row, record in read.items():
                 self._records.put(row, record, _RECORD_BYTES)
             found |= read
@@ -267,24 +188,44 @@ class LocalIndex:
         parts: list[NDArray[np.int64]] = []
         for label in labels:
             if (rows := self._label_rows.get(label)) is None:
-                rows = await self._call(partial(self._file.rows_with, label, BROAD_LABEL_ROWS + 1))
+                read = partial(RecordFile.rows_with, label=label, most=BROAD_LABEL_ROWS + 1)
+                rows = await self._catalogue.call(read)
                 self._label_rows.put(label, rows, rows.nbytes + 200)
             parts.append(rows)
         return np.unique(np.concatenate(parts))
 
     # Loading, training, compacting
 
-    async def _load(self) -> None:
+    async def load(self) -> None:
+        """Fill the pools from the file."""
+        for name, rows, probes, rescored, scan in await self._catalogue.call(lambda file: file.trained()):
+            if not self._pools[name].positions:  # else it was written to already, and is trained again
+                self._pools[name].adopt(Successor.from_bytes(scan, rows, probes, rescored))
         row = 0
-        while batch := await self._call(lambda after=row: self._file.placed(after, _CHUNK_ROWS)):  # type: ignore[misc]
+        while True:
+            async with self._catalogue.writing:
+                batch = await self._catalogue.call(lambda file, after=row: file.placed(after, _LOADED_ROWS))  # type: ignore[misc]
+                missing = [one for one in batch if not self._is_placed(one.row)]
+                await self._fill_ahead(missing)
+                await self._place_all(missing)
+            if not batch:
+                break
             row = batch[-1].row
-            self._place(batch)
-        for name, rows, probes, rescored, scan in await self._call(self._file.trained):
-            if name in self._pools:
-                await self._adopt(self._pools[name], Successor.from_bytes(scan, rows, probes, rescored))
         for name in list(self._pools):
             self._train_if_wanted(name)
         await self.trained()
+
+    async def _fill_ahead(self, placed: Sequence[Written]) -> None:
+        """The scans of what is placed next, off the loop: that is most of the work."""
+        by_pool: defaultdict[str, list[bytes]] = defaultdict(list)
+        for one in placed:
+            by_pool[one.pool].append(one.vector)
+        for name, packed in by_pool.items():
+            if self._pools[name].has_scan:
+                await self._train_call(lambda: self._pools[name].fill_ahead(Encoded.of(vectors_of(packed))))  # noqa: B023  awaited at once
+
+    def _is_placed(self, row: int) -> bool:
+        return row < len(self._positions) and self._positions[row] >= 0
 
     def _train_if_wanted(self, name: str) -> None:
         if self._pools[name].wants_training and name not in self._trainings:
@@ -308,7 +249,7 @@ class LocalIndex:
             successor.watch(pool.sample(64, seed=1))
             await self._adopt(pool, successor)
             kept = (name, rows, successor.probes, successor.rescored, learned)
-            await self._call(lambda: self._file.keep_trained(*kept))  # noqa: B023
+            await self._catalogue.call(lambda file: file.keep_trained(*kept))  # noqa: B023
 
     async def _adopt(self, pool: VectorPool, successor: Successor) -> None:
         """Fill the successor with all that is in the pool, and let the pool scan with it."""
@@ -333,7 +274,7 @@ class LocalIndex:
         for start in range(0, old.positions, _STEP_ROWS):
             fresh.add(*old.alive(start, start + _STEP_ROWS))
             await asyncio.sleep(0)
-        for kept, rows, probes, rescored, scan in await self._call(self._file.trained):
+        for kept, rows, probes, rescored, scan in await self._catalogue.call(lambda file: file.trained()):
             if kept == name and len(fresh):
                 await self._adopt(fresh, Successor.from_bytes(scan, rows, probes, rescored))
         rows_there, _ = fresh.alive(0, fresh.positions)

@@ -1,4 +1,4 @@
-"""The port behind which adapters are stored and searched. Two implementations, one contract test."""
+"""The port behind which records and documents are kept: the truth of a library. One contract test for all of its implementations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from services.router.catalogue.records import AdapterRecord, Candidate, Reach, RecordSummary, Scope
+from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope
 from smoa.identifiers import check_ulid
 
 Vector = NDArray[np.float32]
@@ -43,18 +43,14 @@ class Document(NamedTuple):
     last_writes: tuple[str, ...] = ()
 
 
-DOCUMENT_KINDS: Final = ("composition", "ranker")
+DOCUMENT_KINDS: Final = ("composition", "ranker", "stamp")
 
 
-class AdapterIndex(Protocol):
-    """Adapters by id and by nearness, and small documents by id. Every write is durable when it returns."""
-
-    @property
-    def in_training(self) -> int:
-        """Parts of the index that are being made faster; it serves meanwhile."""
+class Catalogue(Protocol):
+    """Adapters and small documents by id. Every write is durable when it returns."""
 
     async def check(self) -> None:
-        """Do nothing, if the index can be used.
+        """Do nothing, if it can be used.
 
         Raises:
             Unavailable: it cannot.
@@ -70,19 +66,13 @@ class AdapterIndex(Protocol):
         """
 
     async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
-        """Write records as they are, whatever is there: for making an index again. Prototypes [n, dimension] by adapter id."""
+        """Write records as they are, whatever is there: for making a catalogue again. Prototypes [n, dimension] by adapter id."""
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
     async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those of the adapters that are there."""
-
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
-        """Nearest adapters by cosine within the reach, best first; with their records where those are asked for.
-
-        With `clusters`, only adapters in so many coarse clusters, those nearest to the vector, are looked at.
-        """
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """Prototypes [n, dimension] of those that have any."""
@@ -104,7 +94,7 @@ class AdapterIndex(Protocol):
         """A tenant's documents with an id over `after`, by id."""
 
     async def delete_document(self, kind: str, document: Document) -> None:
-        """Remove a document, if nobody has written it since its revision; absent is fine.
+        """Remove a document, if nobody has written it since its revision; absent is fine. Its revisions go on, should it be made again.
 
         Raises:
             Conflict: somebody has.

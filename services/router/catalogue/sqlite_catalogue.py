@@ -1,0 +1,143 @@
+"""`Catalogue` in one file of a folder (`record_file.py`), which one process owns.
+
+Single records are read on the loop: tens of microseconds from the page cache, less than handing them to a thread. All else that blocks
+runs on one worker thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from services.router.catalogue.port import Document, Entry, Vector
+from services.router.catalogue.record_file import RecordFile, Take, Written
+from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope
+from smoa.errors import FailedPrecondition
+from smoa.identifiers import check_ulid
+from smoa.tasks import Uncancelled
+
+T = TypeVar("T")
+FILE: Final = "index.sqlite"
+
+
+class SqliteCatalogue:
+    """One file in a folder; one process owns it."""
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        """Open or make it, for vectors of so many numbers.
+
+        Raises:
+            FailedPrecondition: another process uses the folder.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise FailedPrecondition(
+                f"index: another process uses {folder}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)"
+            ) from error
+        self.dimension = dimension
+        self._file, self.reader = RecordFile(folder / FILE), RecordFile(folder / FILE)
+        self._thread = ThreadPoolExecutor(1, "catalogue")
+        self.writing = asyncio.Lock()
+        """Whoever holds it sees no write come between."""
+        self._writes = Uncancelled()
+        self._follow: Callable[[Sequence[Written]], Awaitable[None]] | None = None
+
+    def follow(self, follow: Callable[[Sequence[Written]], Awaitable[None]]) -> None:
+        """Tell of all that is committed, in order, each before its write returns."""
+        self._follow = follow
+
+    async def check(self) -> None:
+        """See `Catalogue`."""
+        self.reader.check()
+
+    async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
+        """See `Catalogue`."""
+        await self.put(entries, Take.UNCHANGED)
+
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
+        """See `Catalogue`."""
+        given = prototypes or {}
+        await self.put([Entry(record, vector, given.get(record.adapter_id)) for record, vector in records], Take.ALL)
+
+    async def put(self, entries: Sequence[Entry], take: Take) -> list[Written]:
+        """Write those that are to be taken, and return what they mean for an index."""
+        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        records = [(entry.record, entry.vector) for entry in entries]
+        return await self._written(lambda file: file.write(records, prototypes, take))
+
+    async def forget(self, adapter_ids: Sequence[str]) -> list[Written]:
+        """Remove adapters as if they had never been."""
+        return await self._written(lambda file: file.forget(adapter_ids))
+
+    async def _written(self, write: Callable[[RecordFile], list[Written]]) -> list[Written]:
+        # Outliving a caller that goes away, who would part the file from the index.
+        return await self._writes.run(self._write(write))
+
+    async def _write(self, write: Callable[[RecordFile], list[Written]]) -> list[Written]:
+        async with self.writing:
+            written = await self.call(write)
+            if written and self._follow is not None:
+                await self._follow(written)
+        return written
+
+    async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
+        """See `Catalogue`."""
+        check_ulid(adapter_id)
+        return self.reader.get(adapter_id)
+
+    async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
+        """See `Catalogue`."""
+        return await self.call(lambda file: file.summaries(adapter_ids))
+
+    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """See `Catalogue`."""
+        return self.reader.prototypes(adapter_ids, self.dimension)
+
+    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+        """See `Catalogue`."""
+        return await self.call(lambda file: file.scroll(scope, after, limit))
+
+    async def write_document(self, kind: str, document: Document) -> None:
+        """See `Catalogue`."""
+        await self.put_document(kind, document, Take.UNCHANGED)
+
+    async def put_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> None:
+        """Write a document, if it is to be taken."""
+        await self._writes.run(self.call(lambda file: file.write_document(kind, document, take, deleted=deleted)))
+
+    async def get_document(self, kind: str, document_id: str) -> Document | None:
+        """See `Catalogue`."""
+        return self.reader.get_document(kind, document_id)
+
+    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+        """See `Catalogue`."""
+        return await self.call(lambda file: file.list_documents(kind, tenant, after, limit))
+
+    async def delete_document(self, kind: str, document: Document) -> None:
+        """See `Catalogue`."""
+        await self.put_document(kind, document, Take.UNCHANGED, deleted=True)
+
+    async def snapshot(self, path: Path) -> None:
+        """Copy it, as it is at one moment, to a file that must not exist. Restored by putting it into an empty folder as FILE."""
+        await self.call(lambda file: file.copy_to(path))
+
+    async def call(self, function: Callable[[RecordFile], T]) -> T:
+        """The answer of the file, on the worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, self._file))
+
+    async def close(self) -> None:
+        """See `Catalogue`."""
+        await self._writes.close()
+        await asyncio.to_thread(self._thread.shutdown)
+        self._file.close()
+        self.reader.close()
+        self._lock.close()

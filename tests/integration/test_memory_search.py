@@ -1,0 +1,153 @@
+"""The index in this process at sizes where it scans, trains and compacts; its restart, snapshot and owner."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.router.catalogue.port import Vector
+from services.router.catalogue.record_file import RecordFile
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope
+from services.router.catalogue.sqlite_catalogue import FILE
+from services.router.library import Library
+from services.router.search import memory_search, pool
+from smoa.errors import FailedPrecondition
+from tests.contract.test_library import PUBLIC, record
+from tests.library_support import memory, sqlite, sqlite_library
+
+DIMENSION = 64
+
+
+def _vectors(count: int, seed: int = 0) -> Vector:
+    made = np.random.default_rng(seed).standard_normal((count, DIMENSION)).astype(np.float32)
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+def _records(count: int, **changes: object) -> list[AdapterRecord]:
+    return [record(name=f"n{number}", **changes) for number in range(count)]
+
+
+async def _found(library: Library, vector: Vector, reach: Reach = PUBLIC) -> str:
+    candidates = await library.search.search(vector, reach, 1)
+    return candidates[0].ref.adapter_id if candidates else ""
+
+
+@pytest.fixture
+async def library(tmp_path: Path) -> AsyncIterator[Library]:
+    made = await sqlite_library(tmp_path / "index", DIMENSION)
+    yield made
+    await made.close()
+
+
+async def test_every_adapter_is_found_while_the_pool_is_trained(library: Library) -> None:
+    records, vectors = _records(6000), _vectors(6000)
+    for start in range(0, 6000, 1000):
+        await library.catalogue.upsert(list(zip(records[start : start + 1000], vectors[start : start + 1000], strict=True)))
+        for number in (start, start + 999, start // 2):
+            assert await _found(library, vectors[number]) == records[number].adapter_id
+    await memory(library).trained()
+    for number in range(0, 6000, 100):
+        assert await _found(library, vectors[number]) == records[number].adapter_id
+
+
+async def test_a_restart_finds_the_same_and_does_not_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, vectors = _records(3000), _vectors(3000)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await memory(library).trained()
+    before = [[c.ref.adapter_id for c in await library.search.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)]
+    await library.close()
+    monkeypatch.setattr(pool.Successor, "train", None)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    assert [[c.ref.adapter_id for c in await library.search.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)] == before
+    await library.close()
+
+
+async def test_what_is_retired_or_moved_is_found_no_more_and_marks_are_cleared(library: Library) -> None:
+    records, vectors = _records(4000), _vectors(4000)
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await memory(library).trained()
+    retired = [dataclasses.replace(one, state="retired") for one in records[:1500]]
+    await library.catalogue.upsert(list(zip(retired, vectors[:1500], strict=True)))
+    await memory(library).trained()
+    moved = vectors[1500:1600][::-1]
+    await library.catalogue.upsert(list(zip(records[1500:1600], moved, strict=True)))
+    assert [await _found(library, vector) for vector in moved] == [one.adapter_id for one in records[1500:1600]]
+    for number in range(0, 1500, 50):
+        assert await _found(library, vectors[number]) != records[number].adapter_id
+    assert [await _found(library, vectors[n]) for n in range(1600, 4000, 50)] == [records[n].adapter_id for n in range(1600, 4000, 50)]
+    await library.catalogue.upsert([(records[0], vectors[0])])
+    assert await _found(library, vectors[0]) == records[0].adapter_id
+
+
+async def test_statistics_alone_move_no_vector(library: Library) -> None:
+    one, vector = record(), _vectors(1)[0]
+    for uses in range(50):
+        changed = dataclasses.replace(one, statistics=dataclasses.replace(one.statistics, uses=uses))
+        await library.catalogue.upsert([(changed, vector)])
+    assert memory(library)._pools[PUBLIC.pools[0]].positions == 1
+    (found,) = await library.search.search(vector, PUBLIC, 1, with_records=True)
+    assert found.record is not None
+    assert found.record.statistics.uses == 49
+
+
+async def test_a_broad_label_is_looked_for_among_the_nearest(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_search, "BROAD_LABEL_ROWS", 100)
+    records, vectors = _records(150, tags=("broad",)), _vectors(150)
+    await library.catalogue.upsert([*zip(records, vectors, strict=True), (other := record(name="other"), vectors[0])])
+    reach = dataclasses.replace(PUBLIC, any_labels=("broad",))
+    found = [candidate.ref.adapter_id for candidate in await library.search.search(vectors[0], reach, 5)]
+    assert found[0] == records[0].adapter_id
+    assert other.adapter_id not in found
+    rows = memory(library)._label_rows.get("broad")
+    assert rows is not None
+    assert len(rows) == 101, "no more are read than show that it is a broad one"
+
+
+async def test_a_snapshot_is_the_index_of_one_moment(library: Library, tmp_path: Path) -> None:
+    one, later, vectors = record(), record(), _vectors(2)
+    await library.catalogue.upsert([(one, vectors[0])])
+    (tmp_path / "copy").mkdir()
+    await sqlite(library).snapshot(tmp_path / "copy" / FILE)
+    await library.catalogue.upsert([(later, vectors[1])])
+    copy = await sqlite_library(tmp_path / "copy", DIMENSION)
+    assert [found.adapter_id for found in await copy.catalogue.scroll(Scope(tenant="public"), "", 10)] == [one.adapter_id]
+    assert await _found(copy, vectors[0]) == one.adapter_id
+    await copy.close()
+
+
+async def test_one_process_owns_the_folder(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        await sqlite_library(tmp_path / "index", DIMENSION)
+    assert str(caught.value) == (f"index: another process uses {tmp_path / 'index'}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)")
+
+
+async def test_labels_of_retired_adapters_are_no_trouble_after_a_restart(tmp_path: Path) -> None:
+    records = [record(tags=("x",)) for _ in range(100)]
+    vectors = np.random.default_rng(0).standard_normal((100, DIMENSION)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await library.catalogue.upsert([(dataclasses.replace(one, state="retired"), vectors[90]) for one in records[80:]])
+    await library.close()
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    found = await library.search.search(vectors[3], dataclasses.replace(PUBLIC, any_labels=("x",)), 200)
+    await library.close()
+    assert {one.ref.adapter_id for one in found} == {one.adapter_id for one in records[:80]}
+
+
+def test_a_name_is_found_without_reading_every_record(tmp_path: Path) -> None:
+    file = RecordFile(tmp_path / "index.sqlite")
+    asked: list[str] = []
+    file._database.set_trace_callback(asked.append)
+    file.scroll(Scope(tenant="public", states=EVERY_STATE, name="tickets"), "", 10)
+    file._database.set_trace_callback(None)
+    plans = [str(file._database.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()) for query in asked if "tenant = " in query]
+    assert len(plans) == 1
+    assert "adapters_name (tenant=? AND name=?" in plans[0]
+    file.close()

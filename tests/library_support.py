@@ -1,0 +1,63 @@
+"""Libraries of every kind, as a router is built on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qdrant_client import AsyncQdrantClient
+
+from services.router.catalogue.catalogue_copy import CatalogueCopy
+from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
+from services.router.catalogue.qdrant_connection import QdrantConnection
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
+from services.router.catalogue.stamp import stamped
+from services.router.library import Library
+from services.router.search.memory_search import MemorySearch
+from services.router.search.qdrant_search import QdrantSearch
+
+
+async def sqlite_library(folder: Path, dimension: int) -> Library:
+    """In SQLite, searched in memory; loaded."""
+    catalogue = SqliteCatalogue(folder, dimension)
+    search = MemorySearch(catalogue)
+    await search.load()
+    return Library(catalogue, catalogue, search)
+
+
+async def qdrant_library(client: AsyncQdrantClient, dimension: int, prefix: str = "smoa") -> Library:
+    """On a server, and searched there."""
+    catalogue = QdrantCatalogue(QdrantConnection(client), dimension, prefix)
+    await catalogue.prepare()
+    search = QdrantSearch(catalogue)
+    await search.prepare()
+    return Library(catalogue, catalogue, search)
+
+
+async def copied_library(client: AsyncQdrantClient, folder: Path, dimension: int, prefix: str = "smoa") -> Library:
+    """On a server, searched in memory, over a copy that is whole."""
+    catalogue = QdrantCatalogue(QdrantConnection(client), dimension, prefix)
+
+    async def meet() -> str:
+        await catalogue.prepare()
+        return (await stamped(catalogue, "of tests", dimension)).library_id
+
+    near = SqliteCatalogue(folder, dimension)
+    copy = CatalogueCopy(catalogue, near, meet)
+    await copy.recall(await meet())
+    search = MemorySearch(near)
+    await search.load()
+    copy.start(lambda _: None)
+    await copy.filled()
+    return Library(catalogue, near, search, copy)
+
+
+def memory(library: Library) -> MemorySearch:
+    """Its search, which is one in memory."""
+    assert isinstance(library.search, MemorySearch)
+    return library.search
+
+
+def sqlite(library: Library) -> SqliteCatalogue:
+    """What routing reads of it, which is in SQLite."""
+    assert isinstance(library.near, SqliteCatalogue)
+    return library.near
