@@ -3,6 +3,9 @@
 Every size is one router process on its own data, an embedded broker that takes its decisions, and an echo server that answers the same
 request with the same kind of decision without deciding anything. Echo and router calls alternate. Uncached means a text that nobody asked
 before; handler times come from the router's own metrics and hold everything but gRPC: the decision's way to the spool too.
+
+`--library memory` and `--library qdrant` keep the library on the Qdrant server of `--qdrant`, and search it in memory or there. Then the
+bare search is timed, too: the client's own call, with the filter and parameters that the router uses.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 import grpc
 import numpy as np
+from qdrant_client import AsyncQdrantClient, models
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,6 +39,8 @@ from benchmarks.machine import machine
 from examples.generated import Library, generate, imported
 from services.local import free_port, is_serving
 from services.router.catalogue.port import Vector
+from services.router.catalogue.records import Reach
+from services.router.search.qdrant_search import SEARCH
 from smoa.adapter import new_adapter_id
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
@@ -42,6 +50,7 @@ SIZES = (57, 1_000, 10_000, 100_000, 1_000_000)
 BASE = "b" * 64
 BATCH = 500
 console = Console(stderr=True)
+_TIMED = ("echo_p50_ms", "echo_p99_ms", "p50_ms", "p99_ms", "cached_p50_ms", "hinted_p50_ms", "broadly_hinted_p50_ms", "bare_search_p50_ms")
 
 
 class Echo(router_pb2_grpc.RouterServiceServicer):
@@ -72,7 +81,7 @@ async def serve_echo(address: str) -> None:
 class RouterProcess:
     """A router of its own, with its broker."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self.folder, self.address, self._metrics = folder, f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         broker = folder / "broker.address"
         command = [sys.executable, "-m", "services.broker", str(broker), "--data", str(folder / "broker")]
@@ -89,6 +98,7 @@ class RouterProcess:
             # So that a decision on ten holds ten, whatever their weights: recall is counted end to end.
             "SMOA_ROUTER_MIN_WEIGHT": "0",
             "SMOA_ROUTER_TEMPERATURE": "1",
+            **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -237,13 +247,20 @@ async def measure_recall(client: SmoaClient, library: Library, ids: Sequence[str
 
 
 async def measure_latency(
-    router: RouterProcess, client: SmoaClient, echo: SmoaClient, texts: Sequence[str], rounds: int
+    router: RouterProcess,
+    client: SmoaClient,
+    echo: SmoaClient,
+    texts: Sequence[str],
+    rounds: int,
+    bare: Callable[[str], Awaitable[None]] | None = None,
 ) -> dict[str, float]:
-    """Echo, uncached and cached, one after the other, in rounds; medians of the rounds' percentiles."""
-    repeated, fresh, per_round = texts[:20], iter(texts[20:]), (len(texts) - 20) // rounds
+    """Echo, uncached, hinted (by a tag of a fiftieth, and by what all of them are) and cached, one after the other, in rounds; `bare`
+    beside them, if it is given; medians of the rounds' percentiles.
+    """
+    repeated, fresh, per_round = texts[:20], iter(texts[20:]), (len(texts) - 20) // (3 * rounds)
 
-    async def timed(one: SmoaClient, text: str) -> float:
-        request = router_pb2.RouteRequest(tenant="public", base_model=BASE, query=text)
+    async def timed(one: SmoaClient, text: str, **hints: Any) -> float:
+        request = router_pb2.RouteRequest(tenant="public", base_model=BASE, query=text, **hints)
         started = time.perf_counter()
         await one.router.Route(request, timeout=10)
         return (time.perf_counter() - started) * 1000
@@ -251,18 +268,27 @@ async def measure_latency(
     for text in repeated:
         await timed(echo, text)
         await timed(client, text)
-    results: dict[str, list[float]] = {name: [] for name in ("echo_p50_ms", "p50_ms", "p99_ms", "cached_p50_ms", "echo_p99_ms")}
+    results: dict[str, list[float]] = {name: [] for name in _TIMED}
     before = await router.route_buckets()
     uncached = []
     for _ in range(rounds):
-        times: dict[str, list[float]] = {"echo": [], "fresh": []}
+        times: dict[str, list[float]] = {"echo": [], "fresh": [], "hinted": [], "broad": [], "bare": []}
         for number in range(per_round):
             times["echo"].append(await timed(echo, repeated[number % 20]))
             times["fresh"].append(await timed(client, next(fresh)))
+            times["hinted"].append(await timed(client, next(fresh), tags=[f"domain-{number % 50}"]))
+            times["broad"].append(await timed(client, next(fresh), specialization=common.SPECIALIZATION_TASK))
+            if bare is not None:
+                started = time.perf_counter()
+                await bare(repeated[number % 20])
+                times["bare"].append((time.perf_counter() - started) * 1000)
         results["echo_p50_ms"].append(float(np.percentile(times["echo"], 50)))
         results["echo_p99_ms"].append(float(np.percentile(times["echo"], 99)))
         results["p50_ms"].append(float(np.percentile(times["fresh"], 50)))
         results["p99_ms"].append(float(np.percentile(times["fresh"], 99)))
+        results["hinted_p50_ms"].append(float(np.percentile(times["hinted"], 50)))
+        results["broadly_hinted_p50_ms"].append(float(np.percentile(times["broad"], 50)))
+        results["bare_search_p50_ms"].append(float(np.percentile(times["bare"], 50)) if times["bare"] else 0.0)
         uncached += times["fresh"]
     after = await router.route_buckets()
     cached_echo = []
@@ -276,9 +302,38 @@ async def measure_latency(
     measured = {name: float(np.median(values)) for name, values in results.items()}
     measured["handler_p50_ms"] = handler_p50_ms(before, after)
     measured["p50_over_echo"] = measured["p50_ms"] / measured["echo_p50_ms"]
+    measured["hinted_over_echo"] = measured["hinted_p50_ms"] / measured["echo_p50_ms"]
+    measured["broadly_hinted_over_echo"] = measured["broadly_hinted_p50_ms"] / measured["echo_p50_ms"]
+    measured["over_bare_search_in_echos"] = (measured["p50_ms"] - measured["bare_search_p50_ms"]) / measured["echo_p50_ms"]
     measured["p99_over_echo_p50"] = measured["p99_ms"] / measured["echo_p50_ms"]
     measured["cached_over_echo"] = measured["cached_p50_ms"] / float(np.median(cached_echo))
     return measured
+
+
+class Bare:
+    """Searches the router's collection as the router does, without the router."""
+
+    def __init__(self, client: AsyncQdrantClient, collection: str) -> None:
+        self._client, self._collection = client, collection
+        pools = Reach(tenant="public", base_model=BASE).pools
+        self._filter = models.Filter(must=[models.FieldCondition(key="pool", match=models.MatchAny(any=list(pools)))])
+        self._payload = models.PayloadSelectorInclude(include=["adapter_id", "version", "digest", "has_prototypes"])
+
+    async def settled(self) -> None:
+        """Wait until the server has made its graphs."""
+        while (await self._client.get_collection(self._collection)).status != models.CollectionStatus.GREEN:
+            await asyncio.sleep(1)
+
+    async def search(self, vector: Vector) -> None:
+        """The nearest three."""
+        await self._client.query_points(
+            self._collection,
+            query=vector.tolist(),
+            query_filter=self._filter,
+            search_params=SEARCH,
+            limit=3,
+            with_payload=self._payload,
+        )
 
 
 async def measure_rate(client: SmoaClient, texts: Sequence[str], callers: int, seconds: float) -> float:
@@ -312,14 +367,32 @@ async def echo_server() -> AsyncIterator[str]:
         process.wait()
 
 
-async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
+@asynccontextmanager
+async def library_on(kind: str, url: str, grpc_port: int) -> AsyncIterator[tuple[dict[str, str], AsyncQdrantClient | None, str]]:
+    """Settings of a router for a library of its own, and, on a server, a client and what its collections are called; dropped at the end."""
+    if kind == "sqlite":
+        yield {}, None, ""
+        return
+    prefix = f"bench_{uuid4().hex[:12]}"
+    client = AsyncQdrantClient(url, prefer_grpc=True, grpc_port=grpc_port, timeout=60, check_compatibility=False)
+    try:
+        settings = {"SMOA_QDRANT_URL": url, "SMOA_QDRANT_GRPC_PORT": str(grpc_port), "SMOA_QDRANT_PREFIX": prefix}
+        yield {**settings, "SMOA_ROUTER_SEARCH": kind}, client, prefix
+    finally:
+        for collection in (await client.get_collections()).collections:
+            if collection.name.startswith(prefix):
+                await client.delete_collection(collection.name)
+        await client.close()
+
+
+async def measure(size: int, calls: int, kill: bool, settings: Mapping[str, str], bare: Bare | None) -> dict[str, float]:
     """Everything about one size."""
     console.print(f"[bold]{size:,} adapters[/]: generating")
     library, embedder = generate(size)
     ids = [new_adapter_id() for _ in range(size)]
     rng = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
-        router = RouterProcess(Path(folder))
+        router = RouterProcess(Path(folder), settings)
         try:
             await router.start()
             async with echo_server() as echo_address, SmoaClient(router=router.address) as client, SmoaClient(router=echo_address) as echo:
@@ -327,8 +400,11 @@ async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
                 result = await import_all(router, client, library, ids, kill_at)
                 result["rss_after_import_mb"] = router.rss_mb()
                 result["recall_at_10"] = await measure_recall(client, library, ids, embedder.embed, 500)
-                texts = library.texts(rng.integers(0, size, calls + 20), seed=11)
-                result |= await measure_latency(router, client, echo, texts, rounds=5)
+                texts = library.texts(rng.integers(0, size, 3 * calls + 20), seed=11)
+                if bare is not None:
+                    await bare.settled()
+                search = None if bare is None else lambda text: bare.search(embedder.embed(text))
+                result |= await measure_latency(router, client, echo, texts, 5, search)
                 texts = library.texts(rng.integers(0, size, 30_000), seed=13)
                 result["qps_1"] = await measure_rate(client, texts[:10_000], 1, 3)
                 result["qps_16"] = await measure_rate(client, texts[10_000:], 16, 3)
@@ -345,7 +421,8 @@ async def measure(size: int, calls: int, kill: bool) -> dict[str, float]:
 
 SHOWN = (
     "import_per_s", "query_while_importing_p50_ms", "query_while_importing_max_ms", "recall_at_10", "echo_p50_ms", "p50_ms",
-    "p50_over_echo", "p99_over_echo_p50", "handler_p50_ms", "cached_over_echo", "qps_1", "qps_16", "rss_mb", "restart_s",
+    "p50_over_echo", "hinted_over_echo", "broadly_hinted_over_echo", "bare_search_p50_ms", "over_bare_search_in_echos",
+    "p99_over_echo_p50", "handler_p50_ms", "cached_over_echo", "qps_1", "qps_16", "rss_mb", "restart_s",
     "recall_at_10_after_kill",
 )  # fmt: skip
 
@@ -355,18 +432,43 @@ SHOWN = (
 @click.option("--calls", type=click.IntRange(100), default=5000, show_default=True, help="Uncached calls a size.")
 @click.option("--kill", is_flag=True, help="Kill the router with SIGKILL at a random moment of an import of over 5,000, and go on.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure here.")
+@click.option(
+    "--library",
+    "libraries",
+    type=click.Choice(["sqlite", "memory", "qdrant"]),
+    multiple=True,
+    default=("sqlite",),
+    show_default=True,
+    help="Where it is, and where it is searched; may repeat: each at every size.",
+)
+@click.option("--qdrant", default="http://127.0.0.1:6333", show_default=True, help="A Qdrant server, for --library memory and qdrant.")
+@click.option("--qdrant-grpc-port", default=6334, show_default=True, help="Port of its gRPC API.")
 @click.option("--serve-echo", "echo_address", hidden=True)
-def main(adapters: tuple[int, ...], calls: int, kill: bool, json_path: Path | None, echo_address: str | None) -> None:
+def main(
+    adapters: tuple[int, ...],
+    calls: int,
+    kill: bool,
+    json_path: Path | None,
+    libraries: tuple[str, ...],
+    qdrant: str,
+    qdrant_grpc_port: int,
+    echo_address: str | None,
+) -> None:
     """Measure the router beside an echo RPC at several library sizes."""
     if echo_address:
         return asyncio.run(serve_echo(echo_address))
     Path("build").mkdir(exist_ok=True)
-    sizes = {}
-    for size in adapters or SIZES:
-        sizes[str(size)] = asyncio.run(measure(size, calls, kill))
+    sizes: dict[str, dict[str, float]] = {}
+
+    async def one(size: int, kind: str) -> dict[str, float]:
+        async with library_on(kind, qdrant, qdrant_grpc_port) as (settings, client, prefix):
+            return await measure(size, calls, kill, settings, None if client is None else Bare(client, f"{prefix}_adapters"))
+
+    for size, kind in product(adapters or SIZES, libraries):
+        sizes[f"{size:,}" if kind == "sqlite" else f"{size:,} {kind}"] = asyncio.run(one(size, kind))
         if json_path is not None:
             json_path.write_text(json.dumps({"machine": machine(), "command": " ".join(sys.argv), "sizes": sizes}, indent=2))
-    table = Table("", *(f"{int(name):,}" for name in sizes), title=f"router on {machine()}, by adapters")
+    table = Table("", *sizes, title=f"router on {machine()}, by adapters")
     for row in SHOWN:
         table.add_row(row.replace("_", " "), *(_shown(result[row]) for result in sizes.values()))
     return Console().print(table)

@@ -54,8 +54,8 @@ class RouterSettings:
     """Memory of the decisions that are kept for equal queries."""
     embedding_cache_bytes: int = 16 * 2**20
     """Memory of the embeddings that are kept for equal texts."""
-    record_cache_bytes: int = 32 * 2**20
-    """Memory of the adapters' records that are kept from disk."""
+    label_cache_bytes: int = 32 * 2**20
+    """Memory of the adapters' labels that are kept from disk, for queries with hints."""
     cache_ttl_s: float = 300.0
     """How long a decision is given again for an equal query."""
     spool_bytes: int = 128 * 2**20

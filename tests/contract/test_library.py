@@ -17,7 +17,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 
 from services.router.catalogue.port import Conflict, Document, Entry, Vector
-from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope
+from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope, labels_of
 from services.router.catalogue.stamp import STAMP_ID, stamped
 from services.router.library import Library
 from services.router.search import clusters
@@ -169,11 +169,11 @@ async def _read(library: Library, adapter_id: str) -> AdapterRecord:
 async def test_search_orders_by_cosine(library: Library) -> None:
     records = [record(name=str(number)) for number in range(20)]
     await library.catalogue.upsert([(one, vector(number)) for number, one in enumerate(records)])
-    found = await library.search.search(vector(100), PUBLIC, 5, with_records=True)
+    found = await library.search.search(vector(100), PUBLIC, 5, with_labels=True)
     exact = sorted(range(20), key=lambda number: -float(vector(number) @ vector(100)))[:5]
-    assert [candidate.record and candidate.record.name for candidate in found] == [str(number) for number in exact]
+    assert [candidate.labels and candidate.labels.name for candidate in found] == [str(number) for number in exact]
     assert [candidate.ref for candidate in found] == [records[number].ref for number in exact]
-    assert await library.search.search(vector(100), PUBLIC, 5) == [candidate._replace(record=None) for candidate in found]
+    assert await library.search.search(vector(100), PUBLIC, 5) == [candidate._replace(labels=None) for candidate in found]
     assert [candidate.cosine for candidate in found] == pytest.approx([float(vector(n) @ vector(100)) for n in exact], abs=5e-3)
 
 
@@ -322,9 +322,9 @@ async def test_what_a_newer_program_added_to_a_record_stays(library: Library) ->
     await library.catalogue.write([Entry(replace(there, name="renamed"), vector(1))])
     again = await _read(library, made.adapter_id)
     assert (again.name, again.unknown) == ("renamed", made.unknown)
-    (found,) = await library.search.search(vector(1), PUBLIC, 1, with_records=True)
-    assert found.record is not None
-    assert found.record.unknown == made.unknown
+    (found,) = await library.search.search(vector(1), PUBLIC, 1, with_labels=True)
+    assert found.labels == labels_of(again)
+    assert (await library.catalogue.records([made.adapter_id, new_adapter_id()])) == {made.adapter_id: replace(again, examples=())}
 
 
 async def test_a_document_that_is_made_again_goes_on_where_it_was(library: Library) -> None:

@@ -91,9 +91,7 @@ async def test_statistics_alone_move_no_vector(library: Library) -> None:
         changed = dataclasses.replace(one, statistics=dataclasses.replace(one.statistics, uses=uses))
         await library.catalogue.upsert([(changed, vector)])
     assert memory(library)._pools[PUBLIC.pools[0]].positions == 1
-    (found,) = await library.search.search(vector, PUBLIC, 1, with_records=True)
-    assert found.record is not None
-    assert found.record.statistics.uses == 49
+    assert (await library.near.records([one.adapter_id]))[one.adapter_id].statistics.uses == 49
 
 
 async def test_a_broad_label_is_looked_for_among_the_nearest(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +105,27 @@ async def test_a_broad_label_is_looked_for_among_the_nearest(library: Library, m
     rows = memory(library)._label_rows.get("broad")
     assert rows is not None
     assert len(rows) == 101, "no more are read than show that it is a broad one"
+
+
+async def test_every_label_finds_its_nearest_whether_few_or_many_have_it(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also labels that share their marks with others, two at once, and labels that were given and taken away later."""
+    monkeypatch.setattr(memory_search, "BROAD_LABEL_ROWS", 20)
+    rng, vectors = np.random.default_rng(3), _vectors(1500)
+    tags = [tuple(f"t{step}-{rng.integers(step)}" for step in (1, 2, 10, 100, 1000)) for _ in vectors]
+    records = [record(name=f"n{number}", tags=one) for number, one in enumerate(tags)]
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    for number in range(0, 1500, 7):
+        records[number] = dataclasses.replace(records[number], tags=(f"late-{number % 2}",))
+    await library.catalogue.upsert([(records[number], vectors[number]) for number in range(0, 1500, 7)])
+    query = _vectors(1, 9)[0]
+    cosines = vectors @ query
+    order, place_of = np.argsort(-cosines), {one.adapter_id: place for place, one in enumerate(records)}
+    for labels in (("t1-0",), ("t2-1",), ("t10-3",), ("t100-5",), ("t1000-7",), ("t10-1", "t1000-3"), ("late-0",), ("n12",), ("nobody",)):
+        reach = dataclasses.replace(PUBLIC, any_labels=labels)
+        wanted = [place for place in order if reach.admits(records[place])][:10]
+        found = [place_of[candidate.ref.adapter_id] for candidate in await library.search.search(query, reach, 10)]
+        assert all(reach.admits(records[place]) for place in found), labels
+        assert cosines[found] == pytest.approx(cosines[wanted], abs=0.005), labels
 
 
 async def test_a_snapshot_is_the_index_of_one_moment(library: Library, tmp_path: Path) -> None:

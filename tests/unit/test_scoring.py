@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.router.catalogue.records import AdapterRecord, Candidate
+from services.router.catalogue.records import AdapterRecord, Candidate, labels_of
 from services.router.routing.scoring import (
     MAX_MIXED,
     Chosen,
@@ -47,11 +47,11 @@ def _record(adapter_id: str, tags: tuple[str, ...] = (), specialization: str = "
 
 
 def _candidate(record: AdapterRecord, cosine: float) -> Candidate:
-    return Candidate(record.ref, cosine, record)
+    return Candidate(record.ref, cosine, labels_of(record))
 
 
 def _candidates(**cosines: float) -> list[Candidate]:
-    return [Candidate((made := _record(name)).ref, cosine, made) for name, cosine in cosines.items()]
+    return [_candidate(_record(name), cosine) for name, cosine in cosines.items()]
 
 
 def choose(
@@ -148,7 +148,7 @@ def test_task_ignores_the_cosine() -> None:
     ],
 )
 def test_task_score(hints: Hints, wanted: float) -> None:
-    assert task_score(_record("a", tags=("x", "y")), hints) == wanted
+    assert task_score(labels_of(_record("a", tags=("x", "y"))), hints) == wanted
 
 
 def test_labels_of_hints() -> None:

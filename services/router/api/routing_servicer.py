@@ -134,7 +134,7 @@ def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
     candidate = one.fit.scored.candidate
     return router_pb2.CandidateExplanation(
         adapter_id=candidate.ref.adapter_id,
-        name=candidate.record.name if candidate.record else "",
+        name=candidate.labels.name if candidate.labels else "",
         score=one.fit.scored.score,
         cosine=candidate.cosine,
         example_cosine=one.fit.example,

@@ -74,6 +74,9 @@ class Catalogue(Protocol):
     async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those of the adapters that are there."""
 
+    async def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
+        """Those of a few adapters that are there, without their examples."""
+
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """Prototypes [n, dimension] of those that have any."""
 

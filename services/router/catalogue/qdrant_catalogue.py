@@ -40,7 +40,13 @@ class Revision(NamedTuple):
 def payload_of(record: AdapterRecord) -> dict[str, Any]:
     """Payload of an adapter's point."""
     visibility = "shared" if record.shared else "private"
-    return {"type": "adapter", "pool": pool_of(record), **record.to_payload(), "visibility": visibility, "labels": labels_of(record)}
+    return {
+        "type": "adapter",
+        "pool": pool_of(record),
+        **record.to_payload(),
+        "visibility": visibility,
+        "labels": sorted(labels_of(record).all),
+    }
 
 
 _POINTS_OWN: Final = frozenset(
@@ -198,6 +204,11 @@ class QdrantCatalogue:
         """See `Catalogue`."""
         payloads = await self._payloads(adapter_ids, [*RecordSummary._fields])
         return {adapter_id: RecordSummary(*(payload[field] for field in RecordSummary._fields)) for adapter_id, payload in payloads.items()}
+
+    async def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
+        """See `Catalogue`."""
+        found = await self.points.payloads([point_id(one) for one in adapter_ids], without=["examples", "prototypes"])
+        return {payload["adapter_id"]: record_of(payload) for payload in found.values() if payload["type"] == "adapter"}
 
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""

@@ -96,11 +96,15 @@ class QdrantPoints:
         call = self.connection.client.delete(self.collection, models.FilterSelector(filter=where), wait=True, ordering=self.ordering)
         await self.connection.call(call, slow=True)
 
-    async def payloads(self, point_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """These fields of those of the points that are there, by their ids."""
+    async def payloads(
+        self, point_ids: Sequence[str], fields: Sequence[str] = (), without: Sequence[str] = ()
+    ) -> dict[str, dict[str, Any]]:
+        """These fields of those of the points that are there, by their ids; or all but those `without` which."""
         if not point_ids:
             return {}
-        wanted = models.PayloadSelectorInclude(include=list(fields))
+        wanted: Any = models.PayloadSelectorInclude(include=list(fields))
+        if without:
+            wanted = models.PayloadSelectorExclude(exclude=list(without))
         found = await self.connection.call(self.connection.client.retrieve(self.collection, list(point_ids), with_payload=wanted))
         return {str(point.id): point.payload or {} for point in found}
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Conflict, Document, Vector
-from services.router.catalogue.records import AdapterRecord, AdapterRef, RecordSummary, Scope, labels_of, pool_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Labels, RecordSummary, Scope, labels_of, marks_of, pool_of
 from smoa.errors import ResourceExhausted, Unavailable
 
 _SCHEMA: Final = """
@@ -32,7 +32,8 @@ CREATE TABLE IF NOT EXISTS adapters (
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
   record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL,
-  revision INTEGER NOT NULL);
+  revision INTEGER NOT NULL, marks INTEGER NOT NULL,
+  specialization TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
@@ -68,6 +69,8 @@ class Written:
     moved: bool = True
     """Pool, vector or having prototypes are not what they were."""
     labels: frozenset[str] = frozenset()
+    marks: int = 0
+    """Of its labels now (`label_mark`)."""
 
 
 class RecordFile:
@@ -108,14 +111,15 @@ class RecordFile:
                     continue
                 row = old_row or following
                 following += not old_row
-                pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), frozenset(labels_of(record))
+                pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), labels_of(record).all
                 has = had or adapter_id in prototypes
-                rows.append(_columns(row, pool, record, packed, has, record.revision + (take is Take.UNCHANGED)))
+                marks = marks_of(record)
+                rows.append(_columns(row, pool, record, packed, has, record.revision + (take is Take.UNCHANGED), marks))
                 gone += [(label, row) for label in old_labels - named]
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
-                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels))
-            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 16)})", rows)
+                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels, marks))
+            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 18)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
             taken = {one.ref.adapter_id for one in written}
@@ -154,11 +158,19 @@ class RecordFile:
                 found |= {adapter_id: RecordSummary(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
         return found
 
-    def records(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:
-        """Records by row, without their examples."""
+    def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
+        """Records by id, without their examples; of a few at a time."""
+        query = f"SELECT adapter_id, record FROM adapters WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
         with _failures():
-            found = self._database.execute(f"SELECT row, record FROM adapters WHERE row IN ({','.join('?' * len(rows))})", tuple(rows))
-            return {row: _record(record, "[]") for row, record in found}
+            found = self._database.execute(query, tuple(adapter_ids))
+            return {adapter_id: _record(record, "[]") for adapter_id, record in found}
+
+    def labels(self, rows: Sequence[int]) -> dict[int, Labels]:
+        """Labels by row; of a few at a time."""
+        query = f"SELECT row, name, tags, specialization FROM adapters WHERE row IN ({','.join('?' * len(rows))})"
+        with _failures():
+            found = self._database.execute(query, tuple(rows))
+            return {row: Labels(name, tuple(orjson.loads(tags)), specialization) for row, name, tags, specialization in found}
 
     def prototypes(self, adapter_ids: Sequence[str], dimension: int) -> dict[str, Vector]:
         """Prototypes of those that have any; for a few at a time."""
@@ -192,11 +204,11 @@ class RecordFile:
 
     def placed(self, after_row: int, limit: int) -> list[Written]:
         """The adapters that are in a pool, by row."""
-        columns = "row, adapter_id, version, digest, pool, vector, has_prototypes"
+        columns = "row, adapter_id, version, digest, pool, vector, has_prototypes, marks"
         query = f"SELECT {columns} FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
         with _failures():
             rows = self._database.execute(query, (after_row, limit)).fetchall()
-        return [Written(row, AdapterRef(*ref), pool, vector, bool(has)) for row, *ref, pool, vector, has in rows]
+        return [Written(row, AdapterRef(*ref), pool, vector, bool(has), marks=marks) for row, *ref, pool, vector, has, marks in rows]
 
     def revisions(self, after: str, last: str, most: int = -1) -> dict[str, int]:
         """Revisions of the adapters with ids over `after`, up to `last`, by id; at most so many of them."""
@@ -270,7 +282,7 @@ class RecordFile:
             columns = "adapter_id, row, pool, vector, has_prototypes, revision, record"
             query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
             for adapter_id, row, pool, vector, has, revision, record in self._database.execute(query, batch):
-                known[adapter_id] = (row, pool, vector, bool(has), revision, frozenset(labels_of(_record(record, "[]"))))
+                known[adapter_id] = (row, pool, vector, bool(has), revision, labels_of(_record(record, "[]")).all)
         return known
 
     @contextmanager
@@ -300,7 +312,9 @@ def _failures() -> Iterator[None]:
         raise Unavailable(f"index: its file cannot be used ({error}); check the volume") from error
 
 
-def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool, revision: int) -> tuple[object, ...]:
+def _columns(
+    row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool, revision: int, marks: int
+) -> tuple[object, ...]:
     body = record.to_payload() | {"revision": revision}  # a copy of the record would be a tenth of the write
     examples = orjson.dumps(body.pop("examples")).decode()
     return (
@@ -320,6 +334,8 @@ def _columns(row: int, pool: str, record: AdapterRecord, vector: bytes, has_prot
         vector,
         int(has_prototypes),
         revision,
+        marks,
+        record.specialization,
     )
 
 

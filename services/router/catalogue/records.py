@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
@@ -111,13 +112,26 @@ class RecordSummary(NamedTuple):
     state: State
 
 
+class Labels(NamedTuple):
+    """What a hint may match."""
+
+    name: str
+    tags: tuple[str, ...]
+    specialization: str
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Without their kinds."""
+        return frozenset((*self.tags, self.name, self.specialization))
+
+
 class Candidate(NamedTuple):
     """An adapter and the cosine of its vector with the query's."""
 
     ref: AdapterRef
     cosine: float
-    record: AdapterRecord | None = None
-    """What is known of it, its examples left out, where the search was asked for it."""
+    labels: Labels | None = None
+    """Where the search was asked for them."""
     has_prototypes: bool = False
     """It came with examples; `Catalogue.prototypes` has what they were boiled down to."""
 
@@ -146,7 +160,7 @@ class Reach:
             record.state == "active"
             and record.base_model == self.base_model
             and record.visible_to(self.tenant)
-            and (not self.any_labels or bool(set(self.any_labels) & set(labels_of(record))))
+            and (not self.any_labels or bool(labels_of(record).all.intersection(self.any_labels)))
         )
 
 
@@ -163,9 +177,22 @@ def pool_named(tenant: str, base_model: str, *, shared: bool) -> str:
     return f"{'*' if shared else tenant}/{base_model}"
 
 
-def labels_of(record: AdapterRecord) -> list[str]:
-    """What a hint may match."""
-    return sorted({*record.tags, record.name, record.specialization})
+def labels_of(record: AdapterRecord) -> Labels:
+    """The labels of a record."""
+    return Labels(record.name, record.tags, record.specialization)
+
+
+def label_mark(label: str) -> int:
+    """A label's bit of 63. A record whose marks lack it has not the label; one whose marks have it may have it."""
+    return 1 << zlib.crc32(label.encode()) % 63
+
+
+def marks_of(record: AdapterRecord) -> int:
+    """The marks of all labels of a record."""
+    marks = 0
+    for label in labels_of(record).all:
+        marks |= label_mark(label)
+    return marks
 
 
 @dataclass(frozen=True, kw_only=True)

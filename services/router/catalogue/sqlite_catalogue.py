@@ -98,6 +98,10 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         return await self.call(lambda file: file.summaries(adapter_ids))
 
+    async def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
+        """See `Catalogue`."""
+        return self.reader.records(adapter_ids)
+
     async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
         return self.reader.prototypes(adapter_ids, self.dimension)

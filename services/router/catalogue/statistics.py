@@ -92,8 +92,14 @@ class Statistics:
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Statistics:
         """Inverse of `to_payload`."""
-        epochs = {
-            name: EpochCounts(**{key: value for key, value in counts.items() if key in COUNTED})
-            for name, counts in payload.get("epochs", {}).items()
-        }
-        return cls(**{key: value for key, value in payload.items() if key in cls.__dataclass_fields__} | {"epochs": epochs})
+        epochs = {name: EpochCounts(**_known(counts, _COUNTED)) for name, counts in payload.get("epochs", {}).items()}
+        return cls(**{**_known(payload, _REPORTED), "epochs": epochs})
+
+
+def _known(payload: Mapping[str, Any], names: frozenset[str]) -> Mapping[str, Any]:
+    """Without what a newer program may have added."""
+    return payload if payload.keys() <= names else {name: value for name, value in payload.items() if name in names}
+
+
+_COUNTED: Final = frozenset(COUNTED)
+_REPORTED: Final = frozenset(item.name for item in dataclasses.fields(Statistics))

@@ -15,7 +15,7 @@ from ulid import ULID
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
 from services.router.catalogue.port import Catalogue, Vector
-from services.router.catalogue.records import EVERY_STATE, Candidate, Reach, Scope
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Candidate, Reach, Scope
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.routing.cache import RoutingCache
@@ -234,24 +234,24 @@ class Router:
             chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
         return Choice(tuple(chosen), confidence=fitting[0].confidence if fitting else 0.0)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector, *, with_records: bool = False) -> Iterable[Candidate]:
+    async def _candidates(self, query: RouteQuery, vector: Vector, *, with_labels: bool = False) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
         assert query.top_k is not None
         reach, most = _reach(query), self._defaults.candidates
         if query.strategy == "hierarchical":
-            limit = MAX_EXPLAINED if with_records else query.top_k
-            return await self._search.search(vector, reach, limit, with_records=with_records, clusters=self._defaults.clusters)
+            limit = MAX_EXPLAINED if with_labels else query.top_k
+            return await self._search.search(vector, reach, limit, with_labels=with_labels, clusters=self._defaults.clusters)
         hinted = bool(query.hints) and query.strategy != "semantic"
-        with_records = with_records or hinted or query.strategy == "learned"
+        with_labels = with_labels or hinted
         found: dict[str, Candidate] = {}
         if query.strategy != "task":
             # Where the cosine alone ranks, no more is needed than is asked for.
-            limit = most if with_records or query.strategy == "mixture" else query.top_k
-            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, reach, limit, with_records=with_records)}
+            limit = most if with_labels or query.strategy in ("mixture", "learned") else query.top_k
+            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, reach, limit, with_labels=with_labels)}
         if hinted:
             for labels in query.hints.labels:
                 labelled = dataclasses.replace(reach, any_labels=labels)
-                found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_records=True)}
+                found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_labels=True)}
         return found.values()
 
     async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
@@ -264,9 +264,9 @@ class Router:
         prototypes = await self._prototypes_of([one.candidate for one in ranked], _reach(query).pools)
         fits = []
         for one in ranked:
-            record, known = one.candidate.record, prototypes[one.candidate.ref.adapter_id]
+            labels, known = one.candidate.labels, prototypes[one.candidate.ref.adapter_id]
             example = nearest_prototype(vector, known) if len(known) else None
-            task = task_score(record, query.hints) if record is not None and query.hints else 0.0
+            task = task_score(labels, query.hints) if labels is not None and query.hints else 0.0
             value = max(confidence(one.candidate.cosine, example), task)
             fits.append(Fit(one, value, one.candidate.cosine if example is None else example, task))
         return fits
@@ -278,7 +278,7 @@ class Router:
             return []
         assert query.top_k is not None
         vector = self._embed(query.query)
-        candidates = await self._candidates(query, vector, with_records=True)
+        candidates = await self._candidates(query, vector, with_labels=True)
         fits = await self._fits(query, vector, rank(query.strategy, candidates, query.hints)[:MAX_EXPLAINED])
         widest = {"mixture": MAX_MIXED, "learned": max(query.top_k, CONSIDERED)}.get(query.strategy, query.top_k)
         limits = Limits(
@@ -317,7 +317,11 @@ class Router:
             return Choice(ranker=self.ranker.version)
         best, now_us = fitting[0].scored.score, time.time_ns() // 1000
         near = [one for one in fitting[:CONSIDERED] if one.scored.score >= best - WITHIN]
-        candidates = [self._considered(query, one, best, now_us) for one in near]
+        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
+        near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
+        if not near:  # they were removed while they were looked at
+            return Choice(ranker=self.ranker.version)
+        candidates = [self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
         ranking = order(self.ranker, candidates, self._rng, explore=explore)
         places = ranking.order
         chosen = weigh(
@@ -334,9 +338,8 @@ class Router:
             self.ranker.version,
         )
 
-    def _considered(self, query: RouteQuery, one: Fit, best: float, now_us: int) -> Considered:
-        adapter_id, record = one.scored.candidate.ref.adapter_id, one.scored.candidate.record
-        assert record is not None, "the learned strategy searches with records"
+    def _considered(self, query: RouteQuery, one: Fit, record: AdapterRecord, best: float, now_us: int) -> Considered:
+        adapter_id = record.adapter_id
         return considered(
             adapter_id,
             score=one.scored.score,

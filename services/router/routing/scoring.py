@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate
+from services.router.catalogue.records import AdapterRef, Candidate, Labels
 from smoa.errors import InvalidArgument
 from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS
 
@@ -44,15 +44,15 @@ class Chosen(NamedTuple):
     weight: float
 
 
-def task_score(record: AdapterRecord, hints: Hints) -> float:
+def task_score(labels: Labels, hints: Hints) -> float:
     """Fit to the hints in [0, 1]: 1 for the task id, else the mean of the shares of tags and specialization that match."""
-    if hints.task_id and hints.task_id in (record.name, *record.tags):
+    if hints.task_id and hints.task_id in (labels.name, *labels.tags):
         return 1.0
     parts: list[float] = [0.0] if hints.task_id else []
     if hints.tags:
-        parts.append(len(set(hints.tags) & {*record.tags, record.name}) / len(set(hints.tags)))
+        parts.append(len(set(hints.tags) & {*labels.tags, labels.name}) / len(set(hints.tags)))
     if hints.specialization:
-        parts.append(float(hints.specialization == record.specialization))
+        parts.append(float(hints.specialization == labels.specialization))
     return sum(parts) / len(parts) if parts else 0.0
 
 
@@ -77,8 +77,8 @@ def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
     """
     if strategy in ("semantic", "hierarchical") or (strategy != "task" and not hints):
         return candidate.cosine
-    assert candidate.record is not None, "hints are scored on records"
-    task = task_score(candidate.record, hints)
+    assert candidate.labels is not None, "hints are scored on labels"
+    task = task_score(candidate.labels, hints)
     return task if strategy == "task" else SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task
 
 

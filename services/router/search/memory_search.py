@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,20 +24,21 @@ from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, labels_of
+from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import Successor, VectorPool
+from services.router.search.pool import EXACT_ROWS, Successor, VectorPool
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
+Rows = NDArray[np.int64]
 _log = logging.getLogger(__name__)
-BROAD_LABEL_ROWS: Final = 20_000
+BROAD_LABEL_ROWS: Final = 8_000
 """Labels of more adapters than this are looked for among the nearest, instead of the nearest among their adapters."""
-_BROAD_NEAREST: Final = 256
+_WIDEST: Final = 16_384
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
-_RECORD_BYTES: Final = 2_500  # of a parsed record in memory, about
+_LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _REF: Final = Struct("<26si32s?")
 BYTES_AN_ADAPTER: Final = 450
 """Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
@@ -57,26 +59,27 @@ class Refs:
             named = (one.ref.adapter_id.encode(), one.ref.version, bytes.fromhex(one.ref.digest))
             _REF.pack_into(self._packed, one.row * _REF.size, *named, one.has_prototypes)
 
-    def candidate(self, row: int, cosine: float, record: AdapterRecord | None = None) -> Candidate:
+    def candidate(self, row: int, cosine: float, labels: Labels | None = None) -> Candidate:
         """The adapter of a row, found with a cosine."""
         adapter_id, version, digest, has_prototypes = _REF.unpack_from(self._packed, row * _REF.size)
-        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, record, has_prototypes)
+        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_prototypes)
 
 
 class MemorySearch:
     """Pools over a file. `load`, or `start` and `loaded`, before what is in it is found."""
 
-    def __init__(self, catalogue: SqliteCatalogue, record_cache_bytes: int = 32 * 2**20) -> None:
+    def __init__(self, catalogue: SqliteCatalogue, label_cache_bytes: int = 32 * 2**20) -> None:
         self._catalogue = catalogue
         self._trainer = ThreadPoolExecutor(1, "index-training")
         self._trainings: dict[str, asyncio.Task[None]] = {}
         self._loading: asyncio.Task[None] | None = None
         self._new_pool = partial(VectorPool, catalogue.dimension)
         self._pools: defaultdict[str, VectorPool] = defaultdict(self._new_pool)
-        self._positions: NDArray[np.int64] = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
+        self._positions: Rows = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
+        self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
-        self._records: BoundedCache[int, AdapterRecord] = BoundedCache(record_cache_bytes)
-        self._label_rows: BoundedCache[str, NDArray[np.int64]] = BoundedCache(record_cache_bytes // 4)
+        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
+        self._label_rows: BoundedCache[str, Rows] = BoundedCache(label_cache_bytes // 4)
         catalogue.follow(self._take)
 
     def start(self) -> None:
@@ -88,30 +91,50 @@ class MemorySearch:
         if self._loading is not None:
             await asyncio.shield(self._loading)
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
-        labelled = await self._rows_with(reach.any_labels) if reach.any_labels else None
-        broad = labelled is not None and len(labelled) > BROAD_LABEL_ROWS
-        if labelled is not None:  # the file may know rows that no pool has had yet, or has no more
-            labelled = labelled[labelled < len(self._positions)]
+        found = await self._labelled(vector, reach, limit, clusters) if reach.any_labels else self._nearest(vector, reach, limit, clusters)
+        labels = self._labels_at([row for _, row in found]) if with_labels else {}
+        return [self._refs.candidate(row, cosine, labels.get(row)) for cosine, row in found]
+
+    def _nearest(self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Rows | None = None) -> list[tuple[float, int]]:
+        """(cosine, row) of the nearest in the reach's pools, best first; only of rows `among` these, if they are given."""
         found: list[tuple[float, int]] = []
         for name in reach.pools:
             if (pool := self._pools.get(name)) is not None and len(pool):
-                among = None
-                if labelled is not None and not broad:
-                    positions = self._positions[labelled]
-                    among = positions[pool.holds(positions, labelled)]
-                rows, cosines = pool.nearest(vector, _BROAD_NEAREST if broad else limit, among, clusters)
+                positions = None
+                if among is not None:
+                    positions = self._positions[among]
+                    positions = positions[pool.holds(positions, among)]
+                rows, cosines = pool.nearest(vector, limit, positions, clusters)
                 found += zip(cosines.tolist(), rows.tolist(), strict=True)
         found.sort(key=lambda pair: (-pair[0], pair[1]))
-        if broad:
-            records = self._records_at([row for _, row in found])
-            found = [(cosine, row) for cosine, row in found if set(reach.any_labels) & set(labels_of(records[row]))]
-        found = found[:limit]
-        if not with_records:
-            return [self._refs.candidate(row, cosine) for cosine, row in found]
-        records = self._records_at([row for _, row in found])
-        return [self._refs.candidate(row, cosine, records[row]) for cosine, row in found]
+        return found[:limit]
+
+    async def _labelled(self, vector: Vector, reach: Reach, limit: int, clusters: int) -> list[tuple[float, int]]:
+        """The nearest with one of the labels: of few such adapters, by scoring them all; of many, by looking among the nearest of all,
+        ever farther until there are enough.
+        """
+        rows, there = await self._rows_with(reach.any_labels), sum(len(self._pools[name]) for name in reach.pools if name in self._pools)
+        if len(rows) <= min(BROAD_LABEL_ROWS, max(EXACT_ROWS, 7 * math.isqrt(there))):
+            # The file may know rows that no pool has had yet, or has no more.
+            return self._nearest(vector, reach, limit, clusters, rows[rows < len(self._positions)])
+        marks = np.array([label_mark(label) for label in reach.any_labels], np.int64)
+        wanted, count = set(reach.any_labels), 2 * limit
+        while True:
+            near = self._nearest(vector, reach, count, clusters)
+            is_marked = np.bitwise_and(self._marks[[row for _, row in near], None], marks).any(1)
+            marked = [near[place] for place in np.flatnonzero(is_marked)]
+            found = list[tuple[float, int]]()
+            for start in range(0, len(marked), limit):  # a mark is another label's, too: look at as few adapters as will do
+                part = marked[start : start + limit]
+                labels = self._labels_at([row for _, row in part])
+                found += [pair for pair in part if wanted.intersection(labels[pair[1]].all)]
+                if len(found) >= limit:
+                    break
+            if len(found) >= limit or len(near) < count or count >= _WIDEST:
+                return found[:limit]
+            count = min(_WIDEST, count * max(2, min(8, 3 * limit // (2 * max(1, len(found))))))
 
     @property
     def in_training(self) -> int:
@@ -135,9 +158,12 @@ class MemorySearch:
     async def _take(self, written: Sequence[Written]) -> None:
         """Put into the pools what was committed; called while nothing else is written."""
         for one in written:
-            self._records.drop(one.row)
+            if one.labels:
+                self._labels.drop(one.row)
             for label in one.labels:
                 self._label_rows.drop(label)
+            if one.labels and one.row < len(self._marks):
+                self._marks[one.row] = one.marks
         moved = [one for one in written if one.moved]
         await self._place_all(moved)
         for name in {one.old_pool for one in moved if one.old_pool}:
@@ -158,10 +184,12 @@ class MemorySearch:
             by_pool[one.pool].append(one)
         highest = max(one.row for one in moved)
         if highest >= len(self._positions):
-            grown = np.full(max(highest + 1, len(self._positions) * 9 // 8), -1, np.int64)
-            grown[: len(self._positions)] = self._positions
-            self._positions = grown
+            grown = max(highest + 1, len(self._positions) * 9 // 8)
+            added = grown - len(self._positions)
+            self._positions = np.append(self._positions, np.full(added, -1, np.int64))
+            self._marks = np.append(self._marks, np.zeros(added, np.int64))
         self._refs.put(moved)
+        self._marks[[one.row for one in moved]] = [one.marks for one in moved]
         for name, group in by_pool.items():
             rows = np.array([one.row for one in group], np.int64)
             old = self._positions[rows]
@@ -174,25 +202,25 @@ class MemorySearch:
                 if one.old_pool and position >= 0:
                     self._pools[one.old_pool].drop(position)
 
-    def _records_at(self, rows: Sequence[int]) -> dict[int, AdapterRecord]:
-        found = {row: record for row in rows if (record := self._records.get(row)) is not None}
+    def _labels_at(self, rows: Sequence[int]) -> dict[int, Labels]:
+        found = {row: labels for row in rows if (labels := self._labels.get(row)) is not None}
         if missing := [row for row in rows if row not in found]:
-            read = self._catalogue.reader.records(missing)
-            for row, record in read.items():
-                self._records.put(row, record, _RECORD_BYTES)
+            read = self._catalogue.reader.labels(missing)
+            for row, labels in read.items():
+                self._labels.put(row, labels, _LABELS_BYTES)
             found |= read
         return found
 
-    async def _rows_with(self, labels: Sequence[str]) -> NDArray[np.int64]:
+    async def _rows_with(self, labels: Sequence[str]) -> Rows:
         """Rows with any of the labels, in order; of a label that more than `BROAD_LABEL_ROWS` have, only so many that it shows."""
-        parts: list[NDArray[np.int64]] = []
+        parts: list[Rows] = []
         for label in labels:
             if (rows := self._label_rows.get(label)) is None:
                 read = partial(RecordFile.rows_with, label=label, most=BROAD_LABEL_ROWS + 1)
                 rows = await self._catalogue.call(read)
                 self._label_rows.put(label, rows, rows.nbytes + 200)
             parts.append(rows)
-        return np.unique(np.concatenate(parts))
+        return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
 
     # Loading, training, compacting
 

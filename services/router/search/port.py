@@ -17,8 +17,8 @@ class VectorIndex(Protocol):
     def in_training(self) -> int:
         """Parts of the index that are being made faster; it serves meanwhile."""
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
-        """Nearest adapters by cosine within the reach, best first; with their records where those are asked for.
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
+        """Nearest adapters by cosine within the reach, best first; with their labels where those are asked for.
 
         With `clusters`, of a pool that is large enough to have clusters only adapters in so many, those nearest to the vector, are looked
         at.

@@ -12,13 +12,14 @@ import numpy as np
 from qdrant_client import models
 
 from services.router.catalogue.port import Vector
-from services.router.catalogue.qdrant_catalogue import KEYWORD, QdrantCatalogue, record_of
+from services.router.catalogue.qdrant_catalogue import KEYWORD, QdrantCatalogue
 from services.router.catalogue.qdrant_points import QdrantPoints
-from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Reach, pool_of
+from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Labels, Reach, pool_of
 from services.router.search import clusters as leading
 
-_SEARCH: Final = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
+SEARCH: Final = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
 """Recall@10 of 0.976 on a shard of 100,000; found by 8-bit codes in memory, scored again by the vectors on disk (docs/decisions/0008)."""
+_REF: Final = ("adapter_id", "version", "digest", "has_prototypes")
 _AGAIN_S: Final = 30.0
 """How old what is known of a pool's size and leaders may be: other routers add to them, too."""
 
@@ -54,7 +55,7 @@ class QdrantSearch:
         """The server's own affair."""
         return 0
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_records: bool = False, clusters: int = 0) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
         wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]
         if reach.any_labels:
@@ -66,19 +67,17 @@ class QdrantSearch:
                 self._collection,
                 query=vector.tolist(),
                 query_filter=models.Filter(must=wanted),
-                search_params=_SEARCH,
+                search_params=SEARCH,
                 limit=limit,
-                with_payload=models.PayloadSelectorExclude(exclude=["examples", "prototypes"])
-                if with_records
-                else models.PayloadSelectorInclude(include=["adapter_id", "version", "digest", "has_prototypes"]),
+                with_payload=models.PayloadSelectorInclude(include=[*_REF, *(Labels._fields if with_labels else ())]),
             )
         )
         found = []
         for point in answer.points:
             payload = point.payload or {}
-            record = record_of(payload) if with_records else None
+            labels = Labels(payload["name"], tuple(payload["tags"]), payload["specialization"]) if with_labels else None
             ref = AdapterRef(payload["adapter_id"], payload["version"], payload["digest"])
-            found.append(Candidate(ref, point.score, record, payload["has_prototypes"]))
+            found.append(Candidate(ref, point.score, labels, payload["has_prototypes"]))
         return found
 
     async def close(self) -> None:
