@@ -1,4 +1,4 @@
-"""Two router processes over one Qdrant server, in traffic: whoever is killed or stopped, no acknowledged change is lost."""
+"""Two routers over one Qdrant server, in traffic: whoever is killed or stopped, nothing acknowledged is lost, and routing goes on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import grpc
 import pytest
 
 from services.local import free_port
+from services.router.catalogue.record_file import RecordFile
+from services.router.catalogue.sqlite_catalogue import FILE
 from smoa.client import SmoaClient
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
@@ -34,6 +36,8 @@ class RouterProcess:
 
     def __init__(self, folder: Path, qdrant: QdrantServer) -> None:
         folder.mkdir()
+        self.copy = folder / "copy" / FILE
+        self.is_up = False
         self.address, self._log = f"127.0.0.1:{free_port()}", folder / "log"
         settings = {
             "SMOA_ROUTER_ADDRESS": self.address,
@@ -52,6 +56,7 @@ class RouterProcess:
 
     def kill(self) -> None:
         """kill -9, and start it again."""
+        self.is_up = False
         self.process.kill()
         self.process.wait(10)
         self.process = self._start()
@@ -65,7 +70,16 @@ class RouterProcess:
                 await client.registry.ListAdapters(registry_pb2.ListAdaptersRequest(tenant="public"), timeout=2)
         except grpc.aio.AioRpcError:
             return False
+        self.is_up = True
         return True
+
+    def revisions(self) -> dict[str, int]:
+        """Of the adapters in its copy of the library."""
+        file = RecordFile(self.copy)
+        try:
+            return file.revisions("", "Z" * 26)
+        finally:
+            file.close()
 
     def stop(self) -> None:
         """End it."""
@@ -96,7 +110,7 @@ async def _again(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.2)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[QdrantServer, list[RouterProcess]], tmp_path: Path) -> None:
     qdrant, routers = servers
     for router in routers:
@@ -104,7 +118,23 @@ async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[
     store, rng = AdapterStore(str(tmp_path / "store")), random.Random(3)
     ids: list[str] = []
     wanted: dict[str, dict[str, Any]] = {}
-    over = asyncio.Event()
+    over, registering = asyncio.Event(), asyncio.Event()
+    answered, unanswered = [0, 0], list[str]()
+
+    async def asker(number: int) -> None:
+        """Routing, which nothing but the end of its own router stops."""
+        router, query = routers[number], 0
+        async with SmoaClient(router=router.address) as client:
+            while not over.is_set():
+                await asyncio.sleep(0.05)
+                query += 1
+                was_up = router.is_up
+                try:
+                    decision = await client.route(f"{KNEES[0]} {query}", base_model="base-a")
+                    answered[number] += bool(decision.adapters)
+                except grpc.aio.AioRpcError as error:
+                    if was_up and router.is_up:
+                        unanswered.append(f"{number}: {error.code().name} {error.details()}")
 
     async def caller(number: int) -> None:
         async with SmoaClient(router=routers[number % 2].address) as client:
@@ -112,7 +142,9 @@ async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[
                 await asyncio.sleep(0.01)
                 if len(ids) < 30 and rng.random() < 0.4:
                     digest = await store.put(adapter_file(name=f"n{len(ids)}-{number}-{rng.random()}"))
+                    registering.set()
                     made = await _again(lambda digest=digest: client.register(digest, KNEES))  # type: ignore[misc]
+                    registering.clear()
                     wanted[made.adapter_id] = {}
                     ids.append(made.adapter_id)
                 elif ids:
@@ -131,6 +163,7 @@ async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[
                     wanted[one][("tags", "name", "pinned")[number]] = value if number < 2 else request.pinned
 
     callers = [asyncio.create_task(caller(number)) for number in range(3)]
+    callers += [asyncio.create_task(asker(number)) for number in range(2)]
 
     async def more(count: int) -> None:
         """Wait until the callers have done something again."""
@@ -139,21 +172,29 @@ async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[
 
     try:
         await more(5)
+        before = list(answered)
         qdrant.kill()
-        await asyncio.sleep(1)  # for so long it is away
+        await asyncio.sleep(30)  # for so long it is away
+        assert all(now > 100 + then for now, then in zip(answered, before, strict=True)), "routing goes on"
         qdrant.start()
         await more(5)
+        await asyncio.wait_for(registering.wait(), 60)
         routers[0].kill()
+        await until("the router", 60, routers[0].serves)
         await more(5)
+        before = list(answered)
         qdrant.send(signal.SIGSTOP)
-        await asyncio.sleep(6)  # for so long it hangs: longer than a read waits
+        await asyncio.sleep(20)  # for so long it hangs: longer than a read waits
+        assert all(now > 100 + then for now, then in zip(answered, before, strict=True)), "routing goes on"
         qdrant.send(signal.SIGCONT)
         await more(5)
         routers[1].kill()
         await more(5)
+        await until("the router", 60, routers[1].serves)
     finally:
         over.set()
         await asyncio.gather(*callers)
+    assert unanswered == []
     for router in routers:
         await until("a router", 60, router.serves)
         async with SmoaClient(router=router.address) as client:
@@ -164,6 +205,12 @@ async def test_what_was_acknowledged_is_there_whoever_was_killed(servers: tuple[
             assert one.state == common.ADAPTER_STATE_ACTIVE
             found = {"tags": one.tags[0] if one.tags else None, "name": one.name, "pinned": one.pinned}
             assert {field: found[field] for field in fields} == fields
+
+    async def agree() -> bool:
+        copies = [router.revisions() for router in routers]
+        return copies[0] == copies[1] and copies[0].keys() == wanted.keys()
+
+    await until("the copies of both", 20, agree)
 
 
 async def _differs(seen: list[dict[str, Any]], wanted: dict[str, dict[str, Any]], count: int) -> bool:

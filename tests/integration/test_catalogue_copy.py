@@ -16,6 +16,7 @@ from qdrant_client import AsyncQdrantClient, models
 
 from services.router.catalogue.catalogue_copy import CatalogueCopy
 from services.router.catalogue.port import Document, Entry, point_id
+from services.router.catalogue.record_file import Take
 from services.router.catalogue.records import AdapterRecord
 from services.router.library import Library, open_library
 from services.router.search.memory_search import MemorySearch
@@ -29,7 +30,7 @@ from tests.contract.test_library import DIMENSION, PUBLIC, record, vector
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, refused, running_router
 from tests.integration.test_import import imported
 from tests.kafka_support import until
-from tests.library_support import copied_library, qdrant_library
+from tests.library_support import copied_library, qdrant_library, sqlite
 from tests.qdrant_support import HOME, QdrantServer, client_of, drop, fresh_prefix, settings_of
 
 Open = Callable[[str], Awaitable[Library]]
@@ -144,18 +145,24 @@ async def test_comparing_mends_what_no_look_would_find(opened: tuple[Open, Async
     library = await make("one")
     late, back, lost, same = (record(name=name) for name in ("late", "back", "lost", "same"))
     await library.catalogue.write([Entry(one, vector(n)) for n, one in enumerate((late, back, lost, same))])
-    old = {"written_at_us": 1}
     collection = f"{prefix}_adapters"
-    await client.set_payload(collection, {"revision": 7, "name": "of another clock", **old}, [point_id(late.adapter_id)], wait=True)
-    await client.set_payload(collection, {"revision": 0, "state": "retired", **old}, [point_id(back.adapter_id)], wait=True)
+    await library.catalogue.upsert([(replace(late, revision=7, name="of another clock"), vector(0))])  # by a router that is not this one:
+    await sqlite(library).put([Entry(late, vector(0))], Take.ALL)
+    await client.set_payload(collection, {"written_at_us": 1}, [point_id(late.adapter_id)], wait=True)
+    await client.set_payload(collection, {"revision": 0}, [point_id(back.adapter_id)], wait=True)
     await client.delete(collection, models.PointIdsList(points=[point_id(lost.adapter_id)]), wait=True)
     heard: list[str] = []
     _copy_of(library)._changed = lambda records: heard.extend(one.name for one in records)
     await _copy_of(library).compare()
     assert [(await _near(library, one.adapter_id) or late).name for one in (late, back, same)] == ["of another clock", "back", "same"]
     assert await library.near.get(lost.adapter_id) is None
-    assert {found.ref.adapter_id for found in await library.search.search(vector(1), PUBLIC, 9)} == {late.adapter_id, same.adapter_id}
-    assert sorted(heard) == ["back", "lost", "of another clock"]
+    assert {found.ref.adapter_id for found in await library.search.search(vector(1), PUBLIC, 9)} == {
+        late.adapter_id,
+        back.adapter_id,
+        same.adapter_id,
+    }
+    assert [(await _near(library, one.adapter_id) or late).revision for one in (late, back, same)] == [7, 0, 1]
+    assert sorted(heard) == ["lost", "of another clock"]
 
 
 async def test_another_library_of_the_same_name_is_copied_from_the_start(opened: tuple[Open, AsyncQdrantClient, str]) -> None:

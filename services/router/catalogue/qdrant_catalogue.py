@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import orjson
 from qdrant_client import models
 
 from services.router.catalogue.encoded_vectors import Encoded
@@ -37,27 +38,35 @@ class Revision(NamedTuple):
     written_at_us: int
 
 
+_FOUND_BY: Final = ("adapter_id", "version", "digest", "tenant", "name", "specialization", "base_model", "state", "tags")
+"""Fields of a record that a point has for themselves, to find it by, or to read them alone."""
+
+
 def payload_of(record: AdapterRecord) -> dict[str, Any]:
-    """Payload of an adapter's point."""
-    visibility = "shared" if record.shared else "private"
+    """Payload of an adapter's point. The record is one text in it: as a tree of values, the client took twice as long to write it."""
+    whole = record.to_payload()
+    examples, revision, last_writes = (whole.pop(name) for name in ("examples", "revision", "last_writes"))
     return {
         "type": "adapter",
         "pool": pool_of(record),
-        **record.to_payload(),
-        "visibility": visibility,
+        **{name: whole[name] for name in _FOUND_BY},
         "labels": sorted(labels_of(record).all),
+        "visibility": "shared" if record.shared else "private",
+        "record": orjson.dumps(whole).decode(),
+        "examples": orjson.dumps(examples).decode(),
+        "revision": revision,
+        "last_writes": last_writes,
     }
 
 
-_POINTS_OWN: Final = frozenset(
-    ("type", "pool", "visibility", "labels", "cluster", "prototypes", "has_prototypes", "pending", "written_at_us")
-)
-"""Fields of an adapter's point that are not its record's."""
-
-
 def record_of(payload: Mapping[str, Any]) -> AdapterRecord:
-    """The adapter that a point's payload is of."""
-    return AdapterRecord.from_payload({key: value for key, value in payload.items() if key not in _POINTS_OWN})
+    """The adapter that a point's payload is of; without examples, if they were not read."""
+    apart = {
+        "examples": orjson.loads(payload.get("examples", "[]")),
+        "revision": payload["revision"],
+        "last_writes": payload["last_writes"],
+    }
+    return AdapterRecord.from_payload({**orjson.loads(payload["record"]), **apart})
 
 
 class QdrantCatalogue:

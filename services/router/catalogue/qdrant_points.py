@@ -82,8 +82,9 @@ class QdrantPoints:
     async def upsert(self, points: Sequence[models.PointStruct], **conditions: Any) -> None:
         """Write points, whatever is there, or under Qdrant's own conditions; with the time, by which copies find what is new."""
         now_us = time.time_ns() // 1000
-        stamped = [point.model_copy(update={"payload": {**(point.payload or {}), "written_at_us": now_us}}) for point in points]
-        call = self.connection.client.upsert(self.collection, stamped, wait=True, ordering=self.ordering, **conditions)
+        for point in points:
+            point.payload = {**(point.payload or {}), "written_at_us": now_us}
+        call = self.connection.client.upsert(self.collection, list(points), wait=True, ordering=self.ordering, **conditions)
         await self.connection.call(call, slow=True)
 
     async def set_payload(self, payload: Mapping[str, Any], where: models.Filter) -> None:
