@@ -99,7 +99,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
-    watched = begin(follow_canaries(router, library.catalogue), "canaries")
+    watched = begin(follow_canaries(router, library.near), "canaries")
     stack.push_async_callback(end, watched)
     await library.whole()
     watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")

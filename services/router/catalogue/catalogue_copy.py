@@ -222,9 +222,13 @@ class CatalogueCopy:
 
     async def _put(self, entries: Sequence[Entry], take: Take = Take.NEWER) -> None:
         written = await self._copy.put(entries, take)
-        different = {one.ref.adapter_id for one in written if one.moved or one.labels}
-        canaries = {entry.record.adapter_id for entry in entries if entry.record.state == "canary"}
-        if told := [entry.record for entry in entries if entry.record.adapter_id in different | canaries]:
+        before = {one.ref.adapter_id: one for one in written}
+        told = []
+        for record in (entry.record for entry in entries):
+            one = before.get(record.adapter_id)
+            if one is not None and (one.moved or one.labels or one.was != record.state or record.state == "canary"):
+                told.append(record)
+        if told:
             self._changed(told)
 
     async def _take_document(self, kind: str, document: Document, deleted: bool) -> None:

@@ -48,6 +48,10 @@ CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL
 _IDS_A_QUERY: Final = 500
 
 
+_Known = tuple[int, str, bytes, bool, int, str, frozenset[str]]
+_NEW: Final[_Known] = (0, "", b"", False, 0, "", frozenset())
+
+
 class Take(Enum):
     """Which records a write takes."""
 
@@ -68,6 +72,8 @@ class Written:
     old_pool: str = ""
     moved: bool = True
     """Pool, vector or having prototypes are not what they were."""
+    was: str = ""
+    """Its state before."""
     labels: frozenset[str] = frozenset()
     marks: int = 0
     """Of its labels now (`label_mark`)."""
@@ -104,7 +110,7 @@ class RecordFile:
             following = (database.execute("SELECT MAX(row) FROM adapters").fetchone()[0] or 0) + 1
             rows, gone, labels, written = [], [], [], []
             for adapter_id, (record, vector) in unique.items():
-                old_row, old_pool, old_vector, had, revision, old_labels = known.get(adapter_id, (0, "", b"", False, 0, frozenset()))
+                old_row, old_pool, old_vector, had, revision, was, old_labels = known.get(adapter_id, _NEW)
                 if take is Take.UNCHANGED and revision != record.revision:
                     raise Conflict(unique)
                 if take is Take.NEWER and revision >= record.revision:
@@ -118,7 +124,7 @@ class RecordFile:
                 gone += [(label, row) for label in old_labels - named]
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
-                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, named ^ old_labels, marks))
+                written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, was, named ^ old_labels, marks))
             database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 18)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
@@ -131,8 +137,8 @@ class RecordFile:
         """Remove records, as if they had never been; returns those that were there."""
         with self._transaction() as database:
             gone = [
-                Written(row, AdapterRef(adapter_id, 0, ""), "", vector, has, pool, True, labels)
-                for adapter_id, (row, pool, vector, has, _, labels) in self._known(adapter_ids).items()
+                Written(row, AdapterRef(adapter_id, 0, ""), "", vector, has, pool, True, was, labels)
+                for adapter_id, (row, pool, vector, has, _, was, labels) in self._known(adapter_ids).items()
             ]
             database.executemany("DELETE FROM adapters WHERE row = ?", [(one.row,) for one in gone])
             database.executemany("DELETE FROM prototypes WHERE adapter_id = ?", [(one.ref.adapter_id,) for one in gone])
@@ -275,14 +281,14 @@ class RecordFile:
         with _failures():
             self._database.execute("VACUUM INTO ?", (str(path),))
 
-    def _known(self, adapter_ids: Sequence[str]) -> dict[str, tuple[int, str, bytes, bool, int, frozenset[str]]]:
+    def _known(self, adapter_ids: Sequence[str]) -> dict[str, _Known]:
         known = {}
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
-            columns = "adapter_id, row, pool, vector, has_prototypes, revision, record"
+            columns = "adapter_id, row, pool, vector, has_prototypes, revision, state, record"
             query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            for adapter_id, row, pool, vector, has, revision, record in self._database.execute(query, batch):
-                known[adapter_id] = (row, pool, vector, bool(has), revision, labels_of(_record(record, "[]")).all)
+            for adapter_id, row, pool, vector, has, revision, state, record in self._database.execute(query, batch):
+                known[adapter_id] = (row, pool, vector, bool(has), revision, state, labels_of(_record(record, "[]")).all)
         return known
 
     @contextmanager
