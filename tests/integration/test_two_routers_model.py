@@ -265,6 +265,19 @@ class TwoRouters(RuleBasedStateMachine):
                 passing.set_result(None)
             self.settle()
 
+    @rule(which=ADAPTERS, first=st.integers(0, 5), second=st.integers(0, 5), order=st.lists(ROUTERS, max_size=14))
+    def cross(self, which: int, first: int, second: int, order: list[int]) -> None:
+        """Both routers change one adapter, and their calls pass in this order."""
+        for number, kind in enumerate((first, second)):
+            if kind < 3:
+                self.update(number, which, ("name", "tags", "pinned")[kind], kind + number)
+            elif kind < 5:
+                self.move(number, which, ("retire", "restore")[kind - 3])
+            else:
+                self.merge(number, which, 0.0)
+        for number in order:
+            self.let_pass(number, 1)
+
     @rule(number=ROUTERS)
     def finish_all(self, number: int) -> None:
         while self.lives[number].gate.waiting:
