@@ -12,15 +12,14 @@ from services.router.api.registry_servicer import RegistryServicer, lifecycle_ev
 from services.router.api.routing_servicer import RouterServicer
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
-from services.router.catalogue.port import Catalogue
-from services.router.catalogue.records import AdapterRecord, Scope, pool_named
+from services.router.catalogue.records import AdapterRecord, pool_named
 from services.router.catalogue.registry import Registry
-from services.router.catalogue.replacing import MAX_CANARIES
 from services.router.library import Library, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
 from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
+from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
 from smoa.embedding import StaticEmbedder
 from smoa.errors import InvalidArgument, SmoaError
@@ -33,7 +32,6 @@ from smoa.tasks import begin, end
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
 _log = logging.getLogger(__name__)
-FOLLOW_S = 1.0
 
 
 async def build(settings: RouterSettings, stack: AsyncExitStack, library: Library | None = None) -> RpcServer:
@@ -74,6 +72,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     )
     compositions = Compositions(library.catalogue)
     router = Router(library.near, library.search, embedder, cache, Compositions(library.near), defaults)
+    trials = Trials(router.canaries, library.catalogue, library.near)
     registry = Registry(
         library.catalogue,
         AdapterStore(settings.store, settings.max_adapter_bytes, "SMOA_ROUTER_MAX_ADAPTER_BYTES"),
@@ -99,8 +98,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
     await server.start()
     stack.push_async_callback(server.stop)
-    watched = begin(follow_canaries(router, library.near), "canaries")
-    stack.push_async_callback(end, watched)
+    trials.start()
+    stack.push_async_callback(trials.stop)
     await library.whole()
     watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")
     stack.push_async_callback(end, watching)
@@ -109,25 +108,6 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
 
 def _pool_of(record: AdapterRecord) -> str:
     return pool_named(record.tenant, record.base_model, shared=record.shared)
-
-
-async def follow_canaries(router: Router, catalogue: Catalogue) -> None:
-    """Keep the router's canaries as they are in the catalogue: what they have earned, and whether another router settled them."""
-    known = False
-    while True:
-        try:
-            if not known:
-                router.canaries.update(await catalogue.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
-                known = True
-            for child_id in router.canaries:
-                there = await catalogue.get(child_id)
-                if there is None:
-                    router.canaries.forget(child_id)
-                elif child_id in router.canaries:  # else it was settled while it was read
-                    router.canaries.update([there[0]])
-        except SmoaError as error:
-            _log.info("canaries cannot be read (%s); they stay as they were", error)
-        await asyncio.sleep(FOLLOW_S)
 
 
 async def _watch(library: Library, server: RpcServer, interval_s: float) -> None:

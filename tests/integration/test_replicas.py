@@ -19,6 +19,7 @@ from services.router.catalogue.qdrant_catalogue import KEYWORDS, QdrantCatalogue
 from services.router.catalogue.qdrant_connection import QdrantConnection
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
+from services.router.routing.canaries import FIRST_QUERIES
 from services.router.search.qdrant_search import QdrantSearch
 from smoa.adapter import new_adapter_id
 from smoa.errors import FailedPrecondition
@@ -232,6 +233,25 @@ async def test_trials_of_one_parent_that_two_routers_begin_at_once_are_not_both_
     refused = [one for one in done if isinstance(one, grpc.aio.AioRpcError)]
     assert [one.code() for one in refused] == [grpc.StatusCode.FAILED_PRECONDITION]
     assert "has a canary on trial already" in str(refused[0].details())
+
+
+async def test_a_canarys_budget_is_one_for_all_routers_and_outlives_restarts(
+    qdrant: tuple[str, int], library: tuple[AsyncQdrantClient, str], tmp_path: Path
+) -> None:
+    settings = {**settings_of(*qdrant, library[1]), "store": str(tmp_path / "store")}
+    child_id, seen = "", 0
+    for turn in range(3):
+        async with AsyncExitStack() as stack:
+            routers = [await stack.enter_async_context(running_router(tmp_path / name, **settings)) for name in "ab"]
+            if not turn:
+                digests = [await routers[0].store.put(adapter_file(name=name)) for name in "ab"]
+                parents = [(await routers[0].client.register(digest, KNEES)).adapter_id for digest in digests]
+                child = await routers[0].store.put(adapter_file(name="child", parents=tuple(parents)))
+                child_id = (await routers[0].client.apply_merge("public", "m1", child, parents, "alike", 0.5)).adapter_id
+            for number in range(100):
+                decision = await routers[number % 2].client.route(KNEES[0], base_model="base-a")
+                seen += child_id in [one.adapter_id for one in decision.adapters]
+    assert 10 <= seen <= FIRST_QUERIES
 
 
 async def test_a_young_change_of_another_router_is_waited_for(opened: Open) -> None:

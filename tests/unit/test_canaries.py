@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
-from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, Canaries
+from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, TAKEN_AT_ONCE, Canaries, left_of_budget
 from services.router.routing.scoring import Chosen
 
 
@@ -41,6 +41,7 @@ def _chosen(**weights: float) -> tuple[Chosen, ...]:
 
 def _given(canaries: Canaries, chosen: tuple[Chosen, ...], tenant: str = "t") -> tuple[Chosen, ...]:
     """The first answer of twenty that is not what was chosen, if there is one."""
+    canaries.grant("child", FIRST_QUERIES)
     answers = (canaries.tried(chosen, tenant, 0) for _ in range(FIRST_QUERIES))
     return next((one for one in answers if one is not chosen), chosen)
 
@@ -75,13 +76,32 @@ def test_one_that_is_settled_gets_no_more() -> None:
     assert _given(canaries, chosen) is chosen
 
 
+def _take(routers: list[Canaries], record: AdapterRecord, now_us: int = 0) -> AdapterRecord:
+    """Each router takes what it wants of the budget, as `Trials` does."""
+    for canaries in routers:
+        canaries.update([record])
+        while canaries.wanting(now_us):
+            count = min(TAKEN_AT_ONCE, left_of_budget(record, now_us))
+            record = dataclasses.replace(record, canary_taken=record.canary_taken + count)
+            canaries.update([record])
+            canaries.grant("child", count)
+    return record
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.integers(0, 3), max_size=60), st.floats(0.05, 0.5), st.integers(0, 100))
-def test_it_never_has_more_queries_than_it_has_earned(judged: list[int], share: float, seed: int) -> None:
-    canaries, seen, outcomes = Canaries(seed), 0, 0
-    for more in judged:
-        canaries.update([_record("child", ("a", "b"), share=share, outcomes=outcomes)])
-        seen += sum(canaries.tried(_chosen(a=0.7, b=0.3), "t", 0)[0].ref.adapter_id == "child" for _ in range(30))
+@given(st.lists(st.integers(0, 3), max_size=60), st.floats(0.05, 0.5), st.integers(0, 100), st.integers(1, 3), st.integers(0, 7))
+def test_all_routers_together_never_send_more_queries_than_it_has_earned(
+    judged: list[int], share: float, seed: int, count: int, restarts: int
+) -> None:
+    routers, seen, outcomes = [Canaries(seed + number) for number in range(count)], 0, 0
+    record = _record("child", ("a", "b"), share=share)
+    for turn, more in enumerate(judged):
+        record = dataclasses.replace(record, statistics=Statistics(outcomes=outcomes, successes=outcomes))
+        if restarts and turn % 8 == restarts:
+            routers[turn % count] = Canaries(seed)
+        record = _take(routers, record)
+        for canaries in routers:
+            seen += sum(canaries.tried(_chosen(a=0.7, b=0.3), "t", 0)[0].ref.adapter_id == "child" for _ in range(30))
         assert seen <= FIRST_QUERIES + QUERIES_AN_OUTCOME * outcomes
         outcomes += more
 
@@ -96,7 +116,11 @@ def test_no_tenant_is_given_a_canary_that_it_may_not_use() -> None:
 
 def test_one_that_is_never_judged_gets_some_queries_an_hour() -> None:
     canaries = Canaries(1)
-    canaries.update([_record("child", ("a", "b"))])
-    seen = sum(canaries.tried(_chosen(a=1.0), "t", 0)[0].ref.adapter_id == "child" for _ in range(500))
-    later = sum(canaries.tried(_chosen(a=1.0), "t", int(5 * 3600e6))[0].ref.adapter_id == "child" for _ in range(500))
-    assert (seen, later) == (FIRST_QUERIES, 5 * QUERIES_AN_HOUR)
+    record, counts = _record("child", ("a", "b")), []
+    for now_us in (0, int(5 * 3600e6)):
+        seen = 0
+        for _ in range(50):
+            record = _take([canaries], record, now_us)
+            seen += sum(canaries.tried(_chosen(a=1.0), "t", now_us)[0].ref.adapter_id == "child" for _ in range(10))
+        counts.append(seen)
+    assert counts == [FIRST_QUERIES, 5 * QUERIES_AN_HOUR]

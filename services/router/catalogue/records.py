@@ -42,6 +42,8 @@ class AdapterRecord:
     pinned: bool = False
     canary_share: float = 0.0
     """Of a canary: how much of its parents' queries it answers."""
+    canary_taken: int = 0
+    """Of a canary: how many queries routers have taken from its budget, to answer them with it."""
     canary_baseline: Mapping[str, Statistics] = field(default_factory=dict)
     """Of a canary: its parents' counts when its trial began."""
     restored_at_us: int = 0

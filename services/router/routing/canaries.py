@@ -1,13 +1,14 @@
 """Children of merges on trial: a share of the queries that their parents would answer goes to them, and no more than they have earned.
 
 A canary that nobody has judged yet gets a few queries; each outcome that comes back earns it some more, and so does an hour. So however
-fast queries come and however late outcomes, a bad child is seen by few before the optimizer has what it needs to roll it back.
+fast queries come and however late outcomes, a bad child is seen by few before the optimizer has what it needs to roll it back. That budget
+is one for all routers, and stands on the canary's record: a router takes a few queries of it at a time (`trials.py`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from services.router.catalogue.merges import MAX_CANARY_SHARE
@@ -20,15 +21,25 @@ QUERIES_AN_HOUR: Final = 10
 """For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
 SUCCESSES_TO_DOUBLE: Final = 10
 """A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
+TAKEN_AT_ONCE: Final = 10
+_LOW: Final = 5
+
+
+def left_of_budget(canary: AdapterRecord, now_us: int) -> int:
+    """How many queries it has earned that no router has taken yet."""
+    hours = max(0.0, (now_us - canary.created_at_us) / 3600e6)
+    return int(FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours) - canary.canary_taken
 
 
 class Canaries:
     """Those that are open. Empty nearly always, and then costs nothing."""
 
     def __init__(self, seed: int | None = None) -> None:
+        self.hungry: Callable[[], None] = lambda: None
+        """Called when one of `wanting` may have more than it had."""
         self._open: dict[str, AdapterRecord] = {}
         self._by_parent: dict[str, str] = {}
-        self._sent: dict[str, int] = {}
+        self._granted: dict[str, int] = {}
         self._random = random.Random(seed)
 
     def __len__(self) -> int:
@@ -46,17 +57,29 @@ class Canaries:
         """Take records as they are now: those that are canaries are open, those that are not any more are closed."""
         for record in records:
             if record.state == "canary":
+                is_new = record.adapter_id not in self._open
                 self._open[record.adapter_id] = record
-                self._sent.setdefault(record.adapter_id, 0)
+                self._granted.setdefault(record.adapter_id, 0)
                 self._by_parent |= dict.fromkeys(record.parents, record.adapter_id)
+                if is_new:
+                    self.hungry()
             else:
                 self.forget(record.adapter_id)
 
     def forget(self, adapter_id: str) -> None:
         """One that is not there any more."""
         if (gone := self._open.pop(adapter_id, None)) is not None:
-            del self._sent[adapter_id]
+            del self._granted[adapter_id]
             self._by_parent = {parent: name for parent, name in self._by_parent.items() if name != gone.adapter_id}
+
+    def wanting(self, now_us: int) -> list[str]:
+        """Those that are about to have used up what was granted, and have earned more."""
+        return [name for name, one in self._open.items() if self._granted[name] < _LOW and left_of_budget(one, now_us) > 0]
+
+    def grant(self, adapter_id: str, queries: int) -> None:
+        """Let one answer so many more."""
+        if adapter_id in self._granted:
+            self._granted[adapter_id] += queries
 
     def tried(self, chosen: tuple[Chosen, ...], tenant: str, now_us: int) -> tuple[Chosen, ...]:
         """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together."""
@@ -65,12 +88,12 @@ class Canaries:
             canary = self._open[name]
             if not canary.visible_to(tenant):
                 continue
-            hours = max(0.0, (now_us - canary.created_at_us) / 3600e6)
-            earned = FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours
             share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
-            if self._sent[name] < earned and self._random.random() < share:
-                self._sent[name] += 1
+            if self._random.random() < share and self._granted[name] > 0:
+                self._granted[name] -= 1
                 chosen = _in_their_place(chosen, canary)
+                if self._granted[name] < _LOW and left_of_budget(canary, now_us) > 0:
+                    self.hungry()
         return chosen
 
 
