@@ -39,8 +39,9 @@ from benchmarks.machine import machine
 from examples.generated import Library, generate, imported
 from services.local import free_port, is_serving
 from services.router.catalogue.port import Vector
+from services.router.catalogue.qdrant_connection import Limits
 from services.router.catalogue.records import Reach
-from services.router.search.qdrant_search import SEARCH
+from services.router.search.qdrant_search import search_parameters
 from smoa.adapter import new_adapter_id
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
@@ -330,7 +331,7 @@ class Bare:
             self._collection,
             query=vector.tolist(),
             query_filter=self._filter,
-            search_params=SEARCH,
+            search_params=search_parameters(Limits()),
             limit=3,
             with_payload=self._payload,
         )

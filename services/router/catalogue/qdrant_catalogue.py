@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,14 +16,12 @@ from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import DOCUMENT_KINDS, Conflict, Document, Entry, Vector, point_id
 from services.router.catalogue.qdrant_changes import QdrantChanges
 from services.router.catalogue.qdrant_connection import NO_VECTORS, QdrantConnection, equals, unavailable
-from services.router.catalogue.qdrant_points import INDEXES, Point, QdrantPoints
+from services.router.catalogue.qdrant_points import INDEXES, PAGE, Point, QdrantPoints
 from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope, labels_of, pool_of
 
 KEYWORDS: Final = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster")
 """Payload fields of adapters with an index. A search filters on `pool` alone (and `labels`, when there are hints)."""
 KEYWORD: Final = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-_PAGE: Final = 64
-"""Points that a listing reads at once: they are parsed on the loop, ten a millisecond."""
 
 
 _THERE, _DELETED = "there", "deleted"
@@ -82,7 +79,8 @@ class QdrantCatalogue:
         """Vectors have so many numbers. With less than strong ordering of writes, a replicated cluster loses conditional ones."""
         self.connection, self.dimension, self.prefix = connection, dimension, prefix
         self.points = QdrantPoints(connection, f"{prefix}_adapters", ordering)
-        self._changes = QdrantChanges(self.points, QdrantPoints(connection, f"{prefix}_changes", ordering))
+        self._change_points = QdrantPoints(connection, f"{prefix}_changes", ordering)
+        self._changes = QdrantChanges(self.points, self._change_points)
         self._documents = {kind: QdrantPoints(connection, f"{prefix}_{kind}s", ordering) for kind in DOCUMENT_KINDS}
         self._follow: Callable[[Sequence[Entry], bool], Awaitable[None]] | None = None
         self._follow_document: Callable[[str, Document, bool], Awaitable[None]] | None = None
@@ -101,7 +99,7 @@ class QdrantCatalogue:
         await connection.answer(connection.client.collection_exists(self.points.collection))  # it may be back
         pool = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True, enable_hnsw=True)
         fields = {field: KEYWORD.model_copy(update={"enable_hnsw": False}) for field in KEYWORDS} | {"pool": pool}
-        await connection.ensure_collection(
+        self.points.limits = await connection.ensure_collection(
             self.points.collection,
             models.VectorParams(size=dimension, distance=models.Distance.COSINE, on_disk=True),
             {**INDEXES, **fields},
@@ -113,9 +111,11 @@ class QdrantCatalogue:
             on_disk_payload=True,
             **options,
         )
-        await connection.ensure_collection(f"{prefix}_changes", NO_VECTORS, {"state": KEYWORD}, **options)
+        self._change_points.limits = await connection.ensure_collection(f"{prefix}_changes", NO_VECTORS, {"state": KEYWORD}, **options)
         for points in self._documents.values():
-            await connection.ensure_collection(points.collection, NO_VECTORS, {**INDEXES, "tenant": KEYWORD, "state": KEYWORD}, **options)
+            points.limits = await connection.ensure_collection(
+                points.collection, NO_VECTORS, {**INDEXES, "tenant": KEYWORD, "state": KEYWORD}, **options
+            )
         await self._changes.resolve_all()
 
     def follow(
@@ -226,17 +226,8 @@ class QdrantCatalogue:
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""
-        found: list[AdapterRecord] = []
-        last = point_id(after) if after else ""
-        while len(found) < limit:
-            asked = min(_PAGE, limit - len(found))
-            page = await self.points.scroll(_filter(scope), last, asked)
-            found += [record_of(point.payload or {}) for point in page]
-            if len(page) < asked:
-                break
-            last = str(page[-1].id)
-            await asyncio.sleep(0)  # an answer that is there at once would let nobody in between
-        return found
+        found = await self.points.scroll(_filter(scope), point_id(after) if after else "", limit)
+        return [record_of(point.payload or {}) for point in found]
 
     async def write_document(self, kind: str, document: Document) -> None:
         """See `Catalogue`."""
@@ -303,7 +294,7 @@ class QdrantCatalogue:
 
     async def changed_documents(self, kind: str, since_us: int) -> AsyncIterator[list[tuple[Document, bool]]]:
         """Documents that have been written since a time, and whether they were deleted."""
-        async for points in self._documents[kind].pages(models.Filter(must=[_since(since_us)]), _PAGE):
+        async for points in self._documents[kind].pages(models.Filter(must=[_since(since_us)]), PAGE):
             yield [(_document(point.payload or {}), _is_deleted(point)) for point in points]
 
     def _entry(self, point: models.Record) -> Entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import httpx
 from grpc import StatusCode
@@ -22,6 +22,47 @@ NO_VECTORS: Final = models.VectorParams(size=1, distance=models.Distance.DOT)
 """Of collections whose payloads are all that matters: a point must have a vector."""
 NO_VECTOR: Final = (1.0,)
 _NO_ANSWER = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+
+
+class Limits(NamedTuple):
+    """What a collection's strict mode lets a request do."""
+
+    read: int = 1000
+    """Points."""
+    write: int = 500
+    """Points; also conditional ones, three conditions each."""
+    hnsw_ef: int = 128
+    oversampling: float = 2.0
+
+
+LEAST_READ: Final = 65
+"""Points that one search or listing may ask for."""
+
+
+def limits_of(name: str, strict: models.StrictModeConfigOutput | None, indexes: int) -> Limits:
+    """The limits of a collection whose payload has so many indexes.
+
+    Raises:
+        FailedPrecondition: a router cannot work within them.
+    """
+    if strict is None or not strict.enabled:
+        return Limits()
+    for field, value, least in (
+        ("max_query_limit", strict.max_query_limit, LEAST_READ),
+        ("max_payload_index_count", strict.max_payload_index_count, indexes),
+        ("filter_max_conditions", strict.filter_max_conditions, 8),
+    ):
+        if value is not None and value < least:
+            raise FailedPrecondition(
+                f"index: strict mode of the Qdrant collection {name!r} has {field} {value}, this router needs {least}; raise it there"
+            )
+    plain = Limits()
+    return Limits(
+        read=min(plain.read, strict.max_query_limit or plain.read),
+        write=max(1, min(plain.write, strict.upsert_max_batchsize or plain.write, (strict.filter_max_conditions or 3 * plain.write) // 3)),
+        hnsw_ef=min(plain.hnsw_ef, strict.search_max_hnsw_ef or plain.hnsw_ef),
+        oversampling=min(plain.oversampling, strict.search_max_oversampling or plain.oversampling),
+    )
 
 
 class QdrantConnection:
@@ -57,9 +98,9 @@ class QdrantConnection:
         self._away = False
         return answer
 
-    async def ensure_collection(self, name: str, vectors: models.VectorParams, indexes: Mapping[str, Any], **options: Any) -> None:
+    async def ensure_collection(self, name: str, vectors: models.VectorParams, indexes: Mapping[str, Any], **options: Any) -> Limits:
         """Make a collection and its payload indexes, as far as they are not there: another router may be making them, or have died
-        between the two.
+        between the two. Returns what requests to it are limited to.
 
         Args:
             name: Of the collection.
@@ -68,7 +109,7 @@ class QdrantConnection:
             options: Of `create_collection`.
 
         Raises:
-            FailedPrecondition: there is one of this name with other vectors.
+            FailedPrecondition: there is one of this name with other vectors, or its strict mode forbids what a router does.
             Unavailable: the server is away.
         """
         if not await self.call(self.client.collection_exists(name)):
@@ -87,6 +128,7 @@ class QdrantConnection:
         for field, schema in indexes.items():
             if field not in there.payload_schema:
                 await self.call(self.client.create_payload_index(name, field, field_schema=schema), slow=True)
+        return limits_of(name, there.config.strict_mode_config, len(indexes))
 
     async def close(self) -> None:
         """Close the client."""

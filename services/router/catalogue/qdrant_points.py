@@ -16,7 +16,7 @@ from qdrant_client import models
 from ulid import ULID
 
 from services.router.catalogue.port import Conflict
-from services.router.catalogue.qdrant_connection import NO_VECTOR, QdrantConnection, equals
+from services.router.catalogue.qdrant_connection import NO_VECTOR, Limits, QdrantConnection, equals
 
 LAST_WRITES: Final = 16
 """Ids of writes that a point keeps: more than could follow one before its writer has looked."""
@@ -26,7 +26,8 @@ INDEXES: Final = {
     "written_at_us": models.IntegerIndexParams(type=models.IntegerIndexType.INTEGER),
 }
 """Payload fields that conditional writes and copies filter on: a server in strict mode refuses a filter on a field without an index."""
-_BATCH: Final = 500
+PAGE: Final = 64
+"""Points that a listing reads at once: they are parsed on the loop, ten a millisecond."""
 
 
 class Point(NamedTuple):
@@ -56,6 +57,7 @@ class QdrantPoints:
 
     def __init__(self, connection: QdrantConnection, collection: str, ordering: models.WriteOrdering) -> None:
         self.connection, self.collection, self.ordering = connection, collection, ordering
+        self.limits = Limits()
 
     async def write(self, points: Sequence[Point]) -> None:
         """Write each by itself.
@@ -65,8 +67,8 @@ class QdrantPoints:
             Unavailable: the server is away; they may be written.
         """
         write_id, lost = str(ULID()), list[str]()
-        for start in range(0, len(points), _BATCH):
-            batch = points[start : start + _BATCH]
+        for start in range(0, len(points), self.limits.write):
+            batch = points[start : start + self.limits.write]
             if new := [point.written(write_id) for point in batch if not point.revision]:
                 await self.upsert(new, update_mode=models.UpdateMode.INSERT_ONLY)
             if old := [point for point in batch if point.revision]:
@@ -84,8 +86,10 @@ class QdrantPoints:
         now_us = time.time_ns() // 1000
         for point in points:
             point.payload = {**(point.payload or {}), "written_at_us": now_us}
-        call = self.connection.client.upsert(self.collection, list(points), wait=True, ordering=self.ordering, **conditions)
-        await self.connection.call(call, slow=True)
+        for start in range(0, len(points), self.limits.write):
+            batch = list(points[start : start + self.limits.write])
+            call = self.connection.client.upsert(self.collection, batch, wait=True, ordering=self.ordering, **conditions)
+            await self.connection.call(call, slow=True)
 
     async def set_payload(self, payload: Mapping[str, Any], where: models.Filter) -> None:
         """Change fields of the points that match."""
@@ -129,18 +133,29 @@ class QdrantPoints:
         with_vectors: bool = False,
         bulk: bool = False,
     ) -> list[models.Record]:
-        """Points with an id over `after`, by id, with these fields of their payloads, or all; a `bulk` of them may take its time."""
-        # The offset is inclusive, so one more is asked for and the start is dropped.
-        call = self.connection.client.scroll(
-            self.collection,
-            scroll_filter=where,
-            offset=after or None,
-            limit=limit + bool(after),
-            with_payload=True if fields is None else models.PayloadSelectorInclude(include=list(fields)),
-            with_vectors=with_vectors,
-        )
-        points, _ = await self.connection.call(call, slow=bulk)
-        return [point for point in points if str(point.id) != after][:limit]
+        """Points with an id over `after`, by id, with these fields of their payloads, or all; a `bulk` of them may take its time. They come
+        in pages, between which others get their turn.
+        """
+        found: list[models.Record] = []
+        while len(found) < limit:
+            # The offset is inclusive, so one more is asked for and the start is dropped.
+            asked = min(limit - len(found), limit if bulk else PAGE, self.limits.read - 1)
+            call = self.connection.client.scroll(
+                self.collection,
+                scroll_filter=where,
+                offset=after or None,
+                limit=asked + bool(after),
+                with_payload=True if fields is None else models.PayloadSelectorInclude(include=list(fields)),
+                with_vectors=with_vectors,
+            )
+            points, _ = await self.connection.call(call, slow=bulk)
+            page = [point for point in points if str(point.id) != after][:asked]
+            found += page
+            if len(page) < asked:
+                break
+            after = str(page[-1].id)
+            await asyncio.sleep(0)  # an answer that is there at once would let nobody in between
+        return found
 
     async def pages(self, where: models.Filter, size: int, fields: Sequence[str] | None = None) -> AsyncIterator[list[models.Record]]:
         """All points that match, by id."""

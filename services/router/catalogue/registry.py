@@ -315,9 +315,20 @@ class Registry:
             same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
             if not await self.catalogue.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
                 await self._store.delete(record.digest)
+                record = await until_taken(lambda: self._purged_again(tenant, adapter_id))
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.write([Entry(record, vector)])
         self.changed([Change("purged", record, record.state_reason)])
+        return record
+
+    async def _purged_again(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """Whoever restored it while its file was being deleted looks whether the file is there before it writes, and here after: so one of
+        the two sees what the other did.
+        """
+        record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+        if record.state != "purged" and await self._store.absent([record.digest]):
+            record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
+            await self.catalogue.write([Entry(record, vector)])
         return record
 
     async def read(self, digest: str) -> AdapterRecord:
@@ -380,5 +391,7 @@ class Registry:
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])
+                if action == "restored" and (await until_taken(lambda: self._purged_again(tenant, adapter_id))).state == "purged":
+                    await self._check_restorable(record)  # it was purged meanwhile: say so
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record

@@ -13,12 +13,11 @@ from qdrant_client import models
 
 from services.router.catalogue.port import Vector
 from services.router.catalogue.qdrant_catalogue import KEYWORD, QdrantCatalogue
+from services.router.catalogue.qdrant_connection import Limits
 from services.router.catalogue.qdrant_points import QdrantPoints
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Labels, Reach, pool_of
 from services.router.search import clusters as leading
 
-SEARCH: Final = models.SearchParams(hnsw_ef=128, quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0))
-"""Recall@10 of 0.976 on a shard of 100,000; found by 8-bit codes in memory, scored again by the vectors on disk (docs/decisions/0008)."""
 _REF: Final = ("adapter_id", "version", "digest", "has_prototypes")
 _AGAIN_S: Final = 30.0
 """How old what is known of a pool's size and leaders may be: other routers add to them, too."""
@@ -35,12 +34,18 @@ class _Leaders:
     vectors: list[Vector] = field(default_factory=list)
 
 
+def search_parameters(limits: Limits) -> models.SearchParams:
+    """Found by 8-bit codes in memory, scored again by the vectors on disk: recall@10 of 0.976 of 100,000 (docs/decisions/0008)."""
+    quantization = models.QuantizationSearchParams(rescore=True, oversampling=limits.oversampling)
+    return models.SearchParams(hnsw_ef=limits.hnsw_ef, quantization=quantization)
+
+
 class QdrantSearch:
     """Searches the catalogue's own collection; leaders of clusters (see `clusters.py`) have a collection of theirs. `prepare` it first."""
 
     def __init__(self, catalogue: QdrantCatalogue) -> None:
         self._connection, self._client = catalogue.connection, catalogue.connection.client
-        self._collection, self._dimension = catalogue.points.collection, catalogue.dimension
+        self._points, self._dimension = catalogue.points, catalogue.dimension
         self._leader_points = QdrantPoints(catalogue.connection, f"{catalogue.prefix}_clusters", catalogue.points.ordering)
         self._leaders: dict[str, _Leaders] = {}
         catalogue.cluster_by(self._join)
@@ -48,7 +53,9 @@ class QdrantSearch:
     async def prepare(self, **options: Any) -> None:
         """Make the collection of clusters, as far as it is not there; `options` are `create_collection`'s."""
         vectors = models.VectorParams(size=self._dimension, distance=models.Distance.COSINE)
-        await self._connection.ensure_collection(self._leader_points.collection, vectors, {"pool": KEYWORD}, **options)
+        self._leader_points.limits = await self._connection.ensure_collection(
+            self._leader_points.collection, vectors, {"pool": KEYWORD}, **options
+        )
 
     @property
     def in_training(self) -> int:
@@ -64,10 +71,10 @@ class QdrantSearch:
             wanted.append(models.FieldCondition(key="cluster", match=models.MatchAny(any=["", *near])))
         answer = await self._connection.call(
             self._client.query_points(
-                self._collection,
+                self._points.collection,
                 query=vector.tolist(),
                 query_filter=models.Filter(must=wanted),
-                search_params=SEARCH,
+                search_params=search_parameters(self._points.limits),
                 limit=limit,
                 with_payload=models.PayloadSelectorInclude(include=[*_REF, *(Labels._fields if with_labels else ())]),
             )
@@ -122,7 +129,7 @@ class QdrantSearch:
             if len(self._leaders) >= 10_000:
                 self._leaders.clear()
             known = self._leaders[pool] = _Leaders(now_s)
-            there = await self._connection.call(self._client.count(self._collection, count_filter=_of([pool]), exact=False))
+            there = await self._connection.call(self._client.count(self._points.collection, count_filter=_of([pool]), exact=False))
             if there.count >= leading.CLUSTERED_FROM:
                 found, _ = await self._connection.call(
                     self._client.scroll(
