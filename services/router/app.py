@@ -89,7 +89,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     consumer = LifecycleConsumer(settings.kafka_bootstrap, router, library.catalogue, library.near, publisher.producer_id, want)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
-    metrics = RouterMetrics(router, library.search, publisher)
+    metrics = RouterMetrics(router, library, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer(settings.address, share_address=settings.share_address)
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse")

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.router.library import Library
 from services.router.routing.router import Router
-from services.router.search.port import VectorIndex
 from smoa.publisher import EventPublisher
 
 _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 microseconds to 150 milliseconds, each a fifth more
@@ -18,8 +18,8 @@ _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 micr
 class RouterMetrics(Collector):
     """Counts are kept where they happen and read here; only the times of routing are kept here."""
 
-    def __init__(self, router: Router, search: VectorIndex, publisher: EventPublisher) -> None:
-        self._router, self._search, self._publisher = router, search, publisher
+    def __init__(self, router: Router, library: Library, publisher: EventPublisher) -> None:
+        self._router, self._library, self._publisher = router, library, publisher
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.route_seconds = Histogram(
@@ -32,12 +32,14 @@ class RouterMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client`."""
+        copy = self._library.copy
         cache, embeddings = self._router.cache, self._router.embeddings
         gauges: list[tuple[str, str, float]] = [
             ("cache_bytes", "Bytes of cached decisions.", cache.bytes),
             ("embedding_cache_bytes", "Bytes of cached embeddings.", embeddings.bytes),
             ("spooled_events", "Events that Kafka has not acknowledged.", self._publisher.waiting),
-            ("pools_in_training", "Pools of the index whose successor is being trained.", self._search.in_training),
+            ("pools_in_training", "Pools of the index whose successor is being trained.", self._library.search.in_training),
+            ("copy_age_seconds", "How long ago the copy of the library was as the Qdrant server has it.", copy.age_s if copy else 0.0),
         ]
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"smoa_router_{name}", text, value)

@@ -169,6 +169,8 @@ async def test_another_library_of_the_same_name_is_copied_from_the_start(opened:
     make, client, prefix = opened
     library, old = await make("one"), record(name="old")
     await library.catalogue.write([Entry(old, vector(1))])
+    composition = Document(new_adapter_id(), "public", {"n": 1})
+    await library.catalogue.write_document("composition", composition)
     await library.close()
     await drop(client, prefix)
     new = record(name="new")
@@ -176,6 +178,7 @@ async def test_another_library_of_the_same_name_is_copied_from_the_start(opened:
     again = await make("one")
     assert {found.ref for found in await again.search.search(vector(1), PUBLIC, 9)} == {new.ref}
     assert await again.near.get(old.adapter_id) is None
+    assert await again.near.get_document("composition", composition.document_id) is None
 
 
 async def test_the_search_that_fits_is_taken(qdrant: tuple[str, int], tmp_path: Path) -> None:

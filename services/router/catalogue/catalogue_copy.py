@@ -30,7 +30,7 @@ from smoa.tasks import begin, end
 _log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 LOOK_BACK_S: Final = 10.0
-"""A look goes back so far behind the last one: a write takes its time from its clock to the server, and clocks differ."""
+"""A look goes back so far behind the last one: a write takes its time from its writer's clock to the server, and clocks differ."""
 LOOK_FAR_S: Final = 60.0
 LOOK_FAR_BACK_S: Final = 300.0
 """Once a minute it goes back farther, for clocks that differ more and writes that were stuck."""
@@ -58,8 +58,8 @@ class CatalogueCopy:
         self._wanted: set[str] = set()
         self._state: dict[str, str | int] = {}
         self._met = False
-        self._looked_far_at_s = self._compared_at_s = time.monotonic()
-        self._newest_us = 0
+        self._compared_at_s = self._looked_at_s = time.monotonic()
+        self._looked_far_at_s = -LOOK_FAR_S  # the first look is one
         self._task: asyncio.Task[None] | None = None
         self.copied = 0
         """Adapters that were read from the server."""
@@ -83,6 +83,11 @@ class CatalogueCopy:
     async def filled(self) -> None:
         """Wait until all is here that was there once."""
         await self._filled.wait()
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was last made as the server was."""
+        return time.monotonic() - self._looked_at_s
 
     def want(self, adapter_id: str) -> None:
         """Copy an adapter now, for it was told to have changed."""
@@ -126,6 +131,7 @@ class CatalogueCopy:
         now_s = time.monotonic()
         far = now_s - self._looked_far_at_s >= LOOK_FAR_S
         await self._look(LOOK_FAR_BACK_S if far else LOOK_BACK_S)
+        self._looked_at_s = now_s
         if far:
             self._looked_far_at_s = now_s
         if now_s - self._compared_at_s >= COMPARE_S:
@@ -138,7 +144,7 @@ class CatalogueCopy:
                 _log.warning("the server holds another library (%s, was %s): copying it from the start", library_id, known)
                 await self._forget_all()
             self._filled.clear()
-            await self._keep(library_id=library_id, filled=False, after="", since_us=_now_us())
+            await self._keep(library_id=library_id, filled=False, after="", since_us=_now_us() - int(LOOK_FAR_BACK_S * 1e6))
 
     async def _fill(self) -> None:
         """Copy everything, from where an earlier process came to."""
@@ -157,18 +163,14 @@ class CatalogueCopy:
 
     async def _look(self, back_s: float) -> None:
         """Copy what was written since the last look."""
-        since_us = int(self._state.get("since_us", 0)) - int(back_s * 1e6)
         now_us = _now_us()
+        since_us = int(self._state.get("since_us", 0)) - int(back_s * 1e6)
         async for page in self._source.changed_adapters(since_us, _REVISIONS):
-            self._newest_us = max([self._newest_us, *(one.written_at_us for one in page)])
             await self._fetch(await self._different(page))
         await self._copy_documents(since_us)
-        # Neither by our clock alone nor by the writers': one that is ahead must not hide what the others write.
-        until_us = min(now_us, self._newest_us or now_us)
-        if until_us > int(self._state.get("since_us", 0)):
-            self._state["since_us"] = until_us
-            if until_us - int(self._state.get("kept_us", 0)) > LOOK_BACK_S * 1e6:
-                await self._keep(kept_us=until_us)
+        self._state["since_us"] = now_us
+        if now_us - int(self._state.get("kept_us", 0)) > LOOK_BACK_S * 1e6:
+            await self._keep(kept_us=now_us)
 
     async def _different(self, page: Sequence[Revision]) -> list[str]:
         """Those of the points whose revision is another one here."""
@@ -239,6 +241,7 @@ class CatalogueCopy:
         while here := await self._copy.call(lambda file, after=after: file.revisions(after, "Z" * 26, _REVISIONS)):  # type: ignore[misc]
             await self._copy.forget(list(here))
             after = max(here)
+        await self._copy.call(lambda file: file.forget_documents(DOCUMENT_KINDS))
 
     async def _keep(self, **state: str | int) -> None:
         self._state |= state

@@ -28,11 +28,10 @@ _THERE, _DELETED = "there", "deleted"
 
 
 class Revision(NamedTuple):
-    """That something was written: its id, how often, and when by its last writer's clock."""
+    """That something was written: its id, and how often."""
 
     point_id: str
     revision: int
-    written_at_us: int
 
 
 _FOUND_BY: Final = ("adapter_id", "version", "digest", "tenant", "name", "specialization", "base_model", "state", "tags")
@@ -271,8 +270,8 @@ class QdrantCatalogue:
     async def changed_adapters(self, since_us: int, page: int) -> AsyncIterator[list[Revision]]:
         """Which adapters have been written since a time, by the clocks of their writers: pages by id."""
         where = models.Filter(must=[equals("type", "adapter"), _since(since_us)])
-        async for points in self.points.pages(where, page, ["revision", "written_at_us"]):
-            yield [Revision(str(point.id), **(point.payload or {})) for point in points]
+        async for points in self.points.pages(where, page, ["revision"]):
+            yield [Revision(str(point.id), (point.payload or {})["revision"]) for point in points]
 
     async def count(self) -> int:
         """How many adapters there are, about."""

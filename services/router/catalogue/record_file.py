@@ -251,6 +251,11 @@ class RecordFile:
             row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), revision, int(deleted))
             database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", row)
 
+    def forget_documents(self, kinds: Sequence[str]) -> None:
+        """Remove all documents of these kinds, as if they had never been."""
+        with self._transaction() as database:
+            database.executemany("DELETE FROM documents WHERE kind = ?", [(kind,) for kind in kinds])
+
     def get_document(self, kind: str, document_id: str) -> Document | None:
         """One document."""
         with _failures():
