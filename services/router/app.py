@@ -101,6 +101,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     trials.start()
     stack.push_async_callback(trials.stop)
     await library.whole()
+    cache.clear()  # of what was decided while only a part was there
     watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")
     stack.push_async_callback(end, watching)
     return server

@@ -206,10 +206,11 @@ class VectorPool:
 
     def fill_ahead(self, vectors: Encoded) -> None:
         """Put the vectors that are added next into the scan: on a worker thread, while nothing else is added. Searches go on."""
-        if self._scan is not None:
+        scan = self._scan  # all into one: another may be adopted meanwhile, which then holds none of them
+        if scan is not None:
             for start in range(0, len(vectors.steps), _AHEAD_ROWS):
                 rows = slice(start, start + _AHEAD_ROWS)
-                self._scan.fill(Encoded(vectors.codes[rows], vectors.steps[rows]))
+                scan.fill(Encoded(vectors.codes[rows], vectors.steps[rows]))
 
     def drop(self, position: int) -> None:
         """Forget one vector."""
