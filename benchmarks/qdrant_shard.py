@@ -45,7 +45,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.machine import machine
-from benchmarks.router import BASE
+from benchmarks.router_processes import BASE
 from examples.generated import generate
 from services.router.catalogue.qdrant_catalogue import payload_of
 from services.router.catalogue.records import AdapterRecord, Reach

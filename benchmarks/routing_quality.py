@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
-from benchmarks.router import BASE
+from benchmarks.router_processes import BASE
 from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.catalogue.compositions import Compositions

@@ -12,7 +12,7 @@ from services.router.api.registry_servicer import RegistryServicer, lifecycle_ev
 from services.router.api.routing_servicer import RouterServicer
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
-from services.router.catalogue.records import AdapterRecord, pool_named
+from services.router.catalogue.records import AdapterRecord, home_of
 from services.router.catalogue.registry import Registry
 from services.router.library import Library, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
@@ -53,13 +53,13 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
 
     def changed(changes: Sequence[Change]) -> None:
         for change in changes:
-            router.adapter_changed(change.record.adapter_id, _pool_of(change.record), arrived=change.action in ARRIVALS)
+            router.adapter_changed(change.record.adapter_id, home_of(change.record), arrived=change.action in ARRIVALS)
         router.canaries.update(change.record for change in changes)
         publisher.publish([lifecycle_event(change) for change in changes])
 
     def copied(records: Sequence[AdapterRecord]) -> None:
         for record in records:
-            router.adapter_changed(record.adapter_id, _pool_of(record), arrived=record.state == "active")
+            router.adapter_changed(record.adapter_id, home_of(record), arrived=record.state == "active")
         router.canaries.update(records)
 
     defaults = RoutingDefaults(
@@ -105,10 +105,6 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")
     stack.push_async_callback(end, watching)
     return server
-
-
-def _pool_of(record: AdapterRecord) -> str:
-    return pool_named(record.tenant, record.base_model, shared=record.shared)
 
 
 async def _watch(library: Library, server: RpcServer, interval_s: float) -> None:

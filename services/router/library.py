@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from services.router.catalogue.port import Catalogue
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
@@ -78,9 +79,14 @@ async def open_catalogue(settings: RouterSettings, embedder: str, dimension: int
         await stamped(sqlite, embedder, dimension)
         return sqlite
     catalogue = qdrant_catalogue(settings, dimension)
-    await catalogue.prepare(**_options(settings))
-    await stamped(catalogue, embedder, dimension)
+    await _readied(catalogue, settings, embedder)
     return catalogue
+
+
+async def _readied(catalogue: QdrantCatalogue, settings: RouterSettings, embedder: str) -> str:
+    """Make what is missing on the server; returns which library it holds."""
+    await catalogue.prepare(**_options(settings))
+    return (await stamped(catalogue, embedder, catalogue.dimension)).library_id
 
 
 async def _over_qdrant(settings: RouterSettings, embedder: str, dimension: int) -> Library:
@@ -90,9 +96,8 @@ async def _over_qdrant(settings: RouterSettings, embedder: str, dimension: int) 
     source = qdrant_catalogue(settings, dimension)
     folder = settings.data_folder / "copy"
 
-    async def meet() -> str:
-        await source.prepare(**_options(settings))
-        return (await stamped(source, embedder, dimension)).library_id
+    def meet() -> Coroutine[Any, Any, str]:
+        return _readied(source, settings, embedder)
 
     in_memory, library_id = settings.search == "memory", None
     try:

@@ -115,6 +115,8 @@ async def test_a_change_of_several_is_copied_from_whoever_finished_it(opened: tu
         return [found.ref for found in await other.search.search(vector(5), PUBLIC, 5)] == [child.ref]
 
     await until("the merge", 10, merged)
+    copied = [await _near(other, one.adapter_id) for one in (child, *parents)]
+    assert [one and one.state for one in copied] == ["active", "retired", "retired"]
 
 
 async def test_a_router_that_starts_again_reads_what_changed(opened: tuple[Open, AsyncQdrantClient, str], tmp_path: Path) -> None:

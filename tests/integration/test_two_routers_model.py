@@ -30,7 +30,7 @@ from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.merges import Merges
 from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
 from services.router.catalogue.qdrant_connection import QdrantConnection
-from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope, pool_named
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope, home_of
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.catalogue.stamp import stamped
@@ -153,13 +153,13 @@ class TwoRouters(RuleBasedStateMachine):
 
         def copied(records: Any) -> None:
             for record in records:
-                router.adapter_changed(record.adapter_id, _pool(record), arrived=record.state == "active")
+                router.adapter_changed(record.adapter_id, home_of(record), arrived=record.state == "active")
             router.canaries.update(records)
 
         def changed(changes: Any) -> None:
             made: list[Change] = list(changes)
             for change in made:
-                router.adapter_changed(change.record.adapter_id, _pool(change.record), arrived=change.action in ARRIVALS)
+                router.adapter_changed(change.record.adapter_id, home_of(change.record), arrived=change.action in ARRIVALS)
             router.canaries.update(change.record for change in made)
             self.messages += [(1 - number, change.record.adapter_id) for change in made]
 
@@ -414,10 +414,6 @@ def _examples(which: int) -> list[str]:
 def _reader(store: AdapterStore) -> Registry:
     catalogue: Any = None
     return Registry(catalogue, store, EMBEDDER, lambda _: None)
-
-
-def _pool(record: AdapterRecord) -> str:
-    return pool_named(record.tenant, record.base_model, shared=record.shared)
 
 
 def _query(which: int) -> RouteQuery:

@@ -1,6 +1,6 @@
 """A copy, in this router's data folder, of a catalogue on a Qdrant server: what routing reads, so that it goes on while the server is away.
 
-Three things keep it so. What this router writes is copied before its write is answered. What others write is looked for every few seconds
+Three things keep it so. What this router writes is copied before its write is answered. What others write is looked for every second
 among what was written of late, by the writers' clocks, and at once when the lifecycle topic tells of it. And now and then everything's
 revision is compared, so that no clock, lost message or restored snapshot can part the two for long. A copy takes newer revisions only, so
 that nothing read late replaces what was written since.
@@ -15,12 +15,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
-from uuid import UUID
 
-from ulid import ULID
-
-from services.router.catalogue.port import DOCUMENT_KINDS, Document, Entry, point_id
-from services.router.catalogue.qdrant_catalogue import QdrantCatalogue, Revision
+from services.router.catalogue.changes import now_us
+from services.router.catalogue.port import DOCUMENT_KINDS, Document, Entry
+from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
 from services.router.catalogue.record_file import Take
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
@@ -39,6 +37,7 @@ _FILL_PAGE: Final = 256
 _PAGE: Final = 64  # entries parsed at once on the loop while it serves: seven milliseconds
 _REVISIONS: Final = 1000
 _KIND: Final = "copy"
+_LAST_ID: Final = "Z" * 26
 _STATE_ID: Final = "0000000000000000000000C0PY"
 
 
@@ -124,7 +123,7 @@ class CatalogueCopy:
             await self._fill()
         wanted, self._wanted = self._wanted, set()
         try:
-            await self._fetch(map(point_id, wanted))
+            await self._fetch(wanted)
         except SmoaError:
             self._wanted |= wanted
             raise
@@ -144,7 +143,7 @@ class CatalogueCopy:
                 _log.warning("the server holds another library (%s, was %s): copying it from the start", library_id, known)
                 await self._forget_all()
             self._filled.clear()
-            await self._keep(library_id=library_id, filled=False, after="", since_us=_now_us() - int(LOOK_FAR_BACK_S * 1e6))
+            await self._keep(library_id=library_id, filled=False, after="", since_us=now_us() - int(LOOK_FAR_BACK_S * 1e6))
 
     async def _fill(self) -> None:
         """Copy everything, from where an earlier process came to."""
@@ -163,22 +162,22 @@ class CatalogueCopy:
 
     async def _look(self, back_s: float) -> None:
         """Copy what was written since the last look."""
-        now_us = _now_us()
+        began_us = now_us()
         since_us = int(self._state.get("since_us", 0)) - int(back_s * 1e6)
         async for page in self._source.changed_adapters(since_us, _REVISIONS):
             await self._fetch(await self._different(page))
         await self._copy_documents(since_us)
-        self._state["since_us"] = now_us
-        if now_us - int(self._state.get("kept_us", 0)) > LOOK_BACK_S * 1e6:
-            await self._keep(kept_us=now_us)
+        self._state["since_us"] = began_us
+        if began_us - int(self._state.get("kept_us", 0)) > LOOK_BACK_S * 1e6:
+            await self._keep(kept_us=began_us)
 
-    async def _different(self, page: Sequence[Revision]) -> list[str]:
-        """Those of the points whose revision is another one here."""
-        here = await self._copy.call(lambda file: file.revisions_of([_ulid(one.point_id) for one in page]))
-        return [one.point_id for one in page if here.get(_ulid(one.point_id)) != one.revision]
+    async def _different(self, there: Mapping[str, int]) -> list[str]:
+        """Those of the adapters whose revision is another one here."""
+        here = await self._copy.call(lambda file: file.revisions_of(list(there)))
+        return [one for one, revision in there.items() if here.get(one) != revision]
 
-    async def _fetch(self, point_ids: Iterable[str]) -> None:
-        wanted = list(point_ids)
+    async def _fetch(self, adapter_ids: Iterable[str]) -> None:
+        wanted = list(adapter_ids)
         for start in range(0, len(wanted), _PAGE):
             entries = await self._source.entries(wanted[start : start + _PAGE])
             self.copied += len(entries)
@@ -188,10 +187,10 @@ class CatalogueCopy:
         """Compare every revision, and make the copy as the source is: also where the source has gone back, as by a restored snapshot."""
         last = ""
         async for page in self._source.changed_adapters(0, _REVISIONS):
-            until = _ulid(page[-1].point_id)
-            await self._mend({_ulid(one.point_id): one.revision for one in page}, last, until)
+            until = max(page)
+            await self._mend(page, last, until)
             last = until
-        await self._mend({}, last, "Z" * 26)
+        await self._mend({}, last, _LAST_ID)
         await self._copy_documents(0)
 
     async def _mend(self, there: Mapping[str, int], after: str, until: str) -> None:
@@ -199,7 +198,7 @@ class CatalogueCopy:
         different = [one for one in {*there, *here} if there.get(one) != here.get(one)]
         for start in range(0, len(different), _PAGE):
             ids = different[start : start + _PAGE]
-            found = {entry.record.adapter_id: entry for entry in await self._source.entries([point_id(one) for one in ids])}
+            found = {entry.record.adapter_id: entry for entry in await self._source.entries(ids)}
             await self._put(list(found.values()))
             # What is written here between these lines is found by the next look, for it was written just now.
             older = [entry for one, entry in found.items() if entry.record.revision < here.get(one, 0)]
@@ -238,7 +237,7 @@ class CatalogueCopy:
 
     async def _forget_all(self) -> None:
         after = ""
-        while here := await self._copy.call(lambda file, after=after: file.revisions(after, "Z" * 26, _REVISIONS)):  # type: ignore[misc]
+        while here := await self._copy.call(lambda file, after=after: file.revisions(after, _LAST_ID, _REVISIONS)):  # type: ignore[misc]
             await self._copy.forget(list(here))
             after = max(here)
         await self._copy.call(lambda file: file.forget_documents(DOCUMENT_KINDS))
@@ -246,11 +245,3 @@ class CatalogueCopy:
     async def _keep(self, **state: str | int) -> None:
         self._state |= state
         await self._copy.put_document(_KIND, Document(_STATE_ID, "", self._state), Take.ALL)
-
-
-def _ulid(uuid: str) -> str:
-    return str(ULID.from_uuid(UUID(uuid)))
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

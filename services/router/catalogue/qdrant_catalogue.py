@@ -6,7 +6,7 @@ import dataclasses
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -22,16 +22,7 @@ from services.router.catalogue.records import AdapterRecord, RecordSummary, Scop
 KEYWORDS: Final = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster")
 """Payload fields of adapters with an index. A search filters on `pool` alone (and `labels`, when there are hints)."""
 KEYWORD: Final = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-
-
 _THERE, _DELETED = "there", "deleted"
-
-
-class Revision(NamedTuple):
-    """That something was written: its id, and how often."""
-
-    point_id: str
-    revision: int
 
 
 _FOUND_BY: Final = ("adapter_id", "version", "digest", "tenant", "name", "specialization", "base_model", "state", "tags")
@@ -267,11 +258,11 @@ class QdrantCatalogue:
 
     # For a copy
 
-    async def changed_adapters(self, since_us: int, page: int) -> AsyncIterator[list[Revision]]:
-        """Which adapters have been written since a time, by the clocks of their writers: pages by id."""
+    async def changed_adapters(self, since_us: int, page: int) -> AsyncIterator[dict[str, int]]:
+        """Revisions of the adapters that have been written since a time, by the clocks of their writers: pages, by id."""
         where = models.Filter(must=[equals("type", "adapter"), _since(since_us)])
-        async for points in self.points.pages(where, page, ["revision"]):
-            yield [Revision(str(point.id), (point.payload or {})["revision"]) for point in points]
+        async for points in self.points.pages(where, page, ["adapter_id", "revision"]):
+            yield {payload["adapter_id"]: payload["revision"] for payload in (point.payload or {} for point in points)}
 
     async def count(self) -> int:
         """How many adapters there are, about."""
@@ -286,9 +277,9 @@ class QdrantCatalogue:
         )
         return [self._entry(point) for point in found]
 
-    async def entries(self, point_ids: Sequence[str]) -> list[Entry]:
+    async def entries(self, adapter_ids: Sequence[str]) -> list[Entry]:
         """Adapters with all that is kept of them, as far as they are there."""
-        found = await self.points.retrieve(point_ids, with_vectors=True)
+        found = await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True)
         return [self._entry(point) for point in found if (point.payload or {})["type"] == "adapter"]
 
     async def changed_documents(self, kind: str, since_us: int) -> AsyncIterator[list[tuple[Document, bool]]]:

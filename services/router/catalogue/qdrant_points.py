@@ -8,13 +8,13 @@ taken, whoever wrote since; else somebody was faster.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from qdrant_client import models
 from ulid import ULID
 
+from services.router.catalogue.changes import now_us
 from services.router.catalogue.port import Conflict
 from services.router.catalogue.qdrant_connection import NO_VECTOR, Limits, QdrantConnection, equals
 
@@ -83,9 +83,9 @@ class QdrantPoints:
 
     async def upsert(self, points: Sequence[models.PointStruct], **conditions: Any) -> None:
         """Write points, whatever is there, or under Qdrant's own conditions; with the time, by which copies find what is new."""
-        now_us = time.time_ns() // 1000
+        written_at_us = now_us()
         for point in points:
-            point.payload = {**(point.payload or {}), "written_at_us": now_us}
+            point.payload = {**(point.payload or {}), "written_at_us": written_at_us}
         for start in range(0, len(points), self.limits.write):
             batch = list(points[start : start + self.limits.write])
             call = self.connection.client.upsert(self.collection, batch, wait=True, ordering=self.ordering, **conditions)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -156,20 +156,13 @@ class RecordFile:
 
     def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those that are there."""
-        found: dict[str, RecordSummary] = {}
-        for start in range(0, len(adapter_ids), _IDS_A_QUERY):
-            batch = adapter_ids[start : start + _IDS_A_QUERY]
-            query = f"SELECT adapter_id, tenant, digest, state FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            with _failures():
-                found |= {adapter_id: RecordSummary(*fields) for adapter_id, *fields in self._database.execute(query, tuple(batch))}
-        return found
+        with _failures():
+            return {adapter_id: RecordSummary(*fields) for adapter_id, *fields in self._by_id("tenant, digest, state", adapter_ids)}
 
     def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
-        """Records by id, without their examples; of a few at a time."""
-        query = f"SELECT adapter_id, record FROM adapters WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
+        """Records by id, without their examples."""
         with _failures():
-            found = self._database.execute(query, tuple(adapter_ids))
-            return {adapter_id: _record(record, "[]") for adapter_id, record in found}
+            return {adapter_id: _record(record, "[]") for adapter_id, record in self._by_id("record", adapter_ids)}
 
     def labels(self, rows: Sequence[int]) -> dict[int, Labels]:
         """Labels by row; of a few at a time."""
@@ -224,13 +217,8 @@ class RecordFile:
 
     def revisions_of(self, adapter_ids: Sequence[str]) -> dict[str, int]:
         """Revisions of those of the adapters that are there."""
-        found: dict[str, int] = {}
-        for start in range(0, len(adapter_ids), _IDS_A_QUERY):
-            batch = adapter_ids[start : start + _IDS_A_QUERY]
-            query = f"SELECT adapter_id, revision FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            with _failures():
-                found |= dict(self._database.execute(query, tuple(batch)).fetchall())
-        return found
+        with _failures():
+            return dict(self._by_id("revision", adapter_ids))
 
     def write_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> None:
         """Write a document; with `deleted`, so that it is there no more, but for its revision.
@@ -288,13 +276,17 @@ class RecordFile:
 
     def _known(self, adapter_ids: Sequence[str]) -> dict[str, _Known]:
         known = {}
+        columns = "row, pool, vector, has_prototypes, revision, state, record"
+        for adapter_id, row, pool, vector, has, revision, state, record in self._by_id(columns, adapter_ids):
+            known[adapter_id] = (row, pool, vector, bool(has), revision, state, labels_of(_record(record, "[]")).all)
+        return known
+
+    def _by_id(self, columns: str, adapter_ids: Sequence[str]) -> Iterator[Any]:
+        """Rows of the id and these columns, of those of the adapters that are there."""
         for start in range(0, len(adapter_ids), _IDS_A_QUERY):
             batch = adapter_ids[start : start + _IDS_A_QUERY]
-            columns = "adapter_id, row, pool, vector, has_prototypes, revision, state, record"
-            query = f"SELECT {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
-            for adapter_id, row, pool, vector, has, revision, state, record in self._database.execute(query, batch):
-                known[adapter_id] = (row, pool, vector, bool(has), revision, state, labels_of(_record(record, "[]")).all)
-        return known
+            query = f"SELECT adapter_id, {columns} FROM adapters WHERE adapter_id IN ({','.join('?' * len(batch))})"
+            yield from self._database.execute(query, tuple(batch))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

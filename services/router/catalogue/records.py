@@ -171,7 +171,12 @@ def pool_of(record: AdapterRecord) -> str:
 
     A tenant's name has neither `*` nor `/` (`checked_tenant`), so no tenant's pool is another's, or the shared one.
     """
-    return pool_named(record.tenant, record.base_model, shared=record.shared) if record.state == "active" else ""
+    return home_of(record) if record.state == "active" else ""
+
+
+def home_of(record: AdapterRecord) -> str:
+    """The pool that the adapter is in whenever it may be routed to."""
+    return pool_named(record.tenant, record.base_model, shared=record.shared)
 
 
 def pool_named(tenant: str, base_model: str, *, shared: bool) -> str:

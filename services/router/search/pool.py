@@ -6,8 +6,8 @@ so the answer does not hang on how the vectors lie; above that they are divided 
 find nearly all of the true neighbours when the pool was trained.
 
 New vectors are in the next answer, and removing one is a mark: nothing is rebuilt. When a pool has grown fourfold, or a fifth of it is
-marks, its owner trains a successor aside and swaps it in (`Successor`). Not thread-safe: everything but `Successor`'s work happens on the
-event loop. Why faiss and not the HNSW of an embedded engine: docs/decisions/0008.
+marks, its owner trains a successor aside and swaps it in (`Successor`). Not thread-safe: everything but `Successor`'s work and `fill_ahead`
+happens on the event loop. Why faiss and not the HNSW of an embedded engine: docs/decisions/0008.
 """
 
 from __future__ import annotations
@@ -307,9 +307,3 @@ class VectorPool:
         if successor.filled != self._used:
             raise ValueError(f"the successor holds {successor.filled} of {self._used} positions")
         self._scan, self._trained_at = successor, successor.trained_rows
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of codes, rows and scan."""
-        scanned = self._used * (self._codes.shape[1] // 8 + 8) if self._scan else 0
-        return self._codes.nbytes + self._steps.nbytes + self._rows.nbytes + self._cluster.nbytes + scanned

@@ -131,11 +131,7 @@ class QdrantSearch:
             known = self._leaders[pool] = _Leaders(now_s)
             there = await self._connection.call(self._client.count(self._points.collection, count_filter=_of([pool]), exact=False))
             if there.count >= leading.CLUSTERED_FROM:
-                found, _ = await self._connection.call(
-                    self._client.scroll(
-                        self._leader_points.collection, scroll_filter=_of([pool]), limit=leading.MAX_CLUSTERS, with_vectors=True
-                    )
-                )
+                found = await self._leader_points.scroll(_of([pool]), "", leading.MAX_CLUSTERS, with_vectors=True)
                 known.ids = [str(point.id) for point in found]
                 known.vectors = [np.asarray(point.vector, np.float32) for point in found]
                 known.is_large = True
