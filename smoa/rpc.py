@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, SmoaError, Unavailable
+from smoa.tasks import end
 
 _log = logging.getLogger(__name__)
 STATUS_KEY = "grpc-status-details-bin"
@@ -132,6 +133,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._address = address
+        self._loading: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -148,8 +150,14 @@ class RpcServer:
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.server.start()
 
+    def load(self, work: Coroutine[Any, Any, None]) -> None:
+        """Work that has to be done before it is ready; calls are answered meanwhile, as well as can be."""
+        self._loading = asyncio.create_task(work, name="loading")
+
     async def ready(self) -> None:
-        """Every part has said that it is ready."""
+        """Every part has said that it is ready, or does so soon."""
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
         await self._set(health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving on port %d", self.port)
 
@@ -159,6 +167,8 @@ class RpcServer:
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """Drain."""
+        if self._loading is not None:
+            await end(self._loading)
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
 
@@ -180,6 +190,13 @@ async def serve(build: Callable[[AsyncExitStack], Awaitable[RpcServer]]) -> None
     async with AsyncExitStack() as stack:
         server = await build(stack)
         stopped = stop_event()  # only now: while it loads a model, a signal ends the process as it ends any other
-        await server.ready()
-        await stopped.wait()
+        waiting, saying = (asyncio.ensure_future(one) for one in (stopped.wait(), server.ready()))
+        try:
+            await asyncio.wait({waiting, saying}, return_when=asyncio.FIRST_COMPLETED)
+            if saying.done():
+                saying.result()
+            await waiting
+        finally:
+            for one in (waiting, saying):
+                await end(one)
         _log.info("draining")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from qdrant_client import AsyncQdrantClient
@@ -14,6 +15,7 @@ from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search.memory_search import MemorySearch
 from services.router.search.qdrant_search import QdrantSearch
+from smoa.errors import Unavailable
 
 
 async def sqlite_library(folder: Path, dimension: int) -> Library:
@@ -34,16 +36,20 @@ async def qdrant_library(client: AsyncQdrantClient, dimension: int, prefix: str 
 
 
 async def copied_library(client: AsyncQdrantClient, folder: Path, dimension: int, prefix: str = "smoa") -> Library:
-    """On a server, searched in memory, over a copy that is whole."""
+    """On a server, searched in memory, over a copy that is whole; of a server that holds its library no more, as it was."""
     catalogue = QdrantCatalogue(QdrantConnection(client), dimension, prefix)
 
-    async def meet() -> str:
+    async def ready() -> None:
         await catalogue.prepare()
-        return (await stamped(catalogue, "of tests", dimension)).library_id
 
     near = SqliteCatalogue(folder, dimension)
-    copy = CatalogueCopy(catalogue, near, meet)
-    await copy.recall(await meet())
+    copy = CatalogueCopy(catalogue, near, ready)
+    if await copy.recall():
+        with suppress(Unavailable):
+            await copy.check_library()
+    else:
+        await ready()
+        await copy.begin_with((await stamped(catalogue, "of tests", dimension)).library_id)
     search = MemorySearch(near)
     await search.load()
     copy.start(lambda _: None)

@@ -81,6 +81,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         settings.purge_grace_s,
         settings.allow_all_tenants,
         lambda base_model: router.executors.shapes_of(base_model, now_us()),
+        library.library_id,
     )
     stack.push_async_callback(registry.close)
     if library.copy is not None:
@@ -96,12 +97,19 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
+    if settings.share_address:  # the others answer meanwhile, and know more
+        await library.whole()
     await server.start()
     stack.push_async_callback(server.stop)
     trials.start()
     stack.push_async_callback(trials.stop)
-    await library.whole()
-    cache.clear()  # of what was decided while only a part was there
+
+    async def load() -> None:
+        await library.whole()
+        cache.clear()  # of what was decided while only a part was there
+        await consumer.take_kept_ranker()
+
+    server.load(load())
     watching = begin(_watch(library, server, settings.check_interval_s), "library-watch")
     stack.push_async_callback(end, watching)
     return server

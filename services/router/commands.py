@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +20,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
+from services.router.catalogue.stamp import stamped
 from services.router.learning.publication import Step, next_step
 from services.router.learning.ranker import FEATURES, Ranker, builtin
 from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
@@ -31,6 +34,7 @@ from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
+from smoa.settings import from_environment
 from smoa.stack import DEFAULT_FOLDER
 from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
@@ -197,7 +201,8 @@ def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
     if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
         qdrant = ""  # who names a folder means it
     _check_folders("" if qdrant else data, store)
-    done = asyncio.run(_rebuild(RouterSettings(store=store, qdrant_url=qdrant, data_folder=Path(data))))
+    settings = from_environment(RouterSettings, os.environ, "SMOA_ROUTER_")  # the key of a server, its ports and prefix
+    done = asyncio.run(_rebuild(replace(settings, store=store, qdrant_url=qdrant, data_folder=Path(data))))
     where = qdrant or data
     click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
 
@@ -227,13 +232,15 @@ async def _rebuild(settings: RouterSettings) -> int:
         raise FailedPrecondition(
             f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
         )
-    catalogue = await open_catalogue(settings, embedder.name, embedder.dimension)
+    catalogue = await open_catalogue(settings, embedder.dimension)
     done = 0
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
             async for done, total in rebuild(log, catalogue, embedder.dimension):
                 progress.update(task, completed=done, total=total)
+        # Last: routers that have a copy of this library go on by it until this one is whole.
+        await stamped(catalogue, embedder.name, embedder.dimension, await log.library_id())
     finally:
         await catalogue.close()
     return done

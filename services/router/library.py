@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import asyncio
+import hashlib
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from services.router.catalogue.port import Catalogue
+from services.router.catalogue.port import STAMP_ID, Catalogue
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.catalogue.stamp import stamped
+from services.router.catalogue.stamp import checked_stamp, stamped
 from services.router.search.memory_search import BYTES_AN_ADAPTER, MemorySearch
 from services.router.search.port import VectorIndex
 from services.router.settings import RouterSettings
@@ -27,6 +31,7 @@ class Library(NamedTuple):
     near: Catalogue
     search: VectorIndex
     copy: CatalogueCopy | None = None
+    library_id: str = ""
 
     async def whole(self) -> None:
         """Wait until routing knows all of it, at full speed."""
@@ -66,20 +71,18 @@ async def open_library(settings: RouterSettings, embedder: str, dimension: int) 
     if settings.search == "qdrant":
         raise InvalidArgument("SMOA_ROUTER_SEARCH", "is qdrant, and no server is named", "set SMOA_QDRANT_URL, or leave it out")
     catalogue = SqliteCatalogue(settings.data_folder / "index", dimension)
-    await stamped(catalogue, embedder, dimension)
+    stamp = await stamped(catalogue, embedder, dimension)
     search = MemorySearch(catalogue, settings.label_cache_bytes)
     search.start()
-    return Library(catalogue, catalogue, search)
+    return Library(catalogue, catalogue, search, library_id=stamp.library_id)
 
 
-async def open_catalogue(settings: RouterSettings, embedder: str, dimension: int) -> Catalogue:
-    """The catalogue alone; raises what `open_library` does."""
+async def open_catalogue(settings: RouterSettings, dimension: int) -> Catalogue:
+    """The catalogue alone, which has no stamp if it is new; raises what `open_library` does."""
     if not settings.qdrant_url:
-        sqlite = SqliteCatalogue(settings.data_folder / "index", dimension)
-        await stamped(sqlite, embedder, dimension)
-        return sqlite
+        return SqliteCatalogue(settings.data_folder / "index", dimension)
     catalogue = qdrant_catalogue(settings, dimension)
-    await _readied(catalogue, settings, embedder)
+    await catalogue.prepare(**_options(settings))
     return catalogue
 
 
@@ -90,33 +93,63 @@ async def _readied(catalogue: QdrantCatalogue, settings: RouterSettings, embedde
 
 
 async def _over_qdrant(settings: RouterSettings, embedder: str, dimension: int) -> Library:
-    from services.router.catalogue.catalogue_copy import CatalogueCopy
     from services.router.search.qdrant_search import QdrantSearch
 
-    source = qdrant_catalogue(settings, dimension)
-    folder = settings.data_folder / "copy"
+    async with AsyncExitStack() as stack:
+        source = qdrant_catalogue(settings, dimension)
+        stack.push_async_callback(source.close)
+        library = None if settings.search == "qdrant" else await _copied(source, settings, embedder, stack)
+        if library is None:
+            library_id = await _readied(source, settings, embedder)
+            await asyncio.to_thread(shutil.rmtree, _copies(settings), ignore_errors=True)  # it would be older every day
+            search = QdrantSearch(source)
+            await search.prepare(**_options(settings))
+            library = Library(source, source, search, library_id=library_id)
+        stack.pop_all()
+    return library
 
-    def meet() -> Coroutine[Any, Any, str]:
-        return _readied(source, settings, embedder)
 
-    in_memory, library_id = settings.search == "memory", None
+async def _copied(source: QdrantCatalogue, settings: RouterSettings, embedder: str, stack: AsyncExitStack) -> Library | None:
+    """The library as a copy, or None of one that is too large for memory. What was copied before is of use while the server does not hold
+    it; else a library is begun where there is none.
+    """
+    from services.router.catalogue.catalogue_copy import CatalogueCopy
+
+    async def ready() -> None:
+        await _readied(source, settings, embedder)
+
+    near = SqliteCatalogue(await asyncio.to_thread(_copy_folder, settings), source.dimension)
+    stack.push_async_callback(near.close)
+    copy = CatalogueCopy(source, near, ready)
+    known = await copy.recall()
+    if (copied_stamp := await near.get_document("stamp", STAMP_ID)) is not None:
+        checked_stamp(copied_stamp, embedder, source.dimension)
     try:
-        library_id = await meet()
-        in_memory = in_memory or (settings.search == "auto" and await source.count() * BYTES_AN_ADAPTER <= settings.search_bytes)
+        if known:
+            await copy.check_library()
+        await copy.begin_with(await _readied(source, settings, embedder))
+        if settings.search == "auto" and await source.count() * BYTES_AN_ADAPTER > settings.search_bytes:
+            await near.close()
+            return None
     except Unavailable:
-        if settings.search == "qdrant" or not folder.exists():
+        if not known:
             raise
-        in_memory = True
-    if not in_memory:
-        search = QdrantSearch(source)
-        await search.prepare(**_options(settings))
-        return Library(source, source, search)
-    near = SqliteCatalogue(folder, dimension)
-    copy = CatalogueCopy(source, near, meet)
-    await copy.recall(library_id)
     memory = MemorySearch(near, settings.label_cache_bytes)
     memory.start()
-    return Library(source, near, memory, copy)
+    return Library(source, near, memory, copy, copy.library_id)
+
+
+def _copies(settings: RouterSettings) -> Path:
+    return settings.data_folder / "copy"
+
+
+def _copy_folder(settings: RouterSettings) -> Path:
+    """The folder of the copy of what the settings name; copies of elsewhere go."""
+    of = hashlib.blake2b(f"{settings.qdrant_url} {settings.qdrant_prefix}".encode(), digest_size=6).hexdigest()
+    for other in _copies(settings).glob("*"):
+        if other.name != of:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    return _copies(settings) / of
 
 
 def qdrant_catalogue(settings: RouterSettings, dimension: int) -> QdrantCatalogue:

@@ -23,11 +23,12 @@ from services.router.catalogue.changes import ARRIVALS
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import pool_named
 from services.router.catalogue.retrying import until_taken
-from services.router.learning.ranker import Ranker
+from services.router.learning.ranker import BUILTIN, Ranker
 from services.router.routing.executors import Executor
 from services.router.routing.router import Router
 from smoa.errors import InvalidArgument, SmoaError, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
+from smoa.identifiers import check_ulid
 from smoa.model_shape import ModelShape
 from smoa.tasks import begin, connected, end
 from smoa.topics import partition_of
@@ -78,11 +79,16 @@ class LifecycleConsumer:
 
     async def start(self) -> None:
         """Take the published ranker, and begin to listen."""
+        await self.take_kept_ranker()
+        self._task = begin(self._run(), "lifecycle-consumer")
+
+    async def take_kept_ranker(self) -> None:
+        """Decide with the ranker that the library keeps, unless another one has been announced meanwhile."""
         try:
-            self._router.ranker = await published_ranker(self._near) or self._router.ranker
+            if self._router.ranker.version == BUILTIN:
+                self._router.ranker = await published_ranker(self._near) or self._router.ranker
         except InvalidArgument as error:
             _log.warning("%s; the learned strategy goes on untrained", error)
-        self._task = begin(self._run(), "lifecycle-consumer")
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -211,7 +217,9 @@ class LifecycleConsumer:
             self._router.ranker = self._unkept = ranker = Ranker.from_bytes(event.ranker)
             await self._keep_ranker()
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
-        elif self._want is not None:
+            return
+        check_ulid(event.adapter_id)
+        if self._want is not None:
             self._want(event.adapter_id)
         else:
             pool = pool_named(event.tenant, event.base_model, shared=event.shared)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from services.router.catalogue.port import Conflict, Document, Entry, Vector
+from services.router.catalogue.port import STAMP_ID, Conflict, Document, Entry, Vector
 from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope, labels_of
-from services.router.catalogue.stamp import STAMP_ID, stamped
+from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search import clusters
 from smoa.adapter import new_adapter_id

@@ -115,6 +115,6 @@ async def test_a_router_checks_against_what_live_executors_said(tmp_path: Path) 
         shapes = {"base-a": [shape], "base-b": []}
         registry = Registry(None, world.store, StaticEmbedder(), lambda _: None, shapes_of=lambda base: shapes[base])  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match=r"^rank: 2 is over the executor's 1 for lora_xs; "):
-            await registry.read(await world.store.put(adapter_file()))
+            await registry.files.read(await world.store.put(adapter_file()))
         fits: Adapter = decode(adapter_file(base_model="base-b"))
-        assert (await registry.read(await world.store.put(encode(fits)))).rank == 2
+        assert (await registry.files.read(await world.store.put(encode(fits)))).rank == 2

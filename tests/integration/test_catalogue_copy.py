@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.catalogue.catalogue_copy import CatalogueCopy
-from services.router.catalogue.port import Document, Entry, point_id
+from services.router.catalogue.changes import now_us
+from services.router.catalogue.port import STAMP_ID, Document, Entry, point_id
 from services.router.catalogue.record_file import Take
-from services.router.catalogue.records import AdapterRecord
-from services.router.library import Library, open_library
-from services.router.search.memory_search import MemorySearch
-from services.router.search.qdrant_search import QdrantSearch
-from services.router.settings import RouterSettings
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
+from services.router.library import Library
 from smoa.adapter import new_adapter_id
-from smoa.errors import InvalidArgument, Unavailable
-from smoa.v1 import common_pb2 as common
-from smoa.v1 import registry_pb2
+from smoa.errors import SmoaError
 from tests.contract.test_library import DIMENSION, PUBLIC, record, vector
-from tests.integration.router_support import KNEES, MONEY, RouterWorld, refused, running_router
-from tests.integration.test_import import imported
 from tests.kafka_support import until
-from tests.library_support import copied_library, qdrant_library, sqlite
-from tests.qdrant_support import HOME, QdrantServer, client_of, drop, fresh_prefix, settings_of
+from tests.library_support import copied_library, sqlite
+from tests.qdrant_support import client_of, drop, fresh_prefix
 
+EVERYTHING = Scope(tenant=None, states=EVERY_STATE)
 Open = Callable[[str], Awaitable[Library]]
 
 
@@ -167,134 +159,134 @@ async def test_comparing_mends_what_no_look_would_find(opened: tuple[Open, Async
     assert sorted(heard) == ["lost", "of another clock"]
 
 
-async def test_another_library_of_the_same_name_is_copied_from_the_start(opened: tuple[Open, AsyncQdrantClient, str]) -> None:
+async def _writes(library: Library) -> str:
+    """What a write is answered."""
+    try:
+        await library.catalogue.write([Entry(record(), vector(3))])
+    except SmoaError as error:
+        return str(error)
+    return "written"
+
+
+async def test_a_copy_outlives_a_server_that_lost_its_library(opened: tuple[Open, AsyncQdrantClient, str]) -> None:
+    """It comes back empty; then another router makes a library on it, also of some adapters; then a snapshot is restored."""
     make, client, prefix = opened
     library, old = await make("one"), record(name="old")
     await library.catalogue.write([Entry(old, vector(1))])
     composition = Document(new_adapter_id(), "public", {"n": 1})
     await library.catalogue.write_document("composition", composition)
+    stamp = await library.catalogue.get_document("stamp", STAMP_ID)
+    assert stamp is not None
+
+    async def routes_by_its_copy(one: Library) -> None:
+        assert {found.ref for found in await one.search.search(vector(1), PUBLIC, 9)} == {old.ref}
+        assert await one.near.get_document("composition", composition.document_id) is not None
+
+    def says(one: Library, what: str) -> Callable[[], Awaitable[bool]]:
+        async def said() -> bool:
+            return (await _writes(one)).startswith(f"index: the Qdrant server holds {what}, and this router's copy is of ")
+
+        return said
+
+    await drop(client, prefix)
+    await until("the library being missed", 10, says(library, "no library"))
+    await routes_by_its_copy(library)
+    two = await make("two")
+    other = await two.catalogue.get_document("stamp", STAMP_ID)
+    assert other is not None
+    strange = f"another library ({other.body['library_id']})"
+    await until("another library being seen", 10, says(library, strange))
+    await two.catalogue.write([Entry(record(name="new"), vector(2))])
     await library.close()
-    await drop(client, prefix)
-    new = record(name="new")
-    await (await make("two")).catalogue.write([Entry(new, vector(2))])
-    again = await make("one")
-    assert {found.ref for found in await again.search.search(vector(1), PUBLIC, 9)} == {new.ref}
-    assert await again.near.get(old.adapter_id) is None
-    assert await again.near.get_document("composition", composition.document_id) is None
+    again = await make("one")  # the same folder, by another process
+    await until("another library being seen", 10, says(again, strange))
+    await routes_by_its_copy(again)
+    await two.catalogue.write_document("stamp", other._replace(body={**stamp.body}))  # as a snapshot of the old library has it
+
+    async def written() -> bool:
+        return await _writes(again) == "written"
+
+    await until("writes being taken again", 10, written)
+
+    async def as_the_server_is() -> bool:  # which has not got the adapter of old, and has a new one
+        found = {found.ref for found in await again.search.search(vector(1), PUBLIC, 9)}
+        there = {one.ref for one in await two.catalogue.scroll(EVERYTHING, "", 9)}
+        return found == there and len(found) == 2 and await again.near.get_document("composition", composition.document_id) is None
+
+    await until("the copy being compared", 10, as_the_server_is)
 
 
-async def test_the_search_that_fits_is_taken(qdrant: tuple[str, int], tmp_path: Path) -> None:
-    client, prefix = client_of(*qdrant), fresh_prefix()
-    plain = RouterSettings(data_folder=tmp_path / "router", **settings_of(*qdrant, prefix))
-    filled = await qdrant_library(client, DIMENSION, prefix)
-    await filled.catalogue.write([Entry(record(), vector(n)) for n in range(10)], together=False)
-    kinds: list[type] = []
-    for search, most in (("auto", 4000), ("auto", 5000), ("qdrant", 5000), ("memory", 1)):
-        library = await open_library(replace(plain, search=search, search_bytes=most), "of tests", DIMENSION)
-        kinds.append(type(library.search))
-        await library.close()
-    assert kinds == [QdrantSearch, MemorySearch, QdrantSearch, MemorySearch]
-    for changes, message in (
-        ({"search": "fast"}, r"^SMOA_ROUTER_SEARCH: 'fast' is unknown; use one of auto, memory, qdrant$"),
-        ({"search": "qdrant", "qdrant_url": ""}, r"^SMOA_ROUTER_SEARCH: is qdrant, and no server is named; set SMOA_QDRANT_URL"),
-    ):
-        with pytest.raises(InvalidArgument, match=message):
-            await open_library(replace(plain, **changes), "of tests", DIMENSION)  # type: ignore[arg-type]
-    await drop(client, prefix)
-    await filled.close()
+async def test_a_restored_snapshot_is_followed_back(opened: tuple[Open, AsyncQdrantClient, str]) -> None:
+    """What goes back on the server goes back here, also what this router then writes itself, and documents."""
+    make, client, prefix = opened
+    library, made = await make("one"), record(name="of then")
+    await library.catalogue.write([Entry(made, vector(1))])
+    composition = Document(new_adapter_id(), "public", {"n": 1})
+    await library.catalogue.write_document("composition", composition)
+    before = await client.retrieve(f"{prefix}_adapters", [point_id(made.adapter_id)], with_vectors=True)
+    composed = await client.retrieve(f"{prefix}_compositions", [point_id(composition.document_id)], with_vectors=True)
+    for number in range(5):
+        there = await library.catalogue.get(made.adapter_id)
+        assert there is not None
+        await library.catalogue.write([Entry(replace(there[0], name=f"later {number}"), vector(2))])
+        document = await library.catalogue.get_document("composition", composition.document_id)
+        assert document is not None
+        await library.catalogue.write_document("composition", document._replace(body={"n": 2 + number}))
+    lost = Document(new_adapter_id(), "public", {"n": 9})
+    await library.catalogue.write_document("composition", lost)
+    for collection, points in ((f"{prefix}_adapters", before), (f"{prefix}_compositions", composed)):
+        back = [models.PointStruct(id=one.id, vector=cast(list[float], one.vector), payload=one.payload) for one in points]
+        await client.upsert(collection, back, wait=True)
+    await client.delete(f"{prefix}_compositions", models.PointIdsList(points=[point_id(lost.document_id)]), wait=True)
+    there = await library.catalogue.get(made.adapter_id)
+    assert there is not None
+    assert there[0].name == "of then"
+    await library.catalogue.write([Entry(replace(there[0], name="of now"), vector(1))])
+
+    async def as_written() -> bool:
+        near = await _near(library, made.adapter_id)
+        return near is not None and near.name == "of now" and near.revision == 2
+
+    await until("what was written on what was restored", 10, as_written)
+    await _copy_of(library).compare()
+    document = await library.near.get_document("composition", composition.document_id)
+    assert document is not None
+    assert (document.body, document.revision) == ({"n": 1}, 1)
+    assert await library.near.get_document("composition", lost.document_id) is None
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[QdrantServer]:
-    """One that a test may kill."""
-    if not HOME:
-        pytest.skip("SMOA_TEST_QDRANT_HOME is not set: it names the folder whose `serve` starts a server")
-    server = QdrantServer(tmp_path / "qdrant")
-    server.start()
-    yield server
-    server.stop()
+async def test_nothing_that_is_told_or_found_stops_a_copy(opened: tuple[Open, AsyncQdrantClient, str]) -> None:
+    """Ids that are none, of nothing, and points that no router has written."""
+    make, client, prefix = opened
+    library = await make("one")
+    _copy_of(library).want(new_adapter_id())
+    await client.upsert(
+        f"{prefix}_adapters",
+        [
+            models.PointStruct(
+                id=point_id(new_adapter_id()), vector=[0.5] * DIMENSION, payload={"type": "adapter", "written_at_us": now_us()}
+            ),
+            models.PointStruct(
+                id=point_id(broken := new_adapter_id()),
+                vector=[0.5] * DIMENSION,
+                payload={
+                    "type": "adapter",
+                    "adapter_id": broken,
+                    "revision": 1,
+                    "last_writes": [],
+                    "record": "{",
+                    "written_at_us": now_us(),
+                },
+            ),
+        ],
+        wait=True,
+    )
+    other = await make("other")  # filled with them there
+    await other.catalogue.write([Entry(made := record(), vector(1))])
 
+    async def there() -> bool:
+        return {found.ref for found in await library.search.search(vector(1), PUBLIC, 9)} == {made.ref}
 
-async def _is_ready(world: RouterWorld) -> bool:
-    async with grpc.aio.insecure_channel(world.address) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-async def test_routing_goes_on_while_the_server_is_away_also_after_a_restart(own_server: QdrantServer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "qdrant_url": own_server.url,
-        "qdrant_grpc_port": own_server.grpc_port,
-        "store": str(tmp_path / "store"),
-        "check_interval_s": 0.05,
-    }
-    async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(running_router(tmp_path / "a", **settings))
-        knees, money = await world.register(KNEES), await world.register(MONEY, tenant="acme")
-        child = registry_pb2.CompositionChild(adapter_id=knees.adapter_id)
-        tree = registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[child])
-        await world.client.compose("alone", tree)
-        own_server.kill()
-        decision = await world.client.route(KNEES[0], base_model="base-a")
-        assert [one.adapter_id for one in decision.adapters] == [knees.adapter_id]
-        decision = await world.client.route(MONEY[0], base_model="base-a", tenant="acme")
-        assert [one.adapter_id for one in decision.adapters] == [money.adapter_id]
-        composed = await world.client.route(KNEES[0], base_model="base-a", composition="alone")
-        assert [one.adapter_id for one in composed.adapters] == [knees.adapter_id]
-        code, message, _ = await refused(world.client.retire("public", knees.adapter_id, "by the test"))
-        assert code == "UNAVAILABLE"
-        assert message.startswith("index: the Qdrant server")
-        assert await _is_ready(world)
-    async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(running_router(tmp_path / "a", **settings))
-        assert await _is_ready(world), "it knows the library from before"
-        decision = await world.client.route(KNEES[1], base_model="base-a")
-        assert [one.adapter_id for one in decision.adapters] == [knees.adapter_id]
-        with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
-            await stack.enter_async_context(running_router(tmp_path / "b", **settings))
-        own_server.start()
-
-        async def taken() -> bool:
-            try:
-                await world.client.retire("public", knees.adapter_id, "by the test")
-            except grpc.aio.AioRpcError as error:
-                return error.code() != grpc.StatusCode.UNAVAILABLE  # what else it is, is seen below
-            return True
-
-        await until("writes being taken again", 20, taken)
-        assert not (await world.client.route(KNEES[1], base_model="base-a")).adapters
-        other = await stack.enter_async_context(running_router(tmp_path / "b", **settings))
-        assert not (await other.client.route(KNEES[1], base_model="base-a")).adapters
-
-
-async def test_a_cached_answer_of_what_another_router_changed_is_dropped_without_any_message(
-    qdrant: tuple[str, int], tmp_path: Path
-) -> None:
-    """There is no Kafka here at all; and an import, of which no topic tells, shows too."""
-    prefix = fresh_prefix()
-    settings: dict[str, Any] = {**settings_of(*qdrant, prefix), "store": str(tmp_path / "store")}
-    async with AsyncExitStack() as stack:
-        a, b = [await stack.enter_async_context(running_router(tmp_path / name, **settings)) for name in "ab"]
-        knees = await a.register(KNEES)
-
-        async def answer() -> list[str]:
-            return [one.adapter_id for one in (await b.client.route(KNEES[0], base_model="base-a")).adapters]
-
-        async def arrived() -> bool:
-            return await answer() == [knees.adapter_id]
-
-        await until("what was registered", 10, arrived)
-        assert (await b.client.route(KNEES[0], base_model="base-a")).cached
-        examples = [KNEES[0], *(f"{KNEES[0]} {number}" for number in range(4))]
-        better = imported(7, name="better")
-        entry = registry_pb2.ImportedAdapter(adapter=better.adapter, examples=examples)
-        async for _ in a.client.import_adapters([[entry]], files_unchecked=True):
-            pass
-
-        async def taken_in() -> bool:
-            return better.adapter.adapter_id in await answer()
-
-        await until("what was imported", 10, taken_in)
-    client = client_of(*qdrant)
-    await drop(client, prefix)
-    await client.close()
+    await until("what was written beside them", 10, there)
+    await _copy_of(library).compare()
+    assert await there()

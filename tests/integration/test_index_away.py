@@ -150,7 +150,8 @@ async def test_a_server_without_the_collection_is_not_ready() -> None:
 @pytest.mark.parametrize(("code", "away"), [(grpc.StatusCode.INVALID_ARGUMENT, False), (grpc.StatusCode.UNAVAILABLE, True)])
 async def test_only_a_server_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode, away: bool) -> None:
     client = AsyncQdrantClient(":memory:")
-    catalogue, _, index, _ = await qdrant_library(client, 16)
+    library = await qdrant_library(client, 16)
+    catalogue, index = library.catalogue, library.search
 
     async def refuse(*_: object, **__: object) -> None:
         raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())

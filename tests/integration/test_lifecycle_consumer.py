@@ -276,6 +276,15 @@ async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
         await send(50)
         await until("all", 20, all_known)
         assert consumer.refused == 0
+        bad = event(LIFECYCLE, "no id", events_pb2.LifecycleEvent(adapter_id="no id", action=events_pb2.LIFECYCLE_ACTION_UPDATED))
+        await producer.send_and_wait(bad.topic, bad.value, key=bad.key, headers=headers(bad.type_name))
+
+        async def refused() -> bool:
+            return consumer.refused == 1
+
+        await until("an event of no adapter being refused", 20, refused)
+        await send(20)
+        await until("all after it", 20, all_known)
     finally:
         await consumer.stop()
         await producer.stop()

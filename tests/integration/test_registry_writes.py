@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.router.catalogue import registry as registry_module
 from services.router.catalogue.changes import Change
+from services.router.catalogue.records import AdapterRecord
+from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
+from smoa.adapter import new_adapter_id
 from smoa.embedding import StaticEmbedder
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
@@ -130,3 +134,67 @@ async def test_writes_that_wait_are_bounded(world: World, monkeypatch: pytest.Mo
         await world.registry.register("public", digest, KNEES)
     go_on.set()
     await first
+
+
+async def test_whoever_begins_to_use_a_file_while_it_is_deleted_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another adapter of the same file is registered after the look for users of it, through another router; its records end as missing."""
+    digest = await world.store.put(data := adapter_file())
+    other = Registry(world.registry.catalogue, world.store, StaticEmbedder(), world._changed)
+    made = await world.registry.register("public", digest, KNEES)
+    await world.registry.retire("public", made.adapter_id, "why")
+    delete, reading, read_on = world.store.delete, asyncio.Event(), asyncio.Event()
+    read = other.files.read
+
+    async def read_before(digest: str) -> AdapterRecord:
+        found = replace(await read(digest), adapter_id=new_adapter_id(), name="twin")
+        reading.set()
+        await read_on.wait()
+        return found
+
+    monkeypatch.setattr(other.files, "read", read_before)
+    for late in (False, True):
+        registering = asyncio.create_task(other.register("public", digest, KNEES))
+        await reading.wait()
+
+        async def deleting(digest: str, late: bool = late, registering: asyncio.Task[AdapterRecord] = registering) -> None:
+            if not late:  # it is written before the file is deleted
+                read_on.set()
+                await registering
+            await delete(digest)
+
+        monkeypatch.setattr(world.store, "delete", deleting)
+        await world.registry.purge("public", made.adapter_id)
+        read_on.set()
+        twin = (await registering).adapter_id
+        found = await world.registry.get("public", twin)
+        assert (found.state, found.state_reason) == ("missing", "its file is not in the store")
+        assert world.told[-1 if late else -2] == ("updated", twin)
+        monkeypatch.setattr(world.store, "delete", delete)
+        await world.registry.retire("public", twin, "why")
+        await world.registry.purge("public", twin)  # so that nobody names the file
+        reading.clear()
+        read_on.clear()
+        assert await world.store.put(data) == digest
+        await world.registry.restore("public", made.adapter_id)
+        await world.registry.retire("public", made.adapter_id, "why")
+    log = RegistrationLog(world.store)
+    lines = [entry.record for name in await log.names() for entry in await log.read(name, 256) if entry.record.adapter_id == twin]
+    assert [one.state for one in lines] == ["active", "missing", "retired", "purged"]
+
+
+async def test_a_purge_tells_of_an_adapter_that_was_restored_meanwhile_as_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = await world.store.put(data := adapter_file())
+    made = await world.registry.register("public", digest, KNEES)
+    await world.registry.retire("public", made.adapter_id, "why")
+    other = Registry(world.registry.catalogue, world.store, StaticEmbedder(), world._changed)
+    delete = world.store.delete
+
+    async def deleting(digest: str) -> None:
+        await delete(digest)
+        assert await world.store.put(data) == digest
+        await other.restore("public", made.adapter_id)
+
+    monkeypatch.setattr(world.store, "delete", deleting)
+    assert (await world.registry.purge("public", made.adapter_id)).state == "active"
+    assert world.told[-1] == ("registered", made.adapter_id)
+    assert await world.store.absent([digest]) == set()

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from qdrant_client import AsyncQdrantClient
 
 from services.router.catalogue import qdrant_changes, retrying
+from services.router.catalogue.adapter_files import AdapterFiles
 from services.router.catalogue.catalogue_copy import CatalogueCopy
 from services.router.catalogue.changes import ARRIVALS, Change
 from services.router.catalogue.compositions import Compositions
@@ -126,7 +127,7 @@ class TwoRouters(RuleBasedStateMachine):
         self.client = client_of(*self.server) if self.server else AsyncQdrantClient(":memory:")
         self.prefix = fresh_prefix()
         self.files = [await self.store.put(_file(name)) for name in TOPICS]
-        self.ids = [(await Registry.read(_reader(self.store), digest)).adapter_id for digest in self.files]
+        self.ids = [(await AdapterFiles(self.store).read(digest)).adapter_id for digest in self.files]
         self.children: dict[str, tuple[str, ...]] = {}
         self.lives = [await self.started(number) for number in range(2)]
         self.lives[0].gate.open = True
@@ -139,13 +140,14 @@ class TwoRouters(RuleBasedStateMachine):
         client: Any = gate
         catalogue = QdrantCatalogue(QdrantConnection(client), EMBEDDER.dimension, self.prefix)
 
-        async def meet() -> str:
+        async def ready() -> None:
             await catalogue.prepare()
-            return (await stamped(catalogue, EMBEDDER.name, EMBEDDER.dimension)).library_id
 
         near = SqliteCatalogue(self.folder / str(number), EMBEDDER.dimension)
-        copy = CatalogueCopy(catalogue, near, meet)
-        await copy.recall(await meet())
+        copy = CatalogueCopy(catalogue, near, ready)
+        await copy.recall()
+        await ready()
+        await copy.begin_with((await stamped(catalogue, EMBEDDER.name, EMBEDDER.dimension)).library_id)
         search = MemorySearch(near)
         await search.load()
         cache: RoutingCache[Any, Any] = RoutingCache(2**20)
@@ -238,7 +240,7 @@ class TwoRouters(RuleBasedStateMachine):
         parents = tuple(sorted((self.ids[which], self.ids[(which + 1) % len(TOPICS)])))
         data = _file(f"child of {which}", parents)
         digest = self.loop.run_until_complete(self.store.put(data))
-        child = self.loop.run_until_complete(Registry.read(_reader(self.store), digest)).adapter_id
+        child = self.loop.run_until_complete(AdapterFiles(self.store).read(digest)).adapter_id
         self.children[child] = parents
         effects: dict[tuple[str, str], set[Any]] = {(child, "state"): {"canary"} if share else {"active"}}
         if not share:
@@ -409,11 +411,6 @@ def _file(name: str, parents: tuple[str, ...] = ()) -> bytes:
 
 def _examples(which: int) -> list[str]:
     return [f"{TOPICS[which]} {word}" for word in ("one", "two", "three", "four", "five")]
-
-
-def _reader(store: AdapterStore) -> Registry:
-    catalogue: Any = None
-    return Registry(catalogue, store, EMBEDDER, lambda _: None)
 
 
 def _query(which: int) -> RouteQuery:

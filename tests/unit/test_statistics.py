@@ -64,3 +64,8 @@ def test_an_epoch_that_comes_back_is_whole_from_then_on() -> None:
 
 def test_totals_of_before_there_were_epochs_are_kept() -> None:
     assert Statistics(uses=125).after(report("a", 1), NOW_US).uses == 126
+
+
+def test_what_a_newer_router_added_stays_also_after_a_report() -> None:
+    kept = Statistics.from_payload({**report("a", 5).to_payload(), "added_later": [1]})
+    assert kept.after(report("a", 6), NOW_US).to_payload()["added_later"] == [1]

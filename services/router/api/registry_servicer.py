@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,7 +17,7 @@ from services.router.catalogue.importing import Imported
 from services.router.catalogue.merges import Merges
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
-from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, Statistics
+from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, REPORTED, Statistics
 from smoa.errors import InvalidArgument
 from smoa.events import LIFECYCLE, Event, event
 from smoa.identifiers import checked_tenant
@@ -208,11 +207,11 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
 
 def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:
     epochs = {name: registry_pb2.EpochCounts(**vars(one)) for name, one in counts.epochs.items()}
-    return registry_pb2.AdapterStatistics(**{**vars(counts), "epochs": epochs})
+    return registry_pb2.AdapterStatistics(**{name: getattr(counts, name) for name in REPORTED}, epochs=epochs)
 
 
 def _reported(report: registry_pb2.AdapterStatistics) -> Statistics:
-    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(Statistics) if field.name != "epochs"}
+    values = {name: getattr(report, name) for name in REPORTED}
     # Written so that NaN does not pass.
     sane = all(0 <= value <= (MAX_COUNT if name in COUNTED else sys.float_info.max) for name, value in values.items() if name != "epoch")
     if not sane or report.successes > report.outcomes:

@@ -1,9 +1,11 @@
 """A copy, in this router's data folder, of a catalogue on a Qdrant server: what routing reads, so that it goes on while the server is away.
 
 Three things keep it so. What this router writes is copied before its write is answered. What others write is looked for every second
-among what was written of late, by the writers' clocks, and at once when the lifecycle topic tells of it. And now and then everything's
-revision is compared, so that no clock, lost message or restored snapshot can part the two for long. A copy takes newer revisions only, so
-that nothing read late replaces what was written since.
+among what was written of late, by the writers' clocks, and at once when the lifecycle topic tells of it. And at the start, after the
+server was away and now and then every revision is compared, so that no clock, lost message or restored snapshot can part the two for long.
+
+A copy is of one library. If the server holds none, or another, it may be all that is left of it: it is kept, routing goes on with it, and
+nothing is written until the server holds its library again, or somebody has deleted the copy.
 """
 
 from __future__ import annotations
@@ -12,17 +14,17 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.port import DOCUMENT_KINDS, Document, Entry
 from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
-from services.router.catalogue.record_file import Take
+from services.router.catalogue.record_file import Take, Written
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from smoa.errors import SmoaError
+from smoa.errors import SmoaError, Unavailable
 from smoa.tasks import begin, end
 
 _log = logging.getLogger(__name__)
@@ -33,9 +35,11 @@ LOOK_FAR_S: Final = 60.0
 LOOK_FAR_BACK_S: Final = 300.0
 """Once a minute it goes back farther, for clocks that differ more and writes that were stuck."""
 COMPARE_S: Final = 3600.0
+COMPARE_AGAIN_S: Final = 60.0
+"""How soon after the last time everything is compared again because the server was away."""
 _FILL_PAGE: Final = 256
 _PAGE: Final = 64  # entries parsed at once on the loop while it serves: seven milliseconds
-_REVISIONS: Final = 1000
+_REVISIONS: Final = 256
 _KIND: Final = "copy"
 _LAST_ID: Final = "Z" * 26
 _STATE_ID: Final = "0000000000000000000000C0PY"
@@ -44,35 +48,52 @@ _STATE_ID: Final = "0000000000000000000000C0PY"
 class CatalogueCopy:
     """Keeps `copy` as `source` is."""
 
-    def __init__(
-        self,
-        source: QdrantCatalogue,
-        copy: SqliteCatalogue,
-        meet: Callable[[], Awaitable[str]],
-    ) -> None:
-        """`meet` readies the server, and says which library it holds."""
-        self._source, self._copy, self._meet = source, copy, meet
+    def __init__(self, source: QdrantCatalogue, copy: SqliteCatalogue, ready: Callable[[], Awaitable[None]]) -> None:
+        """`ready` readies the server for this program, once it is known to hold the library."""
+        self._source, self._copy, self._ready = source, copy, ready
         self._changed: Callable[[Sequence[AdapterRecord]], None] = lambda _: None
         self._wake, self._filled = asyncio.Event(), asyncio.Event()
         self._wanted: set[str] = set()
         self._state: dict[str, str | int] = {}
-        self._met = False
-        self._compared_at_s = self._looked_at_s = time.monotonic()
-        self._looked_far_at_s = -LOOK_FAR_S  # the first look is one
+        self._is_ready = False
+        self._compare_at_s = time.monotonic()
+        self._compared_at_s = self._looked_far_at_s = -COMPARE_S
         self._task: asyncio.Task[None] | None = None
         self.copied = 0
         """Adapters that were read from the server."""
         source.follow(self._take, self._take_document)
 
-    async def recall(self, library_id: str | None) -> None:
-        """Find out how far an earlier process was; with the library that the server holds now, if it could be asked."""
+    async def recall(self) -> str:
+        """Find out how far an earlier process was; returns which library it copied, or nothing."""
         found = await self._copy.get_document(_KIND, _STATE_ID)
         self._state = {} if found is None else dict(found.body)
-        if library_id is not None:
-            await self._recognise(library_id)
-            self._met = True
         if self._state.get("filled"):
             self._filled.set()
+        return self.library_id
+
+    @property
+    def library_id(self) -> str:
+        """Which library this is a copy of."""
+        return str(self._state.get("library_id", ""))
+
+    async def begin_with(self, library_id: str) -> None:
+        """Be the copy of this library, which the server holds and which is ready."""
+        self._is_ready = True
+        if not self._state:
+            await self._keep(library_id=library_id, filled=False, after="", since_us=now_us() - int(LOOK_FAR_BACK_S * 1e6))
+
+    async def check_library(self) -> None:
+        """Raise Unavailable, here and to all who use the server, while it does not hold the library that this is a copy of."""
+        mine, stamp = self.library_id, await self._source.stamp()
+        if (held := "" if stamp is None else stamp.body["library_id"]) == mine:
+            self._source.connection.refuse(None)
+            return
+        error = Unavailable(
+            f"index: the Qdrant server holds {f'another library ({held})' if held else 'no library'}, and this router's copy is of {mine}; "
+            f"restore the server, or stop this router and delete {self._copy.folder} for it to take what the server has",
+        )
+        self._source.connection.refuse(error)
+        raise error
 
     def start(self, changed: Callable[[Sequence[AdapterRecord]], None]) -> None:
         """Begin to follow; `changed` hears which adapters are different now."""
@@ -86,7 +107,7 @@ class CatalogueCopy:
     @property
     def age_s(self) -> float:
         """How long ago it was last made as the server was."""
-        return time.monotonic() - self._looked_at_s
+        return max(0.0, (now_us() - int(self._state.get("since_us", 0))) / 1e6)
 
     def want(self, adapter_id: str) -> None:
         """Copy an adapter now, for it was told to have changed."""
@@ -99,58 +120,48 @@ class CatalogueCopy:
             await end(self._task)
 
     async def _run(self) -> None:
-        away = False
+        said = ""
         while True:
             try:
                 await self._follow()
-                if away:
+                if said:
                     _log.info("the library can be read again")
-                away = False
+                said = ""
             except SmoaError as error:
-                if not away:
+                if said != str(error):
+                    said = str(error)
                     _log.warning("%s; routing goes on with what was copied", error)
-                away, self._met = True, False
+                self._is_ready = False
+                self._compare_at_s = min(self._compare_at_s, self._compared_at_s + COMPARE_AGAIN_S)  # it may have been restored
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._wake.wait()
             self._wake.clear()
 
     async def _follow(self) -> None:
-        if not self._met:
-            await self._recognise(await self._meet())
-            self._met = True
+        await self.check_library()
+        if not self._is_ready:
+            await self._ready()
+            self._is_ready = True
         if not self._filled.is_set():
             await self._fill()
-        wanted, self._wanted = self._wanted, set()
-        try:
-            await self._fetch(wanted)
-        except SmoaError:
-            self._wanted |= wanted
-            raise
+        await self._fetch_wanted()
         now_s = time.monotonic()
         far = now_s - self._looked_far_at_s >= LOOK_FAR_S
         await self._look(LOOK_FAR_BACK_S if far else LOOK_BACK_S)
-        self._looked_at_s = now_s
         if far:
             self._looked_far_at_s = now_s
-        if now_s - self._compared_at_s >= COMPARE_S:
+        if now_s >= self._compare_at_s:
             await self.compare()
-            self._compared_at_s = now_s
-
-    async def _recognise(self, library_id: str) -> None:
-        if (known := self._state.get("library_id")) != library_id:
-            if known is not None:
-                _log.warning("the server holds another library (%s, was %s): copying it from the start", library_id, known)
-                await self._forget_all()
-            self._filled.clear()
-            await self._keep(library_id=library_id, filled=False, after="", since_us=now_us() - int(LOOK_FAR_BACK_S * 1e6))
+            self._compared_at_s = time.monotonic()
+            self._compare_at_s = self._compared_at_s + COMPARE_S
 
     async def _fill(self) -> None:
         """Copy everything, from where an earlier process came to."""
         after, started_s, told_s = str(self._state.get("after", "")), time.monotonic(), time.monotonic()
-        while entries := await self._source.all_entries(after, _FILL_PAGE):
+        async for entries in self._source.all_entries(after, _FILL_PAGE):
             await self._put(entries)
-            after = entries[-1].record.adapter_id
+            after = max([after, *(entry.record.adapter_id for entry in entries)])
             self.copied += len(entries)
             if time.monotonic() - told_s > 5:
                 told_s = time.monotonic()
@@ -163,65 +174,98 @@ class CatalogueCopy:
     async def _look(self, back_s: float) -> None:
         """Copy what was written since the last look."""
         began_us = now_us()
-        since_us = int(self._state.get("since_us", 0)) - int(back_s * 1e6)
+        since_us = int(self._state["since_us"]) - int(back_s * 1e6)
         async for page in self._source.changed_adapters(since_us, _REVISIONS):
-            await self._fetch(await self._different(page))
+            await self._make_same(page, await self._revisions_here(list(page)))
+            await self._fetch_wanted()
         await self._copy_documents(since_us)
         self._state["since_us"] = began_us
         if began_us - int(self._state.get("kept_us", 0)) > LOOK_BACK_S * 1e6:
             await self._keep(kept_us=began_us)
 
-    async def _different(self, there: Mapping[str, int]) -> list[str]:
-        """Those of the adapters whose revision is another one here."""
-        here = await self._copy.call(lambda file: file.revisions_of(list(there)))
-        return [one for one, revision in there.items() if here.get(one) != revision]
-
-    async def _fetch(self, adapter_ids: Iterable[str]) -> None:
-        wanted = list(adapter_ids)
-        for start in range(0, len(wanted), _PAGE):
-            entries = await self._source.entries(wanted[start : start + _PAGE])
-            self.copied += len(entries)
-            await self._put(entries)
+    async def _fetch_wanted(self) -> None:
+        wanted, self._wanted = sorted(self._wanted), set()
+        try:
+            for start in range(0, len(wanted), _REVISIONS):
+                ids = wanted[start : start + _REVISIONS]
+                here = await self._revisions_here(ids)
+                await self._make_same(await self._source.revisions(ids), here)
+        except SmoaError:
+            self._wanted |= {*wanted}
+            raise
 
     async def compare(self) -> None:
         """Compare every revision, and make the copy as the source is: also where the source has gone back, as by a restored snapshot."""
         last = ""
         async for page in self._source.changed_adapters(0, _REVISIONS):
-            until = max(page)
-            await self._mend(page, last, until)
+            began_s, until = time.monotonic(), max(page)
+            await self._make_same(page, await self._revisions_between(last, until))
+            await self._fetch_wanted()
             last = until
-        await self._mend({}, last, _LAST_ID)
-        await self._copy_documents(0)
+            await asyncio.sleep(time.monotonic() - began_s)  # there is no hurry: half of the time is for others
+        await self._make_same({}, await self._revisions_between(last, _LAST_ID))
+        for kind in DOCUMENT_KINDS:
+            await self._compare_documents(kind)
 
-    async def _mend(self, there: Mapping[str, int], after: str, until: str) -> None:
-        here = await self._copy.call(lambda file: file.revisions(after, until))
-        different = [one for one in {*there, *here} if there.get(one) != here.get(one)]
+    async def _make_same(self, there: Mapping[str, int], here: Mapping[str, int]) -> None:
+        """Copy those whose revisions differ, which were read before. What is older on the server than it was here then has gone back."""
+        different = [one for one in {**there, **here} if there.get(one) != here.get(one)]
         for start in range(0, len(different), _PAGE):
             ids = different[start : start + _PAGE]
             found = {entry.record.adapter_id: entry for entry in await self._source.entries(ids)}
-            await self._put(list(found.values()))
-            # What is written here between these lines is found by the next look, for it was written just now.
-            older = [entry for one, entry in found.items() if entry.record.revision < here.get(one, 0)]
-            await self._put(older, Take.ALL)
-            gone = [one for one in ids if one in here and one not in found]
-            records = [known[0] for one in gone if (known := await self._copy.get(one)) is not None]
-            await self._copy.forget(gone)
-            if records:
-                self._changed([dataclasses.replace(record, state="purged") for record in records])
+            self.copied += len(found)
+            await self._put([*found.values()])
+            # What this router writes between these lines is found by the next look, for it was written just now.
+            await self._put([entry for one, entry in found.items() if entry.record.revision < here.get(one, 0)], Take.ALL)
+            if gone := [one for one in ids if one in here and one not in found]:
+                await self._forget(gone)
+
+    async def _forget(self, adapter_ids: Sequence[str]) -> None:
+        await self.check_library()
+        records = [known[0] for one in adapter_ids if (known := await self._copy.get(one)) is not None]
+        await self._copy.forget(adapter_ids)
+        self._changed([dataclasses.replace(record, state="purged") for record in records])
+
+    async def _revisions_here(self, adapter_ids: list[str]) -> dict[str, int]:
+        return await self._copy.call(lambda file: file.revisions_of(adapter_ids))
+
+    async def _revisions_between(self, after: str, until: str) -> dict[str, int]:
+        return await self._copy.call(lambda file: file.revisions(after, until))
 
     async def _copy_documents(self, since_us: int) -> None:
         for kind in DOCUMENT_KINDS:
             async for page in self._source.changed_documents(kind, since_us):
                 for document, deleted in page:
-                    await self._take_document(kind, document, deleted)
+                    await self._copy.put_document(kind, document, Take.NEWER, deleted=deleted)
+
+    async def _compare_documents(self, kind: str) -> None:
+        here = await self._copy.call(lambda file: file.document_revisions(kind))
+        gone = {*here}
+        async for page in self._source.changed_documents(kind, 0):
+            for document, deleted in page:
+                gone.discard(document.document_id)
+                take = Take.ALL if document.revision < here.get(document.document_id, 0) else Take.NEWER
+                await self._copy.put_document(kind, document, take, deleted=deleted)
+        if gone:
+            await self.check_library()
+            await self._copy.call(lambda file: file.forget_documents(kind, sorted(gone)))
 
     async def _take(self, entries: Sequence[Entry], whatever: bool) -> None:
+        written: list[Written] = []
         try:
-            await self._put(entries, Take.ALL if whatever else Take.NEWER)
-        except SmoaError as error:  # it is written where it counts; it is looked for again
+            written = await self._put(entries, Take.ALL if whatever else Take.NEWER)
+        except SmoaError as error:  # it is written where it counts
+            _log.warning("what was written is not in the copy yet: %s", error)
+        for adapter_id in {entry.record.adapter_id for entry in entries} - {one.ref.adapter_id for one in written}:
+            self.want(adapter_id)  # or somebody has written since, or the server had gone back
+
+    async def _take_document(self, kind: str, document: Document, deleted: bool) -> None:
+        try:
+            await self._copy.put_document(kind, document, Take.NEWER, deleted=deleted)
+        except SmoaError as error:  # the next look finds it
             _log.warning("what was written is not in the copy yet: %s", error)
 
-    async def _put(self, entries: Sequence[Entry], take: Take = Take.NEWER) -> None:
+    async def _put(self, entries: Sequence[Entry], take: Take = Take.NEWER) -> list[Written]:
         written = await self._copy.put(entries, take)
         before = {one.ref.adapter_id: one for one in written}
         told = []
@@ -231,16 +275,7 @@ class CatalogueCopy:
                 told.append(record)
         if told:
             self._changed(told)
-
-    async def _take_document(self, kind: str, document: Document, deleted: bool) -> None:
-        await self._copy.put_document(kind, document, Take.NEWER, deleted=deleted)
-
-    async def _forget_all(self) -> None:
-        after = ""
-        while here := await self._copy.call(lambda file, after=after: file.revisions(after, _LAST_ID, _REVISIONS)):  # type: ignore[misc]
-            await self._copy.forget(list(here))
-            after = max(here)
-        await self._copy.call(lambda file: file.forget_documents(DOCUMENT_KINDS))
+        return written
 
     async def _keep(self, **state: str | int) -> None:
         self._state |= state

@@ -7,8 +7,8 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from ulid import ULID
 
@@ -40,6 +40,8 @@ class Composition:
     parents: tuple[str, ...] = ()
     revision: int = 0
     last_writes: tuple[str, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """What a newer program has added, which stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Compositions:
         size, after = page_size_of(page_size), page_after(page_token, scope)
         found = await self._catalogue.list_documents("composition", scope.tenant or "", after, size + 1)
         more = len(found) > size
-        return [_from_document(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
+        return [composition_of(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
 
     async def delete(self, tenant: str, composition_id_: str) -> None:
         """Forget one.
@@ -137,7 +139,7 @@ class Compositions:
                 raise FailedPrecondition(
                     f"composition: {found.name!r} is nested by {', '.join(map(repr, found.parents))}; delete that first"
                 )
-            await self._catalogue.delete_document("composition", _to_document(found))
+            await self._catalogue.delete_document("composition", document_of(found))
             for child in found.children:
                 await until_taken(lambda child=child: self._set_parents(found.tenant, child, lambda parents: parents - {found.name}))  # type: ignore[misc]
 
@@ -195,7 +197,7 @@ class Compositions:
 
     async def _find(self, tenant: str, composition_id_: str) -> Composition | None:
         found = await self._catalogue.get_document("composition", composition_id_)
-        return None if found is None or found.tenant != tenant else _from_document(found)
+        return None if found is None or found.tenant != tenant else composition_of(found)
 
     async def _set_parents(self, tenant: str, name: str, change: Callable[[set[str]], set[str]]) -> None:
         found = await self._find(tenant, composition_id(tenant, name))
@@ -204,7 +206,7 @@ class Compositions:
         await self._write(dataclasses.replace(found, parents=tuple(sorted(change(set(found.parents))))))
 
     async def _write(self, made: Composition) -> None:
-        await self._catalogue.write_document("composition", _to_document(made))
+        await self._catalogue.write_document("composition", document_of(made))
 
 
 def composition_id(tenant: str, name: str) -> str:
@@ -212,11 +214,18 @@ def composition_id(tenant: str, name: str) -> str:
     return str(ULID.from_bytes(hashlib.blake2b(f"{tenant}\0{name}".encode(), digest_size=16).digest()))
 
 
-def _to_document(made: Composition) -> Document:
-    body = dataclasses.asdict(made)
-    return Document(made.composition_id, made.tenant, body, body.pop("revision"), tuple(body.pop("last_writes")))
+def document_of(made: Composition) -> Document:
+    """What the catalogue keeps of it."""
+    body = {**made.unknown, **{name: getattr(made, name) for name in _KEPT}}
+    return Document(made.composition_id, made.tenant, body, made.revision, made.last_writes)
 
 
-def _from_document(document: Document) -> Composition:
-    sequences = {key: tuple(document.body[key]) for key in ("adapter_ids", "children", "parents")}
-    return Composition(**{**document.body, **sequences}, revision=document.revision, last_writes=document.last_writes)
+def composition_of(document: Document) -> Composition:
+    """Inverse of `document_of`."""
+    known = {name: document.body[name] for name in _KEPT if name in document.body}
+    known |= {name: tuple(document.body[name]) for name in ("adapter_ids", "children", "parents")}
+    unknown = {name: value for name, value in document.body.items() if name not in known}
+    return Composition(**known, revision=document.revision, last_writes=document.last_writes, unknown=unknown)
+
+
+_KEPT: Final = tuple(item.name for item in dataclasses.fields(Composition) if item.name not in ("revision", "last_writes", "unknown"))

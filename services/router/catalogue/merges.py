@@ -58,7 +58,7 @@ class Merges:
                 "canary_share", f"{canary_share} is outside 0..{MAX_CANARY_SHARE}", "send 0 to replace the parents at once"
             )
         check_reason(reason)
-        child = await self._registry.read(child_digest)
+        child = await self._registry.files.read(child_digest)
         if set(child.parents) != set(parent_ids) or child.tenant != tenant:
             raise InvalidArgument(
                 "child_digest", "names a file with other parents or tenant in its manifest", "write the child's manifest first"

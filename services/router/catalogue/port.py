@@ -44,6 +44,8 @@ class Document(NamedTuple):
 
 
 DOCUMENT_KINDS: Final = ("composition", "ranker", "stamp")
+STAMP_ID: Final = "000000000000000000000STAMP"
+"""Of the one stamp of a library (`stamp.py`)."""
 
 
 class Catalogue(Protocol):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
 from qdrant_client import models
 
 from services.router.catalogue.encoded_vectors import Encoded
-from services.router.catalogue.port import DOCUMENT_KINDS, Conflict, Document, Entry, Vector, point_id
+from services.router.catalogue.port import DOCUMENT_KINDS, STAMP_ID, Conflict, Document, Entry, Vector, point_id
 from services.router.catalogue.qdrant_changes import QdrantChanges
 from services.router.catalogue.qdrant_connection import NO_VECTORS, QdrantConnection, equals, unavailable
 from services.router.catalogue.qdrant_points import INDEXES, PAGE, Point, QdrantPoints
 from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope, labels_of, pool_of
 
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 KEYWORDS: Final = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster")
 """Payload fields of adapters with an index. A search filters on `pool` alone (and `labels`, when there are hints)."""
 KEYWORD: Final = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
@@ -258,34 +261,50 @@ class QdrantCatalogue:
 
     # For a copy
 
+    async def stamp(self) -> Document | None:
+        """The library's stamp, asked for also while other calls are refused.
+
+        Raises:
+            Unavailable: the server is away.
+        """
+        connection, points = self.connection, self._documents["stamp"]
+        if not await connection.answer(connection.client.collection_exists(points.collection)):
+            return None
+        found = await connection.answer(connection.client.retrieve(points.collection, [point_id(STAMP_ID)]))
+        return _document(found[0].payload or {}) if found else None
+
     async def changed_adapters(self, since_us: int, page: int) -> AsyncIterator[dict[str, int]]:
         """Revisions of the adapters that have been written since a time, by the clocks of their writers: pages, by id."""
-        where = models.Filter(must=[equals("type", "adapter"), _since(since_us)])
+        where = models.Filter(must=[_IS_ADAPTER, _since(since_us)])
         async for points in self.points.pages(where, page, ["adapter_id", "revision"]):
-            yield {payload["adapter_id"]: payload["revision"] for payload in (point.payload or {} for point in points)}
+            if read := _readable(points, _revision):
+                yield dict(read)
+
+    async def revisions(self, adapter_ids: Sequence[str]) -> dict[str, int]:
+        """Revisions of those of the adapters that are there."""
+        return {adapter_id: payload["revision"] for adapter_id, payload in (await self._payloads(adapter_ids, ["revision"])).items()}
 
     async def count(self) -> int:
         """How many adapters there are, about."""
-        where = models.Filter(must=[equals("type", "adapter")])
+        where = models.Filter(must=[_IS_ADAPTER])
         found = await self.connection.call(self.connection.client.count(self.points.collection, count_filter=where, exact=False))
         return found.count
 
-    async def all_entries(self, after: str, limit: int) -> list[Entry]:
-        """Adapters with all that is kept of them, of ids over `after`, by id."""
-        found = await self.points.scroll(
-            models.Filter(must=[equals("type", "adapter")]), point_id(after) if after else "", limit, with_vectors=True, bulk=True
-        )
-        return [self._entry(point) for point in found]
+    async def all_entries(self, after: str, page: int) -> AsyncIterator[list[Entry]]:
+        """Adapters with all that is kept of them, of ids over `after`, by id, in pages."""
+        where, last = models.Filter(must=[_IS_ADAPTER]), point_id(after) if after else ""
+        async for points in self.points.pages(where, page, after=last, with_vectors=True):
+            yield _readable(points, self._entry)
 
     async def entries(self, adapter_ids: Sequence[str]) -> list[Entry]:
         """Adapters with all that is kept of them, as far as they are there."""
         found = await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True)
-        return [self._entry(point) for point in found if (point.payload or {})["type"] == "adapter"]
+        return _readable([point for point in found if (point.payload or {}).get("type") == "adapter"], self._entry)
 
     async def changed_documents(self, kind: str, since_us: int) -> AsyncIterator[list[tuple[Document, bool]]]:
         """Documents that have been written since a time, and whether they were deleted."""
         async for points in self._documents[kind].pages(models.Filter(must=[_since(since_us)]), PAGE):
-            yield [(_document(point.payload or {}), _is_deleted(point)) for point in points]
+            yield _readable(points, lambda point: (_document(point.payload or {}), _is_deleted(point)))
 
     def _entry(self, point: models.Record) -> Entry:
         payload = point.payload or {}
@@ -300,6 +319,24 @@ class QdrantCatalogue:
         await self.connection.close()
 
 
+def _readable(points: Sequence[models.Record], read: Callable[[models.Record], T]) -> list[T]:
+    """What was read of points, but for those that no router wrote so: a copy must not stop for one of them."""
+    found = []
+    for point in points:
+        try:
+            found.append(read(point))
+        except (KeyError, TypeError, ValueError) as error:
+            _log.error(
+                "point %s of the Qdrant server cannot be read (%r), and is left out; delete it there, or restore it", point.id, error
+            )
+    return found
+
+
+def _revision(point: models.Record) -> tuple[str, int]:
+    payload = point.payload or {}
+    return payload["adapter_id"], payload["revision"]
+
+
 def _packed(prototypes: Vector) -> str:
     return b64encode(Encoded.of(prototypes).to_bytes()).decode()
 
@@ -312,12 +349,15 @@ def _is_deleted(point: models.Record) -> bool:
     return bool((point.payload or {})["state"] == _DELETED)
 
 
+_IS_ADAPTER: Final = equals("type", "adapter")
+
+
 def _since(us: int) -> models.FieldCondition:
     return models.FieldCondition(key="written_at_us", range=models.Range(gte=us))
 
 
 def _filter(scope: Scope) -> models.Filter:
-    must: list[Any] = [equals("type", "adapter"), models.FieldCondition(key="state", match=models.MatchAny(any=[*map(str, scope.states)]))]
+    must: list[Any] = [_IS_ADAPTER, models.FieldCondition(key="state", match=models.MatchAny(any=[*map(str, scope.states)]))]
     if scope.tenant is not None:
         own = equals("tenant", scope.tenant)
         must.append(models.Filter(should=[own, equals("visibility", "shared")]) if scope.include_shared else own)

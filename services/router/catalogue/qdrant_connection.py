@@ -12,7 +12,7 @@ from grpc.aio import AioRpcError
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-from smoa.errors import FailedPrecondition, Unavailable
+from smoa.errors import FailedPrecondition, SmoaError, Unavailable
 
 T = TypeVar("T")
 READ_TIMEOUT_S: Final = 5.0
@@ -70,16 +70,22 @@ class QdrantConnection:
 
     def __init__(self, client: AsyncQdrantClient, timeout_s: float = READ_TIMEOUT_S) -> None:
         self.client, self._timeout_s, self._away = client, timeout_s, False
+        self._refusal: SmoaError | None = None
+
+    def refuse(self, error: SmoaError | None) -> None:
+        """Have all calls refused with this error, but for `answer`; or no more."""
+        self._refusal = error
 
     async def call(self, call: Coroutine[Any, Any, T], *, slow: bool = False) -> T:
         """The answer of one of the client's calls.
 
         Raises:
             Unavailable: the server is away, or did not do it.
+            SmoaError: what calls are refused with.
         """
-        if self._away:  # until `check` finds it again: nobody should wait for a server that does not answer
+        if self._away or self._refusal is not None:  # nobody should wait for a server that does not answer: `check` finds it again
             call.close()
-            raise unavailable("is away")
+            raise self._refusal or unavailable("is away")
         return await self.answer(call, slow=slow)
 
     async def answer(self, call: Awaitable[T], *, slow: bool = False) -> T:

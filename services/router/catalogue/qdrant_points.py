@@ -157,10 +157,12 @@ class QdrantPoints:
             await asyncio.sleep(0)  # an answer that is there at once would let nobody in between
         return found
 
-    async def pages(self, where: models.Filter, size: int, fields: Sequence[str] | None = None) -> AsyncIterator[list[models.Record]]:
-        """All points that match, by id."""
-        last = ""
-        while page := await self.scroll(where, last, size, fields, bulk=True):
+    async def pages(
+        self, where: models.Filter, size: int, fields: Sequence[str] | None = None, *, after: str = "", with_vectors: bool = False
+    ) -> AsyncIterator[list[models.Record]]:
+        """All points that match, of ids over `after`, by id."""
+        last = after
+        while page := await self.scroll(where, last, size, fields, with_vectors=with_vectors, bulk=True):
             yield page
             if len(page) < size:
                 return

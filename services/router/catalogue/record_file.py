@@ -209,11 +209,11 @@ class RecordFile:
             rows = self._database.execute(query, (after_row, limit)).fetchall()
         return [Written(row, AdapterRef(*ref), pool, vector, bool(has), marks=marks) for row, *ref, pool, vector, has, marks in rows]
 
-    def revisions(self, after: str, last: str, most: int = -1) -> dict[str, int]:
-        """Revisions of the adapters with ids over `after`, up to `last`, by id; at most so many of them."""
+    def revisions(self, after: str, last: str) -> dict[str, int]:
+        """Revisions of the adapters with ids over `after`, up to `last`, by id."""
         with _failures():
-            query = "SELECT adapter_id, revision FROM adapters WHERE adapter_id > ? AND adapter_id <= ? ORDER BY adapter_id LIMIT ?"
-            return dict(self._database.execute(query, (after, last, most)).fetchall())
+            query = "SELECT adapter_id, revision FROM adapters WHERE adapter_id > ? AND adapter_id <= ? ORDER BY adapter_id"
+            return dict(self._database.execute(query, (after, last)).fetchall())
 
     def revisions_of(self, adapter_ids: Sequence[str]) -> dict[str, int]:
         """Revisions of those of the adapters that are there."""
@@ -239,10 +239,16 @@ class RecordFile:
             row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), revision, int(deleted))
             database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", row)
 
-    def forget_documents(self, kinds: Sequence[str]) -> None:
-        """Remove all documents of these kinds, as if they had never been."""
+    def forget_documents(self, kind: str, document_ids: Sequence[str]) -> None:
+        """Remove documents, as if they had never been."""
         with self._transaction() as database:
-            database.executemany("DELETE FROM documents WHERE kind = ?", [(kind,) for kind in kinds])
+            named = [(kind, one) for one in document_ids]
+            database.executemany("DELETE FROM documents WHERE kind = ? AND document_id = ?", named)
+
+    def document_revisions(self, kind: str) -> dict[str, int]:
+        """Revisions of the documents of a kind, also of deleted ones."""
+        with _failures():
+            return dict(self._database.execute("SELECT document_id, revision FROM documents WHERE kind = ?", (kind,)).fetchall())
 
     def get_document(self, kind: str, document_id: str) -> Document | None:
         """One document."""

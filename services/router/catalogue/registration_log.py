@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -30,8 +31,9 @@ PREFIX: Final = "registrations"
 class RegistrationLog:
     """Writes and reads the objects."""
 
-    def __init__(self, store: AdapterStore) -> None:
-        self._store = store
+    def __init__(self, store: AdapterStore, library_id: str = "") -> None:
+        """Of the library that is written to."""
+        self._store, self._library_id = store, library_id
 
     async def write(self, entries: Sequence[Entry]) -> str:
         """Add an object; returns its key.
@@ -39,7 +41,7 @@ class RegistrationLog:
         Raises:
             ResourceExhausted, Unavailable: the store does not take it.
         """
-        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry) for entry in entries]))
+        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry, self._library_id) for entry in entries]))
         key = f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl"
         await self._store.put_object(key, lines)
         return key
@@ -52,6 +54,15 @@ class RegistrationLog:
         """Keys of the objects, oldest first."""
         return sorted([key async for key in self._store.list_objects(PREFIX)])
 
+    async def library_id(self) -> str:
+        """Of the library that was written to last, or nothing: made again from here it is the same one, so copies of it stay good."""
+        names = await self.names()
+        if not names:
+            return ""
+        line = (await self._store.get_object(names[-1])).partition(b"\n")[0]
+        with _altered(names[-1]):
+            return str(orjson.loads(line).get("library", ""))
+
     async def read(self, name: str, dimension: int) -> list[Entry]:
         """The entries of an object.
 
@@ -59,10 +70,8 @@ class RegistrationLog:
             InvalidArgument: it was altered.
         """
         data = await self._store.get_object(name)
-        try:
+        with _altered(name):
             return [_from_line(line, dimension) for line in data.split(b"\n")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgument(name, f"is not a log of registrations ({error})", "restore the object, or delete it") from error
 
 
 async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) -> AsyncIterator[tuple[int, int]]:
@@ -95,8 +104,17 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) ->
         yield done, len(names)
 
 
-def _to_line(entry: Entry) -> bytes:
+@contextmanager
+def _altered(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgument(name, f"is not a log of registrations ({error})", "restore the object, or delete it") from error
+
+
+def _to_line(entry: Entry, library_id: str) -> bytes:
     body: Mapping[str, object] = {
+        "library": library_id,
         "record": entry.record.to_payload(),
         "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
         "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 
+from services.router.catalogue.adapter_files import AdapterFiles
 from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
@@ -17,10 +18,10 @@ from services.router.catalogue.port import Catalogue, Conflict, Entry, Vector
 from services.router.catalogue.prototypes import prototypes_of
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registration_log import RegistrationLog
-from services.router.catalogue.replacing import check_name, replaced_by
+from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
-from smoa.adapter import check_labels, decode
+from smoa.adapter import check_labels
 from smoa.embedding import StaticEmbedder, normalised
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
@@ -31,7 +32,6 @@ from smoa.tasks import Uncancelled
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_WRITES: Final = 256
-_READING: Final = 2  # files at a time: each is in memory as a whole
 
 
 def _whole(
@@ -60,12 +60,12 @@ class Registry:
         purge_grace_s: float = 7 * 86400.0,
         allow_all_tenants: bool = False,
         shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
+        library_id: str = "",
     ) -> None:
-        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
-        self.catalogue, self._store, self._embedder, self.changed = catalogue, store, embedder, changed
+        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log."""
+        self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, shapes_of), embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
-        self._shapes_of, self._reading = shapes_of, asyncio.Semaphore(_READING)
-        self.writing, self._log = asyncio.Lock(), RegistrationLog(store)
+        self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id)
         self._writes = Uncancelled()
 
     async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -97,7 +97,7 @@ class Registry:
             FailedPrecondition: it was retired or purged, or what it would replace cannot be told or retired.
         """
         tenant, examples = checked_tenant(tenant), checked_examples(examples)
-        record = dataclasses.replace(await self.read(digest), examples=tuple(examples))
+        record = dataclasses.replace(await self.files.read(digest), examples=tuple(examples))
         if record.tenant != tenant:
             raise InvalidArgument(
                 "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
@@ -123,6 +123,7 @@ class Registry:
                 written.insert(0, Entry(record, *await asyncio.to_thread(self.embedded, examples)))
             if written:
                 await self.write(written)
+                record = await until_taken(lambda: self._with_file(tenant, record.adapter_id))
         self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
         return record
 
@@ -139,7 +140,7 @@ class Registry:
     async def _import(self, tenant: str, imported: Sequence[Imported], files_unchecked: bool, added: set[str]) -> ImportCounts:
         tenant = checked_tenant(tenant)
         checked = await asyncio.to_thread(self._checked_import, tenant, imported)
-        absent: set[str] = set() if files_unchecked else await self._store.absent([entry.record.digest for entry in checked])
+        absent: set[str] = set() if files_unchecked else await self.files.absent([entry.record.digest for entry in checked])
         async with self.writing:
             there = await self.catalogue.summaries([entry.record.adapter_id for entry in checked])
             written, missing = [], 0
@@ -283,10 +284,11 @@ class Registry:
         Raises:
             FailedPrecondition: its weights are not in the store, or it is a merge's child whose parents answer in its place.
         """
-        return await self._move(tenant, adapter_id, {"retired": "active", "purged": "active", "active": "active"}, "restored", "", {})
+        moves: dict[State, State] = {"retired": "active", "purged": "active", "missing": "active", "active": "active"}
+        return await self._move(tenant, adapter_id, moves, "restored", "", {})
 
     async def _check_restorable(self, record: AdapterRecord) -> None:
-        if await self._store.absent([record.digest]):
+        if await self.files.absent([record.digest]):
             remedy = "put it there with `smoa adapter push` first"
             raise FailedPrecondition(f"adapter: the file of {record.adapter_id} is not in the store; {remedy}")
         for parent_id in record.parents if record.merge_id else ():
@@ -312,58 +314,28 @@ class Registry:
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
                 await self.catalogue.write([Entry(record, vector)])
-            same_file = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
-            if not await self.catalogue.scroll(same_file, "", 1):  # content-addressed: another record may name the same file
-                await self._store.delete(record.digest)
-                record = await until_taken(lambda: self._purged_again(tenant, adapter_id))
+            users = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
+            if not await self.catalogue.scroll(users, "", 1):  # content-addressed: another record may name the same file
+                await self.files.delete(record.digest)
+                for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):  # restored or registered meanwhile
+                    await until_taken(lambda user=user: self._with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.write([Entry(record, vector)])
-        self.changed([Change("purged", record, record.state_reason)])
+            record, _ = await self.owned(record.tenant, adapter_id)
+        self.changed([as_it_is(record)])
         return record
 
-    async def _purged_again(self, tenant: str, adapter_id: str) -> AdapterRecord:
-        """Whoever restored it while its file was being deleted looks whether the file is there before it writes, and here after: so one of
-        the two sees what the other did.
+    async def _with_file(self, tenant: str, adapter_id: str) -> AdapterRecord:
+        """The record, out of use if its file is gone. Whoever begins to use a file while it is being deleted looks for it after the write,
+        and who deletes it looks for such records after the deletion: so one of the two sees what the other did.
         """
-        record, vector = await self.owned(checked_tenant(tenant), adapter_id)
-        if record.state != "purged" and await self._store.absent([record.digest]):
-            record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
-            await self.catalogue.write([Entry(record, vector)])
+        record, vector = await self.owned(tenant, adapter_id)
+        if record.state in ("active", "canary") and await self.files.absent([record.digest]):
+            entry = in_state(Entry(record, vector), "missing")
+            await self.write([entry])
+            self.changed([as_it_is(entry.record)])
+            return entry.record
         return record
-
-    async def read(self, digest: str) -> AdapterRecord:
-        """What the catalogue keeps of a file of the store, which is checked: as a file, and against its base model.
-
-        Raises:
-            NotFound: there is none.
-            InvalidArgument: it is damaged, too large, or does not fit its base model.
-        """
-        async with self._reading:
-            data = await self._store.get(digest)
-            adapter = await asyncio.to_thread(decode, data)
-        manifest, now = adapter.manifest, now_us()
-        for shape in self._shapes_of(manifest.base_model):
-            shape.check(adapter)
-        return AdapterRecord(
-            adapter_id=manifest.adapter_id,
-            version=manifest.version,
-            digest=digest,
-            tenant=manifest.tenant,
-            name=manifest.name,
-            kind=manifest.kind,
-            granularity=adapter.granularity,
-            specialization=manifest.specialization,
-            base_model=manifest.base_model,
-            rank=manifest.rank,
-            modules=manifest.modules,
-            parameter_count=adapter.parameter_count,
-            file_bytes=len(data),
-            tags=manifest.tags,
-            shared=manifest.shared,
-            parents=manifest.parents,
-            created_at_us=now,
-            updated_at_us=now,
-        )
 
     async def _visible(self, tenant: str, adapter_id: str) -> tuple[AdapterRecord, Vector]:
         found = await self.catalogue.get(adapter_id)
@@ -391,7 +363,9 @@ class Registry:
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])
-                if action == "restored" and (await until_taken(lambda: self._purged_again(tenant, adapter_id))).state == "purged":
-                    await self._check_restorable(record)  # it was purged meanwhile: say so
+                if action == "restored":
+                    record = await until_taken(lambda: self._with_file(record.tenant, adapter_id))
+                    if record.state == "missing":  # it was purged meanwhile: say so
+                        await self._check_restorable(record)
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record

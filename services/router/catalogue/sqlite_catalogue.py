@@ -43,7 +43,7 @@ class SqliteCatalogue:
             raise FailedPrecondition(
                 f"index: another process uses {folder}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)"
             ) from error
-        self.dimension = dimension
+        self.folder, self.dimension = folder, dimension
         self._file, self.reader = RecordFile(folder / FILE), RecordFile(folder / FILE)
         self._thread = ThreadPoolExecutor(1, "catalogue")
         self.writing = asyncio.Lock()

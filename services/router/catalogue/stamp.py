@@ -8,14 +8,13 @@ from typing import Final
 
 from ulid import ULID
 
-from services.router.catalogue.port import Catalogue, Conflict, Document
+from services.router.catalogue.port import STAMP_ID, Catalogue, Conflict, Document
 from smoa.errors import FailedPrecondition
 
 SCHEMA: Final = 1
 """Of what this program writes. Fields that are added need no higher one: whoever does not know them keeps them."""
 READS_FROM: Final = 1
 """The least schema of a program that can use what this one writes."""
-STAMP_ID: Final = "000000000000000000000STAMP"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +28,33 @@ class Stamp:
     reads_from: int = READS_FROM
 
 
-async def stamped(catalogue: Catalogue, embedder: str, dimension: int) -> Stamp:
+async def stamped(catalogue: Catalogue, embedder: str, dimension: int, library_id: str = "") -> Stamp:
     """The stamp of a library, which is given one if it has none.
+
+    Args:
+        catalogue: Where it is.
+        embedder: What makes its vectors.
+        dimension: How many numbers they have.
+        library_id: Of one that is made again; a new one by default.
 
     Raises:
         FailedPrecondition: its vectors are of another embedder, or it needs a newer program.
     """
     while (found := await catalogue.get_document("stamp", STAMP_ID)) is None:
-        made = Stamp(library_id=str(ULID()), embedder=embedder, dimension=dimension)
+        made = Stamp(library_id=library_id or str(ULID()), embedder=embedder, dimension=dimension)
         with suppress(Conflict):  # another router was faster
             await catalogue.write_document("stamp", Document(STAMP_ID, "", asdict(made)))
-    stamp = Stamp(**{name: value for name, value in found.body.items() if name in Stamp.__dataclass_fields__})
+    stamp = checked_stamp(found, embedder, dimension)
+    if stamp.schema < SCHEMA:
+        newer = {**found.body, "schema": SCHEMA, "reads_from": max(stamp.reads_from, READS_FROM)}
+        with suppress(Conflict):  # another one of our version was faster
+            await catalogue.write_document("stamp", found._replace(body=newer))
+    return stamp
+
+
+def checked_stamp(document: Document, embedder: str, dimension: int) -> Stamp:
+    """The stamp that a document holds; raises what `stamped` does."""
+    stamp = Stamp(**{name: value for name, value in document.body.items() if name in Stamp.__dataclass_fields__})
     if stamp.reads_from > SCHEMA:
         raise FailedPrecondition(
             f"index: the library was written by a newer router (schema {stamp.schema}, for programs from {stamp.reads_from} on; this one "
@@ -50,8 +65,4 @@ async def stamped(catalogue: Catalogue, embedder: str, dimension: int) -> Stamp:
             f"index: its vectors are of {stamp.embedder!r} with {stamp.dimension} numbers, this router has {embedder!r} with {dimension}; "
             "set the embedder that made them, or another SMOA_QDRANT_PREFIX or data folder"
         )
-    if stamp.schema < SCHEMA:
-        newer = {**found.body, "schema": SCHEMA, "reads_from": max(stamp.reads_from, READS_FROM)}
-        with suppress(Conflict):  # another one of our version was faster
-            await catalogue.write_document("stamp", found._replace(body=newer))
     return stamp

@@ -17,7 +17,7 @@ MAX_EPOCH_CHARACTERS: Final = 64
 MAX_COUNT: Final = 2**53
 """A sum of a few of them still travels in 64 bits."""
 MAX_EPOCHS: Final = 8
-"""RecordSummary apart; older ones are kept as one."""
+"""Kept apart; older ones are kept as one."""
 OLDER: Final = "older"
 
 
@@ -56,6 +56,8 @@ class Statistics:
     """Since when the last epoch holds everything."""
     epochs: Mapping[str, EpochCounts] = field(default_factory=dict)
     """The last report of each, the oldest first."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """What a newer program has added, which stays as it is."""
 
     def after(self, report: Statistics, now_us: int) -> Statistics:
         """The counts once a report, whose own counts are its epoch's, has come.
@@ -83,23 +85,24 @@ class Statistics:
             oldest = next(name for name in epochs if name != OLDER)
             epochs = {OLDER: epochs.pop(OLDER, EpochCounts()) + epochs.pop(oldest), **epochs}
         total = sum(epochs.values(), EpochCounts())
-        return dataclasses.replace(report, **vars(total), epochs=epochs, counted_since_us=since_us)
+        return dataclasses.replace(report, **vars(total), epochs=epochs, counted_since_us=since_us, unknown=self.unknown)
 
     def to_payload(self) -> dict[str, Any]:
         """What is stored."""
-        return {**vars(self), "epochs": {name: vars(one) for name, one in self.epochs.items()}}
+        known = {name: getattr(self, name) for name in REPORTED}
+        return {**self.unknown, **known, "epochs": {name: vars(one) for name, one in self.epochs.items()}}
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> Statistics:
         """Inverse of `to_payload`."""
-        epochs = {name: EpochCounts(**_known(counts, _COUNTED)) for name, counts in payload.get("epochs", {}).items()}
-        return cls(**{**_known(payload, _REPORTED), "epochs": epochs})
+        epochs = {
+            name: EpochCounts(**{key: counts[key] for key in COUNTED if key in counts})
+            for name, counts in payload.get("epochs", {}).items()
+        }
+        known = {name: payload[name] for name in REPORTED if name in payload}
+        unknown = {name: value for name, value in payload.items() if name not in known and name != "epochs"}
+        return cls(**known, epochs=epochs, unknown=unknown)
 
 
-def _known(payload: Mapping[str, Any], names: frozenset[str]) -> Mapping[str, Any]:
-    """Without what a newer program may have added."""
-    return payload if payload.keys() <= names else {name: value for name, value in payload.items() if name in names}
-
-
-_COUNTED: Final = frozenset(COUNTED)
-_REPORTED: Final = frozenset(item.name for item in dataclasses.fields(Statistics))
+REPORTED: Final = tuple(item.name for item in dataclasses.fields(Statistics) if item.name not in ("epochs", "unknown"))
+"""What a report says, but for its epochs."""

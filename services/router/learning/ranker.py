@@ -35,6 +35,8 @@ TRIED: Final = 2.0
 _SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
 _SAMPLES: Final = 64
 FORMAT: Final = 1
+BUILTIN: Final = "builtin"
+"""Version of the ranker before anything was trained."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Ranker:
 def builtin() -> Ranker:
     """Before anything was trained: the hybrid score's order, in which 0.02 weigh as much as a factor of e in the odds of success."""
     weights = tuple({"score": 50.0, "success": 1.0}.get(name, 0.0) for name in FEATURES)
-    return Ranker("builtin", 0.0, weights, (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
+    return Ranker(BUILTIN, 0.0, weights, (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
 
 
 @dataclass(frozen=True)

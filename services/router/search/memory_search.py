@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,7 @@ class MemorySearch:
         """Wait until everything is found, at full speed."""
         if self._loading is not None:
             await asyncio.shield(self._loading)
+        await self.trained()
 
     async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
@@ -115,10 +117,13 @@ class MemorySearch:
         """The nearest with one of the labels: of few such adapters, by scoring them all; of many, by looking among the nearest of all,
         ever farther until there are enough.
         """
-        rows, there = await self._rows_with(reach.any_labels), sum(len(self._pools[name]) for name in reach.pools if name in self._pools)
-        if len(rows) <= min(BROAD_LABEL_ROWS, max(EXACT_ROWS, 7 * math.isqrt(there))):
-            # The file may know rows that no pool has had yet, or has no more.
-            return self._nearest(vector, reach, limit, clusters, rows[rows < len(self._positions)])
+        rows = await self._rows_with(reach.any_labels)
+        pools = [self._pools[name] for name in reach.pools if name in self._pools]
+        if len(rows) <= BROAD_LABEL_ROWS:
+            rows = rows[rows < len(self._positions)]  # the file may know rows that no pool has had yet, or has no more
+            held = sum(int(pool.holds(self._positions[rows], rows).sum()) for pool in pools)
+            if held <= max(EXACT_ROWS, 7 * math.isqrt(sum(map(len, pools)))):
+                return self._nearest(vector, reach, limit, clusters, rows)
         marks = np.array([label_mark(label) for label in reach.any_labels], np.int64)
         wanted, count = set(reach.any_labels), 2 * limit
         while True:
@@ -129,12 +134,13 @@ class MemorySearch:
             for start in range(0, len(marked), limit):  # a mark is another label's, too: look at as few adapters as will do
                 part = marked[start : start + limit]
                 labels = self._labels_at([row for _, row in part])
-                found += [pair for pair in part if wanted.intersection(labels[pair[1]].all)]
+                found += [pair for pair in part if pair[1] in labels and wanted.intersection(labels[pair[1]].all)]
                 if len(found) >= limit:
                     break
             if len(found) >= limit or len(near) < count or count >= _WIDEST:
                 return found[:limit]
             count = min(_WIDEST, count * max(2, min(8, 3 * limit // (2 * max(1, len(found))))))
+            await asyncio.sleep(0)  # others in between: a round may take milliseconds
 
     @property
     def in_training(self) -> int:
@@ -229,7 +235,7 @@ class MemorySearch:
         for name, rows, probes, rescored, scan in await self._catalogue.call(lambda file: file.trained()):
             if not self._pools[name].positions:  # else it was written to already, and is trained again
                 self._pools[name].adopt(Successor.from_bytes(scan, rows, probes, rescored))
-        row = 0
+        row, count, began_s = 0, 0, time.monotonic()
         while True:
             async with self._catalogue.writing:
                 batch = await self._catalogue.call(lambda file, after=row: file.placed(after, _LOADED_ROWS))  # type: ignore[misc]
@@ -238,7 +244,9 @@ class MemorySearch:
                 await self._place_all(missing)
             if not batch:
                 break
-            row = batch[-1].row
+            row, count = batch[-1].row, count + len(batch)
+        if count:
+            _log.info("loaded %s adapters in %.1f s", f"{count:,}", time.monotonic() - began_s)
         for name in list(self._pools):
             self._train_if_wanted(name)
         await self.trained()

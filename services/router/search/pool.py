@@ -109,7 +109,7 @@ class Successor:
             self._truth = np.take_along_axis(np.concatenate([self._truth, positions], 1), best, 1)
         with self._lock:
             self.scan.add(vectors)
-        self.filled += len(vectors)
+            self.filled += len(vectors)
 
     def calibrate(self) -> None:
         """Take the fewest cells, and of them the fewest candidates, that hold the true ten nearest of the watched queries."""

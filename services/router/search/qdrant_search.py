@@ -17,6 +17,7 @@ from services.router.catalogue.qdrant_connection import Limits
 from services.router.catalogue.qdrant_points import QdrantPoints
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Candidate, Labels, Reach, pool_of
 from services.router.search import clusters as leading
+from smoa.errors import SmoaError
 
 _REF: Final = ("adapter_id", "version", "digest", "has_prototypes")
 _AGAIN_S: Final = 30.0
@@ -118,7 +119,11 @@ class QdrantSearch:
             else:
                 joined[record.adapter_id] = leaders.ids[int(cosines.argmax())]
         if made:
-            await self._leader_points.upsert(made)
+            try:
+                await self._leader_points.upsert(made)
+            except SmoaError:
+                self._leaders.clear()  # those that are not there lead nobody: read again
+                raise
         return joined
 
     async def _leaders_of(self, pool: str) -> _Leaders | None:
@@ -128,13 +133,14 @@ class QdrantSearch:
         if known is None or now_s - known.read_at_s > _AGAIN_S:
             if len(self._leaders) >= 10_000:
                 self._leaders.clear()
-            known = self._leaders[pool] = _Leaders(now_s)
+            known = _Leaders(now_s)
             there = await self._connection.call(self._client.count(self._points.collection, count_filter=_of([pool]), exact=False))
             if there.count >= leading.CLUSTERED_FROM:
                 found = await self._leader_points.scroll(_of([pool]), "", leading.MAX_CLUSTERS, with_vectors=True)
                 known.ids = [str(point.id) for point in found]
                 known.vectors = [np.asarray(point.vector, np.float32) for point in found]
                 known.is_large = True
+            self._leaders[pool] = known
         return known if known.is_large else None
 
 

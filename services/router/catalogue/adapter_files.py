@@ -1,0 +1,65 @@
+"""Files of adapters in the store, as the registry needs them: read, checked against their base model, and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from services.router.catalogue.changes import now_us
+from services.router.catalogue.records import AdapterRecord
+from smoa.adapter import decode
+from smoa.model_shape import ModelShape
+from smoa.store import AdapterStore
+
+_READING: Final = 2  # files at a time: each is in memory as a whole
+
+
+class AdapterFiles:
+    """Those of one store."""
+
+    def __init__(self, store: AdapterStore, shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: ()) -> None:
+        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
+        self._store, self._shapes_of, self._reading = store, shapes_of, asyncio.Semaphore(_READING)
+
+    async def read(self, digest: str) -> AdapterRecord:
+        """What the catalogue keeps of a file, which is checked: as a file, and against its base model.
+
+        Raises:
+            NotFound: there is none.
+            InvalidArgument: it is damaged, too large, or does not fit its base model.
+        """
+        async with self._reading:
+            data = await self._store.get(digest)
+            adapter = await asyncio.to_thread(decode, data)
+        manifest, now = adapter.manifest, now_us()
+        for shape in self._shapes_of(manifest.base_model):
+            shape.check(adapter)
+        return AdapterRecord(
+            adapter_id=manifest.adapter_id,
+            version=manifest.version,
+            digest=digest,
+            tenant=manifest.tenant,
+            name=manifest.name,
+            kind=manifest.kind,
+            granularity=adapter.granularity,
+            specialization=manifest.specialization,
+            base_model=manifest.base_model,
+            rank=manifest.rank,
+            modules=manifest.modules,
+            parameter_count=adapter.parameter_count,
+            file_bytes=len(data),
+            tags=manifest.tags,
+            shared=manifest.shared,
+            parents=manifest.parents,
+            created_at_us=now,
+            updated_at_us=now,
+        )
+
+    async def absent(self, digests: Sequence[str]) -> set[str]:
+        """Those of the files that are not in the store."""
+        return await self._store.absent(digests)
+
+    async def delete(self, digest: str) -> None:
+        """Delete a file; again is fine."""
+        await self._store.delete(digest)
