@@ -10,7 +10,20 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnknownError,
+    UnsupportedCodecError,
+    UnsupportedForMessageFormatError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from smoa.errors import Unavailable
@@ -19,10 +32,28 @@ from smoa.topics import partition_of
 from smoa.v1 import events_pb2
 
 KAFKA_ERRORS: Final = (KafkaError, OSError, asyncio.TimeoutError)
+_REFUSALS: Final = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidTimestampError,
+    UnsupportedForMessageFormatError,
+    PolicyViolationError,
+    UnknownError,  # of codes that the client does not know, as a record that a broker finds invalid
+)
+_NOT_ALLOWED: Final = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+    SaslAuthenticationFailed,
+)
 GOODBYE_S: Final = 3.0
 BATCH_BYTES: Final = 256 * 1024
 _place_of = lru_cache(16_384)(partition_of)  # in Python, a key's hash takes longer than all else that is done with its event
 _BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
+
+
+class Refused(Unavailable):
+    """A broker answers, and does not take these records: they are too large for it, or against its rules."""
 
 
 class Record(NamedTuple):
@@ -54,7 +85,7 @@ class Outbox:
         except KAFKA_ERRORS as error:
             await self.close()
             raise Unavailable(
-                f"kafka: no answer from {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP",
+                f"kafka: no answer from {self._bootstrap} ({error!r}); {remedy_of(error)}",
                 address=self._bootstrap,
             ) from error
 
@@ -63,6 +94,7 @@ class Outbox:
 
         Raises:
             Unavailable: not within the time allowed.
+            Refused: one of them is not taken, however often it is sent.
         """
         try:
             async with asyncio.timeout(self._timeout_s):  # an idempotent producer by itself tries for ever
@@ -74,8 +106,9 @@ class Outbox:
                 await asyncio.gather(*sends)
         except KAFKA_ERRORS as error:
             await self.close()
-            raise Unavailable(
-                f"kafka: records do not reach {self._bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP",
+            kind = Refused if isinstance(error, _REFUSALS) else Unavailable
+            raise kind(
+                f"kafka: {self._bootstrap} does not take records ({error!r}); {remedy_of(error)}",
                 address=self._bootstrap,
             ) from error
 
@@ -120,6 +153,15 @@ class Outbox:
             while not batches or batches[-1].append(timestamp=None, key=one.key, value=one.value, headers=named) is None:
                 batches.append(producer.create_batch())  # the last one is full; an empty one takes any record
         return packed
+
+
+def remedy_of(error: BaseException) -> str:
+    """What to do about an error of Kafka's client."""
+    if isinstance(error, _NOT_ALLOWED):
+        return "allow this client to use the topic and the group, or correct its credentials"
+    if isinstance(error, UnsupportedCodecError):
+        return "install the codec's library (cramjam), or have the producer use another compression"
+    return "see what the broker asks of a record" if isinstance(error, _REFUSALS) else "check SMOA_KAFKA_BOOTSTRAP"
 
 
 async def send_once(bootstrap: str, events: Iterable[Event], timeout_s: float = 30.0) -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
-from smoa.errors import SmoaError
-from smoa.events import Event
-from smoa.outbox import Outbox, records_of
+from smoa.dead_letters import MAX_KEPT_BYTES, letter
+from smoa.errors import SmoaError, Unavailable
+from smoa.events import DEAD_LETTER, Event, Received, event
+from smoa.outbox import Outbox, Refused, records_of
 from smoa.spool import Spool
 from smoa.tasks import begin, end
 
 _log = logging.getLogger(__name__)
 _GATHER_S = 0.02
 """Pause between batches that were not full: an event sent alone costs as much processor as fifty sent together, and nobody waits for it."""
+REFUSED_TIMES: Final = 3
+"""So often an event is sent by itself before it is put aside."""
+_LEAST_BYTES: Final = 1000
 
 
 class EventPublisher:
@@ -23,7 +29,10 @@ class EventPublisher:
 
     def __init__(self, bootstrap: str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
         self._bootstrap, self._spool, self._batch_events = bootstrap, spool, batch_events
+        self._at_once = batch_events
         self._outbox = Outbox(bootstrap, timeout_s)
+        self.put_aside = 0
+        """Events that Kafka never took; they are among the dead letters."""
         self._wake, self._empty = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -93,12 +102,21 @@ class EventPublisher:
         self._spool.close()
 
     async def _run(self) -> None:
-        delay_s = 0.1
+        delay_s, refused = 0.1, 0
         try:
             while True:
                 try:
                     await self._send_batch()
-                    delay_s = 0.1
+                    delay_s, refused = 0.1, 0
+                    self._at_once = min(self._batch_events, 2 * self._at_once)
+                except Refused as error:
+                    if self._at_once > 1:  # one of them: which is found by halves
+                        self._at_once //= 2
+                        continue
+                    refused += 1
+                    await asyncio.sleep(delay_s)
+                    if refused >= REFUSED_TIMES and await self._put_aside(str(error)):
+                        refused = 0
                 except SmoaError as error:
                     _log.warning("%d events wait on disk: %s", len(self._spool), error)
                     await asyncio.sleep(delay_s)
@@ -108,7 +126,7 @@ class EventPublisher:
 
     async def _send_batch(self) -> None:
         self._wake.clear()
-        batch = self._spool.peek(self._batch_events)
+        batch = self._spool.peek(self._at_once)
         if not batch:
             self._empty.set()
             await self._wake.wait()
@@ -117,5 +135,29 @@ class EventPublisher:
         partitions = {topic: await self._outbox.partitions(topic) for topic in {one.event.topic for one in batch}}
         await self._outbox.send(records_of([(one.event, one.sequence) for one in batch], partitions, self._spool.producer_id))
         self._spool.remove(batch[-1].sequence)
-        if len(batch) < self._batch_events:
+        if len(batch) < self._at_once:
             await asyncio.sleep(_GATHER_S)
+
+    async def _put_aside(self, reason: str) -> bool:
+        """Send the first event to the dead letters, as much of it as they take, so that those behind it go on; False: not now."""
+        (first,) = self._spool.peek(1)
+        sent, most_bytes = first.event, MAX_KEPT_BYTES
+        one = Received(sent.topic, -1, first.sequence, 0, sent.key, sent.value, self._spool.producer_id, first.sequence)
+        _log.error("an event of %s is not taken by Kafka, and goes to %s: %s", sent.topic, DEAD_LETTER, reason)
+        while True:
+            kept = letter(one, reason, time.time_ns() // 1000, most_bytes)
+            dead = event(DEAD_LETTER, f"{self._spool.producer_id}:{first.sequence}", kept)
+            try:
+                places = {DEAD_LETTER: await self._outbox.partitions(DEAD_LETTER)}
+                await self._outbox.send(records_of([(dead, first.sequence)], places, self._spool.producer_id))
+            except Refused:
+                if most_bytes == 0:
+                    return False
+                most_bytes = most_bytes // 4 if most_bytes > _LEAST_BYTES else 0
+            except Unavailable as error:
+                _log.warning("it waits on disk: %s", error)
+                return False
+            else:
+                self._spool.remove(first.sequence)
+                self.put_aside += 1
+                return True

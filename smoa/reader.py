@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import decode, unpack
-from smoa.outbox import KAFKA_ERRORS
+from smoa.outbox import KAFKA_ERRORS, remedy_of
 
 FETCH_BYTES: Final = 8 * 2**20
 SILENCE_S: Final = 15.0
@@ -35,6 +35,7 @@ async def consumer_of(
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="latest" if latest else "earliest",
+        isolation_level="read_committed",
         max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
@@ -43,7 +44,7 @@ async def consumer_of(
             await consumer.start()
         yield consumer
     except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=bootstrap) from error
+        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); {remedy_of(error)}", address=bootstrap) from error
     finally:
         with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
             async with asyncio.timeout(5):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 from aiokafka.partitioner import murmur2
 
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
+
+_log = logging.getLogger(__name__)
+_NOT_ALLOWED: Final = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError)
 
 
 @dataclass(frozen=True)
@@ -37,27 +42,35 @@ def partition_of(key: bytes, partitions: int) -> int:
 
 
 async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:
-    """Create what is missing; returns the number of partitions of the first topic.
+    """Make what is missing; returns how many partitions they have, all the same, for they are joined by partition.
+
+    Where some are there, they decide: the others are made, or grow, to as many as the largest has. But a topic of one partition decides
+    nothing, for a broker that makes topics by itself makes such ones. What is in a topic that grows, and was not read, is sent again to
+    its right partition; an outcome whose decision was read before is put aside.
 
     Raises:
-        Unavailable: no broker answered in time, or the topics differ in partitions (they are joined by partition).
+        Unavailable: no broker answered in time, or it does not let this client make or grow topics.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
+        counts: dict[str, int] = {}
         try:
             counts = await _try(bootstrap, topics, partitions)
+        except _NOT_ALLOWED as error:
+            raise Unavailable(
+                f"kafka: this client may not make or grow topics at {bootstrap} ({error!r}); make them all with the same number of "
+                f"partitions ({', '.join(one.name for one in topics)}), or allow it",
+                address=bootstrap,
+            ) from error
         except (KafkaError, OSError) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise Unavailable(
                     f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=bootstrap
                 ) from error
-            counts = {}
-        if counts and all(counts.values()):
-            if len(set(counts.values())) > 1:
-                raise Unavailable(f"kafka: topics differ in partitions ({counts}); give them all the same number")
+        if counts and all(counts.values()) and len(set(counts.values())) == 1:
             return next(iter(counts.values()))
         if asyncio.get_running_loop().time() > deadline:
-            raise Unavailable(f"kafka: topics did not appear at {bootstrap} ({counts})")
+            raise Unavailable(f"kafka: topics did not appear at {bootstrap}, each with as many partitions ({counts})", address=bootstrap)
         await asyncio.sleep(0.2)  # a broker needs a moment after a topic's first use; there is no event to wait for
 
 
@@ -66,28 +79,32 @@ def _settings(topic: Topic) -> dict[str, str]:
 
 
 async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
-    client = AIOKafkaClient(bootstrap_servers=bootstrap)
+    """Make and grow what has to be; returns how many partitions each has after that, as far as it shows already."""
+    client, admin = AIOKafkaClient(bootstrap_servers=bootstrap), AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:  # a broker that is just starting may fail it after it connected
         await client.bootstrap()
-        await _create(bootstrap, topics, partitions)
-        for topic in topics:
-            client.add_topic(topic.name)
-        await client.force_metadata_update()
-        return {topic.name: len(client.cluster.partitions_for_topic(topic.name) or ()) for topic in topics}
+        there = (await client.fetch_all_metadata()).partitions_for_topic  # asking for one by its name would have some brokers make it
+        counts = {topic.name: len(there(topic.name) or ()) for topic in topics}
+        wanted = max((count for count in counts.values() if count > 1), default=partitions)
+        missing, small = [topic for topic in topics if not counts[topic.name]], {name: n for name, n in counts.items() if 0 < n < wanted}
+        if missing or small:
+            await admin.start()
+        if missing:
+            await _create(admin, missing, wanted)
+        for name, count in small.items():
+            _log.warning("topic %s grows from %d to %d partitions, as many as the others have", name, count, wanted)
+            await admin.create_partitions({name: NewPartitions(wanted)})
+        return counts
     finally:
+        await admin.close()
         await client.close()
 
 
-async def _create(bootstrap: str, topics: Sequence[Topic], partitions: int) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    try:
-        await admin.start()
-        wanted = [NewTopic(t.name, partitions, 1, topic_configs=_settings(t)) for t in topics]
-        for topic in wanted:
-            topic.replication_factor = -1  # the broker's default; the client's constructor does not let one ask for it
-        response = await admin.create_topics(wanted)
-        for _, code, *_ in response.topic_errors:
-            if code and for_code(code) is not TopicAlreadyExistsError:
-                raise for_code(code)
-    finally:
-        await admin.close()
+async def _create(admin: AIOKafkaAdminClient, topics: Sequence[Topic], partitions: int) -> None:
+    wanted = [NewTopic(t.name, partitions, 1, topic_configs=_settings(t)) for t in topics]
+    for topic in wanted:
+        topic.replication_factor = -1  # the broker's default; the client's constructor does not let one ask for it
+    response = await admin.create_topics(wanted)
+    for _, code, *_ in response.topic_errors:
+        if code and for_code(code) is not TopicAlreadyExistsError:
+            raise for_code(code)

@@ -36,9 +36,15 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 REBALANCE_S = 20.0
 """So long the group waits for a member that beats and does not join; one that waits with it must not take itself for stuck."""
+REJOIN_S = 5.0
+"""After so long a worker that lacks partitions of a topic asks the group to share out anew."""
 STUCK_S = 10.0
 """So long after that a worker without its partitions, or whose batch is not confirmed, ends."""
 STILL_S = 60.0
+LAG_S = 60.0
+"""How old what is not counted yet may be for the counts to be judged by."""
+PUT_OFF_S = 3600.0
+"""For so long a pass that was asked for waits until they are."""
 
 
 def build(settings: OptimizerSettings) -> faust.App:
@@ -65,6 +71,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         broker_heartbeat_interval=min(1.0, settings.session_timeout_s / 4),  # also how soon a worker hears that the group shares anew
         broker_rebalance_timeout=rebalance_s,
         broker_max_poll_interval=300.0,
+        consumer_metadata_max_age_ms=10_000,  # topics are made anew, and grow, while it runs
         stream_wait_empty=False,
         stream_buffer_maxsize=2 * MESSAGES_AT_ONCE,
     )
@@ -121,9 +128,20 @@ def build(settings: OptimizerSettings) -> faust.App:
     def reporter() -> Reporter:
         return Reporter(client(), count, settings.half_life_s)
 
+    def lags() -> bool:
+        """True while what happened is not in the counts yet: nothing is judged by them."""
+        return max(join.behind_s, count.behind_s) > LAG_S
+
     async def one_pass() -> None:
         if not settled():
             return
+        if lags():
+            _log.warning("messages of %.0f s ago are not counted yet; the pass is put off", max(join.behind_s, count.behind_s))
+            deadline_s = time.monotonic() + (settings.interval_s or PUT_OFF_S)
+            while lags():
+                if time.monotonic() > deadline_s:
+                    return
+                await asyncio.sleep(HEARTBEAT_S)
         async with pass_lock:
             try:
                 await reporter().report()
@@ -137,7 +155,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             async with pass_lock:
                 try:
                     await reporter().report()
-                    if not settings.dry_run:
+                    if not settings.dry_run and not lags():
                         await optimizer().judge()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
@@ -170,11 +188,17 @@ def build(settings: OptimizerSettings) -> faust.App:
     async def beat() -> None:
         """Touch the heartbeat file while this worker has its partitions; after a (re)start report every count once."""
         told_generation, settled_at, loaded = -1, time.monotonic(), (-1, 0, 0)
+        joined_at = settled_at
         while True:
             await load()
             there = (count.generation, len(join.parts), len(count.parts))
             if settled() or there != loaded:
-                settled_at, loaded = time.monotonic(), there
+                settled_at = joined_at = time.monotonic()
+                loaded = there
+            elif count.generation >= 0 and not (join.owned() and count.owned()) and time.monotonic() > joined_at + REJOIN_S:
+                joined_at = time.monotonic()
+                _log.warning("this worker has no partitions of some topics; the group is asked to share out anew")
+                count.rejoin()
             elif time.monotonic() > settled_at + stuck_s:
                 raise Unavailable(
                     f"kafka: no partitions or not their state for {stuck_s:.0f} s; whoever supervises this worker starts it again"

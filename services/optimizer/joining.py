@@ -9,22 +9,23 @@ replaced cannot overwrite its successor.
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_example, decode, event
 from smoa.topics import partition_of
-from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+from smoa.v1 import feedback_pb2, router_pb2
 from smoa.v1.events_pb2 import AdapterOutcome, Example
-from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Verdict
+from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Landmark, Verdict
 
 FAILURES: Final = "failures/"
 """Before a tenant's name: the key of its corrected failures."""
+INCARNATION: Final = 2**52
+"""Added to positions for each time that a topic was made anew or lost its end: they rise, whatever its offsets do."""
 MAX_CLAIMS: Final = 4
 """Tenants whose verdicts on a decision are kept before the decision itself has come."""
-MAX_KEPT_BYTES: Final = 900_000
 _OVERHEAD_BYTES: Final = 300
 """What Python keeps of a decision beside its state."""
 
@@ -164,7 +165,7 @@ class JoinPlan:
     effects: list[Event] = field(default_factory=list)
     refused: list[tuple[Received, InvalidArgument]] = field(default_factory=list)
     misplaced: list[Received] = field(default_factory=list)
-    """Outcomes on another partition than their decision's: to be sent again to the right one."""
+    """Decisions and outcomes that are not in their key's partition: to be sent again to the right one."""
 
     def split(self, most_bytes: int) -> list[list[JoinEntry]]:
         """The entries in groups, each of about so many bytes at most."""
@@ -190,12 +191,14 @@ class JoinPartition(Generic[N]):
         records: Iterable[tuple[N, bytes]],
         silent: Container[str] = frozenset(),
         text_room: int = 2**40,
+        landmarks: Mapping[str, Landmark] | None = None,
     ) -> None:
         """`records`: names and values of its changelog's segments, the oldest first; what a later one says stands.
 
         Texts are not kept of tenants in `silent`, nor with outcomes that wait for their decision once so many bytes are held: what can be
-        learned from must not push out what is to be counted.
+        learned from must not push out what is to be counted. `landmarks`: what each topic's log is known by.
         """
+        self.landmarks = dict(landmarks or {})
         self._silent, self._text_room = silent, text_room
         self._lanes = {topic: Lane(topic, partition) for topic in (DECISIONS, OUTCOMES)}
         self._partition, self._partitions = partition, partitions
@@ -229,22 +232,23 @@ class JoinPartition(Generic[N]):
         check_key(one, decision_id)
         if (entry := plan.entries.get(decision_id)) is None:
             known = self._known.get(decision_id)
-            if not known and one.topic == OUTCOMES and partition_of(one.key, self._partitions) != self._partition:
-                plan.misplaced.append(one)  # its sender places keys otherwise than Kafka's own clients
+            if not known and partition_of(one.key, self._partitions) != self._partition:
+                plan.misplaced.append(one)  # its sender places keys otherwise than Kafka's own clients, or its topic has grown since
                 return
             entry = JoinEntry.FromString(known[1]) if known else JoinEntry(decision_id=decision_id, first_seen_us=now_us)
-        example = None
+        mark = self.landmarks.get(one.topic)
+        example, position = None, one.position + (INCARNATION * mark.incarnation if mark else 0)
         if isinstance(message, router_pb2.Decision):
-            made = join_decision(entry, message, one.position, self._lanes[DECISIONS])
-            if entry.early and entry.decided_position == one.position:
+            made = join_decision(entry, message, position, self._lanes[DECISIONS])
+            if entry.early and entry.decided_position == position:
                 example = example_of(entry, entry.verdicts[0])
         else:
             check_example(message)
             if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
                 for text in ("input", "output", "corrected_output"):
                     message.ClearField(text)
-            made = join_outcome(entry, message, one.position, self._lanes[OUTCOMES])
-            if entry.decided and not entry.early and entry.verdicts[0].position == one.position:
+            made = join_outcome(entry, message, position, self._lanes[OUTCOMES])
+            if entry.decided and not entry.early and entry.verdicts[0].position == position:
                 example = example_of(entry, message)
         if example is not None and not is_silent(example.tenant, self._silent):
             plan.effects.append(event(EXAMPLES, example.key, example))
@@ -303,7 +307,7 @@ class JoinPartition(Generic[N]):
                     if verdict.HasField("score"):
                         outcome.score = verdict.score
                     outcome.input, outcome.output, outcome.corrected_output = verdict.input, verdict.output, verdict.corrected_output
-                    place = divmod(verdict.position, MAX_PACKED)
+                    place = divmod(verdict.position % INCARNATION, MAX_PACKED)
                     yield Received(OUTCOMES, self._partition, *place, decision_id.encode(), outcome.SerializeToString(), "", 0)
 
     @staticmethod
@@ -323,21 +327,3 @@ def check_key(one: Received, wanted: str) -> None:
 def segment_of(entries: Iterable[JoinEntry]) -> bytes:
     """The changelog's record of some entries."""
     return JoinSegment(entries=[entry.SerializeToString() for entry in entries]).SerializeToString()
-
-
-def letter(one: Received, reason: str, dead_at_us: int) -> events_pb2.DeadLetter:
-    """What is kept of an event that cannot be used: all of it, unless it would not fit into a message with what is said of it."""
-    if len(one.value) > MAX_KEPT_BYTES:
-        reason = f"{reason} (its first {MAX_KEPT_BYTES:,} of {len(one.value):,} bytes are kept)"
-    return events_pb2.DeadLetter(
-        topic=one.topic,
-        partition=one.partition,
-        offset=one.offset,
-        index=one.place,
-        key=one.key,
-        value=one.value[:MAX_KEPT_BYTES],
-        producer_id=one.producer_id,
-        sequence=one.sequence,
-        reason=reason,
-        dead_at_us=dead_at_us,
-    )

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, Final, Generic, TypeVar
 
 import faust
+from aiokafka import ConsumerRecord
 from faust.types import TP
 
 from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
-from services.optimizer.joining import letter
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.transport import Consumer
+from services.optimizer.transport import Consumer, Place
+from smoa.dead_letters import letter
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import DEAD_LETTER, Event, Received, event, unpack
 from smoa.outbox import Outbox, Record, records_of
@@ -63,6 +64,9 @@ class Stage(ABC, Generic[P]):
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
         """Where each partition's reading goes on."""
+        self._written_ms: dict[TP, int] = {}
+        """When the last message of each that is done was written."""
+        self._went_back: set[TP] = set()
         self._to_commit: dict[TP, int] = {}
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
         topic = app.topic(*self.topics, key_type=bytes, value_type=bytes, allow_empty=True)
@@ -117,6 +121,10 @@ class Stage(ABC, Generic[P]):
         """True while this worker's state is of the generation that its client is in."""
         return self.generation == self._app.consumer_generation_id and self._consumer.is_member(self.generation)
 
+    def rejoin(self) -> None:
+        """Have the group share out its partitions anew."""
+        self._consumer.rejoin()
+
     def _moved(self) -> None:
         self._moved_s = time.monotonic()
 
@@ -149,7 +157,9 @@ class Stage(ABC, Generic[P]):
                     letters.append(buried(Received(*place, 0, one.key or b"", one.value or b"", "", 0), str(error)))
         if taken and not await self._process(work, begins, letters):
             return False
+        await self._mark(taken)
         self.done_events += sum(map(len, work.values()))
+        self._written_ms |= {tp: max(map(written_ms, several)) for tp, several in taken.items()}
         self._next |= ends
         self._to_commit |= ends
         if self._to_commit:
@@ -177,8 +187,18 @@ class Stage(ABC, Generic[P]):
             self._heard_s |= dict.fromkeys(quiet, self._moved_s)
             try:
                 for tp, end in ends.items():
-                    if (begin := self._next[tp]) < end and not await self._read_on(tp, begin, end):
+                    begin = self._next[tp]
+                    if begin < end and not await self._read_on(tp, begin, end):
                         return
+                    if begin <= end:
+                        self._went_back.discard(tp)
+                    elif tp in self._went_back:  # not only while a new leader finds out where its log ends
+                        _log.error(
+                            "%s %d ends at %d, where %d was read; this worker ends, and its successor finds out why", *tp, end, begin
+                        )
+                        end_now(70)
+                    else:
+                        self._went_back.add(tp)
             except Unavailable:
                 self._failures += 1  # what is sent again must not be taken for what was sent first
                 raise
@@ -203,7 +223,7 @@ class Stage(ABC, Generic[P]):
         for one in messages:
             tp = TP(one.topic, one.partition)
             wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
-            if one.offset > wanted:
+            if one.offset > wanted and not self._consumer.is_hole(tp, wanted, one.offset):
                 left_out = await read_range(self._settings.kafka_bootstrap, *tp, wanted, one.offset, GAP_AT_ONCE)
                 _log.info(
                     "%s %d: Kafka's client passed over %d to %d; %d messages are read from the log now",
@@ -237,6 +257,7 @@ class Stage(ABC, Generic[P]):
         if generation != self.generation:
             self.generation = generation
             self.parts, self._next, self._to_commit, self._heard_s = {}, {}, {}, {}
+            self._written_ms, self._went_back = {}, set()
         mine = wanted & self.owned()
         lacking = sorted(mine - self.parts.keys())
         if not lacking:
@@ -247,7 +268,8 @@ class Stage(ABC, Generic[P]):
         for partition in lacking:
             began = time.monotonic()
             kept = await self._changelog.read(partition, self._moved)
-            places = {tp: offset for tp, offset in everywhere.items() if tp.partition == partition}
+            found = {tp: place for tp, place in everywhere.items() if tp.partition == partition}
+            places = {tp: place.offset for tp, place in found.items()}
             if kept and kept[-1].stamp.generation > generation:
                 if not await self._confirmed(places):  # this worker has been replaced
                     return None
@@ -255,6 +277,11 @@ class Stage(ABC, Generic[P]):
                 return None
             part = await asyncio.to_thread(self._made, partition, kept)
             await self._open(partition, part)
+            unknown = {tp: place for tp, place in found.items() if not place.is_known}
+            if elsewhere := await self._found_again(partition, part, unknown):
+                places |= elsewhere
+                if not await self._confirmed(places):
+                    return None
             self.parts[partition] = part
             self._next |= places
             self._heard_s |= dict.fromkeys(places, time.monotonic())
@@ -295,6 +322,19 @@ class Stage(ABC, Generic[P]):
     async def _open(self, partition: int, part: P) -> None:
         """What is to be done before a partition's state is used."""
 
+    async def _found_again(self, partition: int, part: P, places: Mapping[TP, Place]) -> Mapping[TP, int]:
+        """Where the reading goes on in logs that are not known by a commit, where that is not their beginning."""
+        return {}
+
+    async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
+        """Note what logs are known by later, beside the commit."""
+
+    @property
+    def behind_s(self) -> float:
+        """How long ago the last message that is done was written, in a partition where others wait; 0 where none wait."""
+        waiting = [tp for tp, place in list(self._next.items()) if self._consumer.newest(tp) > place]
+        return max((time.time() - self._written_ms.get(tp, 0) / 1000 for tp in waiting), default=0.0)
+
     @abstractmethod
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         """The same values under this worker's stamp, whose order among each other their names keep."""
@@ -313,6 +353,11 @@ def buried(one: Received, reason: str) -> Event:
     """An event that cannot be used, kept with the reason; the stream goes on."""
     _log.warning("to %s: %s %d:%d.%d: %s", DEAD_LETTER, one.topic, one.partition, one.offset, one.place, reason)
     return event(DEAD_LETTER, f"{one.topic}:{one.partition}:{one.offset}:{one.place}", letter(one, reason, time.time_ns() // 1000))
+
+
+def written_ms(message: Any) -> int:
+    """When a message was written; Faust has it in seconds."""
+    return int(message.timestamp if isinstance(message, ConsumerRecord) else (message.timestamp or 0) * 1000)
 
 
 def _headers(message: Any) -> list[tuple[str, bytes | None]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import faust
 from faust.types import TP
@@ -16,16 +17,22 @@ from services.optimizer.counting import EPOCH, CountPartition, CountPlan
 from services.optimizer.examples import ExamplePartition
 from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stage import Stage, buried
+from services.optimizer.stage import Stage, buried, written_ms
+from services.optimizer.transport import Place
 from smoa.adapter import new_adapter_id
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, TYPES, USAGE, Event, Received
 from smoa.outbox import BATCH_BYTES
+from smoa.reader import read_range
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import Example
-from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Landmark, Landmarks
 
+_log = logging.getLogger(__name__)
 ELSEWHERE_S: Final = 60.0
+LANDMARKS: Final = b"landmarks"
+"""The join changelog's name of what its topics' logs are known by; its other names are numbers."""
+MARK_EVERY_S: Final = 600.0
 FADE_EVERY_S: Final = 3600.0
 
 
@@ -46,12 +53,59 @@ class Join(Stage[JoinPartition[_Segment]]):
         self._last_name = 0
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
-        segments = [(_Segment(one.name, one.stamp), one.value) for one in kept]
+        segments = [(_Segment(one.name, one.stamp), one.value) for one in kept if one.name != LANDMARKS]
+        landmarks = [Landmarks.FromString(one.value).topics for one in kept if one.name == LANDMARKS]  # the last stands
         text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
-        return JoinPartition(partition, self._settings.partitions, segments, self._settings.silent_tenants, text_room)
+        silent, known = self._settings.silent_tenants, dict(landmarks[-1]) if landmarks else None
+        return JoinPartition(partition, self._settings.partitions, segments, silent, text_room, known)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
-        return [Kept(self._next_name(), self.stamp, one.value) for one in kept]
+        return [Kept(LANDMARKS if one.name == LANDMARKS else self._next_name(), self.stamp, one.value) for one in kept]
+
+    async def _found_again(self, partition: int, part: JoinPartition[_Segment], places: Mapping[TP, Place]) -> Mapping[TP, int]:
+        """A topic that was deleted and made anew has offsets that begin again, below those that were counted; so has, for a while, one that
+        lost its last part. What is read of them from now on comes after what was read, whatever its offset.
+        """
+        elsewhere: dict[TP, int] = {}
+        for tp, place in places.items():
+            mark = part.landmarks.get(tp.topic)
+            if mark is None:  # nothing was ever read of it
+                continue
+            is_same = await self._is_known_by(mark, tp, place)
+            if is_same and place.committed is None:
+                continue  # the group was forgotten, not the topic: what was counted is dropped when it comes again
+            _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
+            elsewhere[tp] = place.end if is_same else place.begin
+            mark.incarnation, mark.marked_ms = mark.incarnation + 1, 0
+        if elsewhere:
+            await self._write_landmarks(partition, part)
+        return elsewhere
+
+    async def _is_known_by(self, mark: Landmark, tp: TP, place: Place) -> bool:
+        """Whether a log is the one that a message was read from."""
+        if mark.offset < place.begin:
+            return True  # it was deleted in its time
+        where = mark.offset if mark.offset < place.end else place.begin
+        found = await read_range(self._settings.kafka_bootstrap, *tp, where, place.end, 1)
+        if where == mark.offset:
+            return bool(found) and found[0].offset == mark.offset and found[0].timestamp == mark.written_ms
+        return bool(found) and found[0].timestamp <= mark.written_ms
+
+    async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        for tp, messages in taken.items():
+            part = self.parts[tp.partition]
+            mark = part.landmarks.get(tp.topic)
+            if mark is None or now_ms > mark.marked_ms + MARK_EVERY_S * 1000:
+                last, incarnation = messages[-1], mark.incarnation if mark else 0
+                part.landmarks[tp.topic] = Landmark(
+                    offset=last.offset, written_ms=written_ms(last), marked_ms=now_ms, incarnation=incarnation
+                )
+                await self._write_landmarks(tp.partition, part)
+
+    async def _write_landmarks(self, partition: int, part: JoinPartition[_Segment]) -> None:
+        value = Landmarks(topics=part.landmarks).SerializeToString()
+        await self._outbox.send([self._changelog.record(partition, LANDMARKS, self.stamp, value)])
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""
@@ -67,7 +121,7 @@ class Join(Stage[JoinPartition[_Segment]]):
         for plan in plans.values():
             outgoing += plan.effects
             outgoing += [buried(one, str(error)) for one, error in plan.refused]
-            outgoing += [Event(one.topic, one.key, one.value, "smoa.v1.Outcome") for one in plan.misplaced]
+            outgoing += [Event(one.topic, one.key, one.value, TYPES[one.topic].DESCRIPTOR.full_name) for one in plan.misplaced]
         await self._emit(outgoing)
         await self._sweep()
         return True

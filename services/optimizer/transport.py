@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
+import aiokafka
 import faust
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
@@ -27,6 +29,8 @@ from smoa.outbox import KAFKA_ERRORS
 
 _log = logging.getLogger(__name__)
 ANSWER_S: Final = 10.0
+MAX_HOLES: Final = 10_000
+"""Of a partition that are remembered."""
 T = TypeVar("T")
 
 
@@ -38,8 +42,63 @@ def _take_error(coordinator: GroupCoordinator) -> None:
         coordinator.request_rejoin()  # a beat that failed for good is begun again by joining only
 
 
+class Place(NamedTuple):
+    """Where the reading of a partition goes on, and where its log begins and ends."""
+
+    offset: int
+    begin: int
+    end: int
+    committed: int | None = None
+    """The group's commit; None where there is none. Those of a topic that is deleted go with it."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the commit may be of this log."""
+        return self.committed is not None and self.committed <= self.end
+
+
+class _Thread(driver.AIOKafkaConsumerThread):
+    """Reads what was committed by transactional producers only, and remembers where a log has holes: of what was not committed, and of the
+    marks that end a transaction.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.holes: defaultdict[TP, dict[int, int]] = defaultdict(dict)
+        self._ends: dict[TP, int] = {}
+
+    def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
+        made = super()._create_worker_consumer(transport)
+        made._isolation_level = "read_committed"  # Faust has it for workers that write in transactions themselves only
+        return made
+
+    async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
+        found = await super()._fetch_records(*args, **kwargs)
+        for place, records in found.items():
+            tp = TP(*place)
+            holes, end = self.holes[tp], self._ends.get(tp)
+            for one in records:
+                if end is not None and one.offset > end:
+                    holes[end] = one.offset
+                end = one.offset + 1
+            if end is not None:
+                self._ends[tp] = end
+            while len(holes) > MAX_HOLES:
+                del holes[next(iter(holes))]
+        return found
+
+
 class Consumer(driver.Consumer):
     """See the module."""
+
+    _thread: _Thread
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    def is_hole(self, tp: TP, begin: int, end: int) -> bool:
+        """True if the client has seen that there is nothing for readers at [begin, end)."""
+        return self._thread.holes[tp].get(begin) == end
 
     logger = logging.getLogger("mode.consumer")  # else what every Faust service says of its start and end is said in this module's name
 
@@ -54,8 +113,8 @@ class Consumer(driver.Consumer):
         """
         return await self._ask(self._confirm(generation, done), "the group's coordinator does not answer")
 
-    async def places(self, where: Sequence[TP]) -> dict[TP, int]:
-        """Where reading goes on: at the group's commit, or, where there is none or it was deleted, at the beginning.
+    async def places(self, where: Sequence[TP]) -> dict[TP, Place]:
+        """Where reading goes on: at the group's commit, or, where there is none or it cannot be of this log, at the beginning.
 
         Raises:
             Unavailable: no answer.
@@ -84,6 +143,13 @@ class Consumer(driver.Consumer):
             self._thread.thread_loop.call_soon_threadsafe(_take_error, coordinator)
         return not task.done() and isinstance(pending, KafkaError | None)
 
+    def rejoin(self) -> None:
+        """Have the group share out anew: an assignment that was made while a topic was not there lacks it, and a worker that takes its
+        place again, by its instance id, is given the same one.
+        """
+        if (coordinator := getattr(self._thread._consumer, "_coordinator", None)) is not None:
+            self._thread.thread_loop.call_soon_threadsafe(coordinator.request_rejoin)
+
     def is_member(self, generation: int) -> bool:
         """True while the client is in this generation of its group and is not about to join another."""
         coordinator = getattr(self._thread._consumer, "_coordinator", None)
@@ -111,15 +177,20 @@ class Consumer(driver.Consumer):
         found = await self._thread._ensure_consumer().end_offsets([TopicPartition(*tp) for tp in where])
         return {TP(*tp): offset for tp, offset in found.items()}
 
-    async def _places(self, where: Sequence[TP]) -> dict[TP, int]:
+    async def _places(self, where: Sequence[TP]) -> dict[TP, Place]:
         consumer, asked = self._thread._ensure_consumer(), [TopicPartition(*tp) for tp in where]
-        first = await consumer.beginning_offsets(asked)
+        first, ends = await consumer.beginning_offsets(asked), await consumer.end_offsets(asked)
         committed = await consumer._coordinator.fetch_committed_offsets(asked)  # `committed` asks for one at a time
-        places = {tp: committed[tp].offset if tp in committed else 0 for tp in asked}
-        for tp, place in places.items():
-            if 0 < place < first[tp]:
-                _log.error("%s %d: %d messages were deleted before they were counted; give Kafka more retention", *tp, first[tp] - place)
-        return {TP(*tp): max(place, first[tp]) for tp, place in places.items()}
+        places = {}
+        for tp in asked:
+            found = Place(first[tp], first[tp], ends[tp], committed[tp].offset if tp in committed else None)
+            if found.is_known and found.committed is not None:
+                if 0 < found.committed < found.begin:
+                    missing = found.begin - found.committed
+                    _log.error("%s %d: %d messages were deleted before they were counted; give Kafka more retention", *tp, missing)
+                found = found._replace(offset=max(found.committed, found.begin))
+            places[TP(*tp)] = found
+        return places
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:
         """Nothing: the stages commit what they have done. What Faust noted for its own commits is let go, or it would grow for ever."""
@@ -155,9 +226,11 @@ class Consumer(driver.Consumer):
         self.resume_partitions(streams)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Seek every stream partition to its commit, those without one to their beginning."""
+        """Seek every stream partition to its commit, those without one, or that end before it, to their beginning."""
         committed = {TP(*tp): offset for tp, offset in (await super().seek_to_committed()).items()}
-        fresh = {tp for tp in self._streams(set(committed)) if not committed[tp]}
+        streams = self._streams(set(committed))
+        ends = await self.ends(sorted(streams)) if streams else {}
+        fresh = {tp for tp in streams if not 0 < (committed[tp] or 0) <= ends[tp]}
         for tp, offset in (await self.earliest_offsets(*fresh)).items() if fresh else ():
             await self._seek(TP(*tp), offset)
         return {tp: None if tp in fresh else offset for tp, offset in committed.items()}  # type: ignore[misc]

@@ -104,7 +104,8 @@ class LifecycleConsumer:
                 EXECUTORS,
                 bootstrap_servers=self._bootstrap,
                 enable_auto_commit=False,
-                auto_offset_reset="latest",
+                auto_offset_reset="earliest",  # of a topic that was made anew; where else to begin, `_place` says
+                isolation_level="read_committed",
                 metadata_max_age_ms=10_000,
             )
             try:
@@ -153,6 +154,8 @@ class LifecycleConsumer:
                 await consumer.seek_to_beginning(partition)
             elif partition == TopicPartition(LIFECYCLE, rankers):
                 await self._take_last_ranker(consumer, partition)
+            else:
+                await consumer.seek_to_end(partition)
             async with asyncio.timeout(self._timeout_s):
                 placed[partition] = await consumer.position(partition)
         if not self._following:

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\xf3\x01\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\"\xab\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\tB\x08\n\x06_score\"\xc3\x04\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\"1\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\"\xbd\x01\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x03\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\"V\n\x08Landmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x12\n\nwritten_ms\x18\x02 \x01(\x03\x12\x11\n\tmarked_ms\x18\x03 \x01(\x03\x12\x13\n\x0bincarnation\x18\x04 \x01(\x03\"}\n\tLandmarks\x12.\n\x06topics\x18\x01 \x03(\x0b\x32\x1e.smoa.v1.Landmarks.TopicsEntry\x1a@\n\x0bTopicsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Landmark:\x02\x38\x01\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\xf3\x01\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\"\xab\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\tB\x08\n\x06_score\"\xc3\x04\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\"1\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\"\xbd\x01\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x03\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smoa.v1.state_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_LANDMARKS_TOPICSENTRY']._loaded_options = None
+  _globals['_LANDMARKS_TOPICSENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTERCOUNTS_TENANTSENTRY']._loaded_options = None
   _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTERCOUNTS_TASKSENTRY']._loaded_options = None
@@ -41,30 +43,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._loaded_options = None
   _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_options = b'8\001'
-  _globals['_JOINSEGMENT']._serialized_start=32
-  _globals['_JOINSEGMENT']._serialized_end=62
-  _globals['_JOINENTRY']._serialized_start=65
-  _globals['_JOINENTRY']._serialized_end=308
-  _globals['_VERDICT']._serialized_start=311
-  _globals['_VERDICT']._serialized_end=482
-  _globals['_ADAPTERCOUNTS']._serialized_start=485
-  _globals['_ADAPTERCOUNTS']._serialized_end=1064
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=774
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=836
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=838
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=898
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=900
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=947
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=949
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=995
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=997
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1064
-  _globals['_COUNTSEPOCH']._serialized_start=1066
-  _globals['_COUNTSEPOCH']._serialized_end=1115
-  _globals['_TALLY']._serialized_start=1118
-  _globals['_TALLY']._serialized_end=1307
-  _globals['_EXAMPLESET']._serialized_start=1309
-  _globals['_EXAMPLESET']._serialized_end=1339
-  _globals['_PRODUCER']._serialized_start=1341
-  _globals['_PRODUCER']._serialized_end=1389
+  _globals['_LANDMARK']._serialized_start=32
+  _globals['_LANDMARK']._serialized_end=118
+  _globals['_LANDMARKS']._serialized_start=120
+  _globals['_LANDMARKS']._serialized_end=245
+  _globals['_LANDMARKS_TOPICSENTRY']._serialized_start=181
+  _globals['_LANDMARKS_TOPICSENTRY']._serialized_end=245
+  _globals['_JOINSEGMENT']._serialized_start=247
+  _globals['_JOINSEGMENT']._serialized_end=277
+  _globals['_JOINENTRY']._serialized_start=280
+  _globals['_JOINENTRY']._serialized_end=523
+  _globals['_VERDICT']._serialized_start=526
+  _globals['_VERDICT']._serialized_end=697
+  _globals['_ADAPTERCOUNTS']._serialized_start=700
+  _globals['_ADAPTERCOUNTS']._serialized_end=1279
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=989
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=1051
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=1053
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=1113
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=1115
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=1162
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=1164
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=1210
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=1212
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1279
+  _globals['_COUNTSEPOCH']._serialized_start=1281
+  _globals['_COUNTSEPOCH']._serialized_end=1330
+  _globals['_TALLY']._serialized_start=1333
+  _globals['_TALLY']._serialized_end=1522
+  _globals['_EXAMPLESET']._serialized_start=1524
+  _globals['_EXAMPLESET']._serialized_end=1554
+  _globals['_PRODUCER']._serialized_start=1556
+  _globals['_PRODUCER']._serialized_end=1604
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,31 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Landmark(_message.Message):
+    __slots__ = ("offset", "written_ms", "marked_ms", "incarnation")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_MS_FIELD_NUMBER: _ClassVar[int]
+    MARKED_MS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    written_ms: int
+    marked_ms: int
+    incarnation: int
+    def __init__(self, offset: _Optional[int] = ..., written_ms: _Optional[int] = ..., marked_ms: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class Landmarks(_message.Message):
+    __slots__ = ("topics",)
+    class TopicsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Landmark
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Landmark, _Mapping]] = ...) -> None: ...
+    TOPICS_FIELD_NUMBER: _ClassVar[int]
+    topics: _containers.MessageMap[str, Landmark]
+    def __init__(self, topics: _Optional[_Mapping[str, Landmark]] = ...) -> None: ...
+
 class JoinSegment(_message.Message):
     __slots__ = ("entries",)
     ENTRIES_FIELD_NUMBER: _ClassVar[int]

@@ -36,7 +36,7 @@ class RouterProcess:
 
     def __init__(self, folder: Path, qdrant: QdrantServer) -> None:
         folder.mkdir()
-        self.copy = folder / "copy" / FILE
+        self.folder = folder / "copy"
         self.is_up = False
         self.address, self._log = f"127.0.0.1:{free_port()}", folder / "log"
         settings = {
@@ -75,7 +75,8 @@ class RouterProcess:
 
     def revisions(self) -> dict[str, int]:
         """Of the adapters in its copy of the library."""
-        file = RecordFile(self.copy)
+        (copy,) = self.folder.glob(f"*/{FILE}")
+        file = RecordFile(copy)
         try:
             return file.revisions("", "Z" * 26)
         finally:

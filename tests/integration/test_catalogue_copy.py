@@ -210,7 +210,7 @@ async def test_a_copy_outlives_a_server_that_lost_its_library(opened: tuple[Open
 
     async def as_the_server_is() -> bool:  # which has not got the adapter of old, and has a new one
         found = {found.ref for found in await again.search.search(vector(1), PUBLIC, 9)}
-        there = {one.ref for one in await two.catalogue.scroll(EVERYTHING, "", 9)}
+        there = {one.ref for one in await again.catalogue.scroll(EVERYTHING, "", 9)}
         return found == there and len(found) == 2 and await again.near.get_document("composition", composition.document_id) is None
 
     await until("the copy being compared", 10, as_the_server_is)

@@ -1,0 +1,28 @@
+"""Events that cannot be used, or that no broker takes: kept with the reason, so that `smoa dlq` can show them and send them again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from smoa.events import Received
+from smoa.v1.events_pb2 import DeadLetter
+
+MAX_KEPT_BYTES: Final = 900_000
+
+
+def letter(one: Received, reason: str, dead_at_us: int, most_bytes: int = MAX_KEPT_BYTES) -> DeadLetter:
+    """What is kept of an event that cannot be used: all of it, unless it would not fit into a message with what is said of it."""
+    if len(one.value) > most_bytes:
+        reason = f"{reason} (its first {most_bytes:,} of {len(one.value):,} bytes are kept)"
+    return DeadLetter(
+        topic=one.topic,
+        partition=one.partition,
+        offset=one.offset,
+        index=one.place,
+        key=one.key,
+        value=one.value[:most_bytes],
+        producer_id=one.producer_id,
+        sequence=one.sequence,
+        reason=reason,
+        dead_at_us=dead_at_us,
+    )
