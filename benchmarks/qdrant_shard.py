@@ -96,7 +96,7 @@ def fill(quantization: str, points: int, folder: Path) -> dict[str, float]:
 def ask(quantization: str, points: int, folder: Path) -> dict[str, float]:
     """Open a filled shard and ask it."""
     library, embedder = generate(points)
-    queries = np.stack([embedder.embed(text) for text in library.texts(np.random.default_rng(1).integers(0, points, QUERIES), seed=77)])
+    queries = np.stack([embedder.vector_of(text) for text in library.texts(np.random.default_rng(1).integers(0, points, QUERIES), seed=77)])
     truth = [set(np.argpartition(-row, 10)[:10].tolist()) for row in queries @ library.vectors.T]
     place = {_id(number): number for number in range(points)}
     del library

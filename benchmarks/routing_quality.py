@@ -37,7 +37,7 @@ from services.router.routing.router import Choice, RouteQuery, Router, RoutingDe
 from services.router.routing.scoring import Hints
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import new_adapter_id
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import FailedPrecondition
 from smoa.store import AdapterStore
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smoa.embedding import StaticEmbedder, Vector
+from smoa.embedding.port import Vector
+from smoa.embedding.static import StaticEmbedder
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 

@@ -95,8 +95,9 @@ class SmoaClient:
         look: bool = False,
         explain: bool = False,
         messages: Sequence[Turn] = (),
+        vector: Sequence[float] = (),
     ) -> router_pb2.Decision:
-        """Which adapters answer the query, or what the user said last in `messages`; or how the composition of that name is carried out.
+        """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or how a composition is carried out.
 
         With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too.
         """
@@ -112,6 +113,7 @@ class SmoaClient:
             composition=composition,
             look=look,
             explain=explain,
+            vector=vector,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
 

@@ -17,7 +17,7 @@ from services.demo.session import Running
 from services.demo.showing import percentiles, progress, until
 from services.local import free_port
 from smoa.adapter import new_adapter_id
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import Unavailable
 from smoa.v1 import registry_pb2
 
@@ -106,7 +106,7 @@ class GrowingLibrary:
             decision = await self._running.client.route(
                 text, base_model=BASE_MODEL, strategy="ROUTING_STRATEGY_SEMANTIC", top_k=10, score_threshold=-1
             )
-            cosines = self._library.vectors[: self.size] @ self._embedder.embed(text)
+            cosines = self._library.vectors[: self.size] @ self._embedder.vector_of(text)
             least = np.partition(cosines, -wanted)[-wanted]
             found = [self._number_of[item.adapter_id] for item in decision.adapters]
             shares.append(sum(cosines[number] >= least - 1e-5 for number in found) / wanted)

@@ -83,9 +83,9 @@ def propose_command(
         async with SmoaClient(router=router, executor=executor) as client:
             learned = [one async for one in client.list_all(tenant, tags=[TAG], states=EVERY_STATE)]
             failures = await failures_of(kafka, tenant)
-            from smoa.embedding import StaticEmbedder  # the optimizer's own image has no tokenizer
+            from smoa.embedding.static import StaticEmbedder  # the optimizer's own image has no tokenizer
 
-            embed = StaticEmbedder().embed
+            embed = StaticEmbedder().vector_of
             vectors = np.stack([embed(one.input) for one in failures]) if failures else np.zeros((0, 1), np.float32)
             lines: list[dict[str, object]] = []
             for found in regions(vectors, failures, min_examples, min_uncovered):

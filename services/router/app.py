@@ -21,7 +21,7 @@ from services.router.routing.cache import RoutingCache
 from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
 from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.choose import open_embedder
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
@@ -43,7 +43,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     """
     if settings.when_spool_is_full not in ("drop", "refuse"):
         raise InvalidArgument("SMOA_ROUTER_WHEN_SPOOL_IS_FULL", f"{settings.when_spool_is_full!r} is unknown", "use drop or refuse")
-    embedder = StaticEmbedder()
+    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
+    stack.push_async_callback(embedder.close)
     library = library or await open_library(settings, embedder.name, embedder.dimension)
     stack.push_async_callback(library.close)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))

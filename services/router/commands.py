@@ -29,7 +29,7 @@ from services.router.lifecycle_consumer import RANKER_KEY
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
 from smoa.cli.tables import show_table
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.choose import open_embedder
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
@@ -226,7 +226,7 @@ def _check_folders(data: str, store: str) -> None:
 
 
 async def _rebuild(settings: RouterSettings) -> int:
-    embedder = StaticEmbedder()
+    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
     log = RegistrationLog(AdapterStore(settings.store))
     if not await log.names():
         raise FailedPrecondition(
@@ -243,6 +243,7 @@ async def _rebuild(settings: RouterSettings) -> int:
         await stamped(catalogue, embedder.name, embedder.dimension, await log.library_id())
     finally:
         await catalogue.close()
+        await embedder.close()
     return done
 
 

@@ -70,8 +70,11 @@ async def open_library(settings: RouterSettings, embedder: str, dimension: int) 
         return await _over_qdrant(settings, embedder, dimension)
     if settings.search == "qdrant":
         raise InvalidArgument("SMOA_ROUTER_SEARCH", "is qdrant, and no server is named", "set SMOA_QDRANT_URL, or leave it out")
-    catalogue = SqliteCatalogue(settings.data_folder / "index", dimension)
-    stamp = await stamped(catalogue, embedder, dimension)
+    async with AsyncExitStack() as stack:
+        catalogue = SqliteCatalogue(settings.data_folder / "index", dimension)
+        stack.push_async_callback(catalogue.close)
+        stamp = await stamped(catalogue, embedder, dimension)
+        stack.pop_all()
     search = MemorySearch(catalogue, settings.label_cache_bytes)
     search.start()
     return Library(catalogue, catalogue, search, library_id=stamp.library_id)

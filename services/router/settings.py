@@ -36,6 +36,14 @@ class RouterSettings:
     """Parts of each collection, when this router makes them."""
     qdrant_write_ordering: str = field(default="strong", metadata={"key": "SMOA_QDRANT_WRITE_ORDERING"})
     """strong or medium; with Qdrant's own default, weak, a cluster loses changes that two routers make at once."""
+    embedder: str = "wordllama"
+    """What makes vectors of texts: wordllama (English), a folder with an ONNX model, or the URL of an OpenAI-style service."""
+    embedder_model: str = ""
+    """The service's model."""
+    embedder_key: str = field(default="", repr=False)
+    """The service's API key, if it wants one."""
+    embedder_prompt: str = ""
+    """Put before every text, as some models want it; empty: what a folder says of itself, or nothing."""
     search: str = "auto"
     """memory: all vectors are in this router's memory; qdrant: the server searches; auto: memory where the library fits into it."""
     search_bytes: int = field(default=2 * 2**30, metadata={"least": 1})

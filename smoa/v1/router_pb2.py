@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from smoa.v1 import common_pb2 as smoa_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x14smoa/v1/common.proto\"\xc1\x02\n\x0cRouteRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x13\n\x0b\x63omposition\x18\n \x01(\t\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x42\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\x9c\x03\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12*\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\x12\n\nconfidence\x18\n \x01(\x02\x12(\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidate\x12\x0e\n\x06ranker\x18\x0c \x01(\t\x12\x10\n\x08\x65xecutor\x18\r \x01(\t\x12\x0f\n\x07task_id\x18\x0e \x01(\t\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\"\xb1\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x12\n\nconfidence\x18\x07 \x01(\x02\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\"K\n\x0fRankedCandidate\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x89\x01\n\rRouterService\x12\x31\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\x12\x45\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x14smoa/v1/common.proto\"\xd1\x02\n\x0cRouteRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x13\n\x0b\x63omposition\x18\n \x01(\t\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x0e\n\x06vector\x18\r \x03(\x02\x42\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\x9c\x03\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12*\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\x12\n\nconfidence\x18\n \x01(\x02\x12(\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidate\x12\x0e\n\x06ranker\x18\x0c \x01(\t\x12\x10\n\x08\x65xecutor\x18\r \x01(\t\x12\x0f\n\x07task_id\x18\x0e \x01(\t\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\"\xb1\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x12\n\nconfidence\x18\x07 \x01(\x02\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\"K\n\x0fRankedCandidate\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x89\x01\n\rRouterService\x12\x31\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\x12\x45\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smoa.v1.router_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUTEREQUEST']._serialized_start=56
-  _globals['_ROUTEREQUEST']._serialized_end=377
-  _globals['_DECISION']._serialized_start=380
-  _globals['_DECISION']._serialized_end=792
-  _globals['_CANDIDATEEXPLANATION']._serialized_start=795
-  _globals['_CANDIDATEEXPLANATION']._serialized_end=972
-  _globals['_RANKEDCANDIDATE']._serialized_start=974
-  _globals['_RANKEDCANDIDATE']._serialized_end=1049
-  _globals['_ROUTEBATCHREQUEST']._serialized_start=1051
-  _globals['_ROUTEBATCHREQUEST']._serialized_end=1111
-  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1113
-  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1171
-  _globals['_ROUTERSERVICE']._serialized_start=1174
-  _globals['_ROUTERSERVICE']._serialized_end=1311
+  _globals['_ROUTEREQUEST']._serialized_end=393
+  _globals['_DECISION']._serialized_start=396
+  _globals['_DECISION']._serialized_end=808
+  _globals['_CANDIDATEEXPLANATION']._serialized_start=811
+  _globals['_CANDIDATEEXPLANATION']._serialized_end=988
+  _globals['_RANKEDCANDIDATE']._serialized_start=990
+  _globals['_RANKEDCANDIDATE']._serialized_end=1065
+  _globals['_ROUTEBATCHREQUEST']._serialized_start=1067
+  _globals['_ROUTEBATCHREQUEST']._serialized_end=1127
+  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1129
+  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1187
+  _globals['_ROUTERSERVICE']._serialized_start=1190
+  _globals['_ROUTERSERVICE']._serialized_end=1327
 # @@protoc_insertion_point(module_scope)

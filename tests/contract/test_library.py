@@ -22,7 +22,7 @@ from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search import clusters
 from smoa.adapter import new_adapter_id
-from smoa.embedding import normalised
+from smoa.embedding.port import normalised
 from smoa.errors import FailedPrecondition
 from tests.library_support import copied_library, qdrant_library, sqlite_library
 from tests.qdrant_support import client_of, drop, fresh_prefix

@@ -12,7 +12,7 @@ import pytest
 
 from services.router.catalogue.registry import Registry
 from smoa.adapter import Adapter, decode, encode
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.model_shape import ModelShape
 from tests.command_support import said_by

@@ -18,7 +18,7 @@ from services.router.catalogue.registry import Registry
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import FIRST_QUERIES
 from services.router.routing.router import RouteQuery, Router
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2
 from tests.command_support import said_by

@@ -6,15 +6,15 @@ import asyncio
 import re
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.local import free_port
-from services.router.catalogue.registry import Registry
 from services.router.routing.router import RoutedQuery, RouteQuery, Router
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
@@ -206,13 +206,13 @@ async def test_a_large_batch_lets_others_in_between(world: RouterWorld, monkeypa
 
 async def test_long_examples_are_embedded_beside_the_loop(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set[int]()
-    embedded = Registry.embedded
+    vector_of = StaticEmbedder.vector_of
 
-    def noted(self: Registry, examples: Sequence[str]) -> Any:
+    def noted(self: StaticEmbedder, text: str) -> Any:
         threads.add(threading.get_ident())
-        return embedded(self, examples)
+        return vector_of(self, text)
 
-    monkeypatch.setattr(Registry, "embedded", noted)
+    monkeypatch.setattr(StaticEmbedder, "vector_of", noted)
     made = await world.register([f"{number} " + "a long example " * 100 for number in range(50)])
     update = registry_pb2.UpdateAdapterRequest(tenant="public", adapter_id=made.adapter_id, examples=KNEES)
     await world.client.registry.UpdateAdapter(update, timeout=30)

@@ -16,7 +16,7 @@ from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from smoa.adapter import new_adapter_id
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
 from tests.integration.router_support import KNEES, adapter_file

@@ -39,7 +39,7 @@ from services.router.routing.cache import RoutingCache
 from services.router.routing.router import RouteQuery, Router, RoutingDefaults
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import SmoaError, Unavailable
 from smoa.store import AdapterStore
 from tests.qdrant_support import client_of, drop, fresh_prefix

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from smoa.embedding import StaticEmbedder, Words
+from smoa.embedding.static import StaticEmbedder, Words
 
 EMBEDDER = StaticEmbedder()
 
@@ -26,8 +26,8 @@ def test_word_by_word_is_the_whole(text: str) -> None:
 
 
 def test_embeddings_are_unit_vectors_or_zero() -> None:
-    assert np.linalg.norm(EMBEDDER.embed("refund my order")) == pytest.approx(1, abs=1e-6)
-    assert not EMBEDDER.embed("").any()
+    assert np.linalg.norm(EMBEDDER.vector_of("refund my order")) == pytest.approx(1, abs=1e-6)
+    assert not EMBEDDER.vector_of("").any()
 
 
 def test_a_tokenizer_whose_tokens_reach_over_a_blank_is_refused() -> None:

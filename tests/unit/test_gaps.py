@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from examples.library.jobs import JOBS
 from services.optimizer.gaps import Region, regions
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.static import StaticEmbedder
 from smoa.v1.events_pb2 import Example
 
 
@@ -20,7 +20,7 @@ def _example(number: int, text: str = "", adapters: tuple[str, ...] = ()) -> Exa
 
 
 def test_failures_of_three_jobs_come_apart() -> None:
-    embed = StaticEmbedder().embed
+    embed = StaticEmbedder().vector_of
     pairs = [(job, one) for job in ("legal_request", "log_severity", "med_department") for one in JOBS[job].generate("train", 40, 3)]
     random.Random(1).shuffle(pairs)
     examples = [_example(number, one.input) for number, (_, one) in enumerate(pairs)]

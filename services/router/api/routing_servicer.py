@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from services.router.api.enums import word_of
 from services.router.catalogue.compositions import Stage
 from services.router.catalogue.records import AdapterRef
@@ -104,6 +106,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
             task_id=request.task_id,
         ),
         composition=request.composition,
+        vector=np.array(request.vector, np.float32).tobytes() if request.vector else b"",
     )
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from services.router.catalogue.port import Vector
 from services.router.catalogue.records import AdapterRecord
 from smoa.adapter import check_labels, check_texts, granularity_of
+from smoa.embedding.port import checked_unit
 from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
 from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_RANK, MAX_VERSION, MIN_EXAMPLES
@@ -71,18 +69,7 @@ def _checked(one: Imported, where: str, dimension: int) -> Imported:
         if not good:
             raise InvalidArgument(f"{where}.{field}", problem, remedy)
     record = dataclasses.replace(record, granularity=granularity)
-    return Imported(record, None if one.vector is None else _unit(one.vector, f"{where}.vector", dimension))
-
-
-def _unit(vector: Vector, field: str, dimension: int) -> Vector:
-    if vector.shape != (dimension,):
-        raise InvalidArgument(field, f"has {vector.size} numbers", f"send {dimension}, or examples instead of a vector")
-    length = math.sqrt(float(vector @ vector))
-    if not math.isfinite(length):
-        raise InvalidArgument(field, "holds NaN or infinite numbers", "embed its examples again")
-    if not length:
-        raise InvalidArgument(field, "is all zeros, so it is near nothing", "embed its examples again")
-    return vector / np.float32(length)
+    return Imported(record, None if one.vector is None else checked_unit(one.vector, f"{where}.vector", dimension, "examples"))
 
 
 def check_reason(reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
-from smoa.embedding import normalised
+from smoa.embedding.port import normalised
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 from smoa.limits import MAX_EXAMPLES
@@ -96,7 +95,7 @@ class Merges:
             else:
                 retired = _retired(parents, child.adapter_id, reason)
             vector = normalised(np.mean([vector for _, vector in parents], 0))
-            prototypes = (await asyncio.to_thread(registry.embedded, child.examples))[1] if child.examples else None
+            prototypes = (await registry.embedded(child.examples))[1] if child.examples else None
             # On trial, the parents are written as they are: so that nobody retires one, or begins another trial, on what was read before.
             beside = retired or [Entry(parent, where) for parent, where in parents]
             await registry.write([Entry(child, vector, prototypes), *beside])

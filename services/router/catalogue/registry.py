@@ -22,7 +22,7 @@ from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, repla
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
 from smoa.adapter import check_labels
-from smoa.embedding import StaticEmbedder, normalised
+from smoa.embedding.port import Embedder, normalised
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
@@ -55,7 +55,7 @@ class Registry:
         self,
         catalogue: Catalogue,
         store: AdapterStore,
-        embedder: StaticEmbedder,
+        embedder: Embedder,
         changed: Callable[[Sequence[Change]], None],
         purge_grace_s: float = 7 * 86400.0,
         allow_all_tenants: bool = False,
@@ -120,7 +120,7 @@ class Registry:
                     stays = {name: getattr(kept, name) for name in ("created_at_us", "statistics", "pinned", "revision", "last_writes")}
                     record = dataclasses.replace(record, **stays)
                     record = came_back(record)  # nobody could use it until now
-                written.insert(0, Entry(record, *await asyncio.to_thread(self.embedded, examples)))
+                written.insert(0, Entry(record, *await self.embedded(examples)))
             if written:
                 await self.write(written)
                 record = await until_taken(lambda: self._with_file(tenant, record.adapter_id))
@@ -139,7 +139,7 @@ class Registry:
 
     async def _import(self, tenant: str, imported: Sequence[Imported], files_unchecked: bool, added: set[str]) -> ImportCounts:
         tenant = checked_tenant(tenant)
-        checked = await asyncio.to_thread(self._checked_import, tenant, imported)
+        checked = await self._checked_import(tenant, imported)
         absent: set[str] = set() if files_unchecked else await self.files.absent([entry.record.digest for entry in checked])
         async with self.writing:
             there = await self.catalogue.summaries([entry.record.adapter_id for entry in checked])
@@ -169,19 +169,25 @@ class Registry:
             raise Conflict(lost)  # again, for the rest
         return ImportCounts(len(added), missing)
 
-    def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
+    async def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = now_us()
-        made: dict[str, Entry] = {}
-        for one in check_imported(imported, self._embedder.dimension):
+        made: dict[str, tuple[AdapterRecord, Vector | None]] = {}
+        for one in await asyncio.to_thread(check_imported, imported, self._embedder.dimension):
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
                 raise taken(record.adapter_id)
-            centroid, prototypes = self.embedded(examples) if examples else (None, None)
-            vector = centroid if one.vector is None else one.vector
-            assert vector is not None, "checked: without a vector there are examples"
-            made[record.adapter_id] = Entry(record, vector, prototypes)
-        return list(made.values())
+            made[record.adapter_id] = record, one.vector
+        described = [record for record, _ in made.values() if record.examples]
+        found = await self._embedded_all([record.examples for record in described]) if described else []
+        embedded = {record.adapter_id: pair for record, pair in zip(described, found, strict=True)}
+        entries = []
+        for record, vector in made.values():
+            centroid, prototypes = embedded.get(record.adapter_id, (vector, None))
+            where = centroid if vector is None else vector
+            assert where is not None, "checked: without a vector there are examples"
+            entries.append(Entry(record, where, prototypes))
+        return entries
 
     async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
         """Make records so, in the log and the catalogue, unless somebody has written them since. The caller holds `writing`, and tells.
@@ -198,10 +204,16 @@ class Registry:
             await self._log.forget(logged)
             raise
 
-    def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
-        """Centroid [dimension] and prototypes [n, dimension] of examples: of fifty long ones a tenth of a second, so on a thread."""
-        vectors = np.stack([self._embedder.embed(example) for example in examples])
-        return normalised(vectors.mean(0)), prototypes_of(vectors)
+    async def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
+        """Centroid [dimension] and prototypes [n, dimension] of examples."""
+        (found,) = await self._embedded_all([examples])
+        return found
+
+    async def _embedded_all(self, groups: Sequence[Sequence[str]]) -> list[tuple[Vector, Vector]]:
+        vectors = await self._embedder.embed([example for group in groups for example in group])
+        ends = np.cumsum([len(group) for group in groups])
+        parts = np.split(vectors, ends[:-1])
+        return await asyncio.to_thread(lambda: [(normalised(part.mean(0)), prototypes_of(part)) for part in parts])
 
     async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """One adapter the tenant may see.
@@ -251,7 +263,7 @@ class Registry:
             if examples:
                 checked = checked_examples(examples)
                 record = dataclasses.replace(record, examples=tuple(checked))
-                vector, prototypes = await asyncio.to_thread(self.embedded, checked)
+                vector, prototypes = await self.embedded(checked)
             record = dataclasses.replace(
                 record,
                 name=record.name if name is None else name,

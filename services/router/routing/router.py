@@ -26,7 +26,7 @@ from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Fit,
 from services.router.routing.scoring import MAX_MIXED, MIN_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
 from services.router.routing.single_flight import SingleFlight
 from services.router.search.port import VectorIndex
-from smoa.embedding import StaticEmbedder
+from smoa.embedding.port import Embedder, checked_unit
 from smoa.errors import InvalidArgument, NotFound
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
 from smoa.limits import MAX_NAME_CHARACTERS
@@ -48,6 +48,8 @@ class RouteQuery(NamedTuple):
     hints: Hints = Hints()
     composition: str = ""
     """Name of a composition to carry out instead of choosing."""
+    vector: bytes = b""
+    """Of the query, float32 [dimension], where it came with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ class Router:
         self,
         catalogue: Catalogue,
         search: VectorIndex,
-        embedder: StaticEmbedder,
+        embedder: Embedder,
         cache: RoutingCache[RouteQuery, Choice],
         compositions: Compositions,
         defaults: RoutingDefaults | None = None,
@@ -180,14 +182,17 @@ class Router:
         choice = await self._decide(query)
         if state == self.cache.state_of(pools):  # else the library changed meanwhile, and this answer may be of before
             characters = len(query.query) + sum(map(len, chain.from_iterable(query.hints.labels)))
-            size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters
+            size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters + len(query.vector)
             self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], pools, size)
         return choice
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
-        if not query.query.strip() and not query.composition:
-            raise InvalidArgument("query", "is empty", "send the text to route")
+        if query.vector:
+            sent = np.frombuffer(query.vector, np.float32)
+            query = query._replace(vector=checked_unit(sent, "vector", self._embedder.dimension, "the query's text").tobytes())
+        elif not query.query.strip() and not query.composition:
+            raise InvalidArgument("query", "is empty", "send the text to route, or its vector")
         if len(query.query) > MAX_QUERY_CHARACTERS:
             raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
         if not 1 <= top_k <= MAX_TOP_K:
@@ -210,16 +215,20 @@ class Router:
             self._known_tenants = {DEFAULT_TENANT}
         self._known_tenants.add(tenant)
 
-    def _embed(self, text: str) -> Vector:
+    async def _vector_of(self, query: RouteQuery) -> Vector:
+        """Of the query: as it came with it, or of its text."""
+        if query.vector:
+            return np.frombuffer(query.vector, np.float32)
+        text = query.query
         vector = self.embeddings.get(text)
         if vector is None:
-            vector = self._embedder.embed(text)
+            vector = (await self._embedder.embed([text]))[0]
             self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
         return vector
 
     async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
         assert query.top_k is not None
-        vector = self._embed(query.query)
+        vector = await self._vector_of(query)
         ranked = rank(query.strategy, await self._candidates(query, vector), query.hints)
         least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
         ranked = [one for one in ranked[: max(query.top_k, MAX_MIXED)] if one.score >= least]
@@ -277,7 +286,7 @@ class Router:
         if query.composition:
             return []
         assert query.top_k is not None
-        vector = self._embed(query.query)
+        vector = await self._vector_of(query)
         candidates = await self._candidates(query, vector, with_labels=True)
         fits = await self._fits(query, vector, rank(query.strategy, candidates, query.hints)[:MAX_EXPLAINED])
         widest = {"mixture": MAX_MIXED, "learned": max(query.top_k, CONSIDERED)}.get(query.strategy, query.top_k)

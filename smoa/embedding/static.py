@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
-import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from smoa.embedding.port import Vector, normalised
 from smoa.errors import FailedPrecondition
 
-Vector = NDArray[np.float32]
 _WORD: Final = re.compile("[ ▁]+[^ ▁]*")
+_LONG_CHARACTERS: Final = 8192
 _CACHED_WORDS, _CACHED_WORD_CHARACTERS = 65_536, 24
 
 
@@ -80,7 +82,16 @@ class StaticEmbedder:
         """Length of a vector."""
         return int(self._table.shape[1])
 
-    def embed(self, text: str) -> Vector:
+    async def embed(self, texts: Sequence[str]) -> Vector:
+        """See `Embedder`. Much text at once, as fifty long examples, takes a tenth of a second: on a thread."""
+        if len(texts) == 1 and len(texts[0]) <= _LONG_CHARACTERS:
+            return self.vector_of(texts[0])[None]
+        return await asyncio.to_thread(lambda: np.stack([self.vector_of(one) for one in texts]))
+
+    async def close(self) -> None:
+        """See `Embedder`: it holds nothing."""
+
+    def vector_of(self, text: str) -> Vector:
         """Unit vector [dimension] of a text (zeros if it has no token)."""
         ids = self._words.ids(text)
         return normalised(np.add.reduce(self._table[ids], 0)) if ids else np.zeros(self.dimension, np.float32)
@@ -91,9 +102,3 @@ class StaticEmbedder:
         words = sorted(word for word in known if len(word) > 4 and word.isascii() and word.isalpha())
         encoded = self._tokenizer.encode_batch(words, add_special_tokens=False)
         return np.array(words), np.stack([self._table[one.ids].sum(0) for one in encoded])
-
-
-def normalised(vector: Vector) -> Vector:
-    """Vector / |vector|; zeros stay zeros."""
-    length = math.sqrt(float(vector @ vector))
-    return (vector / length if length else vector).astype(np.float32, copy=False)

@@ -1,0 +1,1 @@
+"""Texts to vectors: one port, and what is behind it."""
