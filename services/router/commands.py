@@ -27,6 +27,7 @@ from services.router.learning.ranker_training import Estimate, Logged, beats_hyb
 from services.router.library import open_catalogue
 from services.router.lifecycle_consumer import RANKER_KEY
 from services.router.settings import RouterSettings
+from services.router.snapshots import snapshot_command
 from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
 from smoa.cli.tables import show_table
 from smoa.embedding.choose import open_embedder
@@ -54,9 +55,13 @@ def router_group() -> None:
     Use it everywhere:   smoa router publish ranker.json
     All of it, for ever: smoa router learn --every 3600
     A lost index:        smoa router rebuild
+    Before it is lost:   smoa router snapshot
 
     Only decisions of `--strategy learned` teach: it notes what it considered, and how likely each was to come first.
     """  # noqa: D301  the escape tells click to keep the lines
+
+
+router_group.add_command(snapshot_command)
 
 
 @router_group.command("log")
