@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from smoa.events import Received
+from smoa.events import Event, Received
 from smoa.v1.events_pb2 import DeadLetter
 
 MAX_KEPT_BYTES: Final = 900_000
+
+
+SHORT_BYTES: Final = 1000
+"""What is kept of an event whose letter is too large for the broker's topic."""
+
+
+def shortened(dead: Event) -> Event:
+    """A dead letter that fits into a topic with a small limit."""
+    body = DeadLetter.FromString(dead.value)
+    if len(body.value) > SHORT_BYTES:
+        body.reason = f"{body.reason[:500]} (its first {SHORT_BYTES:,} of {len(body.value):,} bytes are kept)"
+        body.value = body.value[:SHORT_BYTES]
+    return replace(dead, value=body.SerializeToString())
 
 
 def letter(one: Received, reason: str, dead_at_us: int, most_bytes: int = MAX_KEPT_BYTES) -> DeadLetter:

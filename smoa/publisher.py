@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from smoa.dead_letters import MAX_KEPT_BYTES, letter
-from smoa.errors import SmoaError, Unavailable
+from smoa.dead_letters import letter, shortened
+from smoa.errors import SmoaError
 from smoa.events import DEAD_LETTER, Event, Received, event
 from smoa.outbox import Outbox, Refused, records_of
 from smoa.spool import Spool
@@ -19,9 +19,9 @@ from smoa.tasks import begin, end
 _log = logging.getLogger(__name__)
 _GATHER_S = 0.02
 """Pause between batches that were not full: an event sent alone costs as much processor as fifty sent together, and nobody waits for it."""
-REFUSED_TIMES: Final = 3
-"""So often an event is sent by itself before it is put aside."""
-_LEAST_BYTES: Final = 1000
+RETRY_S: Final = (0.1, 5.0)
+REFUSED_TIMES: Final = 8
+"""So often an event is sent by itself, over 15 seconds, before it is put aside: a broker in trouble may refuse what it takes later."""
 
 
 class EventPublisher:
@@ -29,7 +29,7 @@ class EventPublisher:
 
     def __init__(self, bootstrap: str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
         self._bootstrap, self._spool, self._batch_events = bootstrap, spool, batch_events
-        self._at_once = batch_events
+        self._at_once, self._refusal = batch_events, ""
         self._outbox = Outbox(bootstrap, timeout_s)
         self.put_aside = 0
         """Events that Kafka never took; they are among the dead letters."""
@@ -102,25 +102,27 @@ class EventPublisher:
         self._spool.close()
 
     async def _run(self) -> None:
-        delay_s, refused = 0.1, 0
+        delay_s, refused = RETRY_S[0], 0
         try:
             while True:
                 try:
-                    await self._send_batch()
-                    delay_s, refused = 0.1, 0
+                    if refused >= REFUSED_TIMES:
+                        await self._put_aside()
+                    else:
+                        await self._send_batch()
+                    delay_s, refused = RETRY_S[0], 0
                     self._at_once = min(self._batch_events, 2 * self._at_once)
+                    continue
                 except Refused as error:
+                    self._refusal = str(error)
                     if self._at_once > 1:  # one of them: which is found by halves
                         self._at_once //= 2
                         continue
                     refused += 1
-                    await asyncio.sleep(delay_s)
-                    if refused >= REFUSED_TIMES and await self._put_aside(str(error)):
-                        refused = 0
                 except SmoaError as error:
                     _log.warning("%d events wait on disk: %s", len(self._spool), error)
-                    await asyncio.sleep(delay_s)
-                    delay_s = min(delay_s * 2, 5.0)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RETRY_S[1])
         finally:
             await self._outbox.close()
 
@@ -138,26 +140,22 @@ class EventPublisher:
         if len(batch) < self._at_once:
             await asyncio.sleep(_GATHER_S)
 
-    async def _put_aside(self, reason: str) -> bool:
-        """Send the first event to the dead letters, as much of it as they take, so that those behind it go on; False: not now."""
+    async def _put_aside(self) -> None:
+        """Send the first event to the dead letters, or, if they do not take it all, its beginning, so that those behind it go on.
+
+        Raises:
+            Unavailable: Kafka is away.
+            Refused: the dead letters do not take it, either.
+        """
         (first,) = self._spool.peek(1)
-        sent, most_bytes = first.event, MAX_KEPT_BYTES
-        one = Received(sent.topic, -1, first.sequence, 0, sent.key, sent.value, self._spool.producer_id, first.sequence)
-        _log.error("an event of %s is not taken by Kafka, and goes to %s: %s", sent.topic, DEAD_LETTER, reason)
-        while True:
-            kept = letter(one, reason, time.time_ns() // 1000, most_bytes)
-            dead = event(DEAD_LETTER, f"{self._spool.producer_id}:{first.sequence}", kept)
-            try:
-                places = {DEAD_LETTER: await self._outbox.partitions(DEAD_LETTER)}
-                await self._outbox.send(records_of([(dead, first.sequence)], places, self._spool.producer_id))
-            except Refused:
-                if most_bytes == 0:
-                    return False
-                most_bytes = most_bytes // 4 if most_bytes > _LEAST_BYTES else 0
-            except Unavailable as error:
-                _log.warning("it waits on disk: %s", error)
-                return False
-            else:
-                self._spool.remove(first.sequence)
-                self.put_aside += 1
-                return True
+        sent, me = first.event, self._spool.producer_id
+        one = Received(sent.topic, -1, first.sequence, 0, sent.key, sent.value, me, first.sequence)
+        _log.error("an event of %s is not taken by Kafka, and goes to %s: %s", sent.topic, DEAD_LETTER, self._refusal)
+        dead = event(DEAD_LETTER, f"{me}:{first.sequence}", letter(one, self._refusal, time.time_ns() // 1000))
+        places = {DEAD_LETTER: await self._outbox.partitions(DEAD_LETTER)}
+        try:
+            await self._outbox.send(records_of([(dead, first.sequence)], places, me))
+        except Refused:
+            await self._outbox.send(records_of([(shortened(dead), first.sequence)], places, me))
+        self._spool.remove(first.sequence)
+        self.put_aside += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -110,6 +111,49 @@ async def read_range(
                     records = (await consumer.getmany(place, timeout_ms=500, max_records=most)).get(place, [])
             found += [one for one in records if one.offset < end]
     return found[:most]
+
+
+async def read_at(
+    bootstrap: str, where: Mapping[TopicPartition, int], silence_s: float = SILENCE_S
+) -> dict[TopicPartition, ConsumerRecord[bytes, bytes]]:
+    """The first record of each partition that stands at its offset or after it, where there is one.
+
+    Raises:
+        Unavailable: as `read_topic`.
+    """
+    found: dict[TopicPartition, ConsumerRecord[bytes, bytes]] = {}
+    if not where:
+        return found
+    async with consumer_of(bootstrap) as consumer, asyncio.timeout(silence_s):
+        consumer.assign(list(where))
+        firsts, ends = await consumer.beginning_offsets(list(where)), await consumer.end_offsets(list(where))
+        for place, offset in where.items():
+            consumer.seek(place, max(offset, firsts[place]))
+        left = {place for place, offset in where.items() if max(offset, firsts[place]) < ends[place]}
+        while left:
+            for place, records in (await consumer.getmany(*left, timeout_ms=500)).items():
+                found.setdefault(place, records[0])
+            left = {place for place in left - found.keys() if await consumer.position(place) < ends[place]}
+    return found
+
+
+async def behind_s(bootstrap: str, group: str, topics: Iterable[str]) -> float:
+    """How long ago the oldest message was written that a group has not done; 0 if it has done all.
+
+    Raises:
+        Unavailable: the broker does not answer.
+    """
+    waiting: dict[TopicPartition, int] = {}
+    async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
+        places = [TopicPartition(topic, one) for topic in topics for one in await partitions_of(consumer, topic)]
+        consumer.assign(places)
+        ends, firsts = await consumer.end_offsets(places), await consumer.beginning_offsets(places)
+        for place in places:
+            done = max(await consumer.committed(place) or 0, firsts[place])
+            if done < ends[place]:
+                waiting[place] = done
+    written_ms = [one.timestamp for one in (await read_at(bootstrap, waiting)).values()]
+    return max(0.0, time.time() - min(written_ms) / 1000) if written_ms else 0.0
 
 
 async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> set[int]:

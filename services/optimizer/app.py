@@ -28,6 +28,7 @@ from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.metrics import serve_metrics
+from smoa.reader import behind_s
 from smoa.service import end_now
 from smoa.store import AdapterStore
 from smoa.topics import TOPICS, ensure_topics
@@ -43,7 +44,7 @@ STUCK_S = 10.0
 STILL_S = 60.0
 LAG_S = 60.0
 """How old what is not counted yet may be for the counts to be judged by."""
-PUT_OFF_S = 3600.0
+PUT_OFF_S, LOOK_AGAIN_S = 3600.0, 5.0
 """For so long a pass that was asked for waits until they are."""
 
 
@@ -128,20 +129,25 @@ def build(settings: OptimizerSettings) -> faust.App:
     def reporter() -> Reporter:
         return Reporter(client(), count, settings.half_life_s)
 
-    def lags() -> bool:
-        """True while what happened is not in the counts yet: nothing is judged by them."""
-        return max(join.behind_s, count.behind_s) > LAG_S
+    async def lags() -> bool:
+        """True while what happened is not in the counts yet, of any worker: nothing is judged by them."""
+        try:
+            behind = await behind_s(settings.kafka_bootstrap, APP_ID, (*join.topics, *count.topics))
+        except Unavailable as error:
+            _log.warning("nothing is judged now: %s", error)
+            return True
+        if behind > LAG_S:
+            _log.warning("messages of %.0f s ago are not counted yet; nothing is judged until they are", behind)
+        return behind > LAG_S
 
     async def one_pass() -> None:
+        deadline_s = time.monotonic() + (settings.interval_s or PUT_OFF_S)
+        while await lags():
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
         if not settled():
             return
-        if lags():
-            _log.warning("messages of %.0f s ago are not counted yet; the pass is put off", max(join.behind_s, count.behind_s))
-            deadline_s = time.monotonic() + (settings.interval_s or PUT_OFF_S)
-            while lags():
-                if time.monotonic() > deadline_s:
-                    return
-                await asyncio.sleep(HEARTBEAT_S)
         async with pass_lock:
             try:
                 await reporter().report()
@@ -155,7 +161,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             async with pass_lock:
                 try:
                     await reporter().report()
-                    if not settings.dry_run and not lags():
+                    if not settings.dry_run and not await lags():
                         await optimizer().judge()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
@@ -192,10 +198,10 @@ def build(settings: OptimizerSettings) -> faust.App:
         while True:
             await load()
             there = (count.generation, len(join.parts), len(count.parts))
-            if settled() or there != loaded:
+            if settled() or (there != loaded and (join.owned() or count.owned())):
                 settled_at = joined_at = time.monotonic()
                 loaded = there
-            elif count.generation >= 0 and not (join.owned() and count.owned()) and time.monotonic() > joined_at + REJOIN_S:
+            elif bool(join.owned()) != bool(count.owned()) and time.monotonic() > joined_at + REJOIN_S:  # not if it has none at all
                 joined_at = time.monotonic()
                 _log.warning("this worker has no partitions of some topics; the group is asked to share out anew")
                 count.rejoin()
@@ -222,6 +228,9 @@ def build(settings: OptimizerSettings) -> faust.App:
         """End this worker when a batch stands still: a client that neither answers nor fails is not to be waited for."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            if why := join.outlived(settings.partitions):
+                _log.error("%s; this worker ends, to begin anew with it", why)
+                end_now(70)
             for stage in (join, count):
                 if stage.still_s > STILL_S or stage.refused_s > stuck_s:
                     stacks = "\n".join(str(task) for task in asyncio.all_tasks())

@@ -15,7 +15,7 @@ from smoa.cli.options import json_lines_option, kafka_option
 from smoa.cli.tables import show_table
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, TYPES, decode, headers
-from smoa.outbox import Outbox, Record
+from smoa.outbox import Outbox, Record, Refused
 from smoa.reader import read_topic
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import DeadLetter
@@ -89,7 +89,10 @@ def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, ever
         click.echo(f"left: {name}: {why}", err=True)
     chosen = {name: one for name, one in chosen.items() if name not in hopeless}
     if not dry_run:
-        asyncio.run(_replay(kafka, chosen))
+        for name, error in asyncio.run(_replay(kafka, chosen)).items():
+            click.echo(f"left: {name}: {error}", err=True)
+            hopeless[name] = error
+            del chosen[name]
     left = len(derived) + len(hopeless)
     if as_json:
         return click.echo(json.dumps({"sent": 0 if dry_run else len(chosen), "chosen": list(chosen), "left": left}))
@@ -130,13 +133,14 @@ async def dead_letters(kafka: str) -> dict[str, DeadLetter]:
     return dict(sorted(found.items(), key=lambda pair: pair[1].dead_at_us))
 
 
-async def _replay(kafka: str, letters: dict[str, DeadLetter]) -> None:
-    outbox = Outbox(kafka, 30.0)
+async def _replay(kafka: str, letters: dict[str, DeadLetter]) -> dict[str, str]:
+    """Send them, and take off the list those that are there; returns why those are not that Kafka does not take."""
+    outbox, refused = Outbox(kafka, 30.0), dict[str, str]()
     try:
         partitions = {topic: await outbox.partitions(topic) for topic in {DEAD_LETTER, *(one.topic for one in letters.values())}}
         # As events of a producer of their own: they come later than others of their first one, and would pass for its repeats.
-        again = [
-            Record(
+        again = {
+            name: Record(
                 one.topic,
                 partition_of(one.key, partitions[one.topic]),
                 one.key,
@@ -144,12 +148,20 @@ async def _replay(kafka: str, letters: dict[str, DeadLetter]) -> None:
                 headers(TYPES[one.topic].DESCRIPTOR.full_name, f"replay:{name}"),
             )
             for name, one in letters.items()
-        ]
-        await outbox.send(again)
-        names = [name.encode() for name in letters]
+        }
+        try:
+            await outbox.send(again.values())
+        except Refused:
+            for name, record in again.items():
+                try:
+                    await outbox.send([record])
+                except Refused as error:
+                    refused[name] = str(error)
+        names = [name.encode() for name in again if name not in refused]
         await outbox.send([Record(DEAD_LETTER, partition_of(name, partitions[DEAD_LETTER]), name, None) for name in names])
     finally:
         await outbox.close()
+    return refused
 
 
 def _age(at_us: int) -> str:

@@ -22,13 +22,13 @@ from faust.types import TP
 from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.transport import Consumer, Place
-from smoa.dead_letters import letter
+from smoa.dead_letters import letter, shortened
 from smoa.errors import InvalidArgument, Unavailable
-from smoa.events import DEAD_LETTER, Event, Received, event, unpack
-from smoa.outbox import Outbox, Record, records_of
+from smoa.events import DEAD_LETTER, TYPES, Event, Received, event, headers, unpack
+from smoa.outbox import Outbox, Record, Refused, records_of
 from smoa.reader import read_range
 from smoa.service import end_now
-from smoa.topics import Topic
+from smoa.topics import Topic, partition_of
 
 _log = logging.getLogger(__name__)
 MESSAGES_AT_ONCE: Final = 256
@@ -64,8 +64,6 @@ class Stage(ABC, Generic[P]):
         self.parts: dict[int, P] = {}
         self._next: dict[TP, int] = {}
         """Where each partition's reading goes on."""
-        self._written_ms: dict[TP, int] = {}
-        """When the last message of each that is done was written."""
         self._went_back: set[TP] = set()
         self._to_commit: dict[TP, int] = {}
         # Keys and values stay bytes (the app's serialisers are raw). No Schema object: one that is shared stops the stream silently.
@@ -121,6 +119,10 @@ class Stage(ABC, Generic[P]):
         """True while this worker's state is of the generation that its client is in."""
         return self.generation == self._app.consumer_generation_id and self._consumer.is_member(self.generation)
 
+    def outlived(self, partitions: int) -> str:
+        """Why this worker must begin anew; nothing if it need not."""
+        return self._consumer.outlived(self.topics[0], partitions)
+
     def rejoin(self) -> None:
         """Have the group share out its partitions anew."""
         self._consumer.rejoin()
@@ -135,11 +137,11 @@ class Stage(ABC, Generic[P]):
 
     async def _attempt(self, messages: Sequence[Any]) -> bool:
         self._moved()
-        self._heard_s |= {TP(one.topic, one.partition): self._moved_s for one in messages}
         mine = await self.load({message.partition for message in messages})
         if mine is None:
             return False
         taken, whole = await self._in_order([one for one in messages if one.generation_id == self.generation and one.partition in mine])
+        self._heard_s |= dict.fromkeys((tp for tp, several in taken.items() if several), self._moved_s)  # not of what is dropped
         return await self._carry_out(taken) and whole
 
     async def _carry_out(self, taken: Mapping[TP, Sequence[Any]]) -> bool:
@@ -159,7 +161,6 @@ class Stage(ABC, Generic[P]):
             return False
         await self._mark(taken)
         self.done_events += sum(map(len, work.values()))
-        self._written_ms |= {tp: max(map(written_ms, several)) for tp, several in taken.items()}
         self._next |= ends
         self._to_commit |= ends
         if self._to_commit:
@@ -257,7 +258,7 @@ class Stage(ABC, Generic[P]):
         if generation != self.generation:
             self.generation = generation
             self.parts, self._next, self._to_commit, self._heard_s = {}, {}, {}, {}
-            self._written_ms, self._went_back = {}, set()
+            self._went_back = set()
         mine = wanted & self.owned()
         lacking = sorted(mine - self.parts.keys())
         if not lacking:
@@ -277,8 +278,7 @@ class Stage(ABC, Generic[P]):
                 return None
             part = await asyncio.to_thread(self._made, partition, kept)
             await self._open(partition, part)
-            unknown = {tp: place for tp, place in found.items() if not place.is_known}
-            if elsewhere := await self._found_again(partition, part, unknown):
+            if elsewhere := await self._found_again(partition, part, found):
                 places |= elsewhere
                 if not await self._confirmed(places):
                     return None
@@ -323,17 +323,11 @@ class Stage(ABC, Generic[P]):
         """What is to be done before a partition's state is used."""
 
     async def _found_again(self, partition: int, part: P, places: Mapping[TP, Place]) -> Mapping[TP, int]:
-        """Where the reading goes on in logs that are not known by a commit, where that is not their beginning."""
+        """Where the reading goes on elsewhere than at the commit, for it is of another log."""
         return {}
 
     async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
         """Note what logs are known by later, beside the commit."""
-
-    @property
-    def behind_s(self) -> float:
-        """How long ago the last message that is done was written, in a partition where others wait; 0 where none wait."""
-        waiting = [tp for tp, place in list(self._next.items()) if self._consumer.newest(tp) > place]
-        return max((time.time() - self._written_ms.get(tp, 0) / 1000 for tp in waiting), default=0.0)
 
     @abstractmethod
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
@@ -344,9 +338,31 @@ class Stage(ABC, Generic[P]):
 
     async def _emit(self, events: Sequence[Event], tombstones: Sequence[Record] = ()) -> None:
         self.dead_letters += sum(one.topic == DEAD_LETTER for one in events)
+        try:
+            await self._send(events, tombstones)
+        except Refused:
+            if not any(one.topic == DEAD_LETTER for one in events):
+                raise
+            await self._send([shortened(one) if one.topic == DEAD_LETTER else one for one in events], tombstones)
+
+    async def _send(self, events: Sequence[Event], tombstones: Sequence[Record]) -> None:
         records = records_of([(one, 0) for one in events], dict.fromkeys((one.topic for one in events), self._settings.partitions))
         if records or tombstones:
             await self._outbox.send([*records, *tombstones])
+
+    async def _forward(self, misplaced: Sequence[Received]) -> None:
+        """Send events that are not in their key's partition to it, as those of their producers: what was counted stays so."""
+        partitions = self._settings.partitions
+        await self._outbox.send(
+            Record(
+                one.topic,
+                partition_of(one.key, partitions),
+                one.key,
+                one.value,
+                headers(TYPES[one.topic].DESCRIPTOR.full_name, one.producer_id, one.sequence),
+            )
+            for one in misplaced
+        )
 
 
 def buried(one: Received, reason: str) -> Event:

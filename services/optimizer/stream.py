@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import faust
+from aiokafka import TopicPartition
 from faust.types import TP
 
 from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
@@ -21,9 +22,9 @@ from services.optimizer.stage import Stage, buried, written_ms
 from services.optimizer.transport import Place
 from smoa.adapter import new_adapter_id
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, TYPES, USAGE, Event, Received
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
 from smoa.outbox import BATCH_BYTES
-from smoa.reader import read_range
+from smoa.reader import read_at
 from smoa.topics import partition_of
 from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Landmark, Landmarks
@@ -43,6 +44,15 @@ class _Segment(NamedTuple):
     stamp: Stamp
 
 
+def _is_known_by(mark: Landmark, place: Place, there: Any) -> bool:
+    """Whether a log is the one that a message was read from; `there` is the message that stands in its place, or the log's first."""
+    if mark.offset < place.begin:
+        return True  # it was deleted in its time
+    if mark.offset < place.end:
+        return there is not None and there.offset == mark.offset and there.timestamp == mark.written_ms
+    return there is not None and there.timestamp <= mark.written_ms
+
+
 class Join(Stage[JoinPartition[_Segment]]):
     """Decisions and outcomes in, what they mean to each adapter out."""
 
@@ -51,10 +61,13 @@ class Join(Stage[JoinPartition[_Segment]]):
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, JOINS)
         self._last_name = 0
+        self._marked: dict[int, set[Stamp]] = {}
+        """Stamps of the landmarks that are in the changelog."""
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
         segments = [(_Segment(one.name, one.stamp), one.value) for one in kept if one.name != LANDMARKS]
         landmarks = [Landmarks.FromString(one.value).topics for one in kept if one.name == LANDMARKS]  # the last stands
+        self._marked[partition] = {one.stamp for one in kept if one.name == LANDMARKS}
         text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
         silent, known = self._settings.silent_tenants, dict(landmarks[-1]) if landmarks else None
         return JoinPartition(partition, self._settings.partitions, segments, silent, text_room, known)
@@ -66,46 +79,41 @@ class Join(Stage[JoinPartition[_Segment]]):
         """A topic that was deleted and made anew has offsets that begin again, below those that were counted; so has, for a while, one that
         lost its last part. What is read of them from now on comes after what was read, whatever its offset.
         """
+        marks = {tp: mark for tp in places if (mark := part.landmarks.get(tp.topic)) is not None}
+        at = {TopicPartition(*tp): mark.offset if mark.offset < places[tp].end else places[tp].begin for tp, mark in marks.items()}
+        there = {TP(*tp): one for tp, one in (await read_at(self._settings.kafka_bootstrap, at)).items()}
         elsewhere: dict[TP, int] = {}
-        for tp, place in places.items():
-            mark = part.landmarks.get(tp.topic)
-            if mark is None:  # nothing was ever read of it
-                continue
-            is_same = await self._is_known_by(mark, tp, place)
-            if is_same and place.committed is None:
-                continue  # the group was forgotten, not the topic: what was counted is dropped when it comes again
+        changed = dict(part.landmarks)
+        for tp, mark in marks.items():
+            place, is_same = places[tp], _is_known_by(mark, places[tp], there.get(tp))
+            if is_same and (place.committed is None or place.is_known):
+                continue  # without a commit the group was forgotten, not the topic: what was counted is dropped when it comes again
             _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
             elsewhere[tp] = place.end if is_same else place.begin
-            mark.incarnation, mark.marked_ms = mark.incarnation + 1, 0
+            again = Landmark()
+            again.CopyFrom(mark)
+            again.incarnation, again.marked_ms = mark.incarnation + 1, 0
+            changed[tp.topic] = again
         if elsewhere:
-            await self._write_landmarks(partition, part)
+            await self._write_landmarks(partition, part, changed)
         return elsewhere
-
-    async def _is_known_by(self, mark: Landmark, tp: TP, place: Place) -> bool:
-        """Whether a log is the one that a message was read from."""
-        if mark.offset < place.begin:
-            return True  # it was deleted in its time
-        where = mark.offset if mark.offset < place.end else place.begin
-        found = await read_range(self._settings.kafka_bootstrap, *tp, where, place.end, 1)
-        if where == mark.offset:
-            return bool(found) and found[0].offset == mark.offset and found[0].timestamp == mark.written_ms
-        return bool(found) and found[0].timestamp <= mark.written_ms
 
     async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
         now_ms = time.time_ns() // 1_000_000
         for tp, messages in taken.items():
             part = self.parts[tp.partition]
             mark = part.landmarks.get(tp.topic)
-            if mark is None or now_ms > mark.marked_ms + MARK_EVERY_S * 1000:
+            if messages and (mark is None or now_ms > mark.marked_ms + MARK_EVERY_S * 1000):
                 last, incarnation = messages[-1], mark.incarnation if mark else 0
-                part.landmarks[tp.topic] = Landmark(
-                    offset=last.offset, written_ms=written_ms(last), marked_ms=now_ms, incarnation=incarnation
-                )
-                await self._write_landmarks(tp.partition, part)
+                new = Landmark(offset=last.offset, written_ms=written_ms(last), marked_ms=now_ms, incarnation=incarnation)
+                await self._write_landmarks(tp.partition, part, {**part.landmarks, tp.topic: new})
 
-    async def _write_landmarks(self, partition: int, part: JoinPartition[_Segment]) -> None:
-        value = Landmarks(topics=part.landmarks).SerializeToString()
+    async def _write_landmarks(self, partition: int, part: JoinPartition[_Segment], landmarks: dict[str, Landmark]) -> None:
+        value, old = Landmarks(topics=landmarks).SerializeToString(), self._marked.get(partition, set()) - {self.stamp}
         await self._outbox.send([self._changelog.record(partition, LANDMARKS, self.stamp, value)])
+        part.landmarks, self._marked[partition] = landmarks, {self.stamp}
+        if old:
+            await self._outbox.send([self._changelog.record(partition, LANDMARKS, stamp, None) for stamp in old])
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""
@@ -121,8 +129,8 @@ class Join(Stage[JoinPartition[_Segment]]):
         for plan in plans.values():
             outgoing += plan.effects
             outgoing += [buried(one, str(error)) for one, error in plan.refused]
-            outgoing += [Event(one.topic, one.key, one.value, TYPES[one.topic].DESCRIPTOR.full_name) for one in plan.misplaced]
         await self._emit(outgoing)
+        await self._forward([one for plan in plans.values() for one in plan.misplaced])
         await self._sweep()
         return True
 
@@ -213,8 +221,15 @@ class Count(Stage[CountPartition]):
         return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]
 
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
-        now_us = time.time_ns() // 1000
-        plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in work.items()}
+        now_us, partitions = time.time_ns() // 1000, self._settings.partitions
+        # Of a topic that has grown since: another worker looks for them where their keys belong.
+        misplaced = [one for partition, events in work.items() for one in events if partition_of(one.key, partitions) != partition]
+        placed = {partition: [one for one in events if one not in misplaced] for partition, events in work.items()} if misplaced else work
+        plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in placed.items()}
+        if misplaced:
+            if not await self._confirmed(done):
+                return False
+            await self._forward(misplaced)
         return await self._write(plans, done, letters)
 
     async def _write(self, plans: Mapping[int, CountPlan], done: Mapping[TP, int], letters: Sequence[Event] = ()) -> bool:

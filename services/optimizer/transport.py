@@ -66,6 +66,9 @@ class _Thread(driver.AIOKafkaConsumerThread):
         super().__init__(*args, **kwargs)
         self.holes: defaultdict[TP, dict[int, int]] = defaultdict(dict)
         self._ends: dict[TP, int] = {}
+        self._newest_ms: dict[TP, int] = {}
+        self.remade: set[TP] = set()
+        """Where a message that was written after all others stands before them: it is of another log."""
 
     def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
         made = super()._create_worker_consumer(transport)
@@ -76,11 +79,14 @@ class _Thread(driver.AIOKafkaConsumerThread):
         found = await super()._fetch_records(*args, **kwargs)
         for place, records in found.items():
             tp = TP(*place)
-            holes, end = self.holes[tp], self._ends.get(tp)
+            holes, end, newest_ms = self.holes[tp], self._ends.get(tp), self._newest_ms.get(tp, 0)
             for one in records:
                 if end is not None and one.offset > end:
                     holes[end] = one.offset
-                end = one.offset + 1
+                elif end is not None and one.offset < end and one.timestamp > newest_ms:
+                    self.remade.add(tp)
+                end, newest_ms = one.offset + 1, max(newest_ms, one.timestamp)
+            self._newest_ms[tp] = newest_ms
             if end is not None:
                 self._ends[tp] = end
             while len(holes) > MAX_HOLES:
@@ -95,6 +101,16 @@ class Consumer(driver.Consumer):
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    def outlived(self, topic: str, partitions: int) -> str:
+        """Why a worker that began with so many partitions of a topic must begin anew; nothing if it need not."""
+        client = getattr(self._thread._consumer, "_client", None)
+        there = len((client.cluster.partitions_for_topic(topic) if client else None) or ())
+        if there > partitions:
+            return f"{topic} has {there} partitions, and had {partitions}"
+        if remade := next(iter(self._thread.remade), None):
+            return f"{remade.topic} {remade.partition} was made anew"
+        return ""
 
     def is_hole(self, tp: TP, begin: int, end: int) -> bool:
         """True if the client has seen that there is nothing for readers at [begin, end)."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -37,6 +38,7 @@ class Library(NamedTuple):
         """Wait until routing knows all of it, at full speed."""
         if self.copy is not None:
             await self.copy.filled()
+            await asyncio.to_thread(_delete_other_copies, self.copy.folder)
         if isinstance(self.search, MemorySearch):
             await self.search.loaded()
 
@@ -104,7 +106,7 @@ async def _over_qdrant(settings: RouterSettings, embedder: str, dimension: int) 
         library = None if settings.search == "qdrant" else await _copied(source, settings, embedder, stack)
         if library is None:
             library_id = await _readied(source, settings, embedder)
-            await asyncio.to_thread(shutil.rmtree, _copies(settings), ignore_errors=True)  # it would be older every day
+            await asyncio.to_thread(_delete_other_copies, _copies(settings) / "none")  # they would be older every day
             search = QdrantSearch(source)
             await search.prepare(**_options(settings))
             library = Library(source, source, search, library_id=library_id)
@@ -121,7 +123,7 @@ async def _copied(source: QdrantCatalogue, settings: RouterSettings, embedder: s
     async def ready() -> None:
         await _readied(source, settings, embedder)
 
-    near = SqliteCatalogue(await asyncio.to_thread(_copy_folder, settings), source.dimension)
+    near = SqliteCatalogue(_copy_folder(settings), source.dimension)
     stack.push_async_callback(near.close)
     copy = CatalogueCopy(source, near, ready)
     known = await copy.recall()
@@ -147,12 +149,19 @@ def _copies(settings: RouterSettings) -> Path:
 
 
 def _copy_folder(settings: RouterSettings) -> Path:
-    """The folder of the copy of what the settings name; copies of elsewhere go."""
+    """The folder of the copy of what the settings name: each place has its own."""
     of = hashlib.blake2b(f"{settings.qdrant_url} {settings.qdrant_prefix}".encode(), digest_size=6).hexdigest()
-    for other in _copies(settings).glob("*"):
-        if other.name != of:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
     return _copies(settings) / of
+
+
+def _delete_other_copies(mine: Path) -> None:
+    """Those of other places, once this one is whole; not one that another process has."""
+    for other in mine.parent.glob("*/"):
+        if other == mine:
+            continue
+        with suppress(BlockingIOError), (other / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(other)
 
 
 def qdrant_catalogue(settings: RouterSettings, dimension: int) -> QdrantCatalogue:

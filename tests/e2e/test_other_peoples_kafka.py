@@ -12,14 +12,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from services.optimizer.app import ensure
+from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.settings import OptimizerSettings
-from smoa.events import DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, Event, event
+from smoa.events import DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, event
 from smoa.outbox import records_of
 from smoa.publisher import EventPublisher
 from smoa.spool import Spool
-from smoa.topics import Topic, ensure_topics
+from smoa.topics import Topic, ensure_topics, partition_of
 from smoa.v1 import router_pb2
-from smoa.v1.events_pb2 import DeadLetter
+from smoa.v1.events_pb2 import DeadLetter, UsageEvent
+from smoa.v1.state_pb2 import AdapterCounts
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, read_events, until
 from tests.stream_support import PARTITIONS, TOPICS, Traffic, Watch, Worker, counted, difference, send
 
@@ -69,10 +71,13 @@ async def test_what_is_in_a_topic_when_it_grows_is_counted(kafka: ApacheKafka, a
         return not there & set(TOPICS) if isinstance(there, set) else not set(there) & set(TOPICS)
 
     await until("the topics being gone", 20, gone)
-    await admin.create_topics([NewTopic(topic, 1, 1) for topic in (DECISIONS, OUTCOMES)])
+    await admin.delete_topics([USAGE])
+    await admin.create_topics([NewTopic(topic, 1, 1) for topic in (DECISIONS, OUTCOMES, USAGE)])
+    used = [event(USAGE, name, UsageEvent(adapter_id=name, tenant="t", tokens=7)) for name in traffic.truth]
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
     await producer.start()
-    for one in records_of([(one, 0) for one in first], {DECISIONS: 1, OUTCOMES: 1}):
+    usage = records_of([(one, number) for number, one in enumerate(used, 1)], {USAGE: 1}, "an-executor")
+    for one in [*records_of([(one, 0) for one in first], {DECISIONS: 1, OUTCOMES: 1}), *usage]:
         await producer.send_and_wait(one.topic, one.value, one.key, headers=one.headers)
     await producer.stop()
     assert await ensure(OptimizerSettings(kafka_bootstrap=kafka.bootstrap, partitions=PARTITIONS)) == PARTITIONS
@@ -82,6 +87,17 @@ async def test_what_is_in_a_topic_when_it_grows_is_counted(kafka: ApacheKafka, a
         await send(kafka.bootstrap, [*traffic.make(300), *traffic.rest()])
         await watch.caught_up(60, worker.keep)
         assert difference(traffic.truth, await counted(kafka.bootstrap)) == (0, 0)
+
+        async def all_used() -> bool:
+            """Where the reporter looks for them."""
+            kept = [await Changelog(kafka.bootstrap, COUNTS.name).read(number) for number in range(PARTITIONS)]
+            tokens = dict[bytes, int]()
+            for number, part in enumerate(kept):
+                here = [one for one in part if b"/" not in one.name and partition_of(one.name, PARTITIONS) == number]
+                tokens |= {one.name: AdapterCounts.FromString(one.value).tenants["t"].tokens for one in here}
+            return all(tokens.get(one.key) == 7 for one in used)
+
+        await until("usage being counted where it belongs", 30, all_used)
     finally:
         await watch.close()
         worker.stop()

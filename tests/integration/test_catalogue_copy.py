@@ -18,7 +18,7 @@ from services.router.catalogue.record_file import Take
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.library import Library
 from smoa.adapter import new_adapter_id
-from smoa.errors import SmoaError
+from smoa.errors import SmoaError, Unavailable
 from tests.contract.test_library import DIMENSION, PUBLIC, record, vector
 from tests.kafka_support import until
 from tests.library_support import copied_library, sqlite
@@ -290,3 +290,26 @@ async def test_nothing_that_is_told_or_found_stops_a_copy(opened: tuple[Open, As
     await until("what was written beside them", 10, there)
     await _copy_of(library).compare()
     assert await there()
+
+
+async def test_a_server_whose_stamp_was_restored_first_takes_nothing_from_a_copy(opened: tuple[Open, AsyncQdrantClient, str]) -> None:
+    """Snapshots are of one collection each; and a copy that holds nothing becomes one of what is there."""
+    make, client, prefix = opened
+    library, made = await make("one"), record(name="kept")
+    await library.catalogue.write([Entry(made, vector(1))])
+    await client.delete(f"{prefix}_adapters", models.FilterSelector(filter=models.Filter()), wait=True)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="holds no library"):
+            await _copy_of(library).compare()
+        assert {found.ref for found in await library.search.search(vector(1), PUBLIC, 9)} == {made.ref}
+    await drop(client, prefix)
+    empty = await make("empty")
+    await drop(client, prefix)
+    other = await make("other")
+    await other.catalogue.write([Entry(new := record(name="new"), vector(2))])
+
+    async def taken() -> bool:
+        return {found.ref for found in await empty.search.search(vector(2), PUBLIC, 9)} == {new.ref}
+
+    await until("the library that is there", 10, taken)
+    assert {found.ref for found in await library.search.search(vector(1), PUBLIC, 9)} == {made.ref}

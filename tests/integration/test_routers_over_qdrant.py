@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.router.catalogue.port import Document, Entry
 from services.router.commands import router_group
 from services.router.learning.ranker import builtin
-from services.router.library import open_library
+from services.router.library import Library, open_library
 from services.router.lifecycle_consumer import RANKER_ID
 from services.router.search.memory_search import MemorySearch
 from services.router.search.qdrant_search import QdrantSearch
@@ -28,6 +28,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.contract.test_library import DIMENSION, PUBLIC, record, vector
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, refused, running_router
+from tests.integration.test_catalogue_copy import _copy_of
 from tests.integration.test_import import imported
 from tests.kafka_support import until
 from tests.library_support import qdrant_library
@@ -56,9 +57,48 @@ async def test_a_copy_is_of_one_place_one_embedder_and_one_way_to_search(own_ser
     own_server.start()
     await (await open_library(replace(plain, search_bytes=1), "of tests", DIMENSION)).close()  # auto: it does not fit any more
     own_server.kill()
-    for settings in (plain, replace(plain, qdrant_prefix="there")):
-        with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
-            await open_library(settings, "of tests", DIMENSION)
+    with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
+        await open_library(plain, "of tests", DIMENSION)
+
+
+async def test_a_copy_is_there_until_another_place_has_one(own_server: QdrantServer, tmp_path: Path) -> None:
+    """A wrong address costs nothing; and what is searched on the server is written to as ever."""
+    plain = RouterSettings(data_folder=tmp_path / "router", **settings_of(own_server.url, own_server.grpc_port, "here"))
+    there = replace(plain, qdrant_prefix="there")
+
+    async def started(settings: RouterSettings) -> Library:
+        library = await open_library(settings, "of tests", DIMENSION)
+        _copy_of(library).start(lambda _: None)
+        await library.whole()
+        return library
+
+    first = await started(plain)
+    await first.catalogue.write([Entry(made := record(), vector(1))])
+    await first.close()
+    own_server.kill()
+    with pytest.raises(Unavailable):
+        await open_library(there, "of tests", DIMENSION)
+    again = await open_library(plain, "of tests", DIMENSION)
+    assert isinstance(again.search, MemorySearch)
+    await again.search.loaded()
+    assert [found.ref for found in await again.search.search(vector(1), PUBLIC, 9)] == [made.ref]
+    await again.close()
+    own_server.start()
+    large = await open_library(replace(there, search_bytes=1), "of tests", DIMENSION)
+    await large.close()
+    folders = tmp_path / "router" / "copy"
+    assert len(list(folders.iterdir())) == 2
+    await (await started(there)).close()
+    assert len(list(folders.iterdir())) == 1
+    filled = await open_library(there, "of tests", DIMENSION)
+    await filled.catalogue.write([Entry(record(), vector(n)) for n in range(9)], together=False)
+    await filled.close()
+    library = await open_library(replace(there, search_bytes=1), "of tests", DIMENSION)
+    assert isinstance(library.search, QdrantSearch)
+    await library.catalogue.write([Entry(late := record(), vector(1))])
+    assert late.ref in [found.ref for found in await library.search.search(vector(1), PUBLIC, 9)]
+    await library.close()
+    assert list(folders.iterdir()) == []
 
 
 async def test_the_search_that_fits_is_taken(qdrant: tuple[str, int], tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class TwoRouters(RuleBasedStateMachine):
             self.messages += [(1 - number, change.record.adapter_id) for change in made]
 
         router.canaries.update(await near.scroll(Scope(tenant=None, states=("canary",)), "", 100))
-        copy._changed = copied
+        copy.listen(copied)
         registry = Registry(catalogue, self.store, EMBEDDER, changed, purge_grace_s=0)
         life = Life(gate, catalogue, near, copy, search, router, registry, Merges(registry))
         await copy._follow()

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from services.router.catalogue.changes import now_us
@@ -61,7 +62,6 @@ class CatalogueCopy:
         self._task: asyncio.Task[None] | None = None
         self.copied = 0
         """Adapters that were read from the server."""
-        source.follow(self._take, self._take_document)
 
     async def recall(self) -> str:
         """Find out how far an earlier process was; returns which library it copied, or nothing."""
@@ -82,10 +82,22 @@ class CatalogueCopy:
         if not self._state:
             await self._keep(library_id=library_id, filled=False, after="", since_us=now_us() - int(LOOK_FAR_BACK_S * 1e6))
 
-    async def check_library(self) -> None:
-        """Raise Unavailable, here and to all who use the server, while it does not hold the library that this is a copy of."""
+    async def check_library(self, *, thoroughly: bool = False) -> None:
+        """Raise Unavailable, here and to all who use the server, while it does not hold the library that this is a copy of.
+
+        A copy of nothing becomes one of what is there.
+        """
         mine, stamp = self.library_id, await self._source.stamp()
-        if (held := "" if stamp is None else stamp.body["library_id"]) == mine:
+        held = "" if stamp is None else str(stamp.body.get("library_id", ""))
+        is_empty = not await self._revisions_between("", _LAST_ID, 1)
+        if held and held != mine and is_empty:  # nothing is lost with it
+            self._state = {}
+            self._filled.clear()
+            await self.begin_with(held)
+            self._is_ready, mine = False, held
+        if held == mine and thoroughly and not is_empty and not await self._source.holds_any():
+            held = ""  # its stamp was restored first, or its adapters alone were lost
+        if held == mine:
             self._source.connection.refuse(None)
             return
         error = Unavailable(
@@ -95,10 +107,20 @@ class CatalogueCopy:
         self._source.connection.refuse(error)
         raise error
 
-    def start(self, changed: Callable[[Sequence[AdapterRecord]], None]) -> None:
-        """Begin to follow; `changed` hears which adapters are different now."""
+    def listen(self, changed: Callable[[Sequence[AdapterRecord]], None]) -> None:
+        """Take what this router writes, before anything is written; `changed` hears which adapters are different now."""
         self._changed = changed
+        self._source.follow(self._take, self._take_document)
+
+    def start(self, changed: Callable[[Sequence[AdapterRecord]], None]) -> None:
+        """`listen`, and begin to follow what others write."""
+        self.listen(changed)
         self._task = begin(self._run(), "catalogue-copy")
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._copy.folder
 
     async def filled(self) -> None:
         """Wait until all is here that was there once."""
@@ -139,7 +161,7 @@ class CatalogueCopy:
             self._wake.clear()
 
     async def _follow(self) -> None:
-        await self.check_library()
+        await self.check_library(thoroughly=not self._is_ready)
         if not self._is_ready:
             await self._ready()
             self._is_ready = True
@@ -221,7 +243,7 @@ class CatalogueCopy:
                 await self._forget(gone)
 
     async def _forget(self, adapter_ids: Sequence[str]) -> None:
-        await self.check_library()
+        await self.check_library(thoroughly=True)
         records = [known[0] for one in adapter_ids if (known := await self._copy.get(one)) is not None]
         await self._copy.forget(adapter_ids)
         self._changed([dataclasses.replace(record, state="purged") for record in records])
@@ -229,8 +251,8 @@ class CatalogueCopy:
     async def _revisions_here(self, adapter_ids: list[str]) -> dict[str, int]:
         return await self._copy.call(lambda file: file.revisions_of(adapter_ids))
 
-    async def _revisions_between(self, after: str, until: str) -> dict[str, int]:
-        return await self._copy.call(lambda file: file.revisions(after, until))
+    async def _revisions_between(self, after: str, until: str, most: int = -1) -> dict[str, int]:
+        return await self._copy.call(lambda file: file.revisions(after, until, most))
 
     async def _copy_documents(self, since_us: int) -> None:
         for kind in DOCUMENT_KINDS:
@@ -247,7 +269,7 @@ class CatalogueCopy:
                 take = Take.ALL if document.revision < here.get(document.document_id, 0) else Take.NEWER
                 await self._copy.put_document(kind, document, take, deleted=deleted)
         if gone:
-            await self.check_library()
+            await self.check_library(thoroughly=True)
             await self._copy.call(lambda file: file.forget_documents(kind, sorted(gone)))
 
     async def _take(self, entries: Sequence[Entry], whatever: bool) -> None:
@@ -261,7 +283,8 @@ class CatalogueCopy:
 
     async def _take_document(self, kind: str, document: Document, deleted: bool) -> None:
         try:
-            await self._copy.put_document(kind, document, Take.NEWER, deleted=deleted)
+            if not await self._copy.put_document(kind, document, Take.NEWER, deleted=deleted):
+                self._compare_at_s = time.monotonic()  # somebody has written since, or the server had gone back
         except SmoaError as error:  # the next look finds it
             _log.warning("what was written is not in the copy yet: %s", error)
 

@@ -19,6 +19,8 @@ from services.router.catalogue.qdrant_changes import QdrantChanges
 from services.router.catalogue.qdrant_connection import NO_VECTORS, QdrantConnection, equals, unavailable
 from services.router.catalogue.qdrant_points import INDEXES, PAGE, Point, QdrantPoints
 from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope, labels_of, pool_of
+from smoa.errors import InvalidArgument
+from smoa.identifiers import check_ulid
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -271,7 +273,13 @@ class QdrantCatalogue:
         if not await connection.answer(connection.client.collection_exists(points.collection)):
             return None
         found = await connection.answer(connection.client.retrieve(points.collection, [point_id(STAMP_ID)]))
-        return _document(found[0].payload or {}) if found else None
+        return next(iter(_readable(found, lambda point: _document(point.payload or {}))), None)
+
+    async def holds_any(self) -> bool:
+        """Whether there is any adapter, asked also while other calls are refused."""
+        where = models.Filter(must=[_IS_ADAPTER])
+        call = self.connection.client.scroll(self.points.collection, scroll_filter=where, limit=1, with_payload=False)
+        return bool((await self.connection.answer(call))[0])
 
     async def changed_adapters(self, since_us: int, page: int) -> AsyncIterator[dict[str, int]]:
         """Revisions of the adapters that have been written since a time, by the clocks of their writers: pages, by id."""
@@ -325,7 +333,7 @@ def _readable(points: Sequence[models.Record], read: Callable[[models.Record], T
     for point in points:
         try:
             found.append(read(point))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, InvalidArgument) as error:
             _log.error(
                 "point %s of the Qdrant server cannot be read (%r), and is left out; delete it there, or restore it", point.id, error
             )
@@ -334,7 +342,8 @@ def _readable(points: Sequence[models.Record], read: Callable[[models.Record], T
 
 def _revision(point: models.Record) -> tuple[str, int]:
     payload = point.payload or {}
-    return payload["adapter_id"], payload["revision"]
+    check_ulid(payload["adapter_id"])
+    return payload["adapter_id"], int(payload["revision"])
 
 
 def _packed(prototypes: Vector) -> str:

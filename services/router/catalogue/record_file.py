@@ -209,19 +209,19 @@ class RecordFile:
             rows = self._database.execute(query, (after_row, limit)).fetchall()
         return [Written(row, AdapterRef(*ref), pool, vector, bool(has), marks=marks) for row, *ref, pool, vector, has, marks in rows]
 
-    def revisions(self, after: str, last: str) -> dict[str, int]:
-        """Revisions of the adapters with ids over `after`, up to `last`, by id."""
+    def revisions(self, after: str, last: str, most: int = -1) -> dict[str, int]:
+        """Revisions of the adapters with ids over `after`, up to `last`, by id; at most so many of them."""
         with _failures():
-            query = "SELECT adapter_id, revision FROM adapters WHERE adapter_id > ? AND adapter_id <= ? ORDER BY adapter_id"
-            return dict(self._database.execute(query, (after, last)).fetchall())
+            query = "SELECT adapter_id, revision FROM adapters WHERE adapter_id > ? AND adapter_id <= ? ORDER BY adapter_id LIMIT ?"
+            return dict(self._database.execute(query, (after, last, most)).fetchall())
 
     def revisions_of(self, adapter_ids: Sequence[str]) -> dict[str, int]:
         """Revisions of those of the adapters that are there."""
         with _failures():
             return dict(self._by_id("revision", adapter_ids))
 
-    def write_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> None:
-        """Write a document; with `deleted`, so that it is there no more, but for its revision.
+    def write_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> bool:
+        """Write a document; with `deleted`, so that it is there no more, but for its revision. False: it was not to be taken.
 
         Raises:
             Conflict: it is not based on the revision that is there. One that was deleted counts as one that is not there.
@@ -230,14 +230,15 @@ class RecordFile:
             query = "SELECT revision, deleted FROM documents WHERE kind = ? AND document_id = ?"
             there, gone = database.execute(query, (kind, document.document_id)).fetchone() or (0, True)
             if deleted and gone and take is Take.UNCHANGED:
-                return
+                return False
             if take is Take.UNCHANGED and document.revision != (0 if gone else there):
                 raise Conflict([document.document_id])
             if take is Take.NEWER and there >= document.revision:
-                return
+                return False
             revision = there + 1 if take is Take.UNCHANGED else document.revision
             row = (kind, document.document_id, document.tenant, orjson.dumps(dict(document.body)).decode(), revision, int(deleted))
             database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?)", row)
+        return True
 
     def forget_documents(self, kind: str, document_ids: Sequence[str]) -> None:
         """Remove documents, as if they had never been."""

@@ -114,9 +114,9 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         await self.put_document(kind, document, Take.UNCHANGED)
 
-    async def put_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> None:
-        """Write a document, if it is to be taken."""
-        await self._writes.run(self.call(lambda file: file.write_document(kind, document, take, deleted=deleted)))
+    async def put_document(self, kind: str, document: Document, take: Take, *, deleted: bool = False) -> bool:
+        """Write a document, if it is to be taken; returns whether it was."""
+        return await self._writes.run(self.call(lambda file: file.write_document(kind, document, take, deleted=deleted)))
 
     async def get_document(self, kind: str, document_id: str) -> Document | None:
         """See `Catalogue`."""

@@ -35,7 +35,7 @@ async def stamped(catalogue: Catalogue, embedder: str, dimension: int, library_i
         catalogue: Where it is.
         embedder: What makes its vectors.
         dimension: How many numbers they have.
-        library_id: Of one that is made again; a new one by default.
+        library_id: Of one that is made again, whatever was begun in its place; a new one by default.
 
     Raises:
         FailedPrecondition: its vectors are of another embedder, or it needs a newer program.
@@ -45,6 +45,10 @@ async def stamped(catalogue: Catalogue, embedder: str, dimension: int, library_i
         with suppress(Conflict):  # another router was faster
             await catalogue.write_document("stamp", Document(STAMP_ID, "", asdict(made)))
     stamp = checked_stamp(found, embedder, dimension)
+    if library_id and stamp.library_id != library_id:
+        with suppress(Conflict):
+            await catalogue.write_document("stamp", found._replace(body={**found.body, "library_id": library_id}))
+        return await stamped(catalogue, embedder, dimension, library_id)
     if stamp.schema < SCHEMA:
         newer = {**found.body, "schema": SCHEMA, "reads_from": max(stamp.reads_from, READS_FROM)}
         with suppress(Conflict):  # another one of our version was faster
