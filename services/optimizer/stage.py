@@ -153,6 +153,8 @@ class Stage(ABC, Generic[P]):
         for tp, several in taken.items():
             for one in several:
                 place = (tp.topic, tp.partition, one.offset)
+                if self._is_done(tp, one):
+                    continue
                 try:
                     work[tp.partition] += unpack(*place, one.key, one.value, _headers(one))
                 except InvalidArgument as error:
@@ -277,11 +279,11 @@ class Stage(ABC, Generic[P]):
                 await self._adopt(partition, kept)  # the broker had forgotten the group, and counts its generations anew
                 return None
             part = await asyncio.to_thread(self._made, partition, kept)
-            await self._open(partition, part)
             if elsewhere := await self._found_again(partition, part, found):
                 places |= elsewhere
                 if not await self._confirmed(places):
                     return None
+            await self._open(partition, part, {tp.topic: offset for tp, offset in places.items()})
             self.parts[partition] = part
             self._next |= places
             self._heard_s |= dict.fromkeys(places, time.monotonic())
@@ -319,8 +321,12 @@ class Stage(ABC, Generic[P]):
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...
 
-    async def _open(self, partition: int, part: P) -> None:
-        """What is to be done before a partition's state is used."""
+    async def _open(self, partition: int, part: P, places: Mapping[str, int]) -> None:
+        """What is to be done before a partition's state is used; `places` is where its reading goes on, by topic."""
+
+    def _is_done(self, tp: TP, message: Any) -> bool:
+        """Whether a message that comes was done by those before this state began."""
+        return False
 
     async def _found_again(self, partition: int, part: P, places: Mapping[TP, Place]) -> Mapping[TP, int]:
         """Where the reading goes on elsewhere than at the commit, for it is of another log."""

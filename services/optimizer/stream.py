@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 ELSEWHERE_S: Final = 60.0
 LANDMARKS: Final = b"landmarks"
 """The join changelog's name of what its topics' logs are known by; its other names are numbers."""
-MARK_EVERY_S: Final = 600.0
 FADE_EVERY_S: Final = 3600.0
 
 
@@ -86,34 +85,42 @@ class Join(Stage[JoinPartition[_Segment]]):
         changed = dict(part.landmarks)
         for tp, mark in marks.items():
             place, is_same = places[tp], _is_known_by(mark, places[tp], there.get(tp))
-            if is_same and (place.committed is None or place.is_known):
-                continue  # without a commit the group was forgotten, not the topic: what was counted is dropped when it comes again
+            if is_same and place.is_known:
+                continue
+            if is_same and place.committed is None:  # the group was forgotten, not the topic: all up to there is done
+                elsewhere[tp] = max(place.begin, mark.offset + 1)
+                continue
             _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
             elsewhere[tp] = place.end if is_same else place.begin
             again = Landmark()
             again.CopyFrom(mark)
-            again.incarnation, again.marked_ms = mark.incarnation + 1, 0
+            again.incarnation = mark.incarnation + 1
             changed[tp.topic] = again
-        if elsewhere:
-            await self._write_landmarks(partition, part, changed)
+        if changed != part.landmarks:
+            await self._write_landmarks({partition: (part, changed)})
         return elsewhere
 
     async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
-        now_ms = time.time_ns() // 1_000_000
+        marked: dict[int, tuple[JoinPartition[_Segment], dict[str, Landmark]]] = {}
         for tp, messages in taken.items():
-            part = self.parts[tp.partition]
-            mark = part.landmarks.get(tp.topic)
-            if messages and (mark is None or now_ms > mark.marked_ms + MARK_EVERY_S * 1000):
-                last, incarnation = messages[-1], mark.incarnation if mark else 0
-                new = Landmark(offset=last.offset, written_ms=written_ms(last), marked_ms=now_ms, incarnation=incarnation)
-                await self._write_landmarks(tp.partition, part, {**part.landmarks, tp.topic: new})
+            part, landmarks = marked.setdefault(tp.partition, (self.parts[tp.partition], dict(self.parts[tp.partition].landmarks)))
+            incarnation = part.landmarks[tp.topic].incarnation if tp.topic in part.landmarks else 0
+            landmarks[tp.topic] = Landmark(offset=messages[-1].offset, written_ms=written_ms(messages[-1]), incarnation=incarnation)
+        if marked:
+            await self._write_landmarks(marked)
 
-    async def _write_landmarks(self, partition: int, part: JoinPartition[_Segment], landmarks: dict[str, Landmark]) -> None:
-        value, old = Landmarks(topics=landmarks).SerializeToString(), self._marked.get(partition, set()) - {self.stamp}
-        await self._outbox.send([self._changelog.record(partition, LANDMARKS, self.stamp, value)])
-        part.landmarks, self._marked[partition] = landmarks, {self.stamp}
-        if old:
-            await self._outbox.send([self._changelog.record(partition, LANDMARKS, stamp, None) for stamp in old])
+    async def _write_landmarks(self, marked: Mapping[int, tuple[JoinPartition[_Segment], dict[str, Landmark]]]) -> None:
+        """Make them so, and those of earlier stamps gone."""
+        stamps = {partition: self._marked.get(partition, set()) - {self.stamp} for partition in marked}
+        await self._outbox.send(
+            self._changelog.record(partition, LANDMARKS, self.stamp, Landmarks(topics=landmarks).SerializeToString())
+            for partition, (_, landmarks) in marked.items()
+        )
+        for partition, (part, landmarks) in marked.items():
+            part.landmarks = landmarks
+            self._marked[partition] = {self.stamp}
+        gone = [self._changelog.record(partition, LANDMARKS, stamp, None) for partition, old in stamps.items() for stamp in old]
+        await self._emit([], gone)
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""
@@ -209,13 +216,19 @@ class Count(Stage[CountPartition]):
         self._stamps[partition] = dict(stamps)
         return self._part(kept)
 
-    async def _open(self, partition: int, part: CountPartition) -> None:
+    async def _open(self, partition: int, part: CountPartition, places: Mapping[str, int]) -> None:
         """Name the counts of a changelog that has just begun, before any of them is told: what came before it is not in them."""
         if part.epoch is None:
-            epoch = CountsEpoch(epoch=new_adapter_id(), began_at_us=time.time_ns() // 1000)
+            epoch = CountsEpoch(epoch=new_adapter_id(), began_at_us=time.time_ns() // 1000, began_at_offset=places)
             await self._outbox.send([self._changelog.record(partition, EPOCH.encode(), self.stamp, epoch.SerializeToString())])
             self._stamps[partition][EPOCH.encode()] = [self.stamp]
             part.epoch = epoch
+
+    def _is_done(self, tp: TP, message: Any) -> bool:
+        """When the group is forgotten, too, all is read again. A topic that was made anew has what was written later."""
+        epoch = self.parts[tp.partition].epoch
+        assert epoch is not None
+        return message.offset < epoch.began_at_offset.get(tp.topic, 0) and written_ms(message) * 1000 <= epoch.began_at_us
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(name, self.stamp, value) for name, value in {one.name: one.value for one in kept}.items()]

@@ -7,16 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Landmark(_message.Message):
-    __slots__ = ("offset", "written_ms", "marked_ms", "incarnation")
+    __slots__ = ("offset", "written_ms", "incarnation")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     WRITTEN_MS_FIELD_NUMBER: _ClassVar[int]
-    MARKED_MS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     offset: int
     written_ms: int
-    marked_ms: int
     incarnation: int
-    def __init__(self, offset: _Optional[int] = ..., written_ms: _Optional[int] = ..., marked_ms: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, offset: _Optional[int] = ..., written_ms: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Landmarks(_message.Message):
     __slots__ = ("topics",)
@@ -133,12 +131,21 @@ class AdapterCounts(_message.Message):
     def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ...) -> None: ...
 
 class CountsEpoch(_message.Message):
-    __slots__ = ("epoch", "began_at_us")
+    __slots__ = ("epoch", "began_at_us", "began_at_offset")
+    class BeganAtOffsetEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BEGAN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_AT_OFFSET_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     began_at_us: int
-    def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ...) -> None: ...
+    began_at_offset: _containers.ScalarMap[str, int]
+    def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ..., began_at_offset: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Tally(_message.Message):
     __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
