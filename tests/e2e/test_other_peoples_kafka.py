@@ -14,6 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from services.optimizer.app import ensure
 from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.settings import OptimizerSettings
+from smoa import publisher as publisher_module
 from smoa.events import DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, event
 from smoa.outbox import records_of
 from smoa.publisher import EventPublisher
@@ -169,8 +170,9 @@ async def test_topics_that_were_made_anew_are_counted_on(
 
 
 async def test_an_event_that_is_never_taken_goes_to_the_dead_letters_and_those_behind_it_go_on(
-    kafka: ApacheKafka, admin: AIOKafkaAdminClient, tmp_path: Path
+    kafka: ApacheKafka, admin: AIOKafkaAdminClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(publisher_module, "REFUSED_TIMES", 3)
     limit = ConfigResource(ConfigResourceType.TOPIC, DECISIONS, {"max.message.bytes": "5000"})
     await admin.alter_configs([limit])
     publisher = EventPublisher(kafka.bootstrap, Spool(tmp_path / "spool", 2**20))
