@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
-from click.core import ParameterSource
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
-from services.router.catalogue.registration_log import RegistrationLog, rebuild
-from services.router.catalogue.stamp import stamped
 from services.router.learning.publication import Step, next_step
 from services.router.learning.ranker import FEATURES, Ranker, builtin
 from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
-from services.router.library import open_catalogue
+from services.router.library_commands import rebuild_command, reembed_command
 from services.router.lifecycle_consumer import RANKER_KEY
-from services.router.settings import RouterSettings
 from services.router.snapshots import snapshot_command
-from smoa.cli.options import address_of, address_option, find_stack_of_command, kafka_option, store_option
+from smoa.cli.options import kafka_option
 from smoa.cli.tables import show_table
-from smoa.embedding.choose import open_embedder
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
-from smoa.settings import from_environment
-from smoa.stack import DEFAULT_FOLDER
-from smoa.store import AdapterStore
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 logs_argument = click.argument("logs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -55,12 +43,15 @@ def router_group() -> None:
     Use it everywhere:   smoa router publish ranker.json
     All of it, for ever: smoa router learn --every 3600
     A lost index:        smoa router rebuild
+    Another embedder:    smoa router reembed
     Before it is lost:   smoa router snapshot
 
     Only decisions of `--strategy learned` teach: it notes what it considered, and how likely each was to come first.
     """  # noqa: D301  the escape tells click to keep the lines
 
 
+router_group.add_command(rebuild_command)
+router_group.add_command(reembed_command)
 router_group.add_command(snapshot_command)
 
 
@@ -184,72 +175,6 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
             await asyncio.sleep(every)
 
     asyncio.run(work())
-
-
-@router_group.command("rebuild")
-@store_option
-@address_option("--qdrant", "SMOA_QDRANT_URL", "catalogue", lambda stack: stack.qdrant, "", "Into this Qdrant server")
-@address_option(
-    "--data",
-    "SMOA_ROUTER_DATA_FOLDER",
-    "data",
-    lambda stack: str(stack.router_data),
-    f"{DEFAULT_FOLDER}/router",
-    "Else into a router's data folder, while it does not run",
-)
-@json_option
-def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
-    """Make a lost index again from the store, where every registration is written down.
-
-    The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
-    """
-    if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
-        qdrant = ""  # who names a folder means it
-    _check_folders("" if qdrant else data, store)
-    settings = from_environment(RouterSettings, os.environ, "SMOA_ROUTER_")  # the key of a server, its ports and prefix
-    done = asyncio.run(_rebuild(replace(settings, store=store, qdrant_url=qdrant, data_folder=Path(data))))
-    where = qdrant or data
-    click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
-
-
-def _check_folders(data: str, store: str) -> None:
-    """Refuse folders that do not exist: making them would answer with an empty index.
-
-    Raises:
-        FailedPrecondition: naming the folder, and where a stack was looked for.
-    """
-    stack = find_stack_of_command()
-    there = "runs" if stack.stack and stack.stack.running else "is stopped" if stack.stack else "is not there"
-    remedy = f"the local stack that was looked for in {stack.folder} {there}; name its folder with --stack, or give --data and --store"
-    if data and stack.stack and stack.stack.running and Path(data).absolute() == stack.stack.router_data:
-        raise FailedPrecondition(f"data: the router of the stack in {stack.folder} uses {data} ({stack.stack}); stop it first")
-    # The router's own folder may be what was lost, as long as its stack's is there.
-    if data and not Path(data).is_dir() and not (stack.stack and Path(data).absolute() == stack.stack.router_data):
-        raise FailedPrecondition(f"data: {Path(data).absolute()} ({address_of('data').came_from()}) does not exist; {remedy}")
-    if "://" not in store and not Path(store).is_dir():
-        raise FailedPrecondition(f"store: {Path(store).absolute()} ({address_of('store').came_from()}) does not exist; {remedy}")
-
-
-async def _rebuild(settings: RouterSettings) -> int:
-    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
-    log = RegistrationLog(AdapterStore(settings.store))
-    if not await log.names():
-        raise FailedPrecondition(
-            f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
-        )
-    catalogue = await open_catalogue(settings, embedder.dimension)
-    done = 0
-    try:
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
-            task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(log, catalogue, embedder.dimension):
-                progress.update(task, completed=done, total=total)
-        # Last: routers that have a copy of this library go on by it until this one is whole.
-        await stamped(catalogue, embedder.name, embedder.dimension, await log.library_id())
-    finally:
-        await catalogue.close()
-        await embedder.close()
-    return done
 
 
 def read_logs(paths: Iterable[Path]) -> list[Logged]:

@@ -1,15 +1,29 @@
-"""What an adapter's examples are boiled down to: a few prototypes, by spherical k-means. Pure."""
+"""What an adapter's examples are boiled down to: their centroid, and a few prototypes, by spherical k-means."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from services.router.catalogue.port import Vector
+from smoa.embedding.port import Embedder, normalised
 
 PROTOTYPES: Final = 16
 _ROUNDS: Final = 8
+
+
+async def described_by(embedder: Embedder, groups: Sequence[Sequence[str]]) -> list[tuple[Vector, Vector]]:
+    """Centroid [dimension] and prototypes [n, dimension] of each group of examples, none of which is empty.
+
+    Raises:
+        InvalidArgument, Unavailable: see `Embedder`.
+    """
+    vectors = await embedder.embed([example for group in groups for example in group])
+    parts = np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
+    return await asyncio.to_thread(lambda: [(normalised(part.mean(0)), prototypes_of(part)) for part in parts])
 
 
 def prototypes_of(examples: Vector) -> Vector:

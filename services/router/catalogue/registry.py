@@ -8,21 +8,19 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-import numpy as np
-
 from services.router.catalogue.adapter_files import AdapterFiles
 from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.port import Catalogue, Conflict, Entry, Vector
-from services.router.catalogue.prototypes import prototypes_of
+from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
 from smoa.adapter import check_labels
-from smoa.embedding.port import Embedder, normalised
+from smoa.embedding.port import Embedder
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
@@ -179,7 +177,7 @@ class Registry:
                 raise taken(record.adapter_id)
             made[record.adapter_id] = record, one.vector
         described = [record for record, _ in made.values() if record.examples]
-        found = await self._embedded_all([record.examples for record in described]) if described else []
+        found = await described_by(self._embedder, [record.examples for record in described]) if described else []
         embedded = {record.adapter_id: pair for record, pair in zip(described, found, strict=True)}
         entries = []
         for record, vector in made.values():
@@ -206,14 +204,8 @@ class Registry:
 
     async def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
         """Centroid [dimension] and prototypes [n, dimension] of examples."""
-        (found,) = await self._embedded_all([examples])
+        (found,) = await described_by(self._embedder, [examples])
         return found
-
-    async def _embedded_all(self, groups: Sequence[Sequence[str]]) -> list[tuple[Vector, Vector]]:
-        vectors = await self._embedder.embed([example for group in groups for example in group])
-        ends = np.cumsum([len(group) for group in groups])
-        parts = np.split(vectors, ends[:-1])
-        return await asyncio.to_thread(lambda: [(normalised(part.mean(0)), prototypes_of(part)) for part in parts])
 
     async def get(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """One adapter the tenant may see.

@@ -25,6 +25,30 @@ T = TypeVar("T")
 FILE: Final = "index.sqlite"
 
 
+class SqliteReader:
+    """Reads a catalogue beside the process that owns it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Of a catalogue that is there."""
+        self._file = RecordFile(folder / FILE)
+
+    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+        """See `Catalogue`."""
+        return await asyncio.to_thread(self._file.scroll, scope, after, limit)
+
+    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+        """See `Catalogue`."""
+        return await asyncio.to_thread(self._file.list_documents, kind, tenant, after, limit)
+
+    def get_document(self, kind: str, document_id: str) -> Document | None:
+        """See `Catalogue`."""
+        return self._file.get_document(kind, document_id)
+
+    def close(self) -> None:
+        """Release it."""
+        self._file.close()
+
+
 class SqliteCatalogue:
     """One file in a folder; one process owns it."""
 

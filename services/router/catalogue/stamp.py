@@ -67,6 +67,6 @@ def checked_stamp(document: Document, embedder: str, dimension: int) -> Stamp:
     if (stamp.embedder, stamp.dimension) != (embedder, dimension):
         raise FailedPrecondition(
             f"index: its vectors are of {stamp.embedder!r} with {stamp.dimension} numbers, this router has {embedder!r} with {dimension}; "
-            "set the embedder that made them, or another SMOA_QDRANT_PREFIX or data folder"
+            "set the embedder that made them (SMOA_ROUTER_EMBEDDER), or make them anew with `smoa router reembed`"
         )
     return stamp
