@@ -33,7 +33,8 @@ from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.learning.ranker import Numbers, Ranker, builtin
 from services.router.learning.ranker_training import Logged, beats_hybrid, train
 from services.router.routing.cache import RoutingCache
-from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
+from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
+from services.router.routing.router import Router
 from services.router.routing.scoring import Hints
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import new_adapter_id
@@ -285,7 +286,7 @@ async def measure_learning(seed: int) -> list[dict[str, float]]:
                     ),
                     "hybrid_success": float(np.mean([quality.chance(first, job_of[place]) for place, first in hybrid_first.items()])),
                     "best_success": float(np.mean([quality.chance(place_, job_of[place]) for place, place_ in wanted.items()])),
-                    "trained": float(world.router.ranker.version != builtin().version),
+                    "trained": float(world.router.learned.ranker.version != builtin().version),
                 }
             )
 
@@ -296,11 +297,11 @@ async def measure_learning(seed: int) -> list[dict[str, float]]:
             choice = await world.choose(queries[number], "learned", top_k=1)
             first = choice.ranked[0].adapter_id
             succeeded = bool(rng.random() < quality.chance(world.place_of[first], job_of[number]))
-            world.router.posteriors.observe("public", first, succeeded)
+            world.router.learned.posteriors.observe("public", first, succeeded)
             features = np.array([one.features for one in choice.ranked])
             log.append(Logged(features, np.array(choice.propensities), float(succeeded), number))
             if (number + 1) % STEP == 0:
-                world.router.ranker = _trained(log[-OUTCOMES:], world.router.ranker)
+                world.router.learned.ranker = _trained(log[-OUTCOMES:], world.router.learned.ranker)
                 await check(number + 1)
     return rows
 

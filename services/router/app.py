@@ -18,7 +18,8 @@ from services.router.library import Library, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
 from services.router.routing.cache import RoutingCache
-from services.router.routing.router import Choice, RouteQuery, Router, RoutingDefaults
+from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
+from services.router.routing.router import Router
 from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
 from smoa.embedding.choose import open_embedder

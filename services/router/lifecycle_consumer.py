@@ -85,8 +85,8 @@ class LifecycleConsumer:
     async def take_kept_ranker(self) -> None:
         """Decide with the ranker that the library keeps, unless another one has been announced meanwhile."""
         try:
-            if self._router.ranker.version == BUILTIN:
-                self._router.ranker = await published_ranker(self._near) or self._router.ranker
+            if self._router.learned.ranker.version == BUILTIN:
+                self._router.learned.ranker = await published_ranker(self._near) or self._router.learned.ranker
         except InvalidArgument as error:
             _log.warning("%s; the learned strategy goes on untrained", error)
 
@@ -186,7 +186,7 @@ class LifecycleConsumer:
     async def _take(self, event: Message) -> None:
         if isinstance(event, events_pb2.AdapterOutcome):
             if event.HasField("success"):
-                self._router.posteriors.observe(event.tenant, event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
+                self._router.learned.posteriors.observe(event.tenant, event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
         elif isinstance(event, events_pb2.LifecycleEvent):
             await self._changed(event)
         elif isinstance(event, events_pb2.ExecutorStatus):
@@ -217,7 +217,7 @@ class LifecycleConsumer:
 
     async def _changed(self, event: events_pb2.LifecycleEvent) -> None:
         if event.action == events_pb2.LIFECYCLE_ACTION_RANKER_PUBLISHED:
-            self._router.ranker = self._unkept = ranker = Ranker.from_bytes(event.ranker)
+            self._router.learned.ranker = self._unkept = ranker = Ranker.from_bytes(event.ranker)
             await self._keep_ranker()
             _log.info("the learned strategy decides with ranker %s now", ranker.version)
             return

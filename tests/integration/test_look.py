@@ -17,7 +17,8 @@ from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.registry import Registry
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import FIRST_QUERIES
-from services.router.routing.router import RouteQuery, Router
+from services.router.routing.query import RouteQuery
+from services.router.routing.router import Router
 from smoa.embedding.static import StaticEmbedder
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2
@@ -86,7 +87,7 @@ async def test_a_look_does_not_explore(tmp_path: Path) -> None:
     looking, other = (Router(library.near, library.search, embedder, RoutingCache(2**20), compositions, seed=7) for _ in range(2))
     for router in (looking, other):
         for number in range(40):
-            router.posteriors.observe("public", made[number % 2].adapter_id, number % 3 > 0, 1.0)
+            router.learned.posteriors.observe("public", made[number % 2].adapter_id, number % 3 > 0, 1.0)
     query = RouteQuery(QUERY, "base-a", strategy="learned")
     for _ in range(20):
         looks = [(await looking.route(query, look=True)).choice for _ in range(3)]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from services.local import free_port
-from services.router.routing.router import RoutedQuery, RouteQuery, Router
+from services.router.routing.query import RoutedQuery, RouteQuery
+from services.router.routing.router import Router
 from smoa.embedding.static import StaticEmbedder
 from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common

@@ -36,7 +36,8 @@ from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.catalogue.stamp import stamped
 from services.router.routing.cache import RoutingCache
-from services.router.routing.router import RouteQuery, Router, RoutingDefaults
+from services.router.routing.query import RouteQuery, RoutingDefaults
+from services.router.routing.router import Router
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
 from smoa.embedding.static import StaticEmbedder

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.routing.cache import RoutingCache
-from services.router.routing.router import RouteQuery
+from services.router.routing.query import RouteQuery
 from services.router.routing.scoring import Hints
 
 

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.router.catalogue.port import Catalogue
 from services.router.catalogue.records import AdapterRecord, Candidate, labels_of
-from services.router.routing.scoring import (
-    MAX_MIXED,
-    Chosen,
-    Hints,
-    check_strategy,
-    effective,
-    mix,
-    rank,
-    score,
-    softmax,
-    task_score,
-    weigh,
-)
+from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, check_hints, effective, softmax, task_score, weigh
+from services.router.routing.strategies.hierarchical import Hierarchical
+from services.router.routing.strategies.hybrid import Hybrid
+from services.router.routing.strategies.learned import Learned
+from services.router.routing.strategies.mixture import Mixture, mix
+from services.router.routing.strategies.semantic import Semantic
+from services.router.routing.strategies.strategy import Strategy
+from services.router.routing.strategies.task import Task
 from smoa.errors import InvalidArgument, SmoaError
 
+EVERY: dict[str, Strategy] = {
+    one.name: one for one in (Semantic(), Hybrid(), Hierarchical(), Mixture(), Task(), Learned(Mock(spec=Catalogue)))
+}
 STRATEGIES = ("semantic", "hybrid", "hierarchical", "mixture", "learned")
+
+
+def check_strategy(strategy: str, hints: Hints) -> None:
+    check_hints(hints)
+    EVERY[strategy].check(hints)
+
+
+def rank(strategy: str, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
+    return EVERY[strategy].rank(candidates, hints)
+
+
+def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
+    return EVERY[strategy].score(candidate, hints)
 
 
 def _record(adapter_id: str, tags: tuple[str, ...] = (), specialization: str = "task") -> AdapterRecord:

@@ -17,7 +17,8 @@ from services.router.catalogue.compositions import Stage
 from services.router.catalogue.records import AdapterRef
 from services.router.metrics import RouterMetrics
 from services.router.routing.explanation import Explanation
-from services.router.routing.router import Choice, RoutedQuery, RouteQuery, Router
+from services.router.routing.query import Choice, RoutedQuery, RouteQuery
+from services.router.routing.router import Router
 from services.router.routing.scoring import Hints
 from smoa.errors import InvalidArgument, ResourceExhausted
 from smoa.events import DECISIONS, event

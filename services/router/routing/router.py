@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 from ulid import ULID
@@ -15,16 +13,22 @@ from ulid import ULID
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
 from services.router.catalogue.port import Catalogue, Vector
-from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Candidate, Reach, Scope
-from services.router.learning.posteriors import Posteriors
-from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
+from services.router.catalogue.records import EVERY_STATE, Candidate, Reach, Scope
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import Canaries
 from services.router.routing.confidence import confidence, nearest_prototype
 from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Fit, Limits, explain
-from services.router.routing.scoring import MAX_MIXED, MIN_MIXED, Chosen, Hints, Scored, check_strategy, mix, rank, task_score, weigh
+from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
+from services.router.routing.scoring import Chosen, Scored, check_hints, task_score
 from services.router.routing.single_flight import SingleFlight
+from services.router.routing.strategies.hierarchical import Hierarchical
+from services.router.routing.strategies.hybrid import Hybrid
+from services.router.routing.strategies.learned import Learned
+from services.router.routing.strategies.mixture import Mixture
+from services.router.routing.strategies.semantic import Semantic
+from services.router.routing.strategies.strategy import Strategy, Wanted
+from services.router.routing.strategies.task import Task
 from services.router.search.port import VectorIndex
 from smoa.embedding.port import Embedder, checked_unit
 from smoa.errors import InvalidArgument, NotFound
@@ -34,70 +38,6 @@ from smoa.limits import MAX_NAME_CHARACTERS
 MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
 _CHOSEN_BYTES = 900  # of an adapter of a cached decision, about: the choice, and its message
-
-
-class RouteQuery(NamedTuple):
-    """A question to the router; `None` means the server's default. Equal ones have one answer."""
-
-    query: str
-    base_model: str
-    tenant: str = DEFAULT_TENANT
-    strategy: str = "hybrid"
-    top_k: int | None = None
-    score_threshold: float | None = None
-    hints: Hints = Hints()
-    composition: str = ""
-    """Name of a composition to carry out instead of choosing."""
-    vector: bytes = b""
-    """Of the query, float32 [dimension], where it came with it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """Weighted adapters, maybe none. Made once and handed out as often as it is cached."""
-
-    chosen: tuple[Chosen, ...] = ()
-    confidence: float = 0.0
-    """Probability that the query is in the first adapter's scope."""
-    ranked: tuple[Considered, ...] = ()
-    """Of the learned strategy: what it ordered, in its order."""
-    propensities: tuple[float, ...] = ()
-    """How often each of them would have come first."""
-    ranker: str = ""
-    """Version of the ranker."""
-
-
-class RoutedQuery(NamedTuple):
-    """The answer. The same choice from the cache has a new id; a look has none."""
-
-    decision_id: str
-    query: RouteQuery
-    choice: Choice
-    cached: bool
-    handler_us: int
-    decided_at_us: int
-    stages: tuple[Stage, ...] = ()
-    """Of a composition: how to carry it out. The choice then holds every adapter of it."""
-    executor: str = ""
-    """Address of the executor to call, where one is known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingDefaults:
-    """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
-
-    top_k: int = 3
-    score_threshold: float = 0.15
-    min_confidence: float = 0.45
-    """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
-    temperature: float = 0.01
-    mixture_temperature: float = 0.05
-    min_weight: float = 0.1
-    candidates: int = 32
-    clusters: int = 4
-    """The hierarchical strategy looks into so many clusters."""
-    prototype_cache_bytes: int = 32 * 2**20
-    embedding_cache_bytes: int = 16 * 2**20
 
 
 class Router:
@@ -120,11 +60,11 @@ class Router:
         self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
         self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
         self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
-        self.ranker, self.posteriors = builtin(), Posteriors()
-        """What the learned strategy decides by; both are replaced and fed while it serves."""
+        self.learned = Learned(catalogue, seed)
+        every = (Hybrid(), Semantic(), Task(), Hierarchical(), Mixture(), self.learned)
+        self._strategies: dict[str, Strategy] = {one.name: one for one in every}
         self.executors = ExecutorDirectory()
         self.canaries = Canaries(seed)
-        self._rng = np.random.default_rng(seed)
 
     def adapter_changed(self, adapter_id: str, pool: str, *, arrived: bool) -> None:
         """Forget answers with this adapter, and, when it arrived and may be a better one, all answers from its pool."""
@@ -169,8 +109,10 @@ class Router:
 
     async def _chosen(self, query: RouteQuery, look: bool) -> tuple[Choice, bool]:
         """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""
-        check_strategy(query.strategy, query.hints)
-        if query.strategy == "learned":
+        check_hints(query.hints)
+        strategy = self._strategies[query.strategy]
+        strategy.check(query.hints)
+        if not strategy.repeats:
             return await self._decide(query, explore=not look), False
         if (choice := self.cache.get(query)) is not None:
             return choice, True
@@ -228,39 +170,26 @@ class Router:
 
     async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
         assert query.top_k is not None
+        strategy = self._strategies[query.strategy]
         vector = await self._vector_of(query)
-        ranked = rank(query.strategy, await self._candidates(query, vector), query.hints)
+        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, explaining=False)
+        ranked = strategy.rank(await self._candidates(query, vector, wanted), query.hints)[: strategy.widest(query.top_k)]
         least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
-        ranked = [one for one in ranked[: max(query.top_k, MAX_MIXED)] if one.score >= least]
-        if query.strategy == "learned":
-            return await self._decide_learned(query, vector, ranked, explore)
-        ranked = ranked[: MAX_MIXED if query.strategy == "mixture" else query.top_k]
-        fitting = await self._fitting(query, vector, ranked)
-        ranked = [one.scored for one in fitting]
-        if query.strategy == "mixture":
-            chosen = mix(ranked, query.top_k, self._defaults.mixture_temperature)
-        else:
-            chosen = weigh(ranked, [one.score for one in ranked], self._defaults.temperature, self._defaults.min_weight)
-        return Choice(tuple(chosen), confidence=fitting[0].confidence if fitting else 0.0)
+        fits = await self._fitting(query, vector, [one for one in ranked if one.score >= least])
+        return await strategy.choose(query, fits, self._defaults, explore=explore)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector, *, with_labels: bool = False) -> Iterable[Candidate]:
+    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted, *, explaining: bool = False) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
-        assert query.top_k is not None
         reach, most = _reach(query), self._defaults.candidates
-        if query.strategy == "hierarchical":
-            limit = MAX_EXPLAINED if with_labels else query.top_k
-            return await self._search.search(vector, reach, limit, with_labels=with_labels, clusters=self._defaults.clusters)
-        hinted = bool(query.hints) and query.strategy != "semantic"
-        with_labels = with_labels or hinted
+        with_labels = explaining or wanted.labelled
+        clusters = self._defaults.clusters if wanted.in_clusters else 0
         found: dict[str, Candidate] = {}
-        if query.strategy != "task":
-            # Where the cosine alone ranks, no more is needed than is asked for.
-            limit = most if with_labels or query.strategy in ("mixture", "learned") else query.top_k
-            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, reach, limit, with_labels=with_labels)}
-        if hinted:
-            for labels in query.hints.labels:
-                labelled = dataclasses.replace(reach, any_labels=labels)
-                found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_labels=True)}
+        if wanted.nearest:
+            near = await self._search.search(vector, reach, wanted.nearest, with_labels=with_labels, clusters=clusters)
+            found |= {c.ref.adapter_id: c for c in near}
+        for labels in query.hints.labels if wanted.labelled else ():
+            labelled = dataclasses.replace(reach, any_labels=labels)
+            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_labels=True)}
         return found.values()
 
     async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
@@ -287,14 +216,15 @@ class Router:
             return []
         assert query.top_k is not None
         vector = await self._vector_of(query)
-        candidates = await self._candidates(query, vector, with_labels=True)
-        fits = await self._fits(query, vector, rank(query.strategy, candidates, query.hints)[:MAX_EXPLAINED])
-        widest = {"mixture": MAX_MIXED, "learned": max(query.top_k, CONSIDERED)}.get(query.strategy, query.top_k)
+        strategy = self._strategies[query.strategy]
+        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, explaining=True)
+        ranked = strategy.rank(await self._candidates(query, vector, wanted, explaining=True), query.hints)
+        fits = await self._fits(query, vector, ranked[:MAX_EXPLAINED])
         limits = Limits(
             score=self._defaults.score_threshold if query.score_threshold is None else query.score_threshold,
-            top_k=widest,
+            top_k=strategy.widest(query.top_k),
             confidence=self._defaults.min_confidence if query.score_threshold is None else None,
-            min_weight=MIN_MIXED if query.strategy == "mixture" else self._defaults.min_weight,
+            min_weight=strategy.min_weight(self._defaults),
         )
         return explain(fits, routed.choice.chosen, limits, self.canaries.by_parent)
 
@@ -318,48 +248,6 @@ class Router:
                 if state == self.cache.state_of(pools):  # else these may be of before a change
                     self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
         return found
-
-    async def _decide_learned(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored], explore: bool) -> Choice:
-        assert query.top_k is not None
-        fitting = await self._fitting(query, vector, ranked[: max(query.top_k, CONSIDERED)])
-        if not fitting:
-            return Choice(ranker=self.ranker.version)
-        best, now_us = fitting[0].scored.score, time.time_ns() // 1000
-        near = [one for one in fitting[:CONSIDERED] if one.scored.score >= best - WITHIN]
-        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
-        near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
-        if not near:  # they were removed while they were looked at
-            return Choice(ranker=self.ranker.version)
-        candidates = [self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
-        ranking = order(self.ranker, candidates, self._rng, explore=explore)
-        places = ranking.order
-        chosen = weigh(
-            [near[place].scored for place in places[: query.top_k]],
-            [ranking.log_odds[place] for place in places[: query.top_k]],
-            1.0,
-            self._defaults.min_weight,
-        )
-        return Choice(
-            tuple(chosen),
-            near[places[0]].confidence,
-            tuple(candidates[place] for place in places),
-            tuple(ranking.propensities[place] for place in places),
-            self.ranker.version,
-        )
-
-    def _considered(self, query: RouteQuery, one: Fit, record: AdapterRecord, best: float, now_us: int) -> Considered:
-        adapter_id = record.adapter_id
-        return considered(
-            adapter_id,
-            score=one.scored.score,
-            best=best,
-            example=one.example,
-            task=one.task,
-            posterior=self.posteriors.of(query.tenant, adapter_id, record.statistics),
-            evidence=self.posteriors.evidence(query.tenant, adapter_id),
-            days=(now_us - record.created_at_us) / 86_400e6,
-            uses=record.statistics.uses,
-        )
 
 
 def _reach(query: RouteQuery) -> Reach:

@@ -1,21 +1,17 @@
-"""Routing strategies: pure scorers over one candidate list, and how scores become weights."""
+"""Hints, scores, and how scores become weights. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from services.router.catalogue.records import AdapterRef, Candidate, Labels
 from smoa.errors import InvalidArgument
 from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS
 
-SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
 MAX_MIXED: Final = 16
-"""Most adapters of the mixture strategy."""
-MIN_MIXED: Final = 0.02
-"""Least weight in it."""
-_HALVINGS: Final = 30
+"""Most adapters of a choice."""
 
 
 class Hints(NamedTuple):
@@ -56,30 +52,11 @@ def task_score(labels: Labels, hints: Hints) -> float:
     return sum(parts) / len(parts) if parts else 0.0
 
 
-def check_strategy(strategy: str, hints: Hints) -> None:
-    """Raise unless the strategy can score with these hints.
-
-    Raises:
-        InvalidArgument: the task strategy without any hint, or hints longer than any label is.
-    """
+def check_hints(hints: Hints) -> None:
+    """Raise InvalidArgument for more or longer hints than any adapter has labels."""
     if len(hints.tags) > MAX_TAGS or any(len(label) > MAX_NAME_CHARACTERS for label in (*hints.tags, hints.task_id)):
         problem = f"are over {MAX_TAGS}, or one of them or task_id is over {MAX_NAME_CHARACTERS} characters"
         raise InvalidArgument("tags", problem, "send fewer or shorter ones: no adapter has such labels")
-    if strategy == "task" and not hints:
-        raise InvalidArgument("tags", "are empty and so are specialization and task_id", "give the task strategy at least one hint")
-
-
-def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
-    """Score of a candidate, higher is better.
-
-    The task strategy scores the hints, semantic and hierarchical the cosine, and the others hybrid: 0.6 cosine + 0.4 task. Without hints
-    there is no task evidence, and hybrid is the cosine alone.
-    """
-    if strategy in ("semantic", "hierarchical") or (strategy != "task" and not hints):
-        return candidate.cosine
-    assert candidate.labels is not None, "hints are scored on labels"
-    task = task_score(candidate.labels, hints)
-    return task if strategy == "task" else SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task
 
 
 class Scored(NamedTuple):
@@ -89,32 +66,9 @@ class Scored(NamedTuple):
     candidate: Candidate
 
 
-def rank(strategy: str, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
-    """Best first; equals by cosine, then by id."""
-    scored = (Scored(score(strategy, candidate, hints), candidate) for candidate in candidates)
-    return sorted(scored, key=lambda one: (-one.score, -one.candidate.cosine, one.candidate.ref.adapter_id))
-
-
 def weigh(ranked: Sequence[Scored], values: Sequence[float], temperature: float, min_weight: float) -> list[Chosen]:
     """Adapters weighted by softmax(value / temperature); slivers under `min_weight` are dropped, never the strongest."""
-    return _without_slivers(ranked, softmax(values, temperature), min_weight)
-
-
-def mix(ranked: Sequence[Scored], top_k: int, temperature: float) -> list[Chosen]:
-    """Soft weights over up to `MAX_MIXED` adapters. They are no more than `top_k` in effect: 1 / sum(w^2), the inverse participation ratio.
-
-    The temperature is lowered until that holds; among equals, which no temperature tells apart, the first `top_k` stay.
-    """
-    kept = ranked[:MAX_MIXED]
-    values = [one.score for one in kept]
-    weights = softmax(values, temperature)
-    low, high = 0.0, 1.0  # of the temperature: the first holds the cap, the second does not
-    if effective(weights) > top_k:
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if effective(softmax(values, temperature * middle)) <= top_k else (low, middle)
-        weights = softmax(values, temperature * low) if low else [1 / top_k] * top_k
-    return _without_slivers(kept[: len(weights)], weights, MIN_MIXED)
+    return without_slivers(ranked, softmax(values, temperature), min_weight)
 
 
 def effective(weights: Sequence[float]) -> float:
@@ -122,7 +76,8 @@ def effective(weights: Sequence[float]) -> float:
     return 1 / sum(weight * weight for weight in weights) if weights else 0.0
 
 
-def _without_slivers(ranked: Sequence[Scored], weights: Sequence[float], least: float) -> list[Chosen]:
+def without_slivers(ranked: Sequence[Scored], weights: Sequence[float], least: float) -> list[Chosen]:
+    """Adapters of at least so much weight, which is shared among them; never none."""
     least = min(least, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
     strong = [(one, weight) for one, weight in zip(ranked, weights, strict=True) if weight >= least]
     total = sum(weight for _, weight in strong)

@@ -1,0 +1,75 @@
+"""What is asked of a router, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from services.router.catalogue.compositions import Stage
+from services.router.learning.ranker import Considered
+from services.router.routing.scoring import Chosen, Hints
+from smoa.identifiers import DEFAULT_TENANT
+
+
+class RouteQuery(NamedTuple):
+    """A question to the router; `None` means the server's default. Equal ones have one answer."""
+
+    query: str
+    base_model: str
+    tenant: str = DEFAULT_TENANT
+    strategy: str = "hybrid"
+    top_k: int | None = None
+    score_threshold: float | None = None
+    hints: Hints = Hints()
+    composition: str = ""
+    """Name of a composition to carry out instead of choosing."""
+    vector: bytes = b""
+    """Of the query, float32 [dimension], where it came with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Weighted adapters, maybe none. Made once and handed out as often as it is cached."""
+
+    chosen: tuple[Chosen, ...] = ()
+    confidence: float = 0.0
+    """Probability that the query is in the first adapter's scope."""
+    ranked: tuple[Considered, ...] = ()
+    """Of the learned strategy: what it ordered, in its order."""
+    propensities: tuple[float, ...] = ()
+    """How often each of them would have come first."""
+    ranker: str = ""
+    """Version of the ranker."""
+
+
+class RoutedQuery(NamedTuple):
+    """The answer. The same choice from the cache has a new id; a look has none."""
+
+    decision_id: str
+    query: RouteQuery
+    choice: Choice
+    cached: bool
+    handler_us: int
+    decided_at_us: int
+    stages: tuple[Stage, ...] = ()
+    """Of a composition: how to carry it out. The choice then holds every adapter of it."""
+    executor: str = ""
+    """Address of the executor to call, where one is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingDefaults:
+    """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
+
+    top_k: int = 3
+    score_threshold: float = 0.15
+    min_confidence: float = 0.45
+    """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
+    temperature: float = 0.01
+    mixture_temperature: float = 0.05
+    min_weight: float = 0.1
+    candidates: int = 32
+    clusters: int = 4
+    """The hierarchical strategy looks into so many clusters."""
+    prototype_cache_bytes: int = 32 * 2**20
+    embedding_cache_bytes: int = 16 * 2**20

@@ -1,0 +1,1 @@
+"""The ways to choose adapters for a query, one in each file."""

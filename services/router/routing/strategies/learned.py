@@ -1,0 +1,80 @@
+"""As hybrid, then in the order of what came of earlier choices: a learned ranker, and exploring by what is not known yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.router.catalogue.port import Catalogue
+from services.router.catalogue.records import AdapterRecord
+from services.router.learning.posteriors import Posteriors
+from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
+from services.router.routing.explanation import Fit
+from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
+from services.router.routing.scoring import Hints, weigh
+from services.router.routing.strategies.hybrid import Hybrid
+from services.router.routing.strategies.strategy import Wanted
+
+
+class Learned(Hybrid):
+    """Scored as hybrid does; the best few are ordered by the ranker, sampled by what is known of each. It decides anew each time."""
+
+    name = "learned"
+    repeats = False
+
+    def __init__(self, catalogue: Catalogue, seed: int | None = None) -> None:
+        self._catalogue, self._rng = catalogue, np.random.default_rng(seed)
+        self.ranker, self.posteriors = builtin(), Posteriors()
+        """What it decides by; both are replaced and fed while it serves."""
+
+    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+        """See `Strategy`."""
+        return Wanted(most, labelled=bool(hints))
+
+    def widest(self, top_k: int) -> int:
+        """See `Strategy`."""
+        return max(top_k, CONSIDERED)
+
+    async def choose(self, query: RouteQuery, fits: Sequence[Fit], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+        """See `Strategy`."""
+        assert query.top_k is not None
+        if not fits:
+            return Choice(ranker=self.ranker.version)
+        best, now_us = fits[0].scored.score, time.time_ns() // 1000
+        near = [one for one in fits[:CONSIDERED] if one.scored.score >= best - WITHIN]
+        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
+        near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
+        if not near:  # they were removed while they were looked at
+            return Choice(ranker=self.ranker.version)
+        candidates = [self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
+        ranking = order(self.ranker, candidates, self._rng, explore=explore)
+        places = ranking.order
+        chosen = weigh(
+            [near[place].scored for place in places[: query.top_k]],
+            [ranking.log_odds[place] for place in places[: query.top_k]],
+            1.0,
+            self.min_weight(defaults),
+        )
+        return Choice(
+            tuple(chosen),
+            near[places[0]].confidence,
+            tuple(candidates[place] for place in places),
+            tuple(ranking.propensities[place] for place in places),
+            self.ranker.version,
+        )
+
+    def _considered(self, query: RouteQuery, one: Fit, record: AdapterRecord, best: float, now_us: int) -> Considered:
+        adapter_id = record.adapter_id
+        return considered(
+            adapter_id,
+            score=one.scored.score,
+            best=best,
+            example=one.example,
+            task=one.task,
+            posterior=self.posteriors.of(query.tenant, adapter_id, record.statistics),
+            evidence=self.posteriors.evidence(query.tenant, adapter_id),
+            days=(now_us - record.created_at_us) / 86_400e6,
+            uses=record.statistics.uses,
+        )

@@ -1,0 +1,64 @@
+"""What a strategy is: what it looks at, how it scores that, and how scores become a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NamedTuple
+
+from services.router.catalogue.records import Candidate
+from services.router.routing.explanation import Fit
+from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
+from services.router.routing.scoring import Chosen, Hints, Scored, weigh
+
+
+class Wanted(NamedTuple):
+    """What a strategy looks at."""
+
+    nearest: int
+    """So many of the nearest adapters."""
+    labelled: bool = False
+    """And the nearest of those with a label that a hint names."""
+    in_clusters: bool = False
+    """Only within the nearest clusters."""
+
+
+class Strategy:
+    """By the cosine alone, unless a subclass says otherwise."""
+
+    name: ClassVar[str]
+    repeats: ClassVar[bool] = True
+    """Whether equal queries have one answer, which may be kept."""
+
+    def check(self, hints: Hints) -> None:
+        """Raise InvalidArgument for hints with which it can choose nothing."""
+
+    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+        """What to look at for `top_k` adapters: `most` of them where more than is asked for may matter, as to explain the choice."""
+        return Wanted(most if explaining else top_k)
+
+    def score(self, candidate: Candidate, hints: Hints) -> float:
+        """Score of a candidate, higher is better."""
+        return candidate.cosine
+
+    def rank(self, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
+        """Best first; equals by cosine, then by id."""
+        scored = (Scored(self.score(candidate, hints), candidate) for candidate in candidates)
+        return sorted(scored, key=lambda one: (-one.score, -one.candidate.cosine, one.candidate.ref.adapter_id))
+
+    def widest(self, top_k: int) -> int:
+        """How many of the best scored are looked at closely."""
+        return top_k
+
+    def min_weight(self, defaults: RoutingDefaults) -> float:
+        """The least weight of an adapter in a choice."""
+        return defaults.min_weight
+
+    def weigh(self, ranked: Sequence[Scored], top_k: int, defaults: RoutingDefaults) -> list[Chosen]:
+        """Weights of the adapters in whose scope the query is."""
+        return weigh(ranked, [one.score for one in ranked], defaults.temperature, self.min_weight(defaults))
+
+    async def choose(self, query: RouteQuery, fits: Sequence[Fit], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+        """The choice among the adapters in whose scope the query is, best scored first; the query is complete."""
+        assert query.top_k is not None
+        chosen = self.weigh([one.scored for one in fits], query.top_k, defaults)
+        return Choice(tuple(chosen), confidence=fits[0].confidence if fits else 0.0)
