@@ -12,14 +12,14 @@ import pytest
 from services.router.catalogue import registry as registry_module
 from services.router.catalogue.changes import Change
 from services.router.catalogue.records import AdapterRecord
-from services.router.catalogue.registration_log import RegistrationLog
+from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from smoa.adapter import new_adapter_id
 from smoa.embedding.static import StaticEmbedder
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
-from tests.integration.router_support import KNEES, adapter_file
+from tests.integration.router_support import KNEES, MONEY, adapter_file
 
 
 class World:
@@ -198,3 +198,33 @@ async def test_a_purge_tells_of_an_adapter_that_was_restored_meanwhile_as_it_is(
     assert (await world.registry.purge("public", made.adapter_id)).state == "active"
     assert world.told[-1] == ("registered", made.adapter_id)
     assert await world.store.absent([digest]) == set()
+
+
+async def test_a_purge_forgets_the_texts_everywhere(world: World, tmp_path: Path) -> None:
+    """In the record and in the log, also those that were replaced; what is made again of the log is as it was but for them."""
+    made = await world.registry.register("public", await world.store.put(adapter_file()), KNEES)
+    await world.registry.update("public", made.adapter_id, examples=MONEY)
+    await world.registry.update("public", made.adapter_id, name="renamed")
+    other = await world.registry.register("public", await world.store.put(adapter_file(name="other")), [f"other {one}" for one in KNEES])
+    await world.registry.retire("public", made.adapter_id, "why")
+    log = RegistrationLog(world.store)
+
+    async def said() -> str:
+        return "".join([(await world.store.get_object(name)).decode() for name in await log.names()])
+
+    before = await said()
+    assert before.count(MONEY[0]) == 1, "only what brings examples has them"
+    for _ in range(2):  # again is fine
+        await world.registry.purge("public", made.adapter_id)
+        text = await said()
+        assert [text.count(one) for one in (KNEES[0], MONEY[0], f"other {KNEES[0]}")] == [1, 0, 1], "the other's stay"
+        assert (await world.registry.get("public", made.adapter_id)).examples == ()
+    again = SqliteCatalogue(tmp_path / "again", 256)
+    _ = [done async for done in rebuild(log, again, 256)]
+    found, kept = await again.get(made.adapter_id), await again.get(other.adapter_id)
+    assert found is not None
+    assert kept is not None
+    assert (found[0].state, found[0].name, found[0].examples) == ("purged", "renamed", ())
+    assert len((await again.prototypes([made.adapter_id]))[made.adapter_id]) == 5
+    assert kept[0].examples == tuple(f"other {one}" for one in KNEES)
+    await again.close()

@@ -56,6 +56,8 @@ class AdapterRecord:
     """How often it was written: a write is taken if nobody has written since the revision that it is based on."""
     last_writes: tuple[str, ...] = ()
     """Ids of its last writes, by which one who writes to a server finds out whether the write was taken."""
+    texts_in: tuple[str, ...] = ()
+    """Objects of the registration log that hold its examples."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """What a newer program has added, which stays as it is."""
 
@@ -94,7 +96,7 @@ class AdapterRecord:
         return cls(**known)
 
 
-_SEQUENCES = ("modules", "tags", "examples", "parents", "last_writes")
+_SEQUENCES = ("modules", "tags", "examples", "parents", "last_writes", "texts_in")
 _FIELDS = frozenset(item.name for item in dataclasses.fields(AdapterRecord)) - {"unknown"}
 
 

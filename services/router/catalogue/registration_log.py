@@ -2,7 +2,8 @@
 
 One object for each write, a line of JSON for each adapter, with the revision that it is based on. It is written before the catalogue is,
 and taken back if another router was faster: a write that failed otherwise is in the log and was never acknowledged, which its caller's
-retry makes true. Counts of uses and outcomes are not in it: the optimizer reports them again.
+retry makes true. Counts of uses and outcomes are not in it: the optimizer reports them again. An adapter's examples are in those lines
+that bring new ones, as their prototypes are, and its record names the objects: so they can be forgotten.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -22,7 +23,7 @@ from ulid import ULID
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Catalogue, Entry, Vector
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
-from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
 PREFIX: Final = "registrations"
@@ -35,20 +36,42 @@ class RegistrationLog:
         """Of the library that is written to."""
         self._store, self._library_id = store, library_id
 
-    async def write(self, entries: Sequence[Entry]) -> str:
-        """Add an object; returns its key.
+    async def write(self, entries: Sequence[Entry]) -> tuple[str, list[Entry]]:
+        """Add an object; returns its key, and the entries as the catalogue is to keep them.
 
         Raises:
             ResourceExhausted, Unavailable: the store does not take it.
         """
-        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(entry, self._library_id) for entry in entries]))
         key = f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl"
-        await self._store.put_object(key, lines)
-        return key
+        kept = [_with_texts_in(entry, key) for entry in entries]
+        await self._put(key, kept)
+        return key, kept
 
-    async def forget(self, key: str) -> None:
-        """Take an object back: what is in it was not written."""
-        await self._store.delete_object(key)
+    async def forget_texts(self, record: AdapterRecord) -> None:
+        """Take an adapter's examples out of the log; again is fine. Its prototypes stay, by which it can come back.
+
+        Raises:
+            ResourceExhausted, Unavailable: the store does not take it.
+        """
+        for key in record.texts_in:
+            with suppress(NotFound):
+                data = await self._store.get_object(key)
+                with _altered(key):
+                    lines = [orjson.loads(line) for line in data.split(b"\n")]
+                for body in lines:
+                    if body["record"]["adapter_id"] == record.adapter_id:
+                        body["record"]["examples"] = []
+                await self._store.put_object(key, b"\n".join(map(orjson.dumps, lines)))
+
+    async def keep(self, key: str, entries: Sequence[Entry]) -> None:
+        """Take back what is in an object but for these entries, as they are kept: the rest was not written."""
+        if entries:
+            await self._put(key, entries)
+        else:
+            await self._store.delete_object(key)
+
+    async def _put(self, key: str, kept: Sequence[Entry]) -> None:
+        await self._store.put_object(key, await asyncio.to_thread(lambda: b"\n".join([_to_line(one, self._library_id) for one in kept])))
 
     async def names(self) -> list[str]:
         """Keys of the objects, oldest first."""
@@ -92,16 +115,29 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) ->
         for record, vector, given in await log.read(name, dimension):
             record_at, prototypes_at = written.get(record.adapter_id, (-1, -1))
             newer = given is not None and record.revision >= prototypes_at
+            there = next((one for one in reversed(records) if one[0].adapter_id == record.adapter_id), None)
+            if there is None and record_at >= 0:
+                there = await catalogue.get(record.adapter_id)
             if record.revision >= record_at:
-                records.append((replace(record, revision=record.revision + 1), vector))  # as it was once written
+                made = replace(record, revision=record.revision + 1)  # as it was once written
+                if not newer and there is not None:
+                    made = replace(made, examples=record.examples or there[0].examples)
+                records.append((made, vector))
                 record_at = record.revision
-            elif newer and (there := await catalogue.get(record.adapter_id)) is not None:
-                records.append(there)
+            elif newer and there is not None:
+                records.append((replace(there[0], examples=record.examples), there[1]))
             if newer and given is not None:
                 prototypes[record.adapter_id], prototypes_at = given, record.revision
             written[record.adapter_id] = record_at, prototypes_at
         await catalogue.upsert(records, prototypes)
         yield done, len(names)
+
+
+def _with_texts_in(entry: Entry, key: str) -> Entry:
+    """The entry as it is kept: its record names the object that brings its examples."""
+    if entry.prototypes is None or not entry.record.examples:
+        return entry
+    return entry._replace(record=replace(entry.record, texts_in=(*entry.record.texts_in, key)))
 
 
 @contextmanager
@@ -113,9 +149,12 @@ def _altered(name: str) -> Iterator[None]:
 
 
 def _to_line(entry: Entry, library_id: str) -> bytes:
+    record = entry.record.to_payload()
+    if entry.prototypes is None:
+        record["examples"] = []
     body: Mapping[str, object] = {
         "library": library_id,
-        "record": entry.record.to_payload(),
+        "record": record,
         "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
         "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),
     }

@@ -193,13 +193,12 @@ class Registry:
         Raises:
             Conflict: somebody has.
         """
-        logged = await self._log.write(entries)
+        logged, entries = await self._log.write(entries)
         try:
             await self.catalogue.write(entries, together=together)
         except Conflict as conflict:
-            if done := [] if together else [entry for entry in entries if entry.record.adapter_id not in conflict.lost]:
-                await self._log.write(done)
-            await self._log.forget(logged)
+            done = [] if together else [entry for entry in entries if entry.record.adapter_id not in conflict.lost]
+            await self._log.keep(logged, done)
             raise
 
     async def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
@@ -301,7 +300,7 @@ class Registry:
 
     @_whole
     async def purge(self, tenant: str, adapter_id: str) -> AdapterRecord:
-        """Delete a retired adapter's weights.
+        """Delete a retired adapter's weights, and forget its examples, here and in the log. Its vectors stay: it can come back by them.
 
         Raises:
             FailedPrecondition: it is active, or was retired less than the grace period ago.
@@ -316,7 +315,7 @@ class Registry:
                     "wait or restore"
                 )
             if record.state == "retired":
-                record = dataclasses.replace(record, state="purged", updated_at_us=now_us())
+                record = dataclasses.replace(record, state="purged", examples=(), updated_at_us=now_us())
                 await self.catalogue.write([Entry(record, vector)])
             users = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
             if not await self.catalogue.scroll(users, "", 1):  # content-addressed: another record may name the same file
@@ -324,6 +323,7 @@ class Registry:
                 for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):  # restored or registered meanwhile
                     await until_taken(lambda user=user: self._with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
             # Last, for a full store takes nothing until something in it was deleted.
+            await self._log.forget_texts(record)
             await self._log.write([Entry(record, vector)])
             record, _ = await self.owned(record.tenant, adapter_id)
         self.changed([as_it_is(record)])
