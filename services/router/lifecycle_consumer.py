@@ -40,7 +40,8 @@ RANKER_ID: Final = "00000000000000000000RANKER"
 """The document that keeps the published ranker; a ULID, as all of them are."""
 RANKER_KEY: Final = "ranker"
 OUTCOMES_BACK_S: Final = 3600.0
-_AT_ONCE: Final = 500  # messages between two looks at what else there is to do: a few milliseconds
+_AT_ONCE: Final = 500  # messages between two looks at where they come from
+_EVENTS_AT_ONCE: Final = 256  # between two looks at what else there is to do: a millisecond or two
 _ARRIVALS: Final = frozenset(events_pb2.LifecycleAction.Value(f"LIFECYCLE_ACTION_{action.upper()}") for action in ARRIVALS)
 
 
@@ -134,6 +135,7 @@ class LifecycleConsumer:
                 for message in messages:
                     await self._read(message)
                     self._following[partition] = message.offset + 1
+                    await asyncio.sleep(0)
             await self._keep_ranker()
             await asyncio.sleep(0)
 
@@ -177,8 +179,11 @@ class LifecycleConsumer:
         if message.value is None or self._own in message.headers:  # a tombstone; or this router's own news
             return
         try:
-            for one in unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers):
+            events = unpack(message.topic, message.partition, message.offset, message.key, message.value, message.headers)
+            for number, one in enumerate(events, 1):
                 await self._take(decode(one.topic, one.value))
+                if number % _EVENTS_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # a message may hold tens of thousands
         except InvalidArgument as error:
             self.refused += 1
             _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
