@@ -48,7 +48,8 @@ _NOT_ALLOWED: Final = (
 )
 GOODBYE_S: Final = 3.0
 BATCH_BYTES: Final = 256 * 1024
-_place_of = lru_cache(16_384)(partition_of)  # in Python, a key's hash takes longer than all else that is done with its event
+place_of = lru_cache(16_384)(partition_of)
+"""`partition_of`, kept: in Python, a key's hash takes longer than all else that is done with its event."""
 _BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
 
 
@@ -184,7 +185,7 @@ def records_of(
     """Records of (event, sequence), packed where the topic allows it; the events of one partition keep their order."""
     grouped: defaultdict[tuple[str, int], list[tuple[bytes, bytes, int]]] = defaultdict(list)
     for one, sequence in events:
-        grouped[one.topic, _place_of(one.key, partitions[one.topic])].append((one.key, one.value, sequence))
+        grouped[one.topic, place_of(one.key, partitions[one.topic])].append((one.key, one.value, sequence))
     records = []
     for (topic, partition), group in grouped.items():
         for chunk in _chunks(group, batch_bytes) if topic in PACKED else ([one] for one in group):

@@ -137,6 +137,18 @@ async def read_at(
     return found
 
 
+async def first_after(bootstrap: str, where: TopicPartition, written_ms: int) -> int:
+    """Offset of a partition's first message that was written after a time; its end, if there is none.
+
+    Raises:
+        Unavailable: as `read_topic`.
+    """
+    async with consumer_of(bootstrap) as consumer, asyncio.timeout(SILENCE_S):
+        consumer.assign([where])
+        found = (await consumer.offsets_for_times({where: written_ms + 1})).get(where)
+        return int(found.offset) if found is not None else int((await consumer.end_offsets([where]))[where])
+
+
 async def behind_s(bootstrap: str, group: str, topics: Iterable[str]) -> float:
     """How long ago the oldest message was written that a group has not done; 0 if it has done all.
 
@@ -146,10 +158,12 @@ async def behind_s(bootstrap: str, group: str, topics: Iterable[str]) -> float:
     waiting: dict[TopicPartition, int] = {}
     async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
         places = [TopicPartition(topic, one) for topic in topics for one in await partitions_of(consumer, topic)]
-        consumer.assign(places)
+        if not places:
+            return 0.0
         ends, firsts = await consumer.end_offsets(places), await consumer.beginning_offsets(places)
+        committed = await consumer._coordinator.fetch_committed_offsets(places)  # `committed` asks for one at a time
         for place in places:
-            done = max(await consumer.committed(place) or 0, firsts[place])
+            done = max(committed[place].offset if place in committed else 0, firsts[place])
             if done < ends[place]:
                 waiting[place] = done
     written_ms = [one.timestamp for one in (await read_at(bootstrap, waiting)).values()]

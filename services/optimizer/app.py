@@ -161,7 +161,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             async with pass_lock:
                 try:
                     await reporter().report()
-                    if not settings.dry_run and not await lags():
+                    if not settings.dry_run and optimizer().has_trials and not await lags():
                         await optimizer().judge()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
@@ -228,7 +228,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         """End this worker when a batch stands still: a client that neither answers nor fails is not to be waited for."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            if why := join.outlived(settings.partitions):
+            if why := join.outlived(settings.partitions) or count.outlived(settings.partitions):
                 _log.error("%s; this worker ends, to begin anew with it", why)
                 end_now(70)
             for stage in (join, count):

@@ -146,6 +146,11 @@ class Optimizer:
     def _owns(self, adapter_id: str) -> bool:
         return self._counted_since(adapter_id) is not None
 
+    @property
+    def has_trials(self) -> bool:
+        """Whether merges on trial are known that this worker judges."""
+        return bool(self._open)
+
     async def judge(self) -> list[str]:
         """Look at the canaries on trial, and end the trials that can be; returns what was done, for the log."""
         done = []

@@ -59,6 +59,8 @@ class Reporter:
         """
         changed, self._count.changed = self._count.changed, set()
         for adapter_id in sorted(changed):
+            for before, named in self._count.elsewhere(adapter_id):
+                await self._report_rest(adapter_id, before, named)
             counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
             if counts is None or epoch is None or not self._count.owns(adapter_id):
                 continue
@@ -84,6 +86,20 @@ class Reporter:
                 elif error.code() not in _NOT_THERE:
                     self._count.changed.add(adapter_id)
                 _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, error.details())
+
+    async def _report_rest(self, adapter_id: str, counts: AdapterCounts, epoch: CountsEpoch) -> None:
+        """Tell what was counted where the adapter's key belonged before topics grew, once: its counts go on elsewhere."""
+        try:
+            owner = await self._owner(adapter_id, counts)
+            statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+            known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+            if statistics.uses > known.uses or statistics.outcomes > known.outcomes or statistics.tokens > known.tokens:
+                await self._client.report_statistics(owner, adapter_id, statistics)
+        except grpc.aio.AioRpcError as error:
+            self._count.changed.add(adapter_id)
+            if error.code() in AWAY:
+                raise
+            _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, error.details())
 
     async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
         if adapter_id not in self._owners:

@@ -121,7 +121,7 @@ class Stage(ABC, Generic[P]):
 
     def outlived(self, partitions: int) -> str:
         """Why this worker must begin anew; nothing if it need not."""
-        return self._consumer.outlived(self.topics[0], partitions)
+        return self._consumer.outlived(self.topics, partitions)
 
     def rejoin(self) -> None:
         """Have the group share out its partitions anew."""

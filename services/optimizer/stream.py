@@ -23,10 +23,10 @@ from services.optimizer.transport import Place
 from smoa.adapter import new_adapter_id
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received
-from smoa.outbox import BATCH_BYTES
-from smoa.reader import read_at
+from smoa.outbox import BATCH_BYTES, place_of
+from smoa.reader import first_after, read_at
 from smoa.topics import partition_of
-from smoa.v1.events_pb2 import Example
+from smoa.v1.events_pb2 import AdapterOutcome, Example
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Landmark, Landmarks
 
 _log = logging.getLogger(__name__)
@@ -44,12 +44,21 @@ class _Segment(NamedTuple):
 
 
 def _is_known_by(mark: Landmark, place: Place, there: Any) -> bool:
-    """Whether a log is the one that a message was read from; `there` is the message that stands in its place, or the log's first."""
-    if mark.offset < place.begin:
-        return True  # it was deleted in its time
-    if mark.offset < place.end:
-        return there is not None and there.offset == mark.offset and there.timestamp == mark.written_ms
-    return there is not None and there.timestamp <= mark.written_ms
+    """Whether a log is the one that a message was read from; `there` is the message that stands in its place."""
+    if not mark.written_ms or mark.offset < place.begin:
+        return True  # of a log that was begun again, and nothing was read of yet; or it was deleted in its time
+    return there is not None and there.offset == mark.offset and there.timestamp == mark.written_ms
+
+
+def _of_its_own(one: Received) -> Received:
+    """An event that is sent on to another partition, in a lane and of a producer of its own: those that came there directly may be later,
+    and are counted already.
+    """
+    if one.topic == ADAPTER_OUTCOMES:
+        effect = AdapterOutcome.FromString(one.value)
+        effect.source_topic = f"{effect.source_topic}@{one.partition}"
+        return one._replace(value=effect.SerializeToString())
+    return one._replace(producer_id=f"{one.producer_id}@{one.partition}") if one.producer_id else one
 
 
 class Join(Stage[JoinPartition[_Segment]]):
@@ -79,24 +88,27 @@ class Join(Stage[JoinPartition[_Segment]]):
         lost its last part. What is read of them from now on comes after what was read, whatever its offset.
         """
         marks = {tp: mark for tp in places if (mark := part.landmarks.get(tp.topic)) is not None}
-        at = {TopicPartition(*tp): mark.offset if mark.offset < places[tp].end else places[tp].begin for tp, mark in marks.items()}
+        at = {TopicPartition(*tp): mark.offset for tp, mark in marks.items() if mark.written_ms and mark.offset < places[tp].end}
         there = {TP(*tp): one for tp, one in (await read_at(self._settings.kafka_bootstrap, at)).items()}
         elsewhere: dict[TP, int] = {}
         changed = dict(part.landmarks)
         for tp, mark in marks.items():
-            place, is_same = places[tp], _is_known_by(mark, places[tp], there.get(tp))
-            if is_same and place.is_known:
+            place = places[tp]
+            if _is_known_by(mark, place, there.get(tp)) and mark.offset < place.end:
+                if place.committed is None:  # the group was forgotten, not the topic: all up to there is done
+                    elsewhere[tp] = max(place.begin, mark.offset + 1)
                 continue
-            if is_same and place.committed is None:  # the group was forgotten, not the topic: all up to there is done
-                elsewhere[tp] = max(place.begin, mark.offset + 1)
-                continue
+            # Another message stands there, or none: the log's first one tells whether it is another log, or lost its last part.
+            where = TopicPartition(*tp)
+            first = (await read_at(self._settings.kafka_bootstrap, {where: place.begin})).get(where)
+            is_same = first is not None and first.timestamp <= mark.written_ms
             _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
-            elsewhere[tp] = place.end if is_same else place.begin
-            again = Landmark()
-            again.CopyFrom(mark)
-            again.incarnation = mark.incarnation + 1
-            changed[tp.topic] = again
+            elsewhere[tp] = await first_after(self._settings.kafka_bootstrap, where, mark.written_ms) if is_same else place.begin
+            changed[tp.topic] = Landmark(offset=elsewhere[tp] - 1, incarnation=mark.incarnation + 1)
         if changed != part.landmarks:
+            # First where it is read on: whoever loads between the two finds the same again, and nothing was read in between.
+            if not await self._confirmed({**{tp: place.offset for tp, place in places.items()}, **elsewhere}):
+                raise Unavailable("kafka: this worker lost its partitions while it looked at their topics")
             await self._write_landmarks({partition: (part, changed)})
         return elsewhere
 
@@ -235,14 +247,17 @@ class Count(Stage[CountPartition]):
 
     async def _process(self, work: Mapping[int, Sequence[Received]], done: Mapping[TP, int], letters: Sequence[Event]) -> bool:
         now_us, partitions = time.time_ns() // 1000, self._settings.partitions
-        # Of a topic that has grown since: another worker looks for them where their keys belong.
-        misplaced = [one for partition, events in work.items() for one in events if partition_of(one.key, partitions) != partition]
-        placed = {partition: [one for one in events if one not in misplaced] for partition, events in work.items()} if misplaced else work
+        placed: dict[int, list[Received]] = {}
+        misplaced: list[Received] = []  # of a topic that has grown since: whoever counts them looks where their keys belong
+        for partition, events in work.items():
+            placed[partition] = []
+            for one in events:
+                (placed[partition] if place_of(one.key, partitions) == partition else misplaced).append(one)
         plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in placed.items()}
         if misplaced:
             if not await self._confirmed(done):
                 return False
-            await self._forward(misplaced)
+            await self._forward([_of_its_own(one) for one in misplaced])
         return await self._write(plans, done, letters)
 
     async def _write(self, plans: Mapping[int, CountPlan], done: Mapping[TP, int], letters: Sequence[Event] = ()) -> bool:
@@ -281,6 +296,13 @@ class Count(Stage[CountPartition]):
         """An owned adapter's counts."""
         part = self.parts.get(partition_of(adapter_id.encode(), self._settings.partitions))
         return part.get(adapter_id) if part else None
+
+    def elsewhere(self, adapter_id: str) -> Iterator[tuple[AdapterCounts, CountsEpoch]]:
+        """Counts of an adapter, with their names, that stand where its key belonged before the topics grew."""
+        mine = partition_of(adapter_id.encode(), self._settings.partitions)
+        for partition, part in self.parts.items():
+            if partition != mine and part.epoch is not None and (counts := part.get(adapter_id)) is not None:
+                yield counts, part.epoch
 
     def epoch_of(self, adapter_id: str) -> CountsEpoch | None:
         """What the counts of an owned adapter are called, and since when they hold everything."""

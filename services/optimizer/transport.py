@@ -102,12 +102,13 @@ class Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
-    def outlived(self, topic: str, partitions: int) -> str:
-        """Why a worker that began with so many partitions of a topic must begin anew; nothing if it need not."""
-        client = getattr(self._thread._consumer, "_client", None)
-        there = len((client.cluster.partitions_for_topic(topic) if client else None) or ())
-        if there > partitions:
-            return f"{topic} has {there} partitions, and had {partitions}"
+    def outlived(self, topics: Sequence[str], partitions: int) -> str:
+        """Why a worker that began with so many partitions of some topics must begin anew; nothing if it need not."""
+        client: Any = getattr(self._thread._consumer, "_client", None)
+        for topic in topics if client is not None else ():
+            there = len(client.cluster.partitions_for_topic(topic) or ())
+            if there > partitions:
+                return f"{topic} has {there} partitions, and had {partitions}"
         if remade := next(iter(self._thread.remade), None):
             return f"{remade.topic} {remade.partition} was made anew"
         return ""

@@ -83,7 +83,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         settings.purge_grace_s,
         settings.allow_all_tenants,
         lambda base_model: router.executors.shapes_of(base_model, now_us()),
-        library.library_id,
+        lambda: library.library_id,
     )
     stack.push_async_callback(registry.close)
     if library.copy is not None:

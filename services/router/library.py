@@ -32,7 +32,12 @@ class Library(NamedTuple):
     near: Catalogue
     search: VectorIndex
     copy: CatalogueCopy | None = None
-    library_id: str = ""
+    stamped_id: str = ""
+
+    @property
+    def library_id(self) -> str:
+        """Which library it is: a copy of nothing may become one of another."""
+        return self.stamped_id if self.copy is None else self.copy.library_id
 
     async def whole(self) -> None:
         """Wait until routing knows all of it, at full speed."""
@@ -79,7 +84,7 @@ async def open_library(settings: RouterSettings, embedder: str, dimension: int) 
         stack.pop_all()
     search = MemorySearch(catalogue, settings.label_cache_bytes)
     search.start()
-    return Library(catalogue, catalogue, search, library_id=stamp.library_id)
+    return Library(catalogue, catalogue, search, stamped_id=stamp.library_id)
 
 
 async def open_catalogue(settings: RouterSettings, dimension: int) -> Catalogue:
@@ -109,7 +114,7 @@ async def _over_qdrant(settings: RouterSettings, embedder: str, dimension: int) 
             await asyncio.to_thread(_delete_other_copies, _copies(settings) / "none")  # they would be older every day
             search = QdrantSearch(source)
             await search.prepare(**_options(settings))
-            library = Library(source, source, search, library_id=library_id)
+            library = Library(source, source, search, stamped_id=library_id)
         stack.pop_all()
     return library
 
@@ -141,7 +146,7 @@ async def _copied(source: QdrantCatalogue, settings: RouterSettings, embedder: s
             raise
     memory = MemorySearch(near, settings.label_cache_bytes)
     memory.start()
-    return Library(source, near, memory, copy, copy.library_id)
+    return Library(source, near, memory, copy)
 
 
 def _copies(settings: RouterSettings) -> Path:

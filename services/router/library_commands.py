@@ -80,7 +80,7 @@ def _check_folders(data: str, store: str) -> None:
 
 async def _rebuild(settings: RouterSettings) -> int:
     embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
-    log = RegistrationLog(AdapterStore(settings.store))
+    log = RegistrationLog(AdapterStore(settings.store), embedder=embedder.name)
     if not await log.names():
         raise FailedPrecondition(
             f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
@@ -90,7 +90,7 @@ async def _rebuild(settings: RouterSettings) -> int:
     try:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
             task = progress.add_task("writes", total=None)
-            async for done, total in rebuild(log, catalogue, embedder.dimension):
+            async for done, total in rebuild(log, catalogue, embedder):
                 progress.update(task, completed=done, total=total)
         # Last: routers that have a copy of this library go on by it until this one is whole.
         await stamped(catalogue, embedder.name, embedder.dimension, await log.library_id())
@@ -118,7 +118,7 @@ def reembed_command(qdrant: str, into: str, data: str, as_json: bool) -> None:
     settings = replace(settings, qdrant_url=qdrant, data_folder=Path(data))
     done, where = asyncio.run(_on_server(settings, into) if qdrant else _in_folder(settings))
     if as_json:
-        click.echo(json.dumps({"read": done.read, "written": done.written, "left_out": done.left_out, "next": where}))
+        click.echo(json.dumps({**done._asdict(), "next": where}))
     else:
         click.echo("\n".join([*told(done), where]))
 
@@ -134,7 +134,7 @@ async def _on_server(settings: RouterSettings, into: str) -> tuple[Reembedded, s
         stack.push_async_callback(target.close)
         stamp = await source.stamp()
         _check_other("" if stamp is None else str(stamp.body.get("embedder", "")), embedder)
-        done = await _reembedded(source, target, embedder)
+        done = await _reembedded(source, target, embedder, alone=False)
     return done, f"give the routers SMOA_QDRANT_PREFIX={into} with this embedder, then run this again for what was written meanwhile"
 
 
@@ -157,7 +157,7 @@ async def _in_folder(settings: RouterSettings) -> tuple[Reembedded, str]:
                 _check_other("" if stamp is None else str(stamp.body["embedder"]), embedder)
                 target = SqliteCatalogue(following, embedder.dimension)
                 opened.push_async_callback(target.close)
-                done = await _reembedded(source, target, embedder)
+                done = await _reembedded(source, target, embedder, alone=True)
             if not is_ours:
                 return done, f"the new library is {following}; stop the router and run this again, which puts it in the old one's place"
             shutil.rmtree(before, ignore_errors=True)
@@ -178,11 +178,10 @@ def _check_other(name: str, embedder: Embedder) -> None:
         raise FailedPrecondition(f"index: the library {problem}; name another embedder with SMOA_ROUTER_EMBEDDER, or the right library")
 
 
-async def _reembedded(source: Source, target: Catalogue, embedder: Embedder) -> Reembedded:
+async def _reembedded(source: Source, target: Catalogue, embedder: Embedder, *, alone: bool) -> Reembedded:
     done = Reembedded()
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("adapters", total=None)
-        async for done in reembed(source, target, embedder):
+        async for done in reembed(source, target, embedder, alone=alone):
             progress.update(task, completed=done.read)
-    await stamped(target, embedder.name, embedder.dimension)
     return done

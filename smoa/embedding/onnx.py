@@ -79,18 +79,19 @@ class OnnxEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Vector:
         """See `Embedder`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, list(texts))
+        loop, order = asyncio.get_running_loop(), _by_length(texts)
+        rows: list[Vector] = []
+        for start in range(0, len(order), _AT_ONCE):  # each by itself: a query does not wait for an import
+            part = [texts[place] for place in order[start : start + _AT_ONCE]]
+            rows += list(await loop.run_in_executor(self._thread, self._embed, part))
+        return np.stack([rows[place] for place in np.argsort(order)])
 
     async def close(self) -> None:
         """See `Embedder`."""
         await asyncio.to_thread(self._thread.shutdown)
 
     def _embed(self, texts: Sequence[str]) -> Vector:
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # texts of a length together: little of a batch is padding
-        rows: list[Vector] = []
-        for start in range(0, len(order), _AT_ONCE):
-            rows += list(self._batch([self._prompt + texts[place] for place in order[start : start + _AT_ONCE]]))
-        return unit_rows(np.stack([rows[place] for place in np.argsort(order)]))
+        return unit_rows(self._batch([self._prompt + one for one in texts]))
 
     def _batch(self, texts: Sequence[str]) -> Vector:
         encoded = self._tokenizer.encode_batch(list(texts))
@@ -104,6 +105,11 @@ class OnnxEmbedder:
         (output,) = self._session.run([wanted], {name: value for name, value in given.items() if name in self._inputs})
         found: NDArray[Any] = np.asarray(output, np.float32)
         return found if found.ndim == 2 else _pooled(found, mask, self._pooling)
+
+
+def _by_length(texts: Sequence[str]) -> list[int]:
+    """Their places, shortest first: texts of a length together, little of a batch is padding."""
+    return sorted(range(len(texts)), key=lambda place: len(texts[place]))
 
 
 def _pooled(tokens: Vector, mask: NDArray[np.int64], how: str) -> Vector:

@@ -333,6 +333,10 @@ def test_kafka_and_its_topics_are_what_the_services_work_with(deployed: Kubectl)
         assert {key: str(value) for key, value in found[name].get("config", {}).items()} == settings | dict(topic.settings)
     (pool,) = json.loads(ok(deployed("-n", NAMESPACE, "get", "kafkanodepools.kafka.strimzi.io", "-o", "json")))["items"]
     assert pool["spec"]["replicas"] == 1
+    optimizer = environment(only_container(workloads(render(K8S / "overlays/dev"))["optimizer"]))
+    (config,) = [one for one in render(K8S / "overlays/dev") if one["kind"] == "ConfigMap"]
+    assert int(config["data"]["SMOA_OPTIMIZER_PARTITIONS"]) == 12
+    assert "SMOA_OPTIMIZER_PARTITIONS" not in optimizer
     base = {one["kind"]: one["spec"] for one in yaml.safe_load_all((K8S / "components/kafka/cluster.yaml").read_text())}
     assert (base["KafkaNodePool"]["replicas"], base["Kafka"]["kafka"]["config"]["min.insync.replicas"]) == (3, 2)
 
@@ -359,6 +363,7 @@ def test_the_jobs_that_learn_are_restricted_and_run_commands_that_exist(tmp_path
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["command"] == ["tini", "--", "smoa"]
+        assert container["image"].endswith(":dev"), "without a tag it would be one that nobody built"
         assert {"configMapRef": {"name": config}} in container["envFrom"]
         shown = subprocess.run([str(Path(sys.executable).parent / "smoa"), *container["args"], "--help"], capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr

@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from qdrant_client import AsyncQdrantClient
 from services.router.catalogue.port import Entry
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.commands import router_group
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
@@ -98,7 +100,7 @@ async def test_what_was_rebuilt_can_be_written_again(tmp_path: Path, kind: str) 
     library = await (
         sqlite_library(tmp_path / "index", DIMENSION) if kind == "local" else qdrant_library(AsyncQdrantClient(":memory:"), DIMENSION)
     )
-    assert [done async for done in rebuild(log, library.catalogue, DIMENSION)] == [(1, 1)]
+    assert [done async for done in rebuild(log, library.catalogue, Mock(dimension=DIMENSION))] == [(1, 1)]
     found = await library.catalogue.get(one.adapter_id)
     assert found is not None
     await library.catalogue.write([Entry(replace(found[0], name="renamed"), found[1])])
@@ -119,7 +121,7 @@ async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path:
     for entries in versions:
         await log.write(entries)
     library = await sqlite_library(tmp_path / "index", DIMENSION)
-    assert [done async for done in rebuild(log, library.catalogue, DIMENSION)] == [(1, 3), (2, 3), (3, 3)]
+    assert [done async for done in rebuild(log, library.catalogue, Mock(dimension=DIMENSION))] == [(1, 3), (2, 3), (3, 3)]
     found = await library.catalogue.get(one.adapter_id)
     assert found is not None
     assert (found[0].state, found[0].name) == ("retired", "n")
@@ -135,7 +137,7 @@ async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tm
     library = await sqlite_library(tmp_path / "router" / "index", 256)
     log = RegistrationLog(AdapterStore(str(tmp_path / "store")))
     with pytest.raises(FailedPrecondition, match=r"^index: holds adapters already"):
-        _ = [done async for done in rebuild(log, library.catalogue, 256)]
+        _ = [done async for done in rebuild(log, library.catalogue, StaticEmbedder())]
     await library.close()
     (name,) = await log.names()
     (tmp_path / "store" / name).write_text('{"record": 1}')

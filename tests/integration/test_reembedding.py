@@ -38,13 +38,15 @@ async def _reembed(service: Service, arguments: list[str], **environment: str) -
     return result
 
 
+def tree_of(*adapter_ids: str) -> registry_pb2.CompositionNode:
+    children = [registry_pb2.CompositionChild(adapter_id=one) for one in adapter_ids]
+    return registry_pb2.CompositionNode(strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=children)
+
+
 async def _filled(world: RouterWorld) -> tuple[str, str, str]:
     """Ids of two adapters with examples, one of them in a composition, and of one that was imported as a vector."""
     knees, money = await world.register(KNEES), await world.register(MONEY, name="money")
-    tree = registry_pb2.CompositionNode(
-        strategy=common.COMPOSITION_STRATEGY_PARALLEL, children=[registry_pb2.CompositionChild(adapter_id=knees.adapter_id)]
-    )
-    await world.client.compose("alone", tree)
+    await world.client.compose("alone", tree_of(knees.adapter_id))
     bare = registry_pb2.ImportedAdapter(adapter=imported(3, name="bare").adapter, vector=np.ones(256).tolist())
     async for _ in world.client.import_adapters([[bare]], files_unchecked=True):
         pass
@@ -57,20 +59,27 @@ async def _routed(world: RouterWorld, query: str, **options: Any) -> list[str]:
 
 async def test_in_a_folder_beside_the_router_and_then_in_its_place(tmp_path: Path, service: Service) -> None:
     arguments = ["--data", str(tmp_path / "router")]
-    async with running_router(tmp_path) as world:
+    async with running_router(tmp_path, purge_grace_s=0.0) as world:
         knees, money, bare = await _filled(world)
         done = await _reembed(service, arguments)
         assert (done["read"], done["written"], done["left_out"]) == (3, 2, [bare])
         assert done["next"].endswith("stop the router and run this again, which puts it in the old one's place")
         await world.client.pin("public", money)
         assert await _routed(world, MONEY[0]) == [money], "it serves meanwhile"
+        gone = await world.register([f"of the {number}th that is purged" for number in range(5)], name="gone")
+        await _reembed(service, arguments)
+        await world.client.retire("public", gone.adapter_id, "by the test")
+        await world.client.purge("public", gone.adapter_id)
+        await world.client.delete_composition("alone")
+        await world.client.compose("both", tree_of(knees, money))
     done = await _reembed(service, arguments)
-    assert (done["read"], done["written"]) == (3, 1), "what has changed since"
+    assert (done["read"], done["written"]) == (4, 1), "what has changed since"
     assert done["next"].startswith("the new library is in its place; the old one is ")
     new = {"embedder": service.url, "embedder_model": "words"}
     async with running_router(tmp_path, **new) as world:
         assert [await _routed(world, KNEES[0]), await _routed(world, MONEY[0])] == [[knees], [money]]
-        assert await _routed(world, KNEES[0], composition="alone") == [knees]
+        assert {one.name async for one in world.client.list_compositions()} == {"both"}
+        assert (await world.client.get(gone.adapter_id)).state == common.ADAPTER_STATE_PURGED
         assert (await world.client.get(money)).pinned
         assert {one.adapter_id async for one in world.client.list_all()} == {knees, money}
         await world.client.retire("public", knees, "by the test")
@@ -98,7 +107,12 @@ async def test_on_a_server_under_another_prefix(qdrant: tuple[str, int], tmp_pat
             late = await world.register([f"where is the {number}th bus stop" for number in range(5)], name="late")
             await other.client.pin("public", money)
             done = await _reembed(service, arguments, **server)
-            assert (done["read"], done["written"]) == (4, 1)
+            assert (done["read"], done["written"], done["kept"]) == (4, 1, [])
+            await other.client.retire("public", knees, "by the test")
+            await world.client.pin("public", knees)
+            done = await _reembed(service, arguments, **server)
+            assert (done["written"], done["kept"]) == (0, [knees])
+            assert (await other.client.get(knees)).state == common.ADAPTER_STATE_RETIRED, "what was acknowledged there stays"
             assert (await other.client.get(late.adapter_id)).name == "late"
             assert (await other.client.get(money)).pinned, "what was changed there since stays"
     client = client_of(*qdrant)

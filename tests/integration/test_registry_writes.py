@@ -220,7 +220,7 @@ async def test_a_purge_forgets_the_texts_everywhere(world: World, tmp_path: Path
         assert [text.count(one) for one in (KNEES[0], MONEY[0], f"other {KNEES[0]}")] == [1, 0, 1], "the other's stay"
         assert (await world.registry.get("public", made.adapter_id)).examples == ()
     again = SqliteCatalogue(tmp_path / "again", 256)
-    _ = [done async for done in rebuild(log, again, 256)]
+    _ = [done async for done in rebuild(log, again, StaticEmbedder())]
     found, kept = await again.get(made.adapter_id), await again.get(other.adapter_id)
     assert found is not None
     assert kept is not None

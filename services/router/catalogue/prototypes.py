@@ -21,6 +21,8 @@ async def described_by(embedder: Embedder, groups: Sequence[Sequence[str]]) -> l
     Raises:
         InvalidArgument, Unavailable: see `Embedder`.
     """
+    if not groups:
+        return []
     vectors = await embedder.embed([example for group in groups for example in group])
     parts = np.split(vectors, np.cumsum([len(group) for group in groups])[:-1])
     return await asyncio.to_thread(lambda: [(normalised(part.mean(0)), prototypes_of(part)) for part in parts])

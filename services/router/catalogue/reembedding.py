@@ -5,15 +5,20 @@ Done again it does what has changed since, by revision: so the old one serves me
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
-from services.router.catalogue.port import Catalogue, Document
+from services.router.catalogue.changes import now_us
+from services.router.catalogue.port import STAMP_ID, Catalogue, Conflict, Document, Entry
 from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
+from services.router.catalogue.stamp import stamped
 from smoa.embedding.port import Embedder
 
 _PAGE: Final = 64
+_NOTE: Final = "reembedded"
+"""In a record: [revision in the old library, revision that it got here]; in the stamp: when that was done last, in microseconds."""
 _EVERYTHING: Final = Scope(tenant=None, states=EVERY_STATE)
 
 
@@ -33,42 +38,88 @@ class Reembedded(NamedTuple):
     read: int = 0
     """Adapters of the old library."""
     written: int = 0
-    """Those that were not in the new one, or were older there."""
+    """Those that were not in the new one, or have changed since they were made there."""
     left_out: tuple[str, ...] = ()
     """Ids of those that have no examples: nobody can tell their vectors."""
+    kept: tuple[str, ...] = ()
+    """Ids of those that have changed in both: the new library's stay."""
 
 
-async def reembed(source: Source, target: Catalogue, embedder: Embedder) -> AsyncIterator[Reembedded]:
-    """Make `target` what `source` is, with the embedder's vectors; yields after each page."""
-    done, last, tenants = Reembedded(), "", set[str]()
+async def reembed(source: Source, target: Catalogue, embedder: Embedder, *, alone: bool) -> AsyncIterator[Reembedded]:
+    """Make `target` what `source` is, with the embedder's vectors; yields after each page.
+
+    Each record notes of which revision it was made, and which one that gave it: what somebody has written since stays. `alone`: nobody
+    has, so that compositions are made the same, too; else those that have come since the last time are added.
+    """
+    began_us, done, last, tenants = now_us(), Reembedded(), "", set[str]()
     while page := await source.scroll(_EVERYTHING, last, _PAGE):
         last = page[-1].adapter_id
         tenants |= {record.tenant for record in page}
         there = await target.records([record.adapter_id for record in page])
-        bare = [record.adapter_id for record in page if not record.examples]
-        newer = [record for record in page if record.examples and _revision(there, record) < record.revision]
-        if newer:
-            described = await described_by(embedder, [record.examples for record in newer])
-            prototypes = {record.adapter_id: of for record, (_, of) in zip(newer, described, strict=True)}
-            await target.upsert([(record, vector) for record, (vector, _) in zip(newer, described, strict=True)], prototypes)
-        done = Reembedded(done.read + len(page), done.written + len(newer), (*done.left_out, *bare))
+        bare = tuple(record.adapter_id for record in page if not record.examples and record.adapter_id not in there)
+        changed = [record for record in page if record.adapter_id not in bare and _made_of(there.get(record.adapter_id)) != record.revision]
+        touched = {one for one, made in there.items() if made.unknown.get(_NOTE, [0, -1])[1] != made.revision}
+        written = await _write(target, embedder, [one for one in changed if one.adapter_id not in touched], there)
+        kept = tuple(one.adapter_id for one in changed if one.adapter_id not in written)
+        done = Reembedded(done.read + len(page), done.written + len(written), (*done.left_out, *bare), (*done.kept, *kept))
         yield done
+    noted = await target.get_document("stamp", STAMP_ID)
+    since_us = 0 if alone or noted is None else int(noted.body.get(_NOTE, 0))
     for tenant in sorted(tenants):
-        await _copy_compositions(source, target, tenant)
+        await _copy_compositions(source, target, tenant, since_us, alone)
+    stamp = await stamped(target, embedder.name, embedder.dimension)
+    noted = await target.get_document("stamp", STAMP_ID)
+    assert noted is not None, stamp
+    await target.write_document("stamp", noted._replace(body={**noted.body, _NOTE: began_us}))
 
 
-async def _copy_compositions(source: Source, target: Catalogue, tenant: str) -> None:
+def _made_of(record: AdapterRecord | None) -> int:
+    """The revision in the old library that a record was made of; -1 of none."""
+    return -1 if record is None else int(record.unknown.get(_NOTE, [-1])[0])
+
+
+async def _write(
+    target: Catalogue, embedder: Embedder, records: Sequence[AdapterRecord], there: Mapping[str, AdapterRecord]
+) -> frozenset[str]:
+    """Write records with their new vectors, unless somebody has written them since; returns the ids of those that were."""
+    described = [record for record in records if record.examples]
+    made = dict(zip((one.adapter_id for one in described), await described_by(embedder, [one.examples for one in described]), strict=True))
+    entries = []
+    for record in records:
+        before = there.get(record.adapter_id)
+        revision, last_writes = (before.revision, before.last_writes) if before else (0, ())
+        note = {**record.unknown, _NOTE: [record.revision, revision + 1]}
+        kept = replace(record, revision=revision, last_writes=last_writes, unknown=note)
+        if record.adapter_id in made:
+            entries.append(Entry(kept, *made[record.adapter_id]))
+        elif (known := await target.get(record.adapter_id)) is not None:  # its examples are gone, as of one that was purged
+            entries.append(Entry(kept, known[1]))
+    lost: frozenset[str] = frozenset()
+    try:
+        if entries:
+            await target.write(entries, together=False)
+    except Conflict as conflict:
+        lost = conflict.lost
+    return frozenset(entry.record.adapter_id for entry in entries) - lost
+
+
+async def _copy_compositions(source: Source, target: Catalogue, tenant: str, since_us: int, alone: bool) -> None:
+    wanted = {one.document_id: one async for one in _compositions(source, tenant)}
+    if alone:
+        for one in [one async for one in _compositions(target, tenant) if one.document_id not in wanted]:
+            await target.delete_document("composition", one)
+    for document_id, one in wanted.items():
+        there = await target.get_document("composition", document_id)
+        if (there is None and int(one.body.get("created_at_us", 0)) >= since_us) or (alone and there and there.body != one.body):
+            await target.write_document("composition", (there or Document(document_id, tenant, {}))._replace(body=one.body))
+
+
+async def _compositions(source: Source, tenant: str) -> AsyncIterator[Document]:
     last = ""
     while page := await source.list_documents("composition", tenant, last, _PAGE):
         last = page[-1].document_id
         for one in page:
-            there = await target.get_document("composition", one.document_id) or Document(one.document_id, tenant, {})
-            if there.body != one.body:
-                await target.write_document("composition", there._replace(body=one.body))
-
-
-def _revision(there: dict[str, AdapterRecord], record: AdapterRecord) -> int:
-    return there[record.adapter_id].revision if record.adapter_id in there else -1
+            yield one
 
 
 def told(done: Reembedded, shown: int = 5) -> Sequence[str]:
@@ -80,4 +131,6 @@ def told(done: Reembedded, shown: int = 5) -> Sequence[str]:
             f"{len(done.left_out):,} have no examples, so their vectors cannot be made, and are left out "
             f"({', '.join(done.left_out[:shown])}{more}); import them again with examples"
         )
+    if done.kept:
+        lines.append(f"{len(done.kept):,} have changed in both libraries; the new one's stay ({', '.join(done.kept[:shown])})")
     return lines

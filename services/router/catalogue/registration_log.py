@@ -9,9 +9,10 @@ that bring new ones, as their prototypes are, and its record names the objects: 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
@@ -22,19 +23,22 @@ from ulid import ULID
 
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Catalogue, Entry, Vector
+from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
+from smoa.embedding.port import Embedder
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
+_log = logging.getLogger(__name__)
 PREFIX: Final = "registrations"
 
 
 class RegistrationLog:
     """Writes and reads the objects."""
 
-    def __init__(self, store: AdapterStore, library_id: str = "") -> None:
-        """Of the library that is written to."""
-        self._store, self._library_id = store, library_id
+    def __init__(self, store: AdapterStore, library_id: Callable[[], str] = str, embedder: str = "") -> None:
+        """Of the library that is written to, and of what makes its vectors."""
+        self._store, self._library_id, self._embedder = store, library_id, embedder
 
     async def write(self, entries: Sequence[Entry]) -> tuple[str, list[Entry]]:
         """Add an object; returns its key, and the entries as the catalogue is to keep them.
@@ -71,7 +75,9 @@ class RegistrationLog:
             await self._store.delete_object(key)
 
     async def _put(self, key: str, kept: Sequence[Entry]) -> None:
-        await self._store.put_object(key, await asyncio.to_thread(lambda: b"\n".join([_to_line(one, self._library_id) for one in kept])))
+        library_id = self._library_id()
+        lines = await asyncio.to_thread(lambda: b"\n".join([_to_line(one, library_id, self._embedder) for one in kept]))
+        await self._store.put_object(key, lines)
 
     async def names(self) -> list[str]:
         """Keys of the objects, oldest first."""
@@ -87,18 +93,19 @@ class RegistrationLog:
             return str(orjson.loads(line).get("library", ""))
 
     async def read(self, name: str, dimension: int) -> list[Entry]:
-        """The entries of an object.
+        """The entries of an object; the vectors of those that another embedder made are empty.
 
         Raises:
             InvalidArgument: it was altered.
         """
         data = await self._store.get_object(name)
         with _altered(name):
-            return [_from_line(line, dimension) for line in data.split(b"\n")]
+            return [_from_line(line, dimension, self._embedder) for line in data.split(b"\n")]
 
 
-async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) -> AsyncIterator[tuple[int, int]]:
-    """Write all of the log into an empty catalogue; yields (objects done, objects in all).
+async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Embedder) -> AsyncIterator[tuple[int, int]]:
+    """Write all of the log into an empty catalogue; yields (objects done, objects in all). What another embedder made is made anew of the
+    examples; an adapter that has none is left out.
 
     Raises:
         FailedPrecondition: it holds adapters already.
@@ -112,12 +119,20 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, dimension: int) ->
     for done, name in enumerate(names, 1):
         records: list[tuple[AdapterRecord, Vector]] = []
         prototypes: dict[str, Vector] = {}
-        for record, vector, given in await log.read(name, dimension):
+        for record, vector, given in await log.read(name, embedder.dimension):
             record_at, prototypes_at = written.get(record.adapter_id, (-1, -1))
-            newer = given is not None and record.revision >= prototypes_at
             there = next((one for one in reversed(records) if one[0].adapter_id == record.adapter_id), None)
             if there is None and record_at >= 0:
                 there = await catalogue.get(record.adapter_id)
+            if not vector.size:
+                if record.examples:
+                    ((vector, given),) = await described_by(embedder, [record.examples])
+                elif there is not None:
+                    vector = there[1]
+                else:
+                    _log.error("%s has no examples, and a vector of another embedder: it is left out; import it again", record.adapter_id)
+                    continue
+            newer = given is not None and record.revision >= prototypes_at
             if record.revision >= record_at:
                 made = replace(record, revision=record.revision + 1)  # as it was once written
                 if not newer and there is not None:
@@ -148,12 +163,13 @@ def _altered(name: str) -> Iterator[None]:
         raise InvalidArgument(name, f"is not a log of registrations ({error})", "restore the object, or delete it") from error
 
 
-def _to_line(entry: Entry, library_id: str) -> bytes:
+def _to_line(entry: Entry, library_id: str, embedder: str) -> bytes:
     record = entry.record.to_payload()
     if entry.prototypes is None:
         record["examples"] = []
     body: Mapping[str, object] = {
         "library": library_id,
+        "embedder": embedder,
         "record": record,
         "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
         "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),
@@ -161,8 +177,10 @@ def _to_line(entry: Entry, library_id: str) -> bytes:
     return orjson.dumps(body)
 
 
-def _from_line(line: bytes, dimension: int) -> Entry:
+def _from_line(line: bytes, dimension: int, embedder: str) -> Entry:
     body = orjson.loads(line)
+    if embedder and body.get("embedder", "") not in ("", embedder):
+        return Entry(AdapterRecord.from_payload(body["record"]), np.empty(0, np.float32))
     vector = np.frombuffer(b64decode(body["vector"]), "<f2").astype(np.float32)
     if vector.shape != (dimension,):
         raise ValueError(f"a vector of {len(vector)} numbers, not {dimension}")

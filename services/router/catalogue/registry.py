@@ -58,12 +58,12 @@ class Registry:
         purge_grace_s: float = 7 * 86400.0,
         allow_all_tenants: bool = False,
         shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
-        library_id: str = "",
+        library_id: Callable[[], str] = str,
     ) -> None:
         """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log."""
         self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, shapes_of), embedder, changed
         self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
-        self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id)
+        self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id, embedder.name)
         self._writes = Uncancelled()
 
     async def whole(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
