@@ -363,7 +363,7 @@ def test_the_jobs_that_learn_are_restricted_and_run_commands_that_exist(tmp_path
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["command"] == ["tini", "--", "smoa"]
-        assert container["image"].endswith(":dev"), "without a tag it would be one that nobody built"
+        assert ":" in container["image"], "without a tag it would be one that nobody built"
         assert {"configMapRef": {"name": config}} in container["envFrom"]
         shown = subprocess.run([str(Path(sys.executable).parent / "smoa"), *container["args"], "--help"], capture_output=True, text=True)
         assert shown.returncode == 0, shown.stderr
