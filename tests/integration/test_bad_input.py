@@ -29,7 +29,7 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        ({"query": " "}, "INVALID_ARGUMENT", "query: is empty; send the text to route"),
+        ({"query": " "}, "INVALID_ARGUMENT", "query: is empty; send the text to route, or its vector"),
         ({"query": "x" * 8193}, "INVALID_ARGUMENT", "query: has 8,193 characters, over 8,192; send its first part"),
         ({"query": "x" * 1_000_000}, "INVALID_ARGUMENT", "query: has 1,000,000 characters, over 8,192; send its first part"),
         ({"strategy": 99}, "INVALID_ARGUMENT", "strategy: 99 is unknown; use a RoutingStrategy of smoa.v1"),
