@@ -95,7 +95,7 @@ class Join(Stage[JoinPartition[_Segment]]):
         for tp, mark in marks.items():
             place = places[tp]
             if _is_known_by(mark, place, there.get(tp)) and mark.offset < place.end:
-                if place.committed is None:  # the group was forgotten, not the topic: all up to there is done
+                if place.offset <= mark.offset:  # the group was forgotten, not the topic, or its commit came short: all up to there is done
                     elsewhere[tp] = max(place.begin, mark.offset + 1)
                 continue
             # Another message stands there, or none: the log's first one tells whether it is another log, or lost its last part.
