@@ -75,8 +75,13 @@ class _Thread(driver.AIOKafkaConsumerThread):
         made._isolation_level = "read_committed"  # Faust has it for workers that write in transactions themselves only
         return made
 
-    async def _fetch_records(self, *args: Any, **kwargs: Any) -> Any:
-        found = await super()._fetch_records(*args, **kwargs)
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Any:
+        subscription = consumer._subscription.subscription
+        for place in subscription.assignment.tps if subscription is not None and subscription.assignment is not None else ():
+            state = subscription.assignment.state_value(place)
+            if TP(*place) not in self._ends and state is not None and state.has_valid_position:
+                self._ends[TP(*place)] = state.position  # where it begins, a hole may stand, too
+        found = await super()._fetch_records(consumer, *args, **kwargs)
         for place, records in found.items():
             tp = TP(*place)
             holes, end, newest_ms = self.holes[tp], self._ends.get(tp), self._newest_ms.get(tp, 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from services.optimizer.app import ensure
 from services.optimizer.changelog import COUNTS, Changelog
@@ -173,8 +172,13 @@ async def test_an_event_that_is_never_taken_goes_to_the_dead_letters_and_those_b
     kafka: ApacheKafka, admin: AIOKafkaAdminClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher_module, "REFUSED_TIMES", 3)
-    limit = ConfigResource(ConfigResourceType.TOPIC, DECISIONS, {"max.message.bytes": "5000"})
-    await admin.alter_configs([limit])
+    await admin.delete_topics([DECISIONS])
+
+    async def gone() -> bool:
+        return DECISIONS not in await admin.list_topics()
+
+    await until("the topic being gone", 20, gone)
+    await admin.create_topics([NewTopic(DECISIONS, PARTITIONS, 1, topic_configs={"max.message.bytes": "5000"})])
     publisher = EventPublisher(kafka.bootstrap, Spool(tmp_path / "spool", 2**20))
     await publisher.start()
     try:
