@@ -155,17 +155,8 @@ async def behind_s(bootstrap: str, group: str, topics: Iterable[str]) -> float:
     Raises:
         Unavailable: the broker does not answer.
     """
-    waiting: dict[TopicPartition, int] = {}
     async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
-        places = [TopicPartition(topic, one) for topic in topics for one in await partitions_of(consumer, topic)]
-        if not places:
-            return 0.0
-        ends, firsts = await consumer.end_offsets(places), await consumer.beginning_offsets(places)
-        committed = await consumer._coordinator.fetch_committed_offsets(places)  # `committed` asks for one at a time
-        for place in places:
-            done = max(committed[place].offset if place in committed else 0, firsts[place])
-            if done < ends[place]:
-                waiting[place] = done
+        waiting = {place: done for place, (_, done, end) in (await _progress(consumer, topics)).items() if done < end}
     written_ms = [one.timestamp for one in (await read_at(bootstrap, waiting)).values()]
     return max(0.0, time.time() - min(written_ms) / 1000) if written_ms else 0.0
 
@@ -182,19 +173,24 @@ async def lag_of(bootstrap: str, group: str, topics: Iterable[str], *, by_partit
     Raises:
         Unavailable: the broker does not answer.
     """
-    found: dict[str, tuple[int, int]] = {}
+    topics = list(topics)
     async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
-        places = {topic: [TopicPartition(topic, one) for one in sorted(await partitions_of(consumer, topic))] for topic in topics}
-        consumer.assign([place for several in places.values() for place in several])
-        for topic, several in places.items():
-            ends, firsts = (await consumer.end_offsets(several), await consumer.beginning_offsets(several)) if several else ({}, {})
-            sums = [0, 0]
-            for place in several:
-                done = await consumer.committed(place) or firsts[place]
-                pair = (ends[place] - firsts[place], max(0, done - firsts[place]))
-                if by_partition:
-                    found[f"{topic}:{place.partition}"] = pair
-                sums = [sums[0] + pair[0], sums[1] + pair[1]]
-            if not by_partition:
-                found[topic] = (sums[0], sums[1])
-    return found
+        progress = await _progress(consumer, topics)
+    pairs = {place: (end - first, done - first) for place, (first, done, end) in progress.items()}
+    if by_partition:
+        return {f"{place.topic}:{place.partition}": pair for place, pair in pairs.items()}
+    sums = dict.fromkeys(topics, (0, 0))
+    for place, (there, done) in pairs.items():
+        sums[place.topic] = (sums[place.topic][0] + there, sums[place.topic][1] + done)
+    return sums
+
+
+async def _progress(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> dict[TopicPartition, tuple[int, int, int]]:
+    """The first offset that is there, the next one that the consumer's group has not done, and the end, of each partition of the topics."""
+    places = [TopicPartition(topic, one) for topic in topics for one in sorted(await partitions_of(consumer, topic))]
+    if not places:
+        return {}
+    firsts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+    committed = await consumer._coordinator.fetch_committed_offsets(places)  # `committed` asks for one at a time
+    done = {place: committed[place].offset if place in committed else 0 for place in places}
+    return {place: (firsts[place], max(done[place], firsts[place]), ends[place]) for place in places}

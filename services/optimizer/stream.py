@@ -91,7 +91,6 @@ class Join(Stage[JoinPartition[_Segment]]):
         at = {TopicPartition(*tp): mark.offset for tp, mark in marks.items() if mark.written_ms and mark.offset < places[tp].end}
         there = {TP(*tp): one for tp, one in (await read_at(self._settings.kafka_bootstrap, at)).items()}
         elsewhere: dict[TP, int] = {}
-        changed = dict(part.landmarks)
         for tp, mark in marks.items():
             place = places[tp]
             if _is_known_by(mark, place, there.get(tp)) and mark.offset < place.end:
@@ -104,35 +103,32 @@ class Join(Stage[JoinPartition[_Segment]]):
             is_same = first is not None and first.timestamp <= mark.written_ms
             _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
             elsewhere[tp] = await first_after(self._settings.kafka_bootstrap, where, mark.written_ms) if is_same else place.begin
-            changed[tp.topic] = Landmark(offset=elsewhere[tp] - 1, incarnation=mark.incarnation + 1)
-        if changed != part.landmarks:
-            # First where it is read on: whoever loads between the two finds the same again, and nothing was read in between.
-            if not await self._confirmed({**{tp: place.offset for tp, place in places.items()}, **elsewhere}):
-                raise Unavailable("kafka: this worker lost its partitions while it looked at their topics")
-            await self._write_landmarks({partition: (part, changed)})
+            part.landmarks[tp.topic] = Landmark(offset=elsewhere[tp] - 1, incarnation=mark.incarnation + 1)
         return elsewhere
 
+    async def _open(self, partition: int, part: JoinPartition[_Segment], places: Mapping[str, int]) -> None:
+        """Keep that logs begin again, after where they are read on: whoever loads between the two finds the same, and nothing was read."""
+        if any(not mark.written_ms for mark in part.landmarks.values()):
+            await self._write_landmarks({partition: part})
+
     async def _mark(self, taken: Mapping[TP, Sequence[Any]]) -> None:
-        marked: dict[int, tuple[JoinPartition[_Segment], dict[str, Landmark]]] = {}
+        marked = {tp.partition: self.parts[tp.partition] for tp in taken}
         for tp, messages in taken.items():
-            part, landmarks = marked.setdefault(tp.partition, (self.parts[tp.partition], dict(self.parts[tp.partition].landmarks)))
-            incarnation = part.landmarks[tp.topic].incarnation if tp.topic in part.landmarks else 0
+            landmarks = marked[tp.partition].landmarks
+            incarnation = landmarks[tp.topic].incarnation if tp.topic in landmarks else 0
             landmarks[tp.topic] = Landmark(offset=messages[-1].offset, written_ms=written_ms(messages[-1]), incarnation=incarnation)
         if marked:
             await self._write_landmarks(marked)
 
-    async def _write_landmarks(self, marked: Mapping[int, tuple[JoinPartition[_Segment], dict[str, Landmark]]]) -> None:
-        """Make them so, and those of earlier stamps gone."""
-        stamps = {partition: self._marked.get(partition, set()) - {self.stamp} for partition in marked}
+    async def _write_landmarks(self, marked: Mapping[int, JoinPartition[_Segment]]) -> None:
+        """Make them durable, and those of earlier stamps gone."""
         await self._outbox.send(
-            self._changelog.record(partition, LANDMARKS, self.stamp, Landmarks(topics=landmarks).SerializeToString())
-            for partition, (_, landmarks) in marked.items()
+            self._changelog.record(partition, LANDMARKS, self.stamp, Landmarks(topics=part.landmarks).SerializeToString())
+            for partition, part in marked.items()
         )
-        for partition, (part, landmarks) in marked.items():
-            part.landmarks = landmarks
-            self._marked[partition] = {self.stamp}
-        gone = [self._changelog.record(partition, LANDMARKS, stamp, None) for partition, old in stamps.items() for stamp in old]
-        await self._emit([], gone)
+        gone = [(partition, stamp) for partition in marked for stamp in self._marked.get(partition, set()) - {self.stamp}]
+        self._marked.update((partition, {self.stamp}) for partition in marked)
+        await self._emit([], [self._changelog.record(partition, LANDMARKS, stamp, None) for partition, stamp in gone])
 
     def _next_name(self) -> bytes:
         """Rises with every call, and from process to process."""

@@ -48,13 +48,6 @@ class Place(NamedTuple):
     offset: int
     begin: int
     end: int
-    committed: int | None = None
-    """The group's commit; None where there is none. Those of a topic that is deleted go with it."""
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the commit may be of this log."""
-        return self.committed is not None and self.committed <= self.end
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -103,6 +96,7 @@ class Consumer(driver.Consumer):
     """See the module."""
 
     _thread: _Thread
+    logger = logging.getLogger("mode.consumer")  # else what every Faust service says of its start and end is said in this module's name
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
@@ -121,8 +115,6 @@ class Consumer(driver.Consumer):
     def is_hole(self, tp: TP, begin: int, end: int) -> bool:
         """True if the client has seen that there is nothing for readers at [begin, end)."""
         return self._thread.holes[tp].get(begin) == end
-
-    logger = logging.getLogger("mode.consumer")  # else what every Faust service says of its start and end is said in this module's name
 
     async def confirm(self, generation: int, done: Mapping[TP, int]) -> bool:
         """Ask the group's coordinator, by committing what is `done` (the next offsets), whether this worker still owns what it did.
@@ -205,13 +197,10 @@ class Consumer(driver.Consumer):
         committed = await consumer._coordinator.fetch_committed_offsets(asked)  # `committed` asks for one at a time
         places = {}
         for tp in asked:
-            found = Place(first[tp], first[tp], ends[tp], committed[tp].offset if tp in committed else None)
-            if found.is_known and found.committed is not None:
-                if 0 < found.committed < found.begin:
-                    missing = found.begin - found.committed
-                    _log.error("%s %d: %d messages were deleted before they were counted; give Kafka more retention", *tp, missing)
-                found = found._replace(offset=max(found.committed, found.begin))
-            places[TP(*tp)] = found
+            place = committed[tp].offset if tp in committed else 0  # those of a topic that is deleted go with it
+            if 0 < place < first[tp]:
+                _log.error("%s %d: %d messages were deleted before they were counted; give Kafka more retention", *tp, first[tp] - place)
+            places[TP(*tp)] = Place(max(place, first[tp]) if place <= ends[tp] else first[tp], first[tp], ends[tp])
         return places
 
     async def commit(self, topics: object = None, start_new_transaction: bool = True) -> bool:

@@ -14,7 +14,7 @@ from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.records import AdapterRecord, home_of
 from services.router.catalogue.registry import Registry
-from services.router.library import Library, open_library
+from services.router.library import Library, embedder_of, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
 from services.router.routing.cache import RoutingCache
@@ -22,7 +22,6 @@ from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.router import Router
 from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
-from smoa.embedding.choose import open_embedder
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
@@ -44,7 +43,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     """
     if settings.when_spool_is_full not in ("drop", "refuse"):
         raise InvalidArgument("SMOA_ROUTER_WHEN_SPOOL_IS_FULL", f"{settings.when_spool_is_full!r} is unknown", "use drop or refuse")
-    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
+    embedder = await embedder_of(settings)
     stack.push_async_callback(embedder.close)
     library = library or await open_library(settings, embedder.name, embedder.dimension)
     stack.push_async_callback(library.close)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import shutil
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from services.router.catalogue.port import STAMP_ID, Catalogue
-from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue, locked
 from services.router.catalogue.stamp import checked_stamp, stamped
 from services.router.search.memory_search import BYTES_AN_ADAPTER, MemorySearch
 from services.router.search.port import VectorIndex
 from services.router.settings import RouterSettings
+from smoa.embedding.choose import open_embedder
+from smoa.embedding.port import Embedder
 from smoa.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:  # a router without a server needs no client
@@ -55,6 +56,11 @@ class Library(NamedTuple):
         await self.catalogue.close()
         if self.near is not self.catalogue:
             await self.near.close()
+
+
+async def embedder_of(settings: RouterSettings) -> Embedder:
+    """The embedder that the settings name; raises what `open_embedder` does."""
+    return await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
 
 
 async def open_library(settings: RouterSettings, embedder: str, dimension: int) -> Library:
@@ -164,9 +170,9 @@ def _delete_other_copies(mine: Path) -> None:
     for other in mine.parent.glob("*/"):
         if other == mine:
             continue
-        with suppress(BlockingIOError), (other / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(other)
+        if (lock := locked(other)) is not None:
+            with lock:
+                shutil.rmtree(other)
 
 
 def qdrant_catalogue(settings: RouterSettings, dimension: int) -> QdrantCatalogue:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,11 @@ from rich.progress import MofNCompleteColumn, Progress
 from services.router.catalogue.port import STAMP_ID, Catalogue
 from services.router.catalogue.reembedding import Reembedded, Source, reembed, told
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
-from services.router.catalogue.sqlite_catalogue import SqliteCatalogue, SqliteReader
+from services.router.catalogue.sqlite_catalogue import SqliteCatalogue, SqliteReader, locked
 from services.router.catalogue.stamp import stamped
-from services.router.library import open_catalogue, qdrant_catalogue
+from services.router.library import embedder_of, open_catalogue, qdrant_catalogue
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, store_option
-from smoa.embedding.choose import open_embedder
 from smoa.embedding.port import Embedder
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
@@ -51,13 +49,18 @@ def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
 
     The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
     """
+    settings = replace(_settings(qdrant, data), store=store)
+    _check_folders("" if settings.qdrant_url else data, store)
+    done = asyncio.run(_rebuild(settings))
+    where = settings.qdrant_url or data
+    click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
+
+
+def _settings(qdrant: str, data: str) -> RouterSettings:
+    """A router's, as the environment has them (the key of a server, its ports and prefix), of the library that was named."""
     if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
         qdrant = ""  # who names a folder means it
-    _check_folders("" if qdrant else data, store)
-    settings = from_environment(RouterSettings, os.environ, "SMOA_ROUTER_")  # the key of a server, its ports and prefix
-    done = asyncio.run(_rebuild(replace(settings, store=store, qdrant_url=qdrant, data_folder=Path(data))))
-    where = qdrant or data
-    click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
+    return replace(from_environment(RouterSettings, os.environ, "SMOA_ROUTER_"), qdrant_url=qdrant, data_folder=Path(data))
 
 
 def _check_folders(data: str, store: str) -> None:
@@ -79,25 +82,27 @@ def _check_folders(data: str, store: str) -> None:
 
 
 async def _rebuild(settings: RouterSettings) -> int:
-    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
-    log = RegistrationLog(AdapterStore(settings.store), embedder=embedder.name)
-    if not await log.names():
-        raise FailedPrecondition(
-            f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
-        )
-    catalogue = await open_catalogue(settings, embedder.dimension)
-    done = 0
-    try:
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+    async with AsyncExitStack() as stack:
+        embedder = await _embedder(settings, stack)
+        log = RegistrationLog(AdapterStore(settings.store), embedder=embedder.name)
+        if not await log.names():
+            raise FailedPrecondition(
+                f"store: {settings.store} holds no registration, so there is nothing to make an index from; name the right one with --store"
+            )
+        catalogue = await open_catalogue(settings, embedder.dimension)
+        stack.push_async_callback(catalogue.close)
+        done = 0
+        with _progress() as progress:
             task = progress.add_task("writes", total=None)
             async for done, total in rebuild(log, catalogue, embedder):
                 progress.update(task, completed=done, total=total)
         # Last: routers that have a copy of this library go on by it until this one is whole.
         await stamped(catalogue, embedder.name, embedder.dimension, await log.library_id())
-    finally:
-        await catalogue.close()
-        await embedder.close()
     return done
+
+
+def _progress() -> Progress:
+    return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True))
 
 
 @click.command("reembed")
@@ -112,11 +117,8 @@ def reembed_command(qdrant: str, into: str, data: str, as_json: bool) -> None:
     when all have it, for what was written meanwhile. In a folder, run it while the router runs, which does most of it, and again when it
     is stopped, which puts the new one in its place; the old one is kept as `index-before`.
     """
-    settings = from_environment(RouterSettings, os.environ, "SMOA_ROUTER_")
-    if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
-        qdrant = ""  # who names a folder means it
-    settings = replace(settings, qdrant_url=qdrant, data_folder=Path(data))
-    done, where = asyncio.run(_on_server(settings, into) if qdrant else _in_folder(settings))
+    settings = _settings(qdrant, data)
+    done, where = asyncio.run(_on_server(settings, into) if settings.qdrant_url else _in_folder(settings))
     if as_json:
         click.echo(json.dumps({**done._asdict(), "next": where}))
     else:
@@ -144,12 +146,8 @@ async def _in_folder(settings: RouterSettings) -> tuple[Reembedded, str]:
         raise FailedPrecondition(f"data: {folder.absolute()} is not there; name the router's data folder with --data")
     async with AsyncExitStack() as stack:
         embedder = await _embedder(settings, stack)
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_ours = True
-            except OSError:
-                is_ours = False
+        lock = locked(folder)
+        with lock or nullcontext():
             async with AsyncExitStack() as opened:  # closed before the folders move: SQLite knows its files by their paths
                 source = SqliteReader(folder)
                 opened.callback(source.close)
@@ -158,7 +156,7 @@ async def _in_folder(settings: RouterSettings) -> tuple[Reembedded, str]:
                 target = SqliteCatalogue(following, embedder.dimension)
                 opened.push_async_callback(target.close)
                 done = await _reembedded(source, target, embedder, alone=True)
-            if not is_ours:
+            if lock is None:
                 return done, f"the new library is {following}; stop the router and run this again, which puts it in the old one's place"
             shutil.rmtree(before, ignore_errors=True)
             folder.rename(before)
@@ -167,7 +165,7 @@ async def _in_folder(settings: RouterSettings) -> tuple[Reembedded, str]:
 
 
 async def _embedder(settings: RouterSettings, stack: AsyncExitStack) -> Embedder:
-    embedder = await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
+    embedder = await embedder_of(settings)
     stack.push_async_callback(embedder.close)
     return embedder
 
@@ -180,7 +178,7 @@ def _check_other(name: str, embedder: Embedder) -> None:
 
 async def _reembedded(source: Source, target: Catalogue, embedder: Embedder, *, alone: bool) -> Reembedded:
     done = Reembedded()
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
+    with _progress() as progress:
         task = progress.add_task("adapters", total=None)
         async for done in reembed(source, target, embedder, alone=alone):
             progress.update(task, completed=done.read)

@@ -44,7 +44,7 @@ class NothingHandedOn(Consumer):
 
     async def places(self, where: Sequence[TP]) -> dict[TP, Place]:
         ends = await self.ends(where)
-        return {tp: Place(self.committed_to.get(tp, 0), 0, ends[tp], self.committed_to.get(tp)) for tp in where}
+        return {tp: Place(self.committed_to.get(tp, 0), 0, ends[tp]) for tp in where}
 
     def is_hole(self, tp: TP, begin: int, end: int) -> bool:
         return False

@@ -63,14 +63,14 @@ async def reembed(source: Source, target: Catalogue, embedder: Embedder, *, alon
         kept = tuple(one.adapter_id for one in changed if one.adapter_id not in written)
         done = Reembedded(done.read + len(page), done.written + len(written), (*done.left_out, *bare), (*done.kept, *kept))
         yield done
-    noted = await target.get_document("stamp", STAMP_ID)
-    since_us = 0 if alone or noted is None else int(noted.body.get(_NOTE, 0))
+    before = await target.get_document("stamp", STAMP_ID)
+    since_us = 0 if alone or before is None else int(before.body.get(_NOTE, 0))
     for tenant in sorted(tenants):
         await _copy_compositions(source, target, tenant, since_us, alone)
-    stamp = await stamped(target, embedder.name, embedder.dimension)
-    noted = await target.get_document("stamp", STAMP_ID)
-    assert noted is not None, stamp
-    await target.write_document("stamp", noted._replace(body={**noted.body, _NOTE: began_us}))
+    await stamped(target, embedder.name, embedder.dimension)
+    stamp = await target.get_document("stamp", STAMP_ID)
+    assert stamp is not None, "it has just been given one"
+    await target.write_document("stamp", stamp._replace(body={**stamp.body, _NOTE: began_us}))
 
 
 def _made_of(record: AdapterRecord | None) -> int:

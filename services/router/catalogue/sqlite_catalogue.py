@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TextIO, TypeVar
 
 from services.router.catalogue.port import Document, Entry, Vector
 from services.router.catalogue.record_file import RecordFile, Take, Written
@@ -23,6 +23,17 @@ from smoa.tasks import Uncancelled
 
 T = TypeVar("T")
 FILE: Final = "index.sqlite"
+
+
+def locked(folder: Path) -> TextIO | None:
+    """The lock of a catalogue's folder, which is held until it is closed; None while another process has it."""
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
 
 
 class SqliteReader:
@@ -59,14 +70,10 @@ class SqliteCatalogue:
             FailedPrecondition: another process uses the folder.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise FailedPrecondition(
-                f"index: another process uses {folder}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)"
-            ) from error
+        lock = locked(folder)
+        if lock is None:
+            raise FailedPrecondition(f"index: another process uses {folder}; stop it, or share a Qdrant server (SMOA_QDRANT_URL)")
+        self._lock = lock
         self.folder, self.dimension = folder, dimension
         self._file, self.reader = RecordFile(folder / FILE), RecordFile(folder / FILE)
         self._thread = ThreadPoolExecutor(1, "catalogue")
