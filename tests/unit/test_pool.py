@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.search import clusters
+from services.router.search import pool as pool_module
 from services.router.search.pool import EXACT_ROWS, FLAT_ROWS, Successor, VectorPool, cells_for
 
 DIMENSION = 128
@@ -87,6 +88,24 @@ def test_dropped_neighbours_do_not_hide_those_behind_them(rows: int | None) -> N
     found, _ = pool.nearest(query, 10)
     assert len(found) == 10
     assert found.min() >= 900
+
+
+def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_SCORED", 500)
+    vectors, pool = _vectors(6_000), VectorPool(DIMENSION)
+    pool.add(np.arange(6_000), Encoded.of(vectors[:6_000]))
+    pool.adopt(_trained(pool, rows=FLAT_ROWS + 1))
+    named, queries = np.arange(0, 6_000, 2), _vectors(30, 5)
+    shares = []
+    for query in queries:
+        true = named[np.argsort(-(vectors[named] @ query))[:10]]
+        rows, _ = pool.nearest(query, 10, named)
+        assert set(rows) <= set(named)
+        shares.append(np.isin(true, rows).mean())
+    assert np.mean(shares) > 0.9
+    late = _vectors(1, 9)
+    first = pool.add(np.array([6_000]), Encoded.of(late))
+    assert pool.nearest(late[0], 1, np.append(named, first))[0][0] == 6_000, "one whose cell is not known yet is scored"
 
 
 def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,9 +31,8 @@ CREATE TABLE IF NOT EXISTS adapters (
   row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
-  record TEXT NOT NULL, examples TEXT NOT NULL, vector BLOB NOT NULL, has_prototypes INTEGER NOT NULL,
-  revision INTEGER NOT NULL, marks INTEGER NOT NULL,
-  specialization TEXT NOT NULL);
+  specialization TEXT NOT NULL, marks INTEGER NOT NULL, has_prototypes INTEGER NOT NULL, revision INTEGER NOT NULL, vector BLOB NOT NULL,
+  record TEXT NOT NULL, examples TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
@@ -45,6 +44,9 @@ CREATE TABLE IF NOT EXISTS documents (kind TEXT NOT NULL, document_id TEXT NOT N
 CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL, probes INTEGER NOT NULL,
   rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
+_COLUMNS: Final = """row, adapter_id, version, pool, tenant, shared, base_model, state, name, digest, tags, specialization, marks,
+  has_prototypes, revision, vector, record, examples"""
+"""What is read most is in front of what may be long: SQLite walks through all that lies before a column."""
 _IDS_A_QUERY: Final = 500
 
 
@@ -125,7 +127,7 @@ class RecordFile:
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
                 written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, was, named ^ old_labels, marks))
-            database.executemany(f"INSERT OR REPLACE INTO adapters VALUES ({','.join('?' * 18)})", rows)
+            database.executemany(f"INSERT OR REPLACE INTO adapters ({_COLUMNS}) VALUES ({','.join('?' * 18)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
             taken = {one.ref.adapter_id for one in written}
@@ -339,13 +341,13 @@ def _columns(
         record.name,
         record.digest,
         orjson.dumps(record.tags).decode(),
-        orjson.dumps(body).decode(),
-        examples,
-        vector,
+        record.specialization,
+        marks,
         int(has_prototypes),
         revision,
-        marks,
-        record.specialization,
+        vector,
+        orjson.dumps(body).decode(),
+        examples,
     )
 
 

@@ -27,15 +27,16 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import EXACT_ROWS, Successor, VectorPool
+from services.router.search.pool import Successor, VectorPool
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
 Rows = NDArray[np.int64]
 _log = logging.getLogger(__name__)
-BROAD_LABEL_ROWS: Final = 8_000
+BROAD_LABEL_ROWS: Final = 65_536
 """Labels of more adapters than this are looked for among the nearest, instead of the nearest among their adapters."""
 _WIDEST: Final = 16_384
+_SAMPLED: Final = 4096  # adapters whose marks tell how many have a label
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
@@ -95,52 +96,59 @@ class MemorySearch:
 
     async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
-        found = await self._labelled(vector, reach, limit, clusters) if reach.any_labels else self._nearest(vector, reach, limit, clusters)
-        labels = self._labels_at([row for _, row in found]) if with_labels else {}
-        return [self._refs.candidate(row, cosine, labels.get(row)) for cosine, row in found]
+        near = await self._labelled(vector, reach, limit, clusters) if reach.any_labels else self._nearest(vector, reach, limit, clusters)
+        rows, cosines = (part.tolist() for part in near)
+        labels = self._labels_at(rows) if with_labels else {}
+        return [self._refs.candidate(row, cosine, labels.get(row)) for row, cosine in zip(rows, cosines, strict=True)]
 
-    def _nearest(self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Rows | None = None) -> list[tuple[float, int]]:
-        """(cosine, row) of the nearest in the reach's pools, best first; only of rows `among` these, if they are given."""
-        found: list[tuple[float, int]] = []
+    def _nearest(self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Rows | None = None) -> tuple[Rows, Vector]:
+        """(rows, cosines) of the nearest in the reach's pools, best first; only of rows `among` these, if they are given."""
+        found: list[tuple[Rows, Vector]] = []
         for name in reach.pools:
             if (pool := self._pools.get(name)) is not None and len(pool):
                 positions = None
                 if among is not None:
                     positions = self._positions[among]
                     positions = positions[pool.holds(positions, among)]
-                rows, cosines = pool.nearest(vector, limit, positions, clusters)
-                found += zip(cosines.tolist(), rows.tolist(), strict=True)
-        found.sort(key=lambda pair: (-pair[0], pair[1]))
-        return found[:limit]
+                found.append(pool.nearest(vector, limit, positions, clusters))
+        if len(found) == 1:
+            return found[0]
+        rows, cosines = (
+            (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else (np.empty(0, np.int64), np.empty(0, np.float32))
+        )
+        order = np.lexsort((rows, -cosines))[:limit]
+        return rows[order], cosines[order]
 
-    async def _labelled(self, vector: Vector, reach: Reach, limit: int, clusters: int) -> list[tuple[float, int]]:
-        """The nearest with one of the labels: of few such adapters, by scoring them all; of many, by looking among the nearest of all,
-        ever farther until there are enough.
+    async def _labelled(self, vector: Vector, reach: Reach, limit: int, clusters: int) -> tuple[Rows, Vector]:
+        """The nearest with one of the labels: by looking among such adapters; of those that very many have, among the nearest of all,
+        farther if there are not enough.
         """
         rows = await self._rows_with(reach.any_labels)
-        pools = [self._pools[name] for name in reach.pools if name in self._pools]
         if len(rows) <= BROAD_LABEL_ROWS:
             rows = rows[rows < len(self._positions)]  # the file may know rows that no pool has had yet, or has no more
-            held = sum(int(pool.holds(self._positions[rows], rows).sum()) for pool in pools)
-            if held <= max(EXACT_ROWS, 7 * math.isqrt(sum(map(len, pools)))):
-                return self._nearest(vector, reach, limit, clusters, rows)
+            return self._nearest(vector, reach, limit, clusters, rows)
         marks = np.array([label_mark(label) for label in reach.any_labels], np.int64)
-        wanted, count = set(reach.any_labels), 2 * limit
+        wanted = set(reach.any_labels)
+        count = min(_WIDEST, math.ceil(2 * limit / self._share_marked(marks)))  # a scan costs more than what it finds: once is best
         while True:
-            near = self._nearest(vector, reach, count, clusters)
-            is_marked = np.bitwise_and(self._marks[[row for _, row in near], None], marks).any(1)
-            marked = [near[place] for place in np.flatnonzero(is_marked)]
-            found = list[tuple[float, int]]()
+            near, cosines = self._nearest(vector, reach, count, clusters)
+            marked = np.flatnonzero(np.bitwise_and(self._marks[near, None], marks).any(1))
+            found = list[int]()
             for start in range(0, len(marked), limit):  # a mark is another label's, too: look at as few adapters as will do
-                part = marked[start : start + limit]
-                labels = self._labels_at([row for _, row in part])
-                found += [pair for pair in part if pair[1] in labels and wanted.intersection(labels[pair[1]].all)]
+                part = marked[start : start + limit].tolist()
+                labels = self._labels_at(near[part].tolist())
+                found += [place for place in part if (one := labels.get(int(near[place]))) and wanted.intersection(one.all)]
                 if len(found) >= limit:
                     break
             if len(found) >= limit or len(near) < count or count >= _WIDEST:
-                return found[:limit]
+                return near[found[:limit]], cosines[found[:limit]]
             count = min(_WIDEST, count * max(2, min(8, 3 * limit // (2 * max(1, len(found))))))
             await asyncio.sleep(0)  # others in between: a round may take milliseconds
+
+    def _share_marked(self, marks: Rows) -> float:
+        """About which share of all adapters has one of the marks."""
+        sample = self._marks[:: max(1, len(self._marks) // _SAMPLED)]
+        return max(1, int(np.count_nonzero(np.bitwise_and(sample[:, None], marks).any(1)))) / len(sample)
 
     @property
     def in_training(self) -> int:

@@ -37,6 +37,8 @@ _GROWTH_ROWS: Final = 65_536
 _AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quarter as many take three times as long each
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
+_SCORED: Final = 4_096
+"""Named positions that are scored; of more, those in the cells nearest to the query."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
 
 
@@ -48,6 +50,8 @@ class Successor:
         self.filled = 0
         self._lock = Lock()
         """Of the scan: faiss must not search what it adds to."""
+        self._centres: Vector | None = None
+        self._cell_of: NDArray[np.int32] = np.empty(0, np.int32)  # by position, as far as it was looked up
         self._parameters: faiss.SearchParametersIVF | None = None
         self._queries: Vector = np.empty((0, scan.d), np.float32)
         self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
@@ -139,6 +143,23 @@ class Successor:
             found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
+    def nearness_of_cells(self, query: Vector, positions: NDArray[np.int64]) -> Vector:
+        """Of each position, the product of the query with the centre of its cell; infinite for one that was added of late."""
+        scan: Any = self.scan
+        if self._centres is None:
+            self._centres = scan.quantizer.reconstruct_n(0, self.cells)
+        if self.filled - len(self._cell_of) > len(self._cell_of) // 8:
+            with self._lock:
+                self._cell_of = np.full(self.filled, self.cells, np.int32)
+                for cell in range(self.cells):
+                    if size := scan.invlists.list_size(cell):
+                        ids = faiss.rev_swig_ptr(scan.invlists.get_ids(cell), size)
+                        self._cell_of[ids] = cell
+        near = np.append(self._centres @ query, np.float32(np.inf))
+        known = positions < len(self._cell_of)
+        found: Vector = near[np.where(known, self._cell_of[np.where(known, positions, 0)], self.cells)]
+        return found
+
     def to_bytes(self) -> bytes:
         """What training learned, without the vectors."""
         assert not self.filled, "take it before it is filled"
@@ -225,11 +246,15 @@ class VectorPool:
     ) -> tuple[NDArray[np.int64], Vector]:
         """(rows, cosines) of the nearest to the unit vector `query`, best first.
 
-        `among` names the positions that count; with `clusters`, only what is in so many nearest clusters does.
+        `among` names the positions that count, of many those in the cells nearest to the query; with `clusters`, only what is in so many
+        nearest clusters does.
         """
         near_clusters = self._clusters.nearest(query, clusters) if clusters and self._clusters is not None else None
         if among is not None or self._scan is None:
             positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
+            if self._scan is not None and self._scan.cells > 1 and len(positions) > _SCORED:
+                near = self._scan.nearness_of_cells(query, positions)
+                positions = positions[np.argpartition(-near, _SCORED)[:_SCORED]]
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
