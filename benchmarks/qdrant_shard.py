@@ -77,8 +77,8 @@ def config_of(quantization: str, dimension: int) -> EdgeConfig:
 
 def fill(quantization: str, points: int, folder: Path) -> dict[str, float]:
     """Fill a shard and let it build its graph."""
-    library, embedder = generate(points)
-    shard = EdgeShard.create(str(folder), config_of(quantization, embedder.dimension))
+    library, _ = generate(points)
+    shard = EdgeShard.create(str(folder), config_of(quantization, library.vectors.shape[1]))
     shard.update(UpdateOperation.create_field_index("pool", KeywordIndexParams(is_tenant=True)))
     started = time.perf_counter()
     for start in track(range(0, points, BATCH), f"{quantization}: filling", console=console):
@@ -95,13 +95,14 @@ def fill(quantization: str, points: int, folder: Path) -> dict[str, float]:
 
 def ask(quantization: str, points: int, folder: Path) -> dict[str, float]:
     """Open a filled shard and ask it."""
-    library, embedder = generate(points)
-    queries = np.stack([embedder.vector_of(text) for text in library.texts(np.random.default_rng(1).integers(0, points, QUERIES), seed=77)])
+    library, vector_of = generate(points)
+    queries = np.stack([vector_of(text) for text in library.texts(np.random.default_rng(1).integers(0, points, QUERIES), seed=77)])
     truth = [set(np.argpartition(-row, 10)[:10].tolist()) for row in queries @ library.vectors.T]
     place = {_id(number): number for number in range(points)}
+    dimension = library.vectors.shape[1]
     del library
     before = _resident_mb()
-    shard = EdgeShard.load(str(folder), config_of(quantization, embedder.dimension))
+    shard = EdgeShard.load(str(folder), config_of(quantization, dimension))
     pool = Filter(must=[FieldCondition("pool", match=MatchAny(list(Reach(tenant="public", base_model=BASE).pools)))])
     result = {}
     for ef, oversampling in SEARCHES:

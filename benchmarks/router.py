@@ -218,7 +218,7 @@ async def measure_rate(client: SmoaClient, texts: Sequence[str], callers: int, s
 async def measure(size: int, calls: int, kill: bool, settings: Mapping[str, str], bare: Bare | None) -> dict[str, float]:
     """Everything about one size."""
     console.print(f"[bold]{size:,} adapters[/]: generating")
-    library, embedder = generate(size)
+    library, vector_of = generate(size)
     ids = [new_adapter_id() for _ in range(size)]
     rng = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
@@ -229,11 +229,11 @@ async def measure(size: int, calls: int, kill: bool, settings: Mapping[str, str]
                 kill_at = int(rng.integers(size // 4, size * 3 // 4)) if kill and size > 10 * BATCH else 0
                 result = await import_all(router, client, library, ids, kill_at)
                 result["rss_after_import_mb"] = router.rss_mb()
-                result["recall_at_10"] = await measure_recall(client, library, ids, embedder.vector_of, 500)
+                result["recall_at_10"] = await measure_recall(client, library, ids, vector_of, 500)
                 texts = library.texts(rng.integers(0, size, 3 * calls + 20), seed=11)
                 if bare is not None:
                     await bare.settled()
-                search = None if bare is None else lambda text: bare.search(embedder.vector_of(text))
+                search = None if bare is None else lambda text: bare.search(vector_of(text))
                 result |= await measure_latency(router, client, echo, texts, 5, search)
                 texts = library.texts(rng.integers(0, size, 30_000), seed=13)
                 result["qps_1"] = await measure_rate(client, texts[:10_000], 1, 3)
@@ -242,7 +242,7 @@ async def measure(size: int, calls: int, kill: bool, settings: Mapping[str, str]
                 router.kill(signal.SIGKILL)
                 result["restart_s"] = await router.start()
             async with SmoaClient(router=router.address) as client:
-                result["recall_at_10_after_kill"] = await measure_recall(client, library, ids, embedder.vector_of, 200)
+                result["recall_at_10_after_kill"] = await measure_recall(client, library, ids, vector_of, 200)
                 result["rss_after_restart_mb"] = router.rss_mb()
         finally:
             router.stop()

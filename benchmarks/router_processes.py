@@ -172,7 +172,7 @@ class Bare:
         self._client, self._collection = client, collection
         pools = Reach(tenant="public", base_model=BASE).pools
         self._filter = models.Filter(must=[models.FieldCondition(key="pool", match=models.MatchAny(any=list(pools)))])
-        self._payload = models.PayloadSelectorInclude(include=["adapter_id", "version", "digest", "has_prototypes"])
+        self._payload = models.PayloadSelectorInclude(include=["adapter_id", "version", "digest", "has_examples"])
 
     async def settled(self) -> None:
         """Wait until the server has made its graphs."""

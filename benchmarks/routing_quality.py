@@ -27,7 +27,7 @@ from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.importing import Imported
-from services.router.catalogue.records import AdapterRecord
+from services.router.catalogue.records import AdapterRecord, Reach
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.learning.ranker import Numbers, Ranker, builtin
@@ -39,6 +39,7 @@ from services.router.routing.scoring import Hints
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import new_adapter_id
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition
 from smoa.store import AdapterStore
 
@@ -71,7 +72,7 @@ class World:
 
     router: Router
     place_of: dict[str, int]
-    embedder: StaticEmbedder = field(repr=False)
+    embedder: Views = field(repr=False)
 
     async def choose(self, query: Query, strategy: str, top_k: int = 3, threshold: float | None = -1.0) -> Choice:
         """One decision. With a threshold of -1, there always is one."""
@@ -87,7 +88,7 @@ class World:
 
 async def build(folder: Path, adapters: Sequence[Described], seed: int = 0) -> World:
     """Import a library, known by its examples alone. No caching, and no adapter dropped for a small weight: ranks are what is measured."""
-    embedder = StaticEmbedder()
+    embedder = Views(StaticEmbedder())
     catalogue = SqliteCatalogue(folder / "index", embedder.dimension)
     search = MemorySearch(catalogue)
     defaults = RoutingDefaults(min_weight=0.0)
@@ -105,6 +106,8 @@ async def build(folder: Path, adapters: Sequence[Described], seed: int = 0) -> W
     for start in range(0, len(records), 500):
         await registry.import_adapters("public", [Imported(record, None) for record in records[start : start + 500]], files_unchecked=True)
     await search.trained()
+    router.judge.fits.want(Reach(tenant="public", base_model=BASE))
+    await router.judge.fits.settled()
     return World(router, {adapter_id: place for place, adapter_id in enumerate(ids)}, embedder)
 
 
@@ -189,9 +192,9 @@ async def measure_abstention() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         world = await build(Path(folder), adapters)
         inside = [(await world.choose(query, "hybrid"), query) for query in queries]
-        confident = np.array([choice.confidence for choice, _ in inside])
+        confident = np.array([choice.confidence or 0.0 for choice, _ in inside])
         correct = np.array([world.place_of[choice.chosen[0].ref.adapter_id] in query.right for choice, query in inside])
-        strange = np.array([(await world.choose(query, "hybrid")).confidence for query in outside])
+        strange = np.array([(await world.choose(query, "hybrid")).confidence or 0.0 for query in outside])
         shipped = [await world.choose(query, "hybrid", threshold=None) for query in outside]
         kept = [await world.choose(query, "hybrid", threshold=None) for query in queries]
     threshold = np.quantile(confident, 0.05)

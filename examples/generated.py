@@ -2,7 +2,8 @@
 
 A job has a vocabulary of its own, so has a customer; a sentence of twenty words draws from both and from words that everybody uses. All
 adapters of one job are near neighbours, which only their customers' words tell apart. The vectors are those that the router's own embedder
-would make of the sentences (mean of token vectors), worked out from word sums because that is a thousand times faster.
+would make of the sentences (mean of token vectors, and what they look like), worked out from sums over words because that is a thousand
+times faster.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.surface import BLANK, DIMENSION, Ends, SurfaceView, counts_of, vectors_of
+from smoa.embedding.views import beside, centroids
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -26,7 +29,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Library:
-    """Adapters by their job and customer, and their vectors [adapters, 256]."""
+    """Adapters by their job and customer, and their vectors [adapters, 384]."""
 
     words: NDArray[np.str_]
     job_words: Ids
@@ -48,13 +51,14 @@ class Library:
 
 def generate(
     adapters: int, seed: int = 0, jobs: int | None = None, customers: int | None = None, made: Callable[[int], None] = lambda more: None
-) -> tuple[Library, StaticEmbedder]:
+) -> tuple[Library, Callable[[str], Vector]]:
     """A library of so many adapters: a job for every 500 of them, at least 20, a customer for every 200, or as many as are said.
 
-    `made` is told how many more there are.
+    `made` is told how many more there are. Returned, too, is what makes the vector of a text.
     """
-    embedder = StaticEmbedder()
+    embedder, surface = StaticEmbedder(), SurfaceView()
     words, sums = embedder.vocabulary()
+    counts = np.stack([counts_of(f" {word}") for word in words])
     rng = np.random.default_rng(seed)
     jobs, customers = jobs or max(20, adapters // 500), customers or max(10, adapters // 200)
     library = Library(
@@ -64,22 +68,22 @@ def generate(
         rng.integers(0, len(words), COMMON_WORDS),
         rng.integers(0, jobs, adapters),
         rng.integers(0, customers, adapters),
-        np.empty((adapters, embedder.dimension), np.float32),
+        np.empty((adapters, embedder.dimension + DIMENSION), np.float32),
     )
     for start in range(0, adapters, 2000):
         chunk = np.arange(start, min(start + 2000, adapters))
-        library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums)
+        library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums, counts)
         made(len(chunk))
-    return library, embedder
+    return library, lambda text: beside(embedder.vector_of(text)[None], surface.vector_of(text)[None])[0]
 
 
-def embed(sentences: Ids, sums: Vector) -> Vector:
-    """Unit centroids [adapters, 256] of sentences [adapters, count, words], as the registry makes them."""
-    each = sums[sentences].sum(2)
-    each /= np.linalg.norm(each, axis=2, keepdims=True)
-    mean = each.mean(1)
-    made: Vector = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
-    return made
+def embed(sentences: Ids, sums: Vector, counts: Vector) -> Vector:
+    """Unit centroids [adapters, 384] of sentences [adapters, count, words], as the registry makes them."""
+    flat = sentences.reshape(-1, sentences.shape[2])
+    counted = counts[flat].sum(1)
+    counted[:, BLANK] -= 1  # none is before the first word
+    looks = vectors_of(counted, flat.shape[1], Ends.of("a"))
+    return centroids(beside(sums[flat].sum(1), looks).reshape(*sentences.shape[:2], -1))
 
 
 def _sentences(library: Library, jobs: Ids, customers: Ids, count: int, rng: np.random.Generator) -> Ids:

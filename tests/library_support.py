@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from qdrant_client import AsyncQdrantClient
 
@@ -15,7 +16,12 @@ from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search.memory_search import MemorySearch
 from services.router.search.qdrant_search import QdrantSearch
+from smoa.embedding import surface
+from smoa.embedding.static import StaticEmbedder
 from smoa.errors import Unavailable
+
+DIMENSION: Final = StaticEmbedder().dimension + surface.DIMENSION
+"""Of the vectors that routers make by default."""
 
 
 async def sqlite_library(folder: Path, dimension: int) -> Library:

@@ -100,7 +100,10 @@ def _show_decisions(session: Session, caller: Caller, decisions: Sequence[tuple[
         "The router compares a query with the example inputs that each adapter was registered with, and answers with up to three adapters "
         "and their weights; `sure` is the probability that the query is one for the first of them. Under 45% it names none.",
         ("query", "adapters and weights", ">sure"),
-        [(query.text, adapters(decision), f"{decision.confidence:.0%}" if decision.adapters else "-") for query, decision in decisions],
+        [
+            (query.text, adapters(decision), f"{decision.confidence:.0%}" if decision.HasField("confidence") else "-")
+            for query, decision in decisions
+        ],
     )
 
 

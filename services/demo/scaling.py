@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 SIZES = (57, 1_000, 10_000, 100_000, 1_000_000)
 QUERIES, RECALL_QUERIES = 500, 50
 BILLION = 1_000_000_000
-RESIDENT_KB, DISK_KB, PROTOTYPES_KB = 0.8, 1.4, 4.0
-"""Of an adapter in one shard of Qdrant's engine, codes of 4 bits, measured at 100,000: docs/decisions/0008. Prototypes are optional."""
+RESIDENT_KB, DISK_KB, EXAMPLES_KB = 0.8, 1.4, 4.0
+"""Of an adapter in one shard of Qdrant's engine, codes of 4 bits, measured at 100,000: docs/decisions/0008. Examples are optional."""
 SHARD_MS, SHARD_FILL_PER_S = 1.05, 3_000
 """A search in that shard at recall@10 0.99, and its filling by one writer: the same measurement."""
 REPLICAS, NODE_GB, SHARDS = 2, 100, 64
@@ -50,7 +50,7 @@ def arithmetic(adapters: int) -> dict[str, float]:
         "adapters": adapters,
         "resident_gb": resident_gb,
         "disk_gb": disk_gb,
-        "disk_with_prototypes_gb": disk_gb + adapters * PROTOTYPES_KB / 1e6,
+        "disk_with_examples_gb": disk_gb + adapters * EXAMPLES_KB / 1e6,
         "nodes": nodes,
         "adapters_a_shard": adapters / SHARDS,
         "fill_hours_one_writer": adapters / SHARD_FILL_PER_S / 3600,
@@ -82,11 +82,11 @@ def _show(session: Session, points: Sequence[dict[str, float]], billion: dict[st
         session.console,
         "Arithmetic, not measured: a billion on a Qdrant cluster",
         f"From one shard of Qdrant's engine as the router configures it, measured at 100,000 adapters (docs/decisions/0008): {RESIDENT_KB} "
-        f"KB of memory and {DISK_KB} KB of disk an adapter, {PROTOTYPES_KB:.0f} KB more with prototypes; {SHARD_FILL_PER_S:,} a second.",
+        f"KB of memory and {DISK_KB} KB of disk an adapter, {EXAMPLES_KB:.0f} KB more with examples; {SHARD_FILL_PER_S:,} a second.",
         ("what", "how", ">comes to"),
         [
             ("memory", f"1,000,000,000 x {RESIDENT_KB} KB", f"{billion['resident_gb'] / 1000:.2f} TB"),
-            ("disk, without / with prototypes", f"x {DISK_KB} / {DISK_KB + PROTOTYPES_KB} KB", _terabytes(billion)),
+            ("disk, without / with examples", f"x {DISK_KB} / {DISK_KB + EXAMPLES_KB} KB", _terabytes(billion)),
             ("nodes of 128 GB", f"{REPLICAS} copies of the memory, {NODE_GB} GB a node", f"{billion['nodes']:.0f}"),
             ("adapters a shard", f"{SHARDS} shards, by a hash of the tenant's pool", f"{billion['adapters_a_shard'] / 1e6:.1f} million"),
             (
@@ -108,7 +108,7 @@ def _show(session: Session, points: Sequence[dict[str, float]], billion: dict[st
 
 
 def _terabytes(billion: dict[str, float]) -> str:
-    return f"{billion['disk_gb'] / 1000:.1f} / {billion['disk_with_prototypes_gb'] / 1000:.1f} TB"
+    return f"{billion['disk_gb'] / 1000:.1f} / {billion['disk_with_examples_gb'] / 1000:.1f} TB"
 
 
 def _draw(axes: Sequence[Axes], points: Sequence[dict[str, float]]) -> None:

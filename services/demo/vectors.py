@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from services.demo.session import Running
 from services.demo.showing import percentiles, progress, until
 from services.local import free_port
 from smoa.adapter import new_adapter_id
-from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.port import Vector
 from smoa.errors import Unavailable
 from smoa.v1 import registry_pb2
 
@@ -38,8 +38,8 @@ def environment() -> dict[str, str]:
 class GrowingLibrary:
     """Made-up adapters, imported into a running router as far as is asked, and what can be measured of that router."""
 
-    def __init__(self, console: Console, running: Running, library: Library, embedder: StaticEmbedder) -> None:
-        self._console, self._running, self._library, self._embedder = console, running, library, embedder
+    def __init__(self, console: Console, running: Running, library: Library, vector_of: Callable[[str], Vector]) -> None:
+        self._console, self._running, self._library, self._vector_of = console, running, library, vector_of
         self._random = np.random.default_rng(7)
         self.size = 0
         self._ids = [new_adapter_id() for _ in library.jobs]
@@ -106,7 +106,7 @@ class GrowingLibrary:
             decision = await self._running.client.route(
                 text, base_model=BASE_MODEL, strategy="ROUTING_STRATEGY_SEMANTIC", top_k=10, score_threshold=-1
             )
-            cosines = self._library.vectors[: self.size] @ self._embedder.vector_of(text)
+            cosines = self._library.vectors[: self.size] @ self._vector_of(text)
             least = np.partition(cosines, -wanted)[-wanted]
             found = [self._number_of[item.adapter_id] for item in decision.adapters]
             shares.append(sum(cosines[number] >= least - 1e-5 for number in found) / wanted)

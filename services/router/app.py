@@ -66,7 +66,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     defaults = RoutingDefaults(
         top_k=settings.top_k,
         score_threshold=settings.score_threshold,
-        min_confidence=settings.min_confidence,
+        in_scope_loss=settings.in_scope_loss,
         temperature=settings.temperature,
         min_weight=settings.min_weight,
         embedding_cache_bytes=settings.embedding_cache_bytes,
@@ -85,6 +85,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         lambda: library.library_id,
     )
     stack.push_async_callback(registry.close)
+    stack.push_async_callback(router.close)
     if library.copy is not None:
         library.copy.start(copied)
     want = None if library.copy is None else library.copy.want

@@ -16,7 +16,7 @@ from services.router.search.memory_search import BYTES_AN_ADAPTER, MemorySearch
 from services.router.search.port import VectorIndex
 from services.router.settings import RouterSettings
 from smoa.embedding.choose import open_embedder
-from smoa.embedding.port import Embedder
+from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:  # a router without a server needs no client
@@ -58,9 +58,9 @@ class Library(NamedTuple):
             await self.near.close()
 
 
-async def embedder_of(settings: RouterSettings) -> Embedder:
+async def embedder_of(settings: RouterSettings) -> Views:
     """The embedder that the settings name; raises what `open_embedder` does."""
-    return await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt)
+    return Views(await open_embedder(settings.embedder, settings.embedder_model, settings.embedder_key, settings.embedder_prompt))
 
 
 async def open_library(settings: RouterSettings, embedder: str, dimension: int) -> Library:

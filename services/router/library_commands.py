@@ -23,7 +23,7 @@ from services.router.catalogue.stamp import stamped
 from services.router.library import embedder_of, open_catalogue, qdrant_catalogue
 from services.router.settings import RouterSettings
 from smoa.cli.options import address_of, address_option, find_stack_of_command, store_option
-from smoa.embedding.port import Embedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
 from smoa.stack import DEFAULT_FOLDER
@@ -164,19 +164,19 @@ async def _in_folder(settings: RouterSettings) -> tuple[Reembedded, str]:
     return done, f"the new library is in its place; the old one is {before}. Start the router with this embedder"
 
 
-async def _embedder(settings: RouterSettings, stack: AsyncExitStack) -> Embedder:
+async def _embedder(settings: RouterSettings, stack: AsyncExitStack) -> Views:
     embedder = await embedder_of(settings)
     stack.push_async_callback(embedder.close)
     return embedder
 
 
-def _check_other(name: str, embedder: Embedder) -> None:
+def _check_other(name: str, embedder: Views) -> None:
     if name in ("", embedder.name):
         problem = f"is of {embedder.name!r} already" if name else "has no stamp, so there is none"
         raise FailedPrecondition(f"index: the library {problem}; name another embedder with SMOA_ROUTER_EMBEDDER, or the right library")
 
 
-async def _reembedded(source: Source, target: Catalogue, embedder: Embedder, *, alone: bool) -> Reembedded:
+async def _reembedded(source: Source, target: Catalogue, embedder: Views, *, alone: bool) -> Reembedded:
     done = Reembedded()
     with _progress() as progress:
         task = progress.add_task("adapters", total=None)

@@ -50,12 +50,12 @@ class RouterSettings:
     """Memory that auto may take; an adapter takes about 450 bytes."""
     top_k: int = field(default=3, metadata={"least": 1})
     """Most adapters of a decision, where a query does not say."""
-    score_threshold: float = 0.15
+    score_threshold: float = 0.1
     """Least score of an adapter that was imported without examples, so that its scope is not known."""
-    min_confidence: float = 0.45
-    """Least probability that a query is in an adapter's scope; 0: never abstain for lack of it."""
+    in_scope_loss: float = field(default=0.05, metadata={"least": 0.0})
+    """Share of queries in scope that may be lost by abstaining from those that seem to be in none; 0: never abstain."""
     temperature: float = field(default=0.01, metadata={"least": 1e-06})
-    """Of the softmax that makes weights of scores; higher spreads the weight over more adapters."""
+    """Of the softmax that makes weights of scores while a pool is not fitted; higher spreads the weight over more adapters."""
     min_weight: float = 0.1
     """Adapters with a smaller share are left out of a decision."""
     cache_bytes: int = 64 * 2**20

@@ -60,7 +60,7 @@ def route_command(query: str, count: bool, explain: bool, as_json: bool, router:
                 click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
                 return
             names = await names_of(client, [(options["tenant"], one.adapter_id) for one in decision.adapters])
-            how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {decision.confidence:.2f}"
+            how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {_shown(decision)}"
             title = f"decision {decision.decision_id} {how}" if count else f"a look, {how}"
             if not decision.adapters:
                 click.echo(f"{title}\nno adapter fits: the base model answers")
@@ -74,6 +74,10 @@ def route_command(query: str, count: bool, explain: bool, as_json: bool, router:
     asyncio.run(work())
 
 
+def _shown(one: router_pb2.Decision | router_pb2.CandidateExplanation) -> str:
+    return f"{one.confidence:.2f}" if one.HasField("confidence") else "unknown"
+
+
 def _show_explanations(decision: router_pb2.Decision, title: str) -> None:
     rows = [
         (
@@ -81,12 +85,13 @@ def _show_explanations(decision: router_pb2.Decision, title: str) -> None:
             one.adapter_id,
             f"{one.weight:.2f}" if one.weight else "",
             *(f"{value:.3f}" for value in (one.score, one.cosine, one.example_cosine, one.task)),
-            f"{one.confidence:.2f}",
+            f"{one.probability:.3f}",
+            _shown(one),
             one.reason,
         )
         for one in decision.explanations
     ]
-    show_table(("adapter", "id", "weight", "score", "cosine", "nearest example", "hints", "confidence", "why"), rows, title=title)
+    show_table(("adapter", "id", "weight", "score", "cosine", "nearest example", "hints", "likely", "confidence", "why"), rows, title=title)
 
 
 @click.command("generate")

@@ -72,7 +72,7 @@ class Decision(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ...) -> None: ...
 
 class CandidateExplanation(_message.Message):
-    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason")
+    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class CandidateExplanation(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     name: str
     score: float
@@ -91,7 +92,8 @@ class CandidateExplanation(_message.Message):
     confidence: float
     weight: float
     reason: str
-    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+    probability: float
+    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("adapter_id", "features", "propensity")

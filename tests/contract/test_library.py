@@ -119,7 +119,7 @@ async def test_a_write_is_taken_if_nobody_has_written_since(library: Library) ->
         await library.catalogue.write([Entry(replace(first, name="late"), vector(1))])
     second = await _read(library, made.adapter_id)
     assert (second.name, second.revision) == ("second", 2)
-    assert made.adapter_id in await library.catalogue.prototypes([made.adapter_id])
+    assert made.adapter_id in await library.catalogue.example_vectors([made.adapter_id])
     with pytest.raises(Conflict):
         await library.catalogue.write([Entry(record(revision=3), vector(1))])  # of one that is not there
 
@@ -281,17 +281,17 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
     await library.close()
 
 
-async def test_prototypes_stay_until_they_are_replaced(library: Library) -> None:
+async def test_example_vectors_stay_until_they_are_replaced(library: Library) -> None:
     one, other, vectors = record(), record(), np.stack([vector(1), vector(2)])
     await library.catalogue.upsert([(one, vector(1)), (other, vector(3))], {one.adapter_id: vectors})
     await library.catalogue.upsert([(replace(one, name="renamed"), vector(1))])
-    found = await library.catalogue.prototypes([one.adapter_id, other.adapter_id])
+    found = await library.catalogue.example_vectors([one.adapter_id, other.adapter_id])
     assert set(found) == {one.adapter_id}
     assert found[one.adapter_id] == pytest.approx(vectors, abs=0.01)
-    has = {candidate.ref.adapter_id: candidate.has_prototypes for candidate in await library.search.search(vector(1), PUBLIC, 5)}
+    has = {candidate.ref.adapter_id: candidate.has_examples for candidate in await library.search.search(vector(1), PUBLIC, 5)}
     assert has == {one.adapter_id: True, other.adapter_id: False}
     await library.catalogue.upsert([(one, vector(1))], {one.adapter_id: vectors[:1]})
-    assert (await library.catalogue.prototypes([one.adapter_id]))[one.adapter_id].shape == (1, DIMENSION)
+    assert (await library.catalogue.example_vectors([one.adapter_id]))[one.adapter_id].shape == (1, DIMENSION)
 
 
 async def test_only_the_nearest_clusters_are_looked_into(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from services.router.catalogue.registry import Registry
 from smoa.adapter import Adapter, decode, encode
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.model_shape import ModelShape
 from tests.command_support import said_by
@@ -113,7 +114,7 @@ async def test_a_router_checks_against_what_live_executors_said(tmp_path: Path) 
     async with running_router(tmp_path) as world:
         shape = ModelShape(layers=1, modules={"q_proj": (4, 4)}, max_rank=8, max_lora_xs_rank=1, max_adapter_bytes=2**20, weight_bytes=2)
         shapes = {"base-a": [shape], "base-b": []}
-        registry = Registry(None, world.store, StaticEmbedder(), lambda _: None, shapes_of=lambda base: shapes[base])  # type: ignore[arg-type]
+        registry = Registry(None, world.store, Views(StaticEmbedder()), lambda _: None, shapes_of=lambda base: shapes[base])  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match=r"^rank: 2 is over the executor's 1 for lora_xs; "):
             await registry.files.read(await world.store.put(adapter_file()))
         fits: Adapter = decode(adapter_file(base_model="base-b"))

@@ -61,7 +61,7 @@ async def test_what_one_router_writes_is_in_the_others_copy_soon_and_in_its_own_
     made = record(tags=("a",))
     await one.catalogue.write([Entry(made, vector(1), vector(1)[None])])
     assert [found.ref for found in await one.search.search(vector(1), PUBLIC, 5)] == [made.ref]
-    assert made.adapter_id in await one.near.prototypes([made.adapter_id])
+    assert made.adapter_id in await one.near.example_vectors([made.adapter_id])
 
     async def there() -> bool:
         return [found.ref for found in await other.search.search(vector(1), PUBLIC, 5)] == [made.ref]
@@ -71,7 +71,7 @@ async def test_what_one_router_writes_is_in_the_others_copy_soon_and_in_its_own_
     assert mine is not None
     assert copied is not None
     assert replace(mine, last_writes=()) == replace(copied, last_writes=())
-    assert made.adapter_id in await other.near.prototypes([made.adapter_id])
+    assert made.adapter_id in await other.near.example_vectors([made.adapter_id])
     written = await _near(other, made.adapter_id)
     assert written is not None
     await other.catalogue.write([Entry(replace(written, state="retired"), vector(1))])

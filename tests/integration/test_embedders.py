@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.surface import SurfaceView
+from smoa.embedding.views import beside
 from smoa.errors import FailedPrecondition
 from smoa.v1 import router_pb2
 from tests.contract.test_embedder import Service
@@ -30,10 +32,13 @@ async def test_a_vector_that_comes_with_the_query_is_as_good_as_its_text(tmp_pat
         await world.register(MONEY, name="money")
         vector = STATIC.vector_of(KNEES[0])
         by_text = await world.client.route(KNEES[0], base_model="base-a")
-        for query, sent in (("", vector), (KNEES[0], vector), ("", 7 * vector), ("", np.float32(1e38) * vector)):
+        both = beside(vector[None], SurfaceView().vector_of(KNEES[0])[None])[0]
+        for query, sent in ((KNEES[0], vector), ("", both), (KNEES[0], 7 * vector), (KNEES[0], np.float32(1e38) * vector)):
             decision = await world.client.route(query, base_model="base-a", vector=sent.tolist())
             assert [one.adapter_id for one in decision.adapters] == [knees.adapter_id]
             assert decision.adapters[0].score == pytest.approx(by_text.adapters[0].score, abs=1e-5)
+        alone = await world.client.route("", base_model="base-a", vector=vector.tolist())
+        assert [one.adapter_id for one in alone.adapters] == [knees.adapter_id], "what it is about is enough"
         assert (await world.client.route("", base_model="base-a", vector=vector.tolist())).cached
         other = await world.client.route("", base_model="base-a", vector=STATIC.vector_of(MONEY[0]).tolist())
         assert other.adapters[0].adapter_id != knees.adapter_id, "another vector is another query"
@@ -41,7 +46,7 @@ async def test_a_vector_that_comes_with_the_query_is_as_good_as_its_text(tmp_pat
         (answer,) = (await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=[one]), timeout=10)).decisions
         assert answer.adapters[0].adapter_id == knees.adapter_id
         for bad, message in (
-            ([1.0] * 3, "vector: has 3 numbers; send 256, or the query's text instead of a vector"),
+            ([1.0] * 3, "vector: has 3 numbers; send 256, or 384, or the query's text instead of a vector"),
             ([float("nan")] * 256, "vector: holds NaN or infinite numbers; make it again"),
             ([float("inf")] * 256, "vector: holds NaN or infinite numbers; make it again"),
             ([0.0] * 256, "vector: is all zeros, so it is near nothing; make it again"),
@@ -69,6 +74,8 @@ async def test_a_library_is_of_the_embedder_that_made_it(tmp_path: Path, service
         assert decision.adapters, "who brings the vector needs no embedder"
         service.status, service.body = 200, b""
         await world.register(MONEY, name="money")
-    with pytest.raises(FailedPrecondition, match=r"^index: its vectors are of 'words' with 256 numbers, this router has 'wordllama-l2"):
+    with pytest.raises(
+        FailedPrecondition, match=r"^index: its vectors are of 'words surface-1' with 384 numbers, this router has 'wordllama-l2"
+    ):
         async with running_router(tmp_path):
             raise AssertionError("it must not start")

@@ -90,7 +90,7 @@ def _with(change: Callable[[Imported], object]) -> Imported:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (_with(lambda one: one.vector.pop()), "adapters[1].vector: has 255 numbers; send 256, or examples instead of a vector"),
+        (_with(lambda one: one.vector.pop()), "adapters[1].vector: has 255 numbers; send 256, or 384, or examples instead of a vector"),
         (_with(lambda one: one.vector.__setitem__(3, float("nan"))), "adapters[1].vector: holds NaN or infinite numbers; "),
         (_with(lambda one: one.vector.__setitem__(slice(0, 256), [0.0] * 256)), "adapters[1].vector: is all zeros, "),
         (_with(lambda one: one.ClearField("vector")), "examples: holds 0 distinct inputs; give 5 to 50"),

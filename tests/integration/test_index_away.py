@@ -27,7 +27,7 @@ from smoa.store import AdapterStore
 from tests.contract.test_library import vector
 from tests.integration.router_support import KNEES, adapter_file, refused
 from tests.kafka_support import until
-from tests.library_support import qdrant_library, sqlite_library
+from tests.library_support import DIMENSION, qdrant_library, sqlite_library
 
 REACH = Reach(tenant="public", base_model="base-a")
 
@@ -50,7 +50,7 @@ class Leaving:
 
 
 async def test_without_its_index_a_router_gives_cached_answers_and_is_not_ready_until_it_is_back(tmp_path: Path) -> None:
-    away, whole = [False], await sqlite_library(tmp_path / "index", 256)
+    away, whole = [False], await sqlite_library(tmp_path / "index", DIMENSION)
     catalogue: Any = Leaving(whole.catalogue, away)
     search: Any = Leaving(whole.search, away)
     library = Library(catalogue, catalogue, search)

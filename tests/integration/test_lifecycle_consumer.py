@@ -37,7 +37,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, feedback_pb2, registry_pb2, router_pb2
 from tests.integration.router_support import KNEES, MONEY, adapter_file
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
-from tests.library_support import qdrant_library
+from tests.library_support import DIMENSION, qdrant_library
 
 pytestmark = [
     pytest.mark.skipif(not HOME, reason=SKIP_REASON),
@@ -73,7 +73,7 @@ async def kafka(tmp_path: Path) -> AsyncIterator[ApacheKafka]:
 
 @pytest.fixture
 async def replicas(kafka: ApacheKafka, tmp_path: Path) -> AsyncIterator[Replicas]:
-    library = await qdrant_library(AsyncQdrantClient(":memory:"), 256)
+    library = await qdrant_library(AsyncQdrantClient(":memory:"), DIMENSION)
     async with AsyncExitStack() as stack:
         clients = []
         for number in range(2):

@@ -20,6 +20,7 @@ from services.router.routing.canaries import FIRST_QUERIES
 from services.router.routing.query import RouteQuery
 from services.router.routing.router import Router
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2, router_pb2
 from tests.command_support import said_by
@@ -79,7 +80,7 @@ async def test_a_look_uses_up_no_query_of_a_canary(world: RouterWorld) -> None:
 
 
 async def test_a_look_does_not_explore(tmp_path: Path) -> None:
-    embedder, store = StaticEmbedder(), AdapterStore(str(tmp_path / "store"))
+    embedder, store = Views(StaticEmbedder()), AdapterStore(str(tmp_path / "store"))
     library = await sqlite_library(tmp_path / "index", embedder.dimension)
     registry = Registry(library.catalogue, store, embedder, lambda _: None)
     made = [await registry.register("public", await store.put(adapter_file(name=name)), KNEES) for name in ("a", "b")]
@@ -162,6 +163,9 @@ async def test_route_explains_on_the_command_line(world: RouterWorld, monkeypatc
     _, said, _ = await said_by("route", QUERY, "--explain", "--json", "--router", world.address)
     (told,) = json.loads(said)["explanations"]
     assert (told["adapter_id"], told["reason"]) == (made.adapter_id, "chosen")
-    _, said, _ = await said_by("route", "what is the capital of France?", "--explain", "--router", world.address)
+    asked = ("route", "what is the capital of France?", "--explain", "--router", world.address)
+    _, said, _ = await said_by(*asked)
+    assert "confidence unknown" in said, "five examples do not tell"
+    _, said, _ = await said_by(*asked, "--score-threshold", "0.9")
     assert "no adapter fits: the base model answers" in said
-    assert re.search(r"knees .* its score is under the threshold of 0\.15", said)
+    assert re.search(r"knees .* its score is under the threshold of 0\.9", said)

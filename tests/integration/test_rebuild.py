@@ -19,6 +19,7 @@ from services.router.catalogue.port import Entry
 from services.router.catalogue.registration_log import RegistrationLog, rebuild
 from services.router.commands import router_group
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.stack import LOCK, Stack
 from smoa.store import AdapterStore
@@ -26,6 +27,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.contract.test_library import DIMENSION, record, vector
 from tests.integration.router_support import KNEES, MONEY, adapter_file, running_router
+from tests.library_support import DIMENSION as BOTH_VIEWS
 from tests.library_support import qdrant_library, sqlite_library
 
 EVERY = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
@@ -112,10 +114,10 @@ async def test_what_was_rebuilt_can_be_written_again(tmp_path: Path, kind: str) 
 
 async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path: Path) -> None:
     log, one = RegistrationLog(AdapterStore(str(tmp_path / "store"))), record()
-    where, prototypes = vector(1), np.stack([vector(2), vector(3)])
+    where, example_vectors = vector(1), np.stack([vector(2), vector(3)])
     versions = [
         [Entry(replace(one, revision=2, state="retired"), where)],
-        [Entry(one, vector(5), prototypes)],
+        [Entry(one, vector(5), example_vectors)],
         [Entry(replace(one, revision=1, name="renamed"), vector(4))],
     ]
     for entries in versions:
@@ -126,7 +128,7 @@ async def test_it_is_read_by_revision_whatever_the_writers_clocks_were(tmp_path:
     assert found is not None
     assert (found[0].state, found[0].name) == ("retired", "n")
     assert found[1] == pytest.approx(where, abs=1e-3)
-    assert (await library.catalogue.prototypes([one.adapter_id]))[one.adapter_id] == pytest.approx(prototypes, abs=0.01)
+    assert (await library.catalogue.example_vectors([one.adapter_id]))[one.adapter_id] == pytest.approx(example_vectors, abs=0.01)
     await library.close()
 
 
@@ -134,10 +136,10 @@ async def test_only_an_empty_index_is_rebuilt_and_an_altered_journal_is_named(tm
     async with running_router(tmp_path) as world:
         await world.register(KNEES)
         await world.store.put(adapter_file())
-    library = await sqlite_library(tmp_path / "router" / "index", 256)
+    library = await sqlite_library(tmp_path / "router" / "index", BOTH_VIEWS)
     log = RegistrationLog(AdapterStore(str(tmp_path / "store")))
     with pytest.raises(FailedPrecondition, match=r"^index: holds adapters already"):
-        _ = [done async for done in rebuild(log, library.catalogue, StaticEmbedder())]
+        _ = [done async for done in rebuild(log, library.catalogue, Views(StaticEmbedder()))]
     await library.close()
     (name,) = await log.names()
     (tmp_path / "store" / name).write_text('{"record": 1}')

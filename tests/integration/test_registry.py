@@ -60,7 +60,8 @@ async def test_the_cache_answers_again_and_forgets_what_changed(world: RouterWor
 
 async def test_batch_keeps_the_order(world: RouterWorld) -> None:
     await world.register(KNEES)
-    requests = [router_pb2.RouteRequest(query=query, base_model="base-a") for query in ("my knee hurts", "zzz qqq", "my knee hurts")]
+    least = (-1.0, 0.99, -1.0)
+    requests = [router_pb2.RouteRequest(query="the knee hurts", base_model="base-a", score_threshold=one) for one in least]
     answer = await world.client.router.RouteBatch(router_pb2.RouteBatchRequest(requests=requests), timeout=10)
     assert [bool(decision.adapters) for decision in answer.decisions] == [True, False, True]
 

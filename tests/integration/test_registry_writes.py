@@ -17,9 +17,11 @@ from services.router.catalogue.registry import Registry
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from smoa.adapter import new_adapter_id
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, ResourceExhausted
 from smoa.store import AdapterStore
 from tests.integration.router_support import KNEES, MONEY, adapter_file
+from tests.library_support import DIMENSION
 
 
 class World:
@@ -29,7 +31,7 @@ class World:
         self.told: list[tuple[str, str]] = []
         self.full = False
         self.store = store
-        self.registry = Registry(catalogue, store, StaticEmbedder(), self._changed, purge_grace_s=0)
+        self.registry = Registry(catalogue, store, Views(StaticEmbedder()), self._changed, purge_grace_s=0)
 
     def _changed(self, changes: Sequence[Change]) -> None:
         if self.full:
@@ -39,7 +41,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    catalogue = SqliteCatalogue(tmp_path / "index", 256)
+    catalogue = SqliteCatalogue(tmp_path / "index", DIMENSION)
     yield World(catalogue, AdapterStore(str(tmp_path / "store")))
     await catalogue.close()
 
@@ -139,7 +141,7 @@ async def test_writes_that_wait_are_bounded(world: World, monkeypatch: pytest.Mo
 async def test_whoever_begins_to_use_a_file_while_it_is_deleted_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another adapter of the same file is registered after the look for users of it, through another router; its records end as missing."""
     digest = await world.store.put(data := adapter_file())
-    other = Registry(world.registry.catalogue, world.store, StaticEmbedder(), world._changed)
+    other = Registry(world.registry.catalogue, world.store, Views(StaticEmbedder()), world._changed)
     made = await world.registry.register("public", digest, KNEES)
     await world.registry.retire("public", made.adapter_id, "why")
     delete, reading, read_on = world.store.delete, asyncio.Event(), asyncio.Event()
@@ -186,7 +188,7 @@ async def test_a_purge_tells_of_an_adapter_that_was_restored_meanwhile_as_it_is(
     digest = await world.store.put(data := adapter_file())
     made = await world.registry.register("public", digest, KNEES)
     await world.registry.retire("public", made.adapter_id, "why")
-    other = Registry(world.registry.catalogue, world.store, StaticEmbedder(), world._changed)
+    other = Registry(world.registry.catalogue, world.store, Views(StaticEmbedder()), world._changed)
     delete = world.store.delete
 
     async def deleting(digest: str) -> None:
@@ -219,12 +221,12 @@ async def test_a_purge_forgets_the_texts_everywhere(world: World, tmp_path: Path
         text = await said()
         assert [text.count(one) for one in (KNEES[0], MONEY[0], f"other {KNEES[0]}")] == [1, 0, 1], "the other's stay"
         assert (await world.registry.get("public", made.adapter_id)).examples == ()
-    again = SqliteCatalogue(tmp_path / "again", 256)
-    _ = [done async for done in rebuild(log, again, StaticEmbedder())]
+    again = SqliteCatalogue(tmp_path / "again", DIMENSION)
+    _ = [done async for done in rebuild(log, again, Views(StaticEmbedder()))]
     found, kept = await again.get(made.adapter_id), await again.get(other.adapter_id)
     assert found is not None
     assert kept is not None
     assert (found[0].state, found[0].name, found[0].examples) == ("purged", "renamed", ())
-    assert len((await again.prototypes([made.adapter_id]))[made.adapter_id]) == 5
+    assert len((await again.example_vectors([made.adapter_id]))[made.adapter_id]) == 5
     assert kept[0].examples == tuple(f"other {one}" for one in KNEES)
     await again.close()

@@ -31,6 +31,7 @@ from tests.integration.router_support import KNEES, MONEY, RouterWorld, refused,
 from tests.integration.test_catalogue_copy import _copy_of
 from tests.integration.test_import import imported
 from tests.kafka_support import until
+from tests.library_support import DIMENSION as BOTH_VIEWS
 from tests.library_support import qdrant_library
 from tests.qdrant_support import HOME, QdrantServer, client_of, drop, fresh_prefix, settings_of
 
@@ -222,7 +223,7 @@ async def test_a_router_with_no_copy_yet_decides_with_the_ranker_that_the_librar
     prefix = fresh_prefix()
     settings: dict[str, Any] = {**settings_of(*qdrant, prefix), "store": str(tmp_path / "store")}
     client = client_of(*qdrant)
-    library = await qdrant_library(client, 256, prefix)
+    library = await qdrant_library(client, BOTH_VIEWS, prefix)
     artefact = replace(builtin(), version="by hand").to_bytes().decode()
     await library.catalogue.write_document("ranker", Document(RANKER_ID, "", {"artefact": artefact}))
     async with running_router(tmp_path, **settings) as world:

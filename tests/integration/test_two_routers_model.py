@@ -41,13 +41,14 @@ from services.router.routing.router import Router
 from services.router.search.memory_search import MemorySearch
 from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
 from smoa.embedding.static import StaticEmbedder
+from smoa.embedding.views import Views
 from smoa.errors import SmoaError, Unavailable
 from smoa.store import AdapterStore
 from tests.qdrant_support import client_of, drop, fresh_prefix
 
 TOPICS: Final = ("knees and stairs", "refunds of money", "verbs in the past", "dates of letters")
 CALLS: Final = ("upsert", "set_payload", "retrieve", "delete", "scroll")
-EMBEDDER: Final = StaticEmbedder()
+EMBEDDER: Final = Views(StaticEmbedder())
 ROUTERS, ADAPTERS = st.sampled_from((0, 1)), st.sampled_from(range(len(TOPICS)))
 
 
@@ -152,7 +153,7 @@ class TwoRouters(RuleBasedStateMachine):
         search = MemorySearch(near)
         await search.load()
         cache: RoutingCache[Any, Any] = RoutingCache(2**20)
-        router = Router(near, search, EMBEDDER, cache, Compositions(near), RoutingDefaults(min_confidence=0.0), seed=1)
+        router = Router(near, search, EMBEDDER, cache, Compositions(near), RoutingDefaults(in_scope_loss=0.0), seed=1)
 
         def copied(records: Any) -> None:
             for record in records:

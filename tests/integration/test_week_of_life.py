@@ -30,7 +30,7 @@ from smoa.topics import TOPICS, ensure_topics
 from tests.integration.router_support import RouterWorld, running_router
 from tests.integration.test_passed_over import NothingHandedOn, _app
 from tests.kafka_support import HOME, SKIP_REASON, ApacheKafka, broker_port, until
-from tests.library_support import qdrant_library
+from tests.library_support import DIMENSION, qdrant_library
 from tests.qdrant_support import client_of, drop, fresh_prefix, settings_of
 from tests.stream_support import PARTITIONS, Traffic, send
 
@@ -130,7 +130,7 @@ async def test_what_was_sent_and_what_the_registry_says_agree(qdrant: tuple[str,
         ]
         await day(clients=clients)
         await day(clients=await routers(2))  # another router, and another worker
-        newer = await qdrant_library(client_of(*qdrant), 256, prefix)
+        newer = await qdrant_library(client_of(*qdrant), DIMENSION, prefix)
         found = await newer.catalogue.get(traffic._names[0])
         assert found is not None
         await newer.catalogue.write([Entry(dataclasses.replace(found[0], unknown={"added_later": [1]}), found[1])])

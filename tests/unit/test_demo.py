@@ -75,7 +75,7 @@ def test_the_arithmetic_to_a_billion_is_the_decisions() -> None:
     billion = arithmetic(1_000_000_000)
     assert (billion["resident_gb"], billion["nodes"]) == (800, 16)
     assert billion["disk_gb"] == pytest.approx(1400)
-    assert billion["disk_with_prototypes_gb"] == pytest.approx(5400)
+    assert billion["disk_with_examples_gb"] == pytest.approx(5400)
     assert billion["fill_hours_one_writer"] == pytest.approx(93, abs=0.5)
 
 

@@ -134,7 +134,7 @@ def test_what_is_no_artefact_is_refused(data: bytes) -> None:
 def test_training_finds_what_success_hangs_on() -> None:
     ranker = train(success_log(3000))
     weights = dict(zip(FEATURES, ranker.weights, strict=True))
-    assert weights["success"] > 3 * abs(weights["score"])
+    assert weights["success"] > 3 * abs(weights["log_odds"])
     assert ranker.report["learned_success"] > ranker.report["hybrid_success"] + 0.05
     assert ranker.report["lead"] > 3 * ranker.report["lead_error"] > 0
     assert beats_hybrid(ranker)

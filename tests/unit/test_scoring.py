@@ -33,8 +33,8 @@ def check_strategy(strategy: str, hints: Hints) -> None:
     EVERY[strategy].check(hints)
 
 
-def rank(strategy: str, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
-    return EVERY[strategy].rank(candidates, hints)
+def rank(strategy: str, candidates: Iterable[Candidate], hints: Hints, temperature: float = 0.01) -> list[Scored]:
+    return EVERY[strategy].rank(list(candidates), hints, temperature, None)
 
 
 def score(strategy: str, candidate: Candidate, hints: Hints) -> float:
@@ -71,8 +71,8 @@ def _candidates(**cosines: float) -> list[Candidate]:
 def choose(
     strategy: str, candidates: list[Candidate], hints: Hints, top_k: int, threshold: float, temperature: float, min_weight: float
 ) -> list[Chosen]:
-    ranked = [one for one in rank(strategy, candidates, hints) if one.score >= threshold][:top_k]
-    return weigh(ranked, [one.score for one in ranked], temperature, min_weight)
+    ranked = [one for one in rank(strategy, candidates, hints, temperature) if one.score >= threshold][:top_k]
+    return weigh(ranked, [one.log_odds for one in ranked], min_weight)
 
 
 def _ids(
@@ -200,7 +200,7 @@ def test_hierarchical_ranks_by_the_cosine() -> None:
 
 
 def _mixed(cosines: list[float], top_k: int, temperature: float = 0.05) -> list[float]:
-    ranked = rank("mixture", [_candidate(_record(f"a{n:02}"), cosine) for n, cosine in enumerate(cosines)], Hints())
+    ranked = rank("mixture", [_candidate(_record(f"a{n:02}"), cosine) for n, cosine in enumerate(cosines)], Hints(), temperature=1)
     return [item.weight for item in mix(ranked, top_k, temperature)]
 
 

@@ -135,15 +135,16 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
 
 
 def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
-    candidate = one.fit.scored.candidate
+    judged, candidate = one.judged, one.judged.scored.candidate
     return router_pb2.CandidateExplanation(
         adapter_id=candidate.ref.adapter_id,
         name=candidate.labels.name if candidate.labels else "",
-        score=one.fit.scored.score,
+        score=judged.scored.score,
         cosine=candidate.cosine,
-        example_cosine=one.fit.example,
-        task=one.fit.task,
-        confidence=one.fit.confidence,
+        example_cosine=judged.example,
+        task=judged.task,
+        confidence=judged.confidence,
+        probability=one.probability,
         weight=one.weight,
         reason=one.reason,
     )

@@ -55,6 +55,10 @@ class BoundedCache(Generic[Key, Value]):
         self.bytes -= entry[1]
         return entry[0]
 
+    def values(self) -> list[Value]:
+        """All of them."""
+        return [value for value, _ in self._entries.values()]
+
     def clear(self) -> None:
         """Forget all."""
         self._entries.clear()

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from services.router.catalogue.port import Vector
 from services.router.catalogue.records import AdapterRecord
 from smoa.adapter import check_labels, check_texts, granularity_of
-from smoa.embedding.port import checked_unit
+from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
 from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_RANK, MAX_VERSION, MIN_EXAMPLES
@@ -35,7 +35,7 @@ class Imported:
     vector: Vector | None
 
 
-def check_imported(imported: Sequence[Imported], dimension: int) -> list[Imported]:
+def check_imported(imported: Sequence[Imported], views: Views) -> list[Imported]:
     """The same with granularities, and vectors of length one.
 
     Raises:
@@ -43,10 +43,10 @@ def check_imported(imported: Sequence[Imported], dimension: int) -> list[Importe
     """
     if not 1 <= len(imported) <= MAX_IMPORT:
         raise InvalidArgument("adapters", f"holds {len(imported)}", f"send 1 to {MAX_IMPORT:,} a request")
-    return [_checked(one, f"adapters[{place}]", dimension) for place, one in enumerate(imported)]
+    return [_checked(one, f"adapters[{place}]", views) for place, one in enumerate(imported)]
 
 
-def _checked(one: Imported, where: str, dimension: int) -> Imported:
+def _checked(one: Imported, where: str, views: Views) -> Imported:
     record = one.record
     try:
         check_ulid(record.adapter_id)
@@ -69,7 +69,7 @@ def _checked(one: Imported, where: str, dimension: int) -> Imported:
         if not good:
             raise InvalidArgument(f"{where}.{field}", problem, remedy)
     record = dataclasses.replace(record, granularity=granularity)
-    return Imported(record, None if one.vector is None else checked_unit(one.vector, f"{where}.vector", dimension, "examples"))
+    return Imported(record, None if one.vector is None else views.completed(one.vector, f"{where}.vector", "examples"))
 
 
 def check_reason(reason: str) -> None:

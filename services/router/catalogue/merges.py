@@ -15,7 +15,7 @@ from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
-from smoa.embedding.port import normalised
+from smoa.embedding.views import centroids
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 from smoa.limits import MAX_EXAMPLES
@@ -94,11 +94,11 @@ class Merges:
                 child = dataclasses.replace(child, state="canary", canary_share=canary_share, canary_baseline=baseline)
             else:
                 retired = _retired(parents, child.adapter_id, reason)
-            vector = normalised(np.mean([vector for _, vector in parents], 0))
-            prototypes = (await registry.embedded(child.examples))[1] if child.examples else None
+            vector = centroids(np.stack([vector for _, vector in parents]))
+            example_vectors = (await registry.embedded(child.examples))[1] if child.examples else None
             # On trial, the parents are written as they are: so that nobody retires one, or begins another trial, on what was read before.
             beside = retired or [Entry(parent, where) for parent, where in parents]
-            await registry.write([Entry(child, vector, prototypes), *beside])
+            await registry.write([Entry(child, vector, example_vectors), *beside])
         registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
         return child
 

@@ -25,11 +25,11 @@ class Conflict(Exception):
 
 
 class Entry(NamedTuple):
-    """An adapter as it is to be; prototypes are None where they stay as they were."""
+    """An adapter as it is to be; example vectors are None where they stay as they were."""
 
     record: AdapterRecord
     vector: Vector
-    prototypes: Vector | None = None
+    example_vectors: Vector | None = None
 
 
 class Document(NamedTuple):
@@ -67,8 +67,8 @@ class Catalogue(Protocol):
             Conflict: somebody has; it names those that were not written.
         """
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
-        """Write records as they are, whatever is there: for making a catalogue again. Prototypes [n, dimension] by adapter id."""
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], example_vectors: Mapping[str, Vector] | None = None) -> None:
+        """Write records as they are, whatever is there: for making a catalogue again. Example vectors [n, dimension] by adapter id."""
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
@@ -79,8 +79,8 @@ class Catalogue(Protocol):
     async def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
         """Those of a few adapters that are there, without their examples."""
 
-    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
-        """Prototypes [n, dimension] of those that have any."""
+    async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """Example vectors [n, dimension] of those that have any."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

@@ -146,9 +146,9 @@ class QdrantCatalogue:
             raise Conflict(e.record.adapter_id for e in entries if point_id(e.record.adapter_id) in conflict.lost) from None
         await self._tell(points, entries, 1)
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], example_vectors: Mapping[str, Vector] | None = None) -> None:
         """See `Catalogue`."""
-        given = prototypes or {}
+        given = example_vectors or {}
         entries = [Entry(record, vector, given.get(record.adapter_id)) for record, vector in records]
         points = await self._points_of(entries, entries)
         await self.points.upsert([models.PointStruct(id=p.point_id, vector=list(p.vector), payload=dict(p.payload)) for p in points])
@@ -160,16 +160,16 @@ class QdrantCatalogue:
         known = {point_id(entry.record.adapter_id): entry for entry in entries}
         told = []
         for point in points:
-            entry, packed = known[point.point_id], point.payload["prototypes"]
+            entry, packed = known[point.point_id], point.payload["example_vectors"]
             record = dataclasses.replace(entry.record, revision=entry.record.revision + raised)
             told.append(Entry(record, entry.vector, self._unpacked(packed) if packed else None))
         await self._follow(told, not raised)
 
     async def _points_of(self, entries: Sequence[Entry], there: Sequence[Entry]) -> list[Point]:
-        """Points of adapters, of which some may be there, with prototypes that stay."""
-        given = {e.record.adapter_id: _packed(e.prototypes) for e in entries if e.prototypes is not None}
-        kept = await self._payloads([e.record.adapter_id for e in there if e.prototypes is None], ["prototypes"])
-        given |= {adapter_id: payload["prototypes"] for adapter_id, payload in kept.items() if payload.get("prototypes")}
+        """Points of adapters, of which some may be there, with example vectors that stay."""
+        given = {e.record.adapter_id: _packed(e.example_vectors) for e in entries if e.example_vectors is not None}
+        kept = await self._payloads([e.record.adapter_id for e in there if e.example_vectors is None], ["example_vectors"])
+        given |= {adapter_id: payload["example_vectors"] for adapter_id, payload in kept.items() if payload.get("example_vectors")}
         clusters = await self._clusters_of([(entry.record, entry.vector) for entry in entries]) if self._clusters_of else {}
         return [
             Point(
@@ -177,8 +177,8 @@ class QdrantCatalogue:
                 {
                     **payload_of(record),
                     "cluster": clusters.get(record.adapter_id, ""),
-                    "prototypes": given.get(record.adapter_id, ""),
-                    "has_prototypes": record.adapter_id in given,
+                    "example_vectors": given.get(record.adapter_id, ""),
+                    "has_examples": record.adapter_id in given,
                     "pending": "",
                 },
                 record.revision,
@@ -211,12 +211,12 @@ class QdrantCatalogue:
 
     async def records(self, adapter_ids: Sequence[str]) -> dict[str, AdapterRecord]:
         """See `Catalogue`."""
-        found = await self.points.payloads([point_id(one) for one in adapter_ids], without=["examples", "prototypes"])
+        found = await self.points.payloads([point_id(one) for one in adapter_ids], without=["examples", "example_vectors"])
         return {payload["adapter_id"]: record_of(payload) for payload in found.values() if payload["type"] == "adapter"}
 
-    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+    async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
-        packed = {one: payload.get("prototypes") for one, payload in (await self._payloads(adapter_ids, ["prototypes"])).items()}
+        packed = {one: payload.get("example_vectors") for one, payload in (await self._payloads(adapter_ids, ["example_vectors"])).items()}
         return {one: self._unpacked(data) for one, data in packed.items() if data}
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
@@ -316,11 +316,11 @@ class QdrantCatalogue:
 
     def _entry(self, point: models.Record) -> Entry:
         payload = point.payload or {}
-        prototypes = self._unpacked(payload["prototypes"]) if payload.get("prototypes") else None
-        return Entry(record_of(payload), np.asarray(point.vector, np.float32), prototypes)
+        example_vectors = self._unpacked(payload["example_vectors"]) if payload.get("example_vectors") else None
+        return Entry(record_of(payload), np.asarray(point.vector, np.float32), example_vectors)
 
-    def _unpacked(self, prototypes: str) -> Vector:
-        return Encoded.from_bytes(b64decode(prototypes), self.dimension).decoded()
+    def _unpacked(self, example_vectors: str) -> Vector:
+        return Encoded.from_bytes(b64decode(example_vectors), self.dimension).decoded()
 
     async def close(self) -> None:
         """See `Catalogue`."""
@@ -346,8 +346,8 @@ def _revision(point: models.Record) -> tuple[str, int]:
     return payload["adapter_id"], int(payload["revision"])
 
 
-def _packed(prototypes: Vector) -> str:
-    return b64encode(Encoded.of(prototypes).to_bytes()).decode()
+def _packed(example_vectors: Vector) -> str:
+    return b64encode(Encoded.of(example_vectors).to_bytes()).decode()
 
 
 def _document(payload: Mapping[str, Any]) -> Document:

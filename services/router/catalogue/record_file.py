@@ -31,13 +31,13 @@ CREATE TABLE IF NOT EXISTS adapters (
   row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
-  specialization TEXT NOT NULL, marks INTEGER NOT NULL, has_prototypes INTEGER NOT NULL, revision INTEGER NOT NULL, vector BLOB NOT NULL,
+  specialization TEXT NOT NULL, marks INTEGER NOT NULL, has_examples INTEGER NOT NULL, revision INTEGER NOT NULL, vector BLOB NOT NULL,
   record TEXT NOT NULL, examples TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
-CREATE TABLE IF NOT EXISTS prototypes (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS example_vectors (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (kind TEXT NOT NULL, document_id TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL,
   revision INTEGER NOT NULL, deleted INTEGER NOT NULL, PRIMARY KEY (kind, document_id)) WITHOUT ROWID;
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL
   rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
 _COLUMNS: Final = """row, adapter_id, version, pool, tenant, shared, base_model, state, name, digest, tags, specialization, marks,
-  has_prototypes, revision, vector, record, examples"""
+  has_examples, revision, vector, record, examples"""
 """What is read most is in front of what may be long: SQLite walks through all that lies before a column."""
 _IDS_A_QUERY: Final = 500
 
@@ -70,10 +70,10 @@ class Written:
     ref: AdapterRef
     pool: str
     vector: bytes
-    has_prototypes: bool
+    has_examples: bool
     old_pool: str = ""
     moved: bool = True
-    """Pool, vector or having prototypes are not what they were."""
+    """Pool, vector or having examples are not what they were."""
     was: str = ""
     """Its state before."""
     labels: frozenset[str] = frozenset()
@@ -98,8 +98,8 @@ class RecordFile:
         with _failures():
             self._database.execute("SELECT row FROM adapters LIMIT 1").fetchone()
 
-    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector], take: Take) -> list[Written]:
-        """Write records; prototypes that are not given stay. Returns what was written.
+    def write(self, records: Sequence[tuple[AdapterRecord, Vector]], example_vectors: Mapping[str, Vector], take: Take) -> list[Written]:
+        """Write records; example vectors that are not given stay. Returns what was written.
 
         Raises:
             Conflict: a record is not based on the revision that is there.
@@ -120,7 +120,7 @@ class RecordFile:
                 row = old_row or following
                 following += not old_row
                 pool, packed, named = pool_of(record), vector.astype("<f2").tobytes(), labels_of(record).all
-                has = had or adapter_id in prototypes
+                has = had or adapter_id in example_vectors
                 marks = marks_of(record)
                 rows.append(_columns(row, pool, record, packed, has, record.revision + (take is Take.UNCHANGED), marks))
                 gone += [(label, row) for label in old_labels - named]
@@ -131,8 +131,8 @@ class RecordFile:
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
             taken = {one.ref.adapter_id for one in written}
-            packed_prototypes = ((one, Encoded.of(vectors).to_bytes()) for one, vectors in prototypes.items() if one in taken)
-            database.executemany("INSERT OR REPLACE INTO prototypes VALUES (?, ?)", packed_prototypes)
+            coded = ((one, Encoded.of(vectors).to_bytes()) for one, vectors in example_vectors.items() if one in taken)
+            database.executemany("INSERT OR REPLACE INTO example_vectors VALUES (?, ?)", coded)
         return written
 
     def forget(self, adapter_ids: Sequence[str]) -> list[Written]:
@@ -143,7 +143,7 @@ class RecordFile:
                 for adapter_id, (row, pool, vector, has, _, was, labels) in self._known(adapter_ids).items()
             ]
             database.executemany("DELETE FROM adapters WHERE row = ?", [(one.row,) for one in gone])
-            database.executemany("DELETE FROM prototypes WHERE adapter_id = ?", [(one.ref.adapter_id,) for one in gone])
+            database.executemany("DELETE FROM example_vectors WHERE adapter_id = ?", [(one.ref.adapter_id,) for one in gone])
             database.executemany(
                 "DELETE FROM labels WHERE label = ? AND row = ?", [(label, one.row) for one in gone for label in one.labels]
             )
@@ -173,9 +173,9 @@ class RecordFile:
             found = self._database.execute(query, tuple(rows))
             return {row: Labels(name, tuple(orjson.loads(tags)), specialization) for row, name, tags, specialization in found}
 
-    def prototypes(self, adapter_ids: Sequence[str], dimension: int) -> dict[str, Vector]:
-        """Prototypes of those that have any; for a few at a time."""
-        query = f"SELECT adapter_id, vectors FROM prototypes WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
+    def example_vectors(self, adapter_ids: Sequence[str], dimension: int) -> dict[str, Vector]:
+        """Example vectors of those that have any; for a few at a time."""
+        query = f"SELECT adapter_id, vectors FROM example_vectors WHERE adapter_id IN ({','.join('?' * len(adapter_ids))})"
         with _failures():
             found = self._database.execute(query, tuple(adapter_ids))
             return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
@@ -205,7 +205,7 @@ class RecordFile:
 
     def placed(self, after_row: int, limit: int) -> list[Written]:
         """The adapters that are in a pool, by row."""
-        columns = "row, adapter_id, version, digest, pool, vector, has_prototypes, marks"
+        columns = "row, adapter_id, version, digest, pool, vector, has_examples, marks"
         query = f"SELECT {columns} FROM adapters WHERE row > ? AND pool <> '' ORDER BY row LIMIT ?"
         with _failures():
             rows = self._database.execute(query, (after_row, limit)).fetchall()
@@ -285,7 +285,7 @@ class RecordFile:
 
     def _known(self, adapter_ids: Sequence[str]) -> dict[str, _Known]:
         known = {}
-        columns = "row, pool, vector, has_prototypes, revision, state, record"
+        columns = "row, pool, vector, has_examples, revision, state, record"
         for adapter_id, row, pool, vector, has, revision, state, record in self._by_id(columns, adapter_ids):
             known[adapter_id] = (row, pool, vector, bool(has), revision, state, labels_of(_record(record, "[]")).all)
         return known
@@ -325,7 +325,7 @@ def _failures() -> Iterator[None]:
 
 
 def _columns(
-    row: int, pool: str, record: AdapterRecord, vector: bytes, has_prototypes: bool, revision: int, marks: int
+    row: int, pool: str, record: AdapterRecord, vector: bytes, has_examples: bool, revision: int, marks: int
 ) -> tuple[object, ...]:
     body = record.to_payload() | {"revision": revision}  # a copy of the record would be a tenth of the write
     examples = orjson.dumps(body.pop("examples")).decode()
@@ -343,7 +343,7 @@ def _columns(
         orjson.dumps(record.tags).decode(),
         record.specialization,
         marks,
-        int(has_prototypes),
+        int(has_examples),
         revision,
         vector,
         orjson.dumps(body).decode(),

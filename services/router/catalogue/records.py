@@ -13,6 +13,8 @@ from services.router.catalogue.statistics import Statistics
 State = Literal["active", "canary", "retired", "purged", "missing"]
 EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged", "missing")
 """Only active adapters are found by a search. Missing ones were imported while their file was not in the store."""
+SHARED: Final = "*"
+"""In place of a tenant's name, of the pool of adapters that are shared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,8 @@ class Candidate(NamedTuple):
     cosine: float
     labels: Labels | None = None
     """Where the search was asked for them."""
-    has_prototypes: bool = False
-    """It came with examples; `Catalogue.prototypes` has what they were boiled down to."""
+    has_examples: bool = False
+    """It came with examples; `Catalogue.example_vectors` has what they were boiled down to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class Reach:
     @property
     def pools(self) -> tuple[str, str]:
         """The tenant's own pool, and the shared one."""
-        return f"{self.tenant}/{self.base_model}", f"*/{self.base_model}"
+        return f"{self.tenant}/{self.base_model}", f"{SHARED}/{self.base_model}"
 
     def admits(self, record: AdapterRecord) -> bool:
         """The reach's meaning, in plain code; the index implementations are tested against it."""
@@ -183,7 +185,7 @@ def home_of(record: AdapterRecord) -> str:
 
 def pool_named(tenant: str, base_model: str, *, shared: bool) -> str:
     """The pool of a tenant's adapters of a base model, or of those that it shares."""
-    return f"{'*' if shared else tenant}/{base_model}"
+    return f"{SHARED if shared else tenant}/{base_model}"
 
 
 def labels_of(record: AdapterRecord) -> Labels:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.changes import now_us
+from services.router.catalogue.description import described_by
 from services.router.catalogue.port import STAMP_ID, Catalogue, Conflict, Document, Entry
-from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.catalogue.stamp import stamped
-from smoa.embedding.port import Embedder
+from smoa.embedding.views import Views
 
 _PAGE: Final = 64
 _NOTE: Final = "reembedded"
@@ -45,7 +45,7 @@ class Reembedded(NamedTuple):
     """Ids of those that have changed in both: the new library's stay."""
 
 
-async def reembed(source: Source, target: Catalogue, embedder: Embedder, *, alone: bool) -> AsyncIterator[Reembedded]:
+async def reembed(source: Source, target: Catalogue, embedder: Views, *, alone: bool) -> AsyncIterator[Reembedded]:
     """Make `target` what `source` is, with the embedder's vectors; yields after each page.
 
     Each record notes of which revision it was made, and which one that gave it: what somebody has written since stays. `alone`: nobody
@@ -79,7 +79,7 @@ def _made_of(record: AdapterRecord | None) -> int:
 
 
 async def _write(
-    target: Catalogue, embedder: Embedder, records: Sequence[AdapterRecord], there: Mapping[str, AdapterRecord]
+    target: Catalogue, embedder: Views, records: Sequence[AdapterRecord], there: Mapping[str, AdapterRecord]
 ) -> frozenset[str]:
     """Write records with their new vectors, unless somebody has written them since; returns the ids of those that were."""
     described = [record for record in records if record.examples]

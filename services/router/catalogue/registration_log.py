@@ -3,7 +3,7 @@
 One object for each write, a line of JSON for each adapter, with the revision that it is based on. It is written before the catalogue is,
 and taken back if another router was faster: a write that failed otherwise is in the log and was never acknowledged, which its caller's
 retry makes true. Counts of uses and outcomes are not in it: the optimizer reports them again. An adapter's examples are in those lines
-that bring new ones, as their prototypes are, and its record names the objects: so they can be forgotten.
+that bring new ones, as their vectors are, and its record names the objects: so they can be forgotten.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 import orjson
 from ulid import ULID
 
+from services.router.catalogue.description import described_by
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Catalogue, Entry, Vector
-from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
-from smoa.embedding.port import Embedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.store import AdapterStore
 
@@ -52,7 +52,7 @@ class RegistrationLog:
         return key, kept
 
     async def forget_texts(self, record: AdapterRecord) -> None:
-        """Take an adapter's examples out of the log; again is fine. Its prototypes stay, by which it can come back.
+        """Take an adapter's examples out of the log; again is fine. Their vectors stay, by which it can come back.
 
         Raises:
             ResourceExhausted, Unavailable: the store does not take it.
@@ -103,7 +103,7 @@ class RegistrationLog:
             return [_from_line(line, dimension, self._embedder) for line in data.split(b"\n")]
 
 
-async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Embedder) -> AsyncIterator[tuple[int, int]]:
+async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Views) -> AsyncIterator[tuple[int, int]]:
     """Write all of the log into an empty catalogue; yields (objects done, objects in all). What another embedder made is made anew of the
     examples; an adapter that has none is left out.
 
@@ -115,12 +115,12 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Embedder
         raise FailedPrecondition("index: holds adapters already; rebuild into an empty one")
     names = await log.names()
     written: dict[str, tuple[int, int]] = {}
-    """Revisions of the record and of the prototypes that are there: names sort by clocks, and those of two routers may differ."""
+    """Revisions of the record and of the example vectors that are there: names sort by clocks, and those of two routers may differ."""
     for done, name in enumerate(names, 1):
         records: list[tuple[AdapterRecord, Vector]] = []
-        prototypes: dict[str, Vector] = {}
+        example_vectors: dict[str, Vector] = {}
         for record, vector, given in await log.read(name, embedder.dimension):
-            record_at, prototypes_at = written.get(record.adapter_id, (-1, -1))
+            record_at, examples_at = written.get(record.adapter_id, (-1, -1))
             there = next((one for one in reversed(records) if one[0].adapter_id == record.adapter_id), None)
             if there is None and record_at >= 0:
                 there = await catalogue.get(record.adapter_id)
@@ -132,7 +132,7 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Embedder
                 else:
                     _log.error("%s has no examples, and a vector of another embedder: it is left out; import it again", record.adapter_id)
                     continue
-            newer = given is not None and record.revision >= prototypes_at
+            newer = given is not None and record.revision >= examples_at
             if record.revision >= record_at:
                 made = replace(record, revision=record.revision + 1)  # as it was once written
                 if not newer and there is not None:
@@ -142,15 +142,15 @@ async def rebuild(log: RegistrationLog, catalogue: Catalogue, embedder: Embedder
             elif newer and there is not None:
                 records.append((replace(there[0], examples=record.examples), there[1]))
             if newer and given is not None:
-                prototypes[record.adapter_id], prototypes_at = given, record.revision
-            written[record.adapter_id] = record_at, prototypes_at
-        await catalogue.upsert(records, prototypes)
+                example_vectors[record.adapter_id], examples_at = given, record.revision
+            written[record.adapter_id] = record_at, examples_at
+        await catalogue.upsert(records, example_vectors)
         yield done, len(names)
 
 
 def _with_texts_in(entry: Entry, key: str) -> Entry:
     """The entry as it is kept: its record names the object that brings its examples."""
-    if entry.prototypes is None or not entry.record.examples:
+    if entry.example_vectors is None or not entry.record.examples:
         return entry
     return entry._replace(record=replace(entry.record, texts_in=(*entry.record.texts_in, key)))
 
@@ -165,14 +165,14 @@ def _altered(name: str) -> Iterator[None]:
 
 def _to_line(entry: Entry, library_id: str, embedder: str) -> bytes:
     record = entry.record.to_payload()
-    if entry.prototypes is None:
+    if entry.example_vectors is None:
         record["examples"] = []
     body: Mapping[str, object] = {
         "library": library_id,
         "embedder": embedder,
         "record": record,
         "vector": b64encode(entry.vector.astype("<f2").tobytes()).decode(),
-        "prototypes": None if entry.prototypes is None else b64encode(Encoded.of(entry.prototypes).to_bytes()).decode(),
+        "example_vectors": None if entry.example_vectors is None else b64encode(Encoded.of(entry.example_vectors).to_bytes()).decode(),
     }
     return orjson.dumps(body)
 
@@ -184,6 +184,6 @@ def _from_line(line: bytes, dimension: int, embedder: str) -> Entry:
     vector = np.frombuffer(b64decode(body["vector"]), "<f2").astype(np.float32)
     if vector.shape != (dimension,):
         raise ValueError(f"a vector of {len(vector)} numbers, not {dimension}")
-    packed = body["prototypes"]
-    prototypes = None if packed is None else Encoded.from_bytes(b64decode(packed), dimension).decoded()
-    return Entry(AdapterRecord.from_payload(body["record"]), vector, prototypes)
+    packed = body["example_vectors"]
+    example_vectors = None if packed is None else Encoded.from_bytes(b64decode(packed), dimension).decoded()
+    return Entry(AdapterRecord.from_payload(body["record"]), vector, example_vectors)

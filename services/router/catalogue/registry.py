@@ -10,17 +10,17 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from services.router.catalogue.adapter_files import AdapterFiles
 from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
+from services.router.catalogue.description import described_by
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.port import Catalogue, Conflict, Entry, Vector
-from services.router.catalogue.prototypes import described_by
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
 from smoa.adapter import check_labels
-from smoa.embedding.port import Embedder
+from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
@@ -53,7 +53,7 @@ class Registry:
         self,
         catalogue: Catalogue,
         store: AdapterStore,
-        embedder: Embedder,
+        embedder: Views,
         changed: Callable[[Sequence[Change]], None],
         purge_grace_s: float = 7 * 86400.0,
         allow_all_tenants: bool = False,
@@ -170,7 +170,7 @@ class Registry:
     async def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = now_us()
         made: dict[str, tuple[AdapterRecord, Vector | None]] = {}
-        for one in await asyncio.to_thread(check_imported, imported, self._embedder.dimension):
+        for one in await asyncio.to_thread(check_imported, imported, self._embedder):
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
@@ -181,10 +181,10 @@ class Registry:
         embedded = {record.adapter_id: pair for record, pair in zip(described, found, strict=True)}
         entries = []
         for record, vector in made.values():
-            centroid, prototypes = embedded.get(record.adapter_id, (vector, None))
+            centroid, example_vectors = embedded.get(record.adapter_id, (vector, None))
             where = centroid if vector is None else vector
             assert where is not None, "checked: without a vector there are examples"
-            entries.append(Entry(record, where, prototypes))
+            entries.append(Entry(record, where, example_vectors))
         return entries
 
     async def write(self, entries: Sequence[Entry], *, together: bool = True) -> None:
@@ -202,7 +202,7 @@ class Registry:
             raise
 
     async def embedded(self, examples: Sequence[str]) -> tuple[Vector, Vector]:
-        """Centroid [dimension] and prototypes [n, dimension] of examples."""
+        """Centroid [dimension] and Example vectors [n, dimension] of examples."""
         (found,) = await described_by(self._embedder, [examples])
         return found
 
@@ -250,11 +250,11 @@ class Registry:
         check_labels("", "n" if name is None else name, tags or ())
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
-            prototypes: Vector | None = None
+            example_vectors: Vector | None = None
             if examples:
                 checked = checked_examples(examples)
                 record = dataclasses.replace(record, examples=tuple(checked))
-                vector, prototypes = await self.embedded(checked)
+                vector, example_vectors = await self.embedded(checked)
             record = dataclasses.replace(
                 record,
                 name=record.name if name is None else name,
@@ -267,7 +267,7 @@ class Registry:
                 await self.catalogue.write([Entry(record, vector)])
                 return record
             record = dataclasses.replace(record, updated_at_us=now_us())
-            await self.write([Entry(record, vector, prototypes)])
+            await self.write([Entry(record, vector, example_vectors)])
         self.changed([Change("updated", record)])
         return record
 

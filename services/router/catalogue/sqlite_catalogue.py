@@ -94,16 +94,16 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         await self.put(entries, Take.UNCHANGED)
 
-    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], prototypes: Mapping[str, Vector] | None = None) -> None:
+    async def upsert(self, records: Sequence[tuple[AdapterRecord, Vector]], example_vectors: Mapping[str, Vector] | None = None) -> None:
         """See `Catalogue`."""
-        given = prototypes or {}
+        given = example_vectors or {}
         await self.put([Entry(record, vector, given.get(record.adapter_id)) for record, vector in records], Take.ALL)
 
     async def put(self, entries: Sequence[Entry], take: Take) -> list[Written]:
         """Write those that are to be taken, and return what they mean for an index."""
-        prototypes = {entry.record.adapter_id: entry.prototypes for entry in entries if entry.prototypes is not None}
+        example_vectors = {entry.record.adapter_id: entry.example_vectors for entry in entries if entry.example_vectors is not None}
         records = [(entry.record, entry.vector) for entry in entries]
-        return await self._written(lambda file: file.write(records, prototypes, take))
+        return await self._written(lambda file: file.write(records, example_vectors, take))
 
     async def forget(self, adapter_ids: Sequence[str]) -> list[Written]:
         """Remove adapters as if they had never been."""
@@ -133,9 +133,9 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         return self.reader.records(adapter_ids)
 
-    async def prototypes(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+    async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
-        return self.reader.prototypes(adapter_ids, self.dimension)
+        return self.reader.example_vectors(adapter_ids, self.dimension)
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""

@@ -22,19 +22,19 @@ from services.router.learning.posteriors import Posterior
 from smoa.errors import InvalidArgument
 
 Numbers = NDArray[np.float64]
-FEATURES: Final = ("score", "behind", "example", "task", "success", "evidence", "age", "load")
-"""Hybrid score; how far it is behind the best; cosine with the nearest prototype; fit to the hints; log odds of success; log of recent
-outcomes; log of days since registration; log of uses."""
-RISING: Final = ("score", "example", "task", "success")
+FEATURES: Final = ("log_odds", "behind", "example", "task", "success", "evidence", "age", "load")
+"""How likely it is without any outcome, as hybrid has it; how far it is behind the best; cosine with the nearest example; fit to the
+hints; log odds of success; log of recent outcomes; log of days since registration; log of uses."""
+RISING: Final = ("log_odds", "example", "task", "success")
 """Features that may only speak for an adapter."""
 CONSIDERED: Final = 8
-WITHIN: Final = 0.12
-"""Candidates whose hybrid score is further behind the best one's are not considered; in a mixture their weight would be a sliver."""
+WITHIN: Final = 12.0
+"""Candidates that are further behind the likeliest are not considered; in a mixture their weight would be a sliver."""
 TRIED: Final = 2.0
 """Recent outcomes that hybrid's first choice needs before others are tried in its place."""
 _SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
 _SAMPLES: Final = 64
-FORMAT: Final = 1
+FORMAT: Final = 2
 BUILTIN: Final = "builtin"
 """Version of the ranker before anything was trained."""
 
@@ -83,8 +83,8 @@ class Ranker:
 
 
 def builtin() -> Ranker:
-    """Before anything was trained: the hybrid score's order, in which 0.02 weigh as much as a factor of e in the odds of success."""
-    weights = tuple({"score": 50.0, "success": 1.0}.get(name, 0.0) for name in FEATURES)
+    """Before anything was trained: hybrid's odds times the odds of success."""
+    weights = tuple({"log_odds": 1.0, "success": 1.0}.get(name, 0.0) for name in FEATURES)
     return Ranker(BUILTIN, 0.0, weights, (0.0,) * len(FEATURES), (1.0,) * len(FEATURES))
 
 
@@ -98,11 +98,19 @@ class Considered:
 
 
 def considered(
-    adapter_id: str, score: float, best: float, example: float, task: float, posterior: Posterior, evidence: float, days: float, uses: int
+    adapter_id: str,
+    log_odds: float,
+    best: float,
+    example: float,
+    task: float,
+    posterior: Posterior,
+    evidence: float,
+    days: float,
+    uses: int,
 ) -> Considered:
     """Features of a candidate."""
     success = math.log(posterior.alpha / posterior.beta)
-    features = (score, best - score, example, task, success, math.log1p(evidence), math.log1p(max(days, 0.0)), math.log1p(uses))
+    features = (log_odds, best - log_odds, example, task, success, math.log1p(evidence), math.log1p(max(days, 0.0)), math.log1p(uses))
     return Considered(adapter_id, features, posterior)
 
 

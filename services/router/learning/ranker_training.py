@@ -133,7 +133,7 @@ def values(policy: Ranker | None, logged: Sequence[Logged], rewards: Ranker) -> 
 
 def _value(policy: Ranker | None, one: Logged, rewards: Ranker) -> float:
     predicted = 1 / (1 + np.exp(-np.clip(rewards.log_odds(one.features), -30, 30)))
-    choice = hybrid = int(one.features[:, FEATURES.index("score")].argmax())
+    choice = hybrid = int(one.features[:, FEATURES.index("log_odds")].argmax())
     if policy is not None and is_tried(one.features[hybrid]):  # else hybrid's is served, whatever the policy thinks
         choice = int(policy.log_odds(one.features).argmax())
     value = float(predicted[choice])

@@ -83,6 +83,14 @@ class RoutingCache(Generic[Key, Value]):
         for key in list(self._by_adapter.get(adapter_id, ())):
             self._drop(key)
 
+    def refitted(self, pools: Sequence[str]) -> None:
+        """Forget every entry that was chosen from these pools: their adapters are judged otherwise now."""
+        if len(self._changes) >= MAX_POOLS:
+            self.clear()
+        pool = pools[0]  # the tenant's own, where it has one: others' answers from the shared one stay
+        self._changes[pool] = self._changes.get(pool, 0) + 1
+        self._arrivals[pool] = self._arrivals.get(pool, 0) + 1
+
     def clear(self) -> None:
         """Forget all."""
         self._cleared += 1

@@ -32,8 +32,8 @@ class Choice:
     """Weighted adapters, maybe none. Made once and handed out as often as it is cached."""
 
     chosen: tuple[Chosen, ...] = ()
-    confidence: float = 0.0
-    """Probability that the query is in the first adapter's scope."""
+    confidence: float | None = None
+    """Probability that the query is in the first adapter's scope; None where that cannot be told, or there is none."""
     ranked: tuple[Considered, ...] = ()
     """Of the learned strategy: what it ordered, in its order."""
     propensities: tuple[float, ...] = ()
@@ -59,17 +59,20 @@ class RoutedQuery(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingDefaults:
-    """What `RouteQuery` leaves open. The threshold and temperature were read off the example library (docs/decisions/0003)."""
+    """What `RouteQuery` leaves open."""
 
     top_k: int = 3
-    score_threshold: float = 0.15
-    min_confidence: float = 0.45
-    """Adapters whose scope the query is in with less probability are left out, unless the caller set a threshold."""
+    score_threshold: float = 0.1
+    """Least score of an adapter without examples, of which nothing else tells what it is for."""
+    in_scope_loss: float = 0.05
+    """The share of queries in scope that may be lost by leaving out those that seem to be in none; 0 leaves out none."""
     temperature: float = 0.01
+    """Of scores, where a pool has not been fitted."""
     mixture_temperature: float = 0.05
     min_weight: float = 0.1
     candidates: int = 32
     clusters: int = 4
     """The hierarchical strategy looks into so many clusters."""
-    prototype_cache_bytes: int = 32 * 2**20
+    example_cache_bytes: int = 32 * 2**20
+    fit_cache_bytes: int = 64 * 2**20
     embedding_cache_bytes: int = 16 * 2**20

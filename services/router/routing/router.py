@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 
 import numpy as np
@@ -13,14 +13,14 @@ from ulid import ULID
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
 from services.router.catalogue.port import Catalogue, Vector
-from services.router.catalogue.records import EVERY_STATE, Candidate, Reach, Scope
+from services.router.catalogue.records import EVERY_STATE, SHARED, Candidate, Reach, Scope
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import Canaries
-from services.router.routing.confidence import confidence, nearest_prototype
 from services.router.routing.executors import ExecutorDirectory
-from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Fit, Limits, explain
+from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Limits, explain
+from services.router.routing.judging import Judge
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
-from services.router.routing.scoring import Chosen, Scored, check_hints, task_score
+from services.router.routing.scoring import Chosen, check_hints
 from services.router.routing.single_flight import SingleFlight
 from services.router.routing.strategies.hierarchical import Hierarchical
 from services.router.routing.strategies.hybrid import Hybrid
@@ -30,7 +30,7 @@ from services.router.routing.strategies.semantic import Semantic
 from services.router.routing.strategies.strategy import Strategy, Wanted
 from services.router.routing.strategies.task import Task
 from services.router.search.port import VectorIndex
-from smoa.embedding.port import Embedder, checked_unit
+from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument, NotFound
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
 from smoa.limits import MAX_NAME_CHARACTERS
@@ -47,7 +47,7 @@ class Router:
         self,
         catalogue: Catalogue,
         search: VectorIndex,
-        embedder: Embedder,
+        embedder: Views,
         cache: RoutingCache[RouteQuery, Choice],
         compositions: Compositions,
         defaults: RoutingDefaults | None = None,
@@ -59,7 +59,7 @@ class Router:
         self._known_tenants = {DEFAULT_TENANT}
         self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
         self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
-        self._prototypes: BoundedCache[str, Vector] = BoundedCache(self._defaults.prototype_cache_bytes)
+        self.judge = Judge(catalogue, cache, self._defaults)
         self.learned = Learned(catalogue, seed)
         every = (Hybrid(), Semantic(), Task(), Hierarchical(), Mixture(), self.learned)
         self._strategies: dict[str, Strategy] = {one.name: one for one in every}
@@ -68,8 +68,15 @@ class Router:
 
     def adapter_changed(self, adapter_id: str, pool: str, *, arrived: bool) -> None:
         """Forget answers with this adapter, and, when it arrived and may be a better one, all answers from its pool."""
-        self._prototypes.drop(adapter_id)
+        self.judge.adapter_changed(adapter_id)
         self.cache.adapter_changed(adapter_id, pool, arrived=arrived)
+        tenant, base_model = pool.split("/", 1)
+        if arrived and tenant != SHARED:
+            self.judge.fits.want(Reach(tenant=tenant, base_model=base_model))
+
+    async def close(self) -> None:
+        """Begin nothing more."""
+        await self.judge.fits.close()
 
     @property
     def joined(self) -> int:
@@ -132,7 +139,7 @@ class Router:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
         if query.vector:
             sent = np.frombuffer(query.vector, np.float32)
-            query = query._replace(vector=checked_unit(sent, "vector", self._embedder.dimension, "the query's text").tobytes())
+            query = query._replace(vector=self._embedder.completed(sent, "vector", "the query's text", query.query).tobytes())
         elif not query.query.strip() and not query.composition:
             raise InvalidArgument("query", "is empty", "send the text to route, or its vector")
         if len(query.query) > MAX_QUERY_CHARACTERS:
@@ -170,18 +177,21 @@ class Router:
 
     async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
         assert query.top_k is not None
-        strategy = self._strategies[query.strategy]
-        vector = await self._vector_of(query)
-        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, explaining=False)
-        ranked = strategy.rank(await self._candidates(query, vector, wanted), query.hints)[: strategy.widest(query.top_k)]
-        least = self._defaults.score_threshold if query.score_threshold is None else query.score_threshold
-        fits = await self._fitting(query, vector, [one for one in ranked if one.score >= least])
-        return await strategy.choose(query, fits, self._defaults, explore=explore)
+        strategy, reach = self._strategies[query.strategy], _reach(query)
+        vector, fit = await self._vector_of(query), self.judge.fits.of(reach)
+        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=fit is not None and fit.ranks)
+        ranked = await self.judge.ranked(strategy, vector, await self._candidates(query, vector, wanted), query.hints, reach, fit)
+        if query.score_threshold is not None:
+            ranked = [one for one in ranked if one.score >= query.score_threshold]
+        judged = await self.judge.judged(vector, ranked[: strategy.widest(query.top_k)], query.hints, reach, fit)
+        if query.score_threshold is None:  # the likeliest says whether it is for any of them: by that, the share that is lost is known
+            judged = [one for one in judged if one.fits and judged[0].fits]
+        return await strategy.choose(query, judged, self._defaults, explore=explore)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted, *, explaining: bool = False) -> Iterable[Candidate]:
+    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted, *, with_labels: bool = False) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
         reach, most = _reach(query), self._defaults.candidates
-        with_labels = explaining or wanted.labelled
+        with_labels |= wanted.labelled
         clusters = self._defaults.clusters if wanted.in_clusters else 0
         found: dict[str, Candidate] = {}
         if wanted.nearest:
@@ -192,23 +202,6 @@ class Router:
             found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_labels=True)}
         return found.values()
 
-    async def _fitting(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
-        """Those whose scope the query is in. A caller who set a threshold is taken at its word."""
-        fits = await self._fits(query, vector, ranked)
-        return [one for one in fits if query.score_threshold is not None or one.confidence >= self._defaults.min_confidence]
-
-    async def _fits(self, query: RouteQuery, vector: Vector, ranked: Sequence[Scored]) -> list[Fit]:
-        """Each with the probability that the query is in its scope. What a hint names is in scope, for the caller said so."""
-        prototypes = await self._prototypes_of([one.candidate for one in ranked], _reach(query).pools)
-        fits = []
-        for one in ranked:
-            labels, known = one.candidate.labels, prototypes[one.candidate.ref.adapter_id]
-            example = nearest_prototype(vector, known) if len(known) else None
-            task = task_score(labels, query.hints) if labels is not None and query.hints else 0.0
-            value = max(confidence(one.candidate.cosine, example), task)
-            fits.append(Fit(one, value, one.candidate.cosine if example is None else example, task))
-        return fits
-
     async def explain(self, routed: RoutedQuery) -> list[Explanation]:
         """Why the candidates nearest to a query were chosen in its decision, or not; none of a composition, which names its adapters."""
         query = routed.query
@@ -217,37 +210,14 @@ class Router:
         assert query.top_k is not None
         vector = await self._vector_of(query)
         strategy = self._strategies[query.strategy]
-        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, explaining=True)
-        ranked = strategy.rank(await self._candidates(query, vector, wanted, explaining=True), query.hints)
-        fits = await self._fits(query, vector, ranked[:MAX_EXPLAINED])
-        limits = Limits(
-            score=self._defaults.score_threshold if query.score_threshold is None else query.score_threshold,
-            top_k=strategy.widest(query.top_k),
-            confidence=self._defaults.min_confidence if query.score_threshold is None else None,
-            min_weight=strategy.min_weight(self._defaults),
-        )
-        return explain(fits, routed.choice.chosen, limits, self.canaries.by_parent)
-
-    async def _prototypes_of(self, candidates: Sequence[Candidate], pools: Sequence[str]) -> dict[str, Vector]:
-        """Prototypes [n, dimension] by adapter; n is 0 where it has none."""
-        none = np.empty((0, self._embedder.dimension), np.float32)
-        found: dict[str, Vector] = {}
-        missing = []
-        for candidate in candidates:
-            adapter_id = candidate.ref.adapter_id
-            known = self._prototypes.get(adapter_id) if candidate.has_prototypes else none
-            if known is None:
-                missing.append(adapter_id)
-            else:
-                found[adapter_id] = known
-        if missing:
-            state = self.cache.state_of(pools)
-            read = await self._catalogue.prototypes(missing)
-            for adapter_id in missing:
-                found[adapter_id] = vectors = read.get(adapter_id, none)
-                if state == self.cache.state_of(pools):  # else these may be of before a change
-                    self._prototypes.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
-        return found
+        reach = _reach(query)
+        fit = self.judge.fits.of(reach)
+        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=True)
+        candidates = await self._candidates(query, vector, wanted, with_labels=True)
+        ranked = await self.judge.ranked(strategy, vector, candidates, query.hints, reach, fit)
+        near = await self.judge.judged(vector, ranked[:MAX_EXPLAINED], query.hints, reach, fit)
+        limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
+        return explain(near, routed.choice.chosen, limits, self.canaries.by_parent)
 
 
 def _reach(query: RouteQuery) -> Reach:

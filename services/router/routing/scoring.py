@@ -60,15 +60,16 @@ def check_hints(hints: Hints) -> None:
 
 
 class Scored(NamedTuple):
-    """A candidate and its score."""
+    """A candidate, its score, and the logarithm of how likely it is to be the one, up to a constant."""
 
     score: float
     candidate: Candidate
+    log_odds: float
 
 
-def weigh(ranked: Sequence[Scored], values: Sequence[float], temperature: float, min_weight: float) -> list[Chosen]:
-    """Adapters weighted by softmax(value / temperature); slivers under `min_weight` are dropped, never the strongest."""
-    return without_slivers(ranked, softmax(values, temperature), min_weight)
+def weigh(ranked: Sequence[Scored], log_odds: Sequence[float], min_weight: float) -> list[Chosen]:
+    """Adapters weighted by their probabilities, softmax(log odds); slivers under `min_weight` are dropped, never the strongest."""
+    return without_slivers(ranked, softmax(log_odds, 1.0), min_weight)
 
 
 def effective(weights: Sequence[float]) -> float:

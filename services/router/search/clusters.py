@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from services.router.catalogue.port import Vector
 
-JOIN_COSINE: Final = 0.5
+JOIN_COSINE: Final = 0.7
+"""Of both views: a cosine of a half in what texts are about, where they look much alike, as most do."""
 MAX_CLUSTERS: Final = 256
 CLUSTERED_FROM: Final = 2_000
 NO_CLUSTER: Final = -1

@@ -59,12 +59,12 @@ class Refs:
             self._packed += bytes(max(missing, len(self._packed) // 8))
         for one in written:
             named = (one.ref.adapter_id.encode(), one.ref.version, bytes.fromhex(one.ref.digest))
-            _REF.pack_into(self._packed, one.row * _REF.size, *named, one.has_prototypes)
+            _REF.pack_into(self._packed, one.row * _REF.size, *named, one.has_examples)
 
     def candidate(self, row: int, cosine: float, labels: Labels | None = None) -> Candidate:
         """The adapter of a row, found with a cosine."""
-        adapter_id, version, digest, has_prototypes = _REF.unpack_from(self._packed, row * _REF.size)
-        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_prototypes)
+        adapter_id, version, digest, has_examples = _REF.unpack_from(self._packed, row * _REF.size)
+        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_examples)
 
 
 class MemorySearch:

@@ -19,7 +19,7 @@ from services.router.catalogue.records import AdapterRecord, AdapterRef, Candida
 from services.router.search import clusters as leading
 from smoa.errors import SmoaError
 
-_REF: Final = ("adapter_id", "version", "digest", "has_prototypes")
+_REF: Final = ("adapter_id", "version", "digest", "has_examples")
 _AGAIN_S: Final = 30.0
 """How old what is known of a pool's size and leaders may be: other routers add to them, too."""
 
@@ -85,7 +85,7 @@ class QdrantSearch:
             payload = point.payload or {}
             labels = Labels(payload["name"], tuple(payload["tags"]), payload["specialization"]) if with_labels else None
             ref = AdapterRef(payload["adapter_id"], payload["version"], payload["digest"])
-            found.append(Candidate(ref, point.score, labels, payload["has_prototypes"]))
+            found.append(Candidate(ref, point.score, labels, payload["has_examples"]))
         return found
 
     async def close(self) -> None:

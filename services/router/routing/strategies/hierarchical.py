@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from services.router.routing.explanation import MAX_EXPLAINED
 from services.router.routing.scoring import Hints
 from services.router.routing.strategies.strategy import Strategy, Wanted
 
@@ -12,6 +11,6 @@ class Hierarchical(Strategy):
 
     name = "hierarchical"
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
-        return Wanted(MAX_EXPLAINED if explaining else top_k, in_clusters=True)
+        return Wanted(most if closely else top_k, in_clusters=True)

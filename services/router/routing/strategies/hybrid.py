@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from services.router.catalogue.records import Candidate
 from services.router.routing.scoring import Hints, task_score
 from services.router.routing.strategies.strategy import Strategy, Wanted
 
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
+HINTED: Final = 6.0
+"""Log odds that a full fit to the hints adds to how likely an adapter is: a caller who says so is right 400 times to one."""
 
 
 class Hybrid(Strategy):
@@ -14,9 +18,9 @@ class Hybrid(Strategy):
 
     name = "hybrid"
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`. Where the cosine alone ranks, no more is needed than is asked for."""
-        return Wanted(most if explaining or hints else top_k, labelled=bool(hints))
+        return Wanted(most if closely or hints else top_k, labelled=bool(hints))
 
     def score(self, candidate: Candidate, hints: Hints) -> float:
         """See `Strategy`."""
@@ -24,3 +28,7 @@ class Hybrid(Strategy):
             return candidate.cosine
         assert candidate.labels is not None, "hints are scored on labels"
         return SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task_score(candidate.labels, hints)
+
+    def log_odds(self, score: float, likely: float, candidate: Candidate, hints: Hints) -> float:
+        """See `Strategy`."""
+        return likely if candidate.labels is None or not hints else likely + HINTED * task_score(candidate.labels, hints)

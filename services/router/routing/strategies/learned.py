@@ -11,7 +11,7 @@ from services.router.catalogue.port import Catalogue
 from services.router.catalogue.records import AdapterRecord
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
-from services.router.routing.explanation import Fit
+from services.router.routing.explanation import Judged
 from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Hints, weigh
 from services.router.routing.strategies.hybrid import Hybrid
@@ -29,7 +29,7 @@ class Learned(Hybrid):
         self.ranker, self.posteriors = builtin(), Posteriors()
         """What it decides by; both are replaced and fed while it serves."""
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
         return Wanted(most, labelled=bool(hints))
 
@@ -37,13 +37,13 @@ class Learned(Hybrid):
         """See `Strategy`."""
         return max(top_k, CONSIDERED)
 
-    async def choose(self, query: RouteQuery, fits: Sequence[Fit], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+    async def choose(self, query: RouteQuery, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
         """See `Strategy`."""
         assert query.top_k is not None
         if not fits:
             return Choice(ranker=self.ranker.version)
-        best, now_us = fits[0].scored.score, time.time_ns() // 1000
-        near = [one for one in fits[:CONSIDERED] if one.scored.score >= best - WITHIN]
+        best, now_us = fits[0].scored.log_odds, time.time_ns() // 1000
+        near = [one for one in fits[:CONSIDERED] if one.scored.log_odds >= best - WITHIN]
         records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
         near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
         if not near:  # they were removed while they were looked at
@@ -54,7 +54,6 @@ class Learned(Hybrid):
         chosen = weigh(
             [near[place].scored for place in places[: query.top_k]],
             [ranking.log_odds[place] for place in places[: query.top_k]],
-            1.0,
             self.min_weight(defaults),
         )
         return Choice(
@@ -65,11 +64,11 @@ class Learned(Hybrid):
             self.ranker.version,
         )
 
-    def _considered(self, query: RouteQuery, one: Fit, record: AdapterRecord, best: float, now_us: int) -> Considered:
+    def _considered(self, query: RouteQuery, one: Judged, record: AdapterRecord, best: float, now_us: int) -> Considered:
         adapter_id = record.adapter_id
         return considered(
             adapter_id,
-            score=one.scored.score,
+            log_odds=one.scored.log_odds,
             best=best,
             example=one.example,
             task=one.task,

@@ -20,7 +20,7 @@ class Mixture(Hybrid):
 
     name = "mixture"
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
         return Wanted(most, labelled=bool(hints))
 
@@ -34,7 +34,7 @@ class Mixture(Hybrid):
 
     def weigh(self, ranked: Sequence[Scored], top_k: int, defaults: RoutingDefaults) -> list[Chosen]:
         """See `Strategy`."""
-        return mix(ranked, top_k, defaults.mixture_temperature)
+        return mix(ranked, top_k, defaults.mixture_temperature / defaults.temperature)
 
 
 def mix(ranked: Sequence[Scored], top_k: int, temperature: float) -> list[Chosen]:
@@ -43,7 +43,7 @@ def mix(ranked: Sequence[Scored], top_k: int, temperature: float) -> list[Chosen
     The temperature is lowered until that holds; among equals, which no temperature tells apart, the first `top_k` stay.
     """
     kept = ranked[:MAX_MIXED]
-    values = [one.score for one in kept]
+    values = [one.log_odds for one in kept]
     weights = softmax(values, temperature)
     low, high = 0.0, 1.0  # of the temperature: the first holds the cap, the second does not
     if effective(weights) > top_k:

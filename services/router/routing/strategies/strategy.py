@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from services.router.catalogue.records import Candidate
-from services.router.routing.explanation import Fit
+from services.router.routing.explanation import Judged
 from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Chosen, Hints, Scored, weigh
 
@@ -32,18 +32,33 @@ class Strategy:
     def check(self, hints: Hints) -> None:
         """Raise InvalidArgument for hints with which it can choose nothing."""
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
-        """What to look at for `top_k` adapters: `most` of them where more than is asked for may matter, as to explain the choice."""
-        return Wanted(most if explaining else top_k)
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
+        """What to look at for `top_k` adapters: `most` of them where what is found is looked at more closely, and may change places."""
+        return Wanted(most if closely else top_k)
 
     def score(self, candidate: Candidate, hints: Hints) -> float:
         """Score of a candidate, higher is better."""
         return candidate.cosine
 
-    def rank(self, candidates: Iterable[Candidate], hints: Hints) -> list[Scored]:
-        """Best first; equals by cosine, then by id."""
-        scored = (Scored(self.score(candidate, hints), candidate) for candidate in candidates)
-        return sorted(scored, key=lambda one: (-one.score, -one.candidate.cosine, one.candidate.ref.adapter_id))
+    def log_odds(self, score: float, likely: float, candidate: Candidate, hints: Hints) -> float:
+        """The order of candidates, and their weights: how likely each is by the pool's fit, whatever it scored by its cosine."""
+        return likely
+
+    def rank(self, candidates: Sequence[Candidate], hints: Hints, temperature: float, likely: Sequence[float] | None) -> list[Scored]:
+        """Likeliest first; equals by cosine, then by id.
+
+        Args:
+            candidates: In any order.
+            hints: The caller's.
+            temperature: Of scores, where nothing else says how likely they are.
+            likely: Of each candidate, the logarithm of how likely it is by the pool's fit, up to a constant.
+        """
+        scored = []
+        for place, candidate in enumerate(candidates):
+            score = self.score(candidate, hints)
+            log_odds = score / temperature if likely is None else self.log_odds(score, likely[place], candidate, hints)
+            scored.append(Scored(score, candidate, log_odds))
+        return sorted(scored, key=lambda one: (-one.log_odds, -one.candidate.cosine, one.candidate.ref.adapter_id))
 
     def widest(self, top_k: int) -> int:
         """How many of the best scored are looked at closely."""
@@ -55,9 +70,9 @@ class Strategy:
 
     def weigh(self, ranked: Sequence[Scored], top_k: int, defaults: RoutingDefaults) -> list[Chosen]:
         """Weights of the adapters in whose scope the query is."""
-        return weigh(ranked, [one.score for one in ranked], defaults.temperature, self.min_weight(defaults))
+        return weigh(ranked, [one.log_odds for one in ranked], self.min_weight(defaults))
 
-    async def choose(self, query: RouteQuery, fits: Sequence[Fit], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+    async def choose(self, query: RouteQuery, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
         """The choice among the adapters in whose scope the query is, best scored first; the query is complete."""
         assert query.top_k is not None
         chosen = self.weigh([one.scored for one in fits], query.top_k, defaults)

@@ -18,7 +18,7 @@ class Task(Strategy):
         if not hints:
             raise InvalidArgument("tags", "are empty and so are specialization and task_id", "give the task strategy at least one hint")
 
-    def wanted(self, top_k: int, most: int, hints: Hints, *, explaining: bool) -> Wanted:
+    def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
         return Wanted(0, labelled=True)
 
@@ -26,3 +26,7 @@ class Task(Strategy):
         """See `Strategy`."""
         assert candidate.labels is not None, "hints are scored on labels"
         return task_score(candidate.labels, hints)
+
+    def log_odds(self, score: float, likely: float, candidate: Candidate, hints: Hints) -> float:
+        """See `Strategy`: what the query says counts among those that fit the hints alike."""
+        return 1e6 * score + likely

@@ -1,0 +1,283 @@
+"""What the examples of a pool's adapters tell of a query: which adapter it is for, how likely, and whether it is for any. Pure numpy.
+
+Which: a linear discriminant with one covariance for all (Fisher 1936; Hastie, Tibshirani and Friedman, "The Elements of Statistical
+Learning", 4.3): the log-likelihood of an adapter is that of a normal distribution around the mean of its examples. The covariance is that
+of examples within their adapters, shrunk towards a multiple of the identity as far as the data asks for (Ledoit and Wolf 2004, "A
+well-conditioned estimator for large-dimensional covariance matrices"). How likely: the softmax of log-likelihoods, at the temperature
+under which the examples themselves are most likely (Guo et al. 2017, "On calibration of modern neural networks").
+
+Whether: how close a query is to an adapter is its cosine with the mean plus that with the nearest example, both seen from the pool's
+centre, in standard deviations of how close the adapter's own examples are. A query is left unanswered if that is less than for the least
+share `in_scope_loss` of examples (split conformal prediction: Vovk et al. 2005, "Algorithmic learning in a random world"; Angelopoulos
+and Bates 2021, eq. 1): of queries that are drawn as the examples were, at most that share is lost.
+
+Every example is judged by what the others tell. For how close it is, the tenth of its adapter's examples that are most like it are left
+out, too: people write examples by variation, and queries vary more (leave-one-out with a buffer: Le Rest et al. 2014). So of queries that
+are quite as the examples are, fewer are lost than may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.router.catalogue.port import Vector
+from smoa.embedding import surface
+from smoa.embedding.port import unit_rows
+
+Numbers = NDArray[np.float64]
+Places = NDArray[np.int64]
+MAX_FITTED: Final = 2_048
+"""Adapters that are fitted one by one; a larger pool is judged by so many of them, and ranked by cosine."""
+_JUDGED: Final = 4_096
+"""Examples by which the temperature and the threshold are found."""
+_BUFFER: Final = 0.1
+"""Share of an adapter's examples that are left out beside the one that is judged."""
+_OWN_WORTH: Final = 10.0
+"""Examples of which an adapter's own mean and spread are worth as much as the pool's."""
+_TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
+_LEAST_SPREAD: Final = 0.02
+_USUAL_SCATTER, _USUAL_WORTH = 0.4, 20.0
+"""How far examples are from their adapter's mean, squared, where there are none to tell; and how many that is worth."""
+
+
+class Fitted(NamedTuple):
+    """What a fit knows of an adapter."""
+
+    weights: Vector
+    bias: float
+    usual: float
+    """How close its own examples are, on average."""
+    spread: float
+    """And their standard deviation."""
+
+
+@dataclass(eq=False)
+class PoolFit:
+    """Of one pool, or of a tenant's own and the shared one. Adapters come and go; the rest stays until the pool is fitted again."""
+
+    centre: Vector
+    """[dimension], from where cosines are taken: the mean of all examples, but of one adapter the origin."""
+    metric: Vector
+    """[dimension, dimension], the inverse covariance."""
+    temperature: float
+    threshold: float
+    """Least closeness of a query that is answered, in standard deviations; minus infinity where there is too little to tell."""
+    usual: float
+    spread: float
+    slope: float
+    middle: float
+    """Of the logistic curve from closeness to probability."""
+    ranks: bool
+    """Whether the discriminant ranks: not in a pool of more than `MAX_FITTED` adapters."""
+    known: dict[str, Fitted] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Memory, about."""
+        return self.metric.nbytes + len(self.known) * (4 * len(self.centre) + 300)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether there were examples enough to say which queries are out of scope."""
+        return bool(np.isfinite(self.threshold))
+
+    def whole(self, query: Vector) -> Vector:
+        """A query of which only one view is known, as if it looked as this pool's examples do on average."""
+        meaning = len(query) - surface.DIMENSION
+        return query if query[meaning:].any() else np.concatenate([query[:meaning] / np.sqrt(2), self.centre[meaning:]]).astype(np.float32)
+
+    def learn(self, adapter_id: str, examples: Vector) -> None:
+        """Know one more adapter, or one anew, by its examples [n, dimension]."""
+        mean = examples.mean(0)
+        weights = self.metric @ mean
+        usual, spread = self.usual, self.spread
+        if len(examples) > 1:
+            usual, spread = _blended(_own_closeness(examples, self.centre), self.usual, self.spread)
+        self.known[adapter_id] = Fitted(weights, -0.5 * float(weights @ mean), usual, spread)
+
+    def log_odds(self, query: Vector, adapter_ids: Sequence[str]) -> list[float]:
+        """Log-likelihood of the query under each of some known adapters, by the temperature and up to a constant."""
+        fitted = [self.known[one] for one in adapter_ids]
+        found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
+        return [float(value) / self.temperature for value in found]
+
+    def closeness(self, query: Vector, adapter_id: str, examples: Vector) -> float:
+        """How close a query is to an adapter with these examples, in standard deviations of how close those are."""
+        seen = unit_rows(np.concatenate([query[None], examples.mean(0)[None], examples]) - self.centre)
+        cosines = seen[1:] @ seen[0]
+        fitted = self.known.get(adapter_id)
+        usual, spread = (self.usual, self.spread) if fitted is None else (fitted.usual, fitted.spread)
+        return (float(cosines[0] + cosines[1:].max()) - usual) / spread
+
+    def probability(self, closeness: float) -> float:
+        """That a query which is so close to an adapter is in its scope, where as many queries are out of all scopes as in one."""
+        return float(1 / (1 + np.exp(-np.clip(self.slope * (closeness - self.middle), -30, 30))))
+
+
+class LeftOut(NamedTuple):
+    """Examples of a pool, each judged by what the others tell."""
+
+    of: Places
+    """[n], the place of each one's adapter."""
+    place: Places
+    """[n], which of that adapter's examples it is."""
+    log_odds: Numbers
+    """[n, adapters], log-likelihoods by the temperature, up to a constant in each row."""
+    closeness: Numbers
+    """[n], to its own adapter, in standard deviations."""
+    strange: Numbers
+    """[n], to the likeliest of the others, as if its own were not there; empty where there is no other."""
+
+
+def fit(examples: Mapping[str, Vector], in_scope_loss: float, *, ranks: bool = True) -> PoolFit | None:
+    """A fit to the examples [n, dimension] of a pool's adapters; None where there are none.
+
+    Args:
+        examples: By adapter id.
+        in_scope_loss: Share of queries in scope that may be lost; 0 to lose none.
+        ranks: See `PoolFit`.
+    """
+    return fit_and_judge(examples, in_scope_loss, ranks=ranks)[0] if examples else None
+
+
+def fit_and_judge(
+    examples: Mapping[str, Vector], in_scope_loss: float, *, ranks: bool = True, most: int = _JUDGED
+) -> tuple[PoolFit, LeftOut]:
+    """A fit, and the examples, at most so many, by which it was calibrated; `examples` are not empty."""
+    groups = list(examples.values())
+    sizes = [len(group) for group in groups]
+    of = np.repeat(np.arange(len(groups)), sizes)
+    rows = np.concatenate(groups).astype(np.float32)
+    means = np.stack([group.mean(0) for group in groups])
+    metric, taken_out = _inverse_covariance(rows - means[of], len(groups))
+    centre = rows.mean(0) * (1 - 1 / len(groups))
+    own = np.concatenate([_own_closeness(group, centre) for group in groups])
+    made = PoolFit(centre, metric, 1.0, -np.inf, float(own.mean()), max(float(own.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
+    for adapter_id, group in examples.items():
+        made.learn(adapter_id, group)
+    judged = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
+    others = np.concatenate([(len(group) * group.mean(0) - group) / max(len(group) - 1, 1) for group in groups])
+    likelihoods = _left_out(rows[judged], of[judged], means, others[judged], metric, taken_out)
+    if len(groups) > 1:
+        made.temperature = _temperature(likelihoods, of[judged])
+    fitted = [made.known[one] for one in examples]
+
+    def standard(closeness: Numbers, adapters: Places) -> Numbers:
+        found: Numbers = (closeness - [fitted[one].usual for one in adapters]) / [fitted[one].spread for one in adapters]
+        return found
+
+    inside, strange = standard(own[judged], of[judged]), np.empty(0)
+    if len(groups) > 1:
+        wrong = likelihoods.copy()
+        wrong[np.arange(len(judged)), of[judged]] = -np.inf
+        likeliest = wrong.argmax(1)
+        strange = standard(_closeness(rows[judged], likeliest, groups, centre), likeliest)
+    answered = np.where(likelihoods.argmax(1) == of[judged], inside, strange) if len(groups) > 1 else inside
+    place = int(in_scope_loss * (len(answered) + 1))
+    if place >= 1:
+        made.threshold = float(np.partition(answered, place - 1)[place - 1])
+    made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
+    firsts = np.cumsum([0, *sizes[:-1]])
+    return made, LeftOut(of[judged], judged - firsts[of[judged]], likelihoods / made.temperature, inside, strange)
+
+
+def _inverse_covariance(residuals: Vector, groups: int) -> tuple[Vector, float]:
+    """Inverse of the shrunk covariance within groups, and how much of a residual's square one example adds to the covariance."""
+    count, dimension = residuals.shape
+    wide = residuals.astype(np.float64)
+    covariance = wide.T @ wide / count
+    scale = float(np.trace(covariance)) / dimension
+    noise = float((wide**2).sum(1) @ (wide**2).sum(1)) / count**2 - float((covariance**2).sum()) / count
+    distance = float((covariance**2).sum()) - dimension * scale**2
+    shrinkage = min(1.0, max(noise / distance, 1e-3)) if distance > 0 else 1.0
+    free = max(count - groups, 1)
+    share = (1 - shrinkage) / (free + _USUAL_WORTH)
+    shrunk = share * count * covariance
+    usual = _USUAL_SCATTER * _USUAL_WORTH / (free + _USUAL_WORTH) / dimension
+    shrunk[np.diag_indices(dimension)] += shrinkage * scale * count / (free + _USUAL_WORTH) + usual
+    return np.linalg.inv(shrunk).astype(np.float32), share
+
+
+def _left_out(rows: Vector, of: Places, means: Vector, others: Vector, metric: Vector, taken_out: float) -> Numbers:
+    """Log-likelihoods [rows, adapters] of examples that the fit has not seen: their adapters' means are those of the `others`, and the
+    covariance is without what each adds to it (Sherman and Morrison 1950).
+    """
+    everyone = np.arange(len(rows))
+    residuals = rows - means[of]
+    turned = residuals @ metric
+    by_metric = rows @ metric
+    squares: Numbers = (by_metric * rows).sum(1)[:, None] - 2 * by_metric @ means.T + ((means @ metric) * means).sum(1)
+    along: Numbers = (turned * rows).sum(1)[:, None] - turned @ means.T
+    away = rows - others
+    squares[everyone, of] = ((away @ metric) * away).sum(1)
+    along[everyone, of] = (turned * away).sum(1)
+    leverage = np.minimum(taken_out * (turned * residuals).sum(1), 0.95)
+    found: Numbers = -0.5 * (squares + taken_out * along**2 / (1 - leverage)[:, None]).astype(np.float64)
+    return found
+
+
+def _temperature(likelihoods: Numbers, of: Places) -> float:
+    """Under which the examples are likeliest, and one more that was another's: as sure as if none was wrong, nobody may be (Laplace)."""
+    everyone = np.arange(len(of))
+    behind = likelihoods - likelihoods.max(1, keepdims=True)
+
+    def likely(temperature: float) -> float:
+        powers = np.exp(behind / temperature)
+        own = np.clip(powers[everyone, of] / powers.sum(1), 1e-300, 1 - 1e-15)
+        return float(np.log(own).mean() + np.log(1 - own).mean() / len(of))
+
+    return float(max(_TEMPERATURES, key=likely))
+
+
+def _own_closeness(group: Vector, centre: Vector) -> Vector:
+    """How close each of an adapter's examples is to the others but those most like it, [n]."""
+    count = len(group)
+    if count == 1:
+        return np.ones(1, np.float32)
+    seen = unit_rows(group - centre)
+    cosines = seen @ seen.T
+    left_out = 1 + min(int(_BUFFER * count), count - 2)
+    nearest = np.argsort(-np.where(np.eye(count, dtype=bool), np.inf, cosines), 1, kind="stable")[:, :left_out]
+    np.put_along_axis(cosines, nearest, -np.inf, 1)
+    stay = np.isfinite(cosines).astype(np.float32)
+    means = unit_rows(stay @ group / (count - left_out) - centre)
+    found: Vector = (seen * means).sum(1) + cosines.max(1)
+    return found
+
+
+def _closeness(rows: Vector, adapters: Places, groups: Sequence[Vector], centre: Vector) -> Numbers:
+    """How close each row is to the adapter beside it, which is not its own."""
+    found = np.empty(len(rows))
+    for adapter in np.unique(adapters):
+        here = np.flatnonzero(adapters == adapter)
+        seen, group = unit_rows(rows[here] - centre), groups[adapter]
+        mean = unit_rows((group.mean(0) - centre)[None])[0]
+        found[here] = seen @ mean + (seen @ unit_rows(group - centre).T).max(1)
+    return found
+
+
+def _blended(own: Vector, usual: float, spread: float) -> tuple[float, float]:
+    """An adapter's mean and spread, drawn towards the pool's while its examples are few."""
+    share = len(own) / (len(own) + _OWN_WORTH)
+    variance = share * float(own.var()) + (1 - share) * spread**2
+    return share * float(own.mean()) + (1 - share) * usual, max(variance**0.5, _LEAST_SPREAD)
+
+
+def _logistic(inside: Numbers, outside: Numbers, steps: int = 30) -> tuple[float, float]:
+    """Slope and middle of the logistic curve that tells two kinds of numbers apart, each kind worth as much (Platt 1999)."""
+    values = np.concatenate([inside, outside])
+    wanted = np.arange(len(values)) < len(inside)
+    worth = np.where(wanted, 1 / len(inside), 1 / len(outside))
+    inputs, solved = np.stack([values, np.ones_like(values)], 1), np.zeros(2)
+    for _ in range(steps):
+        predicted = 1 / (1 + np.exp(-np.clip(inputs @ solved, -30, 30)))
+        gradient = inputs.T @ (worth * (predicted - wanted)) + 1e-3 * solved
+        curvature = (inputs.T * (worth * predicted * (1 - predicted))) @ inputs + 1e-3 * np.eye(2)
+        solved = solved - np.linalg.solve(curvature, gradient)
+    slope = max(float(solved[0]), 0.05)
+    return slope, -float(solved[1]) / slope

@@ -1,0 +1,93 @@
+"""Candidates judged by what their pool's fit says (`pool_fit.py`), or by their cosines while it says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from services.router.catalogue.port import Catalogue, Vector
+from services.router.catalogue.records import Candidate, Reach
+from services.router.learning.pool_fit import PoolFit
+from services.router.routing.explanation import Judged
+from services.router.routing.pool_fits import Changes, PoolFits
+from services.router.routing.query import RoutingDefaults
+from services.router.routing.scoring import Hints, Scored, task_score
+from services.router.routing.strategies.strategy import Strategy
+
+
+class Judge:
+    """Of one router: the fits of its pools, and the vectors of examples that it has read."""
+
+    def __init__(self, catalogue: Catalogue, changes: Changes, defaults: RoutingDefaults) -> None:
+        self._catalogue, self._changes, self._defaults = catalogue, changes, defaults
+        self._examples: BoundedCache[str, Vector] = BoundedCache(defaults.example_cache_bytes)
+        self.fits = PoolFits(catalogue, changes, defaults.in_scope_loss, defaults.fit_cache_bytes)
+
+    def adapter_changed(self, adapter_id: str) -> None:
+        """An adapter is not what it was."""
+        self._examples.drop(adapter_id)
+        self.fits.forget(adapter_id)
+
+    async def ranked(
+        self, strategy: Strategy, vector: Vector, candidates: Iterable[Candidate], hints: Hints, reach: Reach, fit: PoolFit | None
+    ) -> list[Scored]:
+        """Candidates scored by a strategy, likeliest first."""
+        found = list(candidates)
+        log_odds = None if fit is None or not fit.ranks else await self._log_odds(vector, found, reach, fit)
+        return strategy.rank(found, hints, self._defaults.temperature, log_odds)
+
+    async def _log_odds(self, vector: Vector, candidates: Sequence[Candidate], reach: Reach, fit: PoolFit) -> list[float] | None:
+        """By the fit, up to a constant; those without examples are put where their cosines are. None where none has examples."""
+        unknown = [one for one in candidates if one.has_examples and one.ref.adapter_id not in fit.known]
+        for adapter_id, examples in (await self._examples_of(unknown, reach)).items():
+            if len(examples):
+                fit.learn(adapter_id, examples)
+        described = [one.ref.adapter_id for one in candidates if one.ref.adapter_id in fit.known]
+        if not described:
+            return None
+        found = dict(zip(described, fit.log_odds(fit.whole(vector), described), strict=True))
+        best = max((one for one in candidates if one.ref.adapter_id in found), key=lambda one: one.cosine)
+        anchor = found[best.ref.adapter_id]
+        return [found.get(one.ref.adapter_id, anchor + (one.cosine - best.cosine) / self._defaults.temperature) for one in candidates]
+
+    async def judged(self, vector: Vector, ranked: Sequence[Scored], hints: Hints, reach: Reach, fit: PoolFit | None) -> list[Judged]:
+        """Each with how close the query is, and the probability that it is in its scope."""
+        examples = await self._examples_of([one.candidate for one in ranked], reach)
+        made = []
+        for one in ranked:
+            candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]
+            task = task_score(candidate.labels, hints) if candidate.labels is not None and hints else 0.0
+            nearest = float((own @ vector).max()) if len(own) else candidate.cosine
+            fits, confidence = True, None
+            if fit is not None and fit.can_tell and len(own):
+                closeness = fit.closeness(fit.whole(vector), candidate.ref.adapter_id, own)
+                fits, confidence = closeness >= fit.threshold or bool(task), max(fit.probability(closeness), task)
+            elif not len(own):
+                fits = one.score >= self._defaults.score_threshold
+            made.append(Judged(one, fits, confidence, nearest, task))
+        return made
+
+    async def _examples_of(self, candidates: Sequence[Candidate], reach: Reach) -> dict[str, Vector]:
+        """Vectors of examples [n, dimension] by adapter; n is 0 where it has none."""
+        found: dict[str, Vector] = {}
+        missing = []
+        for candidate in candidates:
+            adapter_id = candidate.ref.adapter_id
+            known = self._examples.get(adapter_id) if candidate.has_examples else _NONE
+            if known is None:
+                missing.append(adapter_id)
+            else:
+                found[adapter_id] = known
+        if missing:
+            state = self._changes.state_of(reach.pools)
+            read = await self._catalogue.example_vectors(missing)
+            for adapter_id in missing:
+                found[adapter_id] = vectors = read.get(adapter_id, _NONE)
+                if state == self._changes.state_of(reach.pools):  # else these may be of before a change
+                    self._examples.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
+        return found
+
+
+_NONE: Vector = np.empty((0, 0), np.float32)

@@ -1,0 +1,136 @@
+"""Fits of pools (`pool_fit.py`): made aside, kept while there is memory for them, and made again when their pools have changed.
+
+A query never waits for one. Until its pools are fitted, it is routed by cosine, and none is left unanswered for being out of scope.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final, NamedTuple, Protocol
+
+from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from services.router.catalogue.port import Catalogue, Vector
+from services.router.catalogue.records import Reach, Scope
+from services.router.learning.pool_fit import MAX_FITTED, PoolFit, fit
+from smoa.errors import Unavailable
+from smoa.tasks import begin, end
+
+_log = logging.getLogger(__name__)
+Pools = tuple[str, ...]
+_PAGE: Final = 512
+_READ: Final = 4 * MAX_FITTED
+"""Adapters of a pool that are looked at."""
+_AT_ONCE: Final = 32  # adapters whose examples are read in one go: a millisecond
+_MAX_WANTED: Final = 1_024
+_RESTS: Final = 4.0
+"""Times what a fit took is waited before the next, so that a library which changes all the time leaves most of a core to queries."""
+
+
+class Changes(Protocol):
+    """What counts the changes of pools, and keeps answers that hang on them."""
+
+    def state_of(self, pools: Pools) -> tuple[int, ...]:
+        """Another one after each change."""
+
+    def refitted(self, pools: Pools) -> None:
+        """Forget the answers from these pools: they are judged anew from now on. That is a change, too."""
+
+
+class _Made(NamedTuple):
+    fit: PoolFit | None
+    state: tuple[int, ...]
+    """Of its pools, before they were read."""
+
+
+class PoolFits:
+    """One task makes them, one after the other."""
+
+    def __init__(self, catalogue: Catalogue, changes: Changes, in_scope_loss: float, max_bytes: int) -> None:
+        self._catalogue, self._changes, self._in_scope_loss = catalogue, changes, in_scope_loss
+        self._made: BoundedCache[Pools, _Made] = BoundedCache(max_bytes)
+        self._empty: BoundedCache[str, tuple[int, ...]] = BoundedCache(max_bytes // 8)
+        """Tenants' pools without adapters, and their state then: all such tenants have the fit of the shared pool."""
+        self._wanted: dict[Pools, Reach] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def of(self, reach: Reach) -> PoolFit | None:
+        """The fit of a reach's pools, if there is one yet; another is begun where they have changed."""
+        pools = self._pools_of(reach)
+        made = self._made.get(pools)
+        if made is None or made.state != self._changes.state_of(pools):
+            self.want(reach)
+        return None if made is None else made.fit
+
+    def want(self, reach: Reach) -> None:
+        """Have the pools of a reach fitted soon."""
+        if reach.pools not in self._wanted and len(self._wanted) < _MAX_WANTED:
+            self._wanted[reach.pools] = reach
+            if self._task is None or self._task.done():
+                self._task = begin(self._run(), "pool-fits")
+
+    def forget(self, adapter_id: str) -> None:
+        """An adapter is not what it was."""
+        for made in self._made.values():
+            if made.fit is not None:
+                made.fit.known.pop(adapter_id, None)
+
+    async def settled(self) -> None:
+        """Wait until every fit that is wanted is made."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
+
+    async def close(self) -> None:
+        """Make no more."""
+        if self._task is not None:
+            await end(self._task)
+
+    async def _run(self) -> None:
+        while self._wanted:
+            reach = self._wanted.pop(next(iter(self._wanted)))
+            began_s = time.monotonic()
+            try:
+                await self._make(reach)
+            except Unavailable as error:
+                _log.info("the pools of %s are not fitted anew: %s", reach.tenant, error)
+            if self._wanted:
+                await asyncio.sleep(_RESTS * (time.monotonic() - began_s))
+
+    async def _make(self, reach: Reach) -> None:
+        own = reach.pools[0]
+        own_before, before = self._changes.state_of((own,)), self._changes.state_of(reach.pools)
+        if not await self._catalogue.scroll(Scope(tenant=reach.tenant, base_model=reach.base_model, include_shared=False), "", 1):
+            self._empty.put(own, own_before, ENTRY_BYTES)
+        pools = self._pools_of(reach)
+        if pools != reach.pools:
+            before = self._changes.state_of(pools)
+            if (there := self._made.get(pools)) is not None and there.state == before:
+                return
+        examples, ranks = await self._examples(reach)
+        made = await asyncio.to_thread(fit, examples, self._in_scope_loss, ranks=ranks)
+        if not (changed := before != self._changes.state_of(pools)):
+            self._changes.refitted(pools)
+        state = before if changed else self._changes.state_of(pools)
+        self._made.put(pools, _Made(made, state), ENTRY_BYTES + (0 if made is None else made.bytes))
+
+    def _pools_of(self, reach: Reach) -> Pools:
+        """Those of a reach, without a tenant's own that is empty."""
+        own, shared = reach.pools
+        return (shared,) if self._empty.get(own) == self._changes.state_of((own,)) else (own, shared)
+
+    async def _examples(self, reach: Reach) -> tuple[dict[str, Vector], bool]:
+        """Vectors of examples by adapter, of those that have any; and whether these are all of them."""
+        scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
+        found: dict[str, Vector] = {}
+        last, read = "", 0
+        while read < _READ and len(found) <= MAX_FITTED:
+            page = [record.adapter_id for record in await self._catalogue.scroll(scope, last, _PAGE)]
+            for start in range(0, len(page), _AT_ONCE):
+                found |= await self._catalogue.example_vectors(page[start : start + _AT_ONCE])
+                await asyncio.sleep(0)
+            read += len(page)
+            if len(page) < _PAGE:
+                return found, len(found) <= MAX_FITTED
+            last = page[-1]
+        return dict(list(found.items())[:MAX_FITTED]), False

@@ -1,0 +1,80 @@
+"""Two views of a text in one vector: what it is about, by an `Embedder`, and how it looks (`surface.py`).
+
+Each view is a unit vector; side by side they are divided by the root of two, so that the cosine of two texts is the mean of their cosines
+in both views. A vector that somebody sends may hold the first view alone: its second is zeros, and it is compared by the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from smoa.embedding import surface
+from smoa.embedding.port import Embedder, Vector, checked_unit, unit_rows
+from smoa.embedding.surface import SurfaceView
+from smoa.errors import InvalidArgument
+
+_AT_ONCE_CHARACTERS: Final = 8192
+"""Longer texts are taken apart on a thread."""
+
+
+class Views:
+    """An `Embedder` of both views."""
+
+    def __init__(self, meaning: Embedder) -> None:
+        self._meaning, self._surface = meaning, SurfaceView()
+
+    @property
+    def name(self) -> str:
+        """See `Embedder`: of both views."""
+        return f"{self._meaning.name} {surface.NAME}"
+
+    @property
+    def dimension(self) -> int:
+        """See `Embedder`: of both views."""
+        return self._meaning.dimension + surface.DIMENSION
+
+    async def embed(self, texts: Sequence[str]) -> Vector:
+        """See `Embedder`."""
+        meanings = await self._meaning.embed(texts)
+        if len(texts) == 1 and len(texts[0]) <= _AT_ONCE_CHARACTERS:
+            return beside(meanings, self._surface.vector_of(texts[0])[None])
+        looks = await asyncio.to_thread(lambda: np.stack([self._surface.vector_of(text) for text in texts]))
+        return beside(meanings, looks)
+
+    def completed(self, sent: Vector, field: str, instead: str, text: str = "") -> Vector:
+        """A vector that somebody sent, of the first view or of both, as `embed` gives it; the second view is of the text, if there is one.
+
+        Raises:
+            InvalidArgument: it has another length, numbers that are none, or only zeros.
+        """
+        meaning = self._meaning.dimension
+        if sent.shape not in ((meaning,), (self.dimension,)):
+            raise InvalidArgument(
+                field, f"has {sent.size} numbers", f"send {meaning}, or {self.dimension}, or {instead} instead of a vector"
+            )
+        looks = self._surface.vector_of(text)
+        if len(sent) > meaning and sent[meaning:].any():
+            looks = checked_unit(sent[meaning:], field, surface.DIMENSION, instead)
+        joined: Vector = beside(checked_unit(sent[:meaning], field, meaning, instead)[None], looks[None])[0]
+        return joined
+
+    async def close(self) -> None:
+        """See `Embedder`."""
+        await self._meaning.close()
+
+
+def centroids(vectors: Vector) -> Vector:
+    """Unit vectors [..., both]: the mean of each view of [..., n, both], scaled as one text's is, however well the texts agree in it."""
+    mean = vectors.mean(-2).reshape(-1, vectors.shape[-1])
+    meaning = mean.shape[-1] - surface.DIMENSION
+    made: Vector = beside(mean[:, :meaning], mean[:, meaning:]).reshape(*vectors.shape[:-2], -1)
+    return made
+
+
+def beside(meanings: Vector, looks: Vector) -> Vector:
+    """Unit vectors [n, both] of two views, each scaled to length one before; zeros stay zeros."""
+    return unit_rows(np.concatenate([unit_rows(meanings), unit_rows(looks)], 1))

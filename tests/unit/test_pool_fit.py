@@ -1,0 +1,161 @@
+"""The fit of a pool: it ranks, knows how sure it is, keeps what it promises of queries in scope, and never saw what it judges itself by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.router.catalogue.port import Vector
+from services.router.learning import pool_fit
+from services.router.learning.pool_fit import PoolFit, fit
+from smoa.embedding.port import unit_rows
+
+DIMENSION = 24 + 128
+
+
+class World:
+    """Adapters whose texts lie around a point each, far wider in directions that tell nothing than in those that do."""
+
+    def __init__(self, adapters: int, seed: int = 0, distance: float = 1.0) -> None:
+        self.rng = np.random.default_rng(seed)
+        half = DIMENSION // 2
+        self.spread = np.where(np.arange(DIMENSION) < half, 2.0, 0.4)
+        self.points = self.rng.standard_normal((adapters, DIMENSION)) * np.where(np.arange(DIMENSION) < half, 0.2, distance)
+
+    def texts(self, adapter: int, count: int) -> Vector:
+        """Vectors of so many texts for an adapter."""
+        return unit_rows((self.points[adapter] + self.spread * self.rng.standard_normal((count, DIMENSION))).astype(np.float32))
+
+    def examples(self, count: int) -> dict[str, Vector]:
+        """Of every adapter."""
+        return {str(adapter): self.texts(adapter, count) for adapter in range(len(self.points))}
+
+
+def _fitted(examples: dict[str, Vector], loss: float = 0.05) -> PoolFit:
+    made = fit(examples, loss)
+    assert made is not None
+    return made
+
+
+def _first(made: PoolFit, query: Vector, ids: list[str]) -> str:
+    odds = made.log_odds(query, ids)
+    return ids[int(np.argmax(odds))]
+
+
+def test_it_ranks_by_what_tells_adapters_apart() -> None:
+    world = World(12, distance=0.15)
+    examples = world.examples(30)
+    made, ids = _fitted(examples), list(examples)
+    by_fit = by_cosine = 0
+    for adapter in range(12):
+        for query in world.texts(adapter, 20):
+            by_fit += _first(made, query, ids) == str(adapter)
+            by_cosine += int(np.argmax([query @ unit_rows(one.mean(0)[None])[0] for one in examples.values()])) == adapter
+    assert by_fit > 1.2 * by_cosine
+
+
+def test_one_that_comes_later_is_as_if_it_had_been_there() -> None:
+    world = World(6)
+    examples = world.examples(20)
+    made, whole = _fitted({one: examples[one] for one in list(examples)[:5]}), _fitted(examples)
+    made.learn("5", examples["5"])
+    queries = world.texts(5, 20)
+    assert sum(_first(made, query, list(examples)) == "5" for query in queries) >= 18
+    closeness = [(made.closeness(query, "5", examples["5"]), whole.closeness(query, "5", examples["5"])) for query in queries]
+    assert np.abs(np.diff(closeness)).mean() < 0.5
+
+
+@pytest.mark.parametrize("loss", [0.02, 0.05, 0.1])
+def test_of_queries_like_the_examples_at_most_the_asked_share_is_lost(loss: float) -> None:
+    lost = []
+    for seed in range(10):
+        world = World(8, seed)
+        examples = world.examples(25)
+        made, ids = _fitted(examples, loss), list(examples)
+        for adapter in range(8):
+            for query in world.texts(adapter, 10):
+                first = _first(made, query, ids)
+                lost.append(made.closeness(query, first, examples[first]) < made.threshold)
+    assert np.mean(lost) <= loss
+    assert np.mean(lost) > 0 or loss < 0.05
+
+
+def test_what_is_like_no_example_is_left_unanswered() -> None:
+    world = World(8)
+    examples = world.examples(25)
+    made, ids = _fitted(examples), list(examples)
+    strange = unit_rows(np.random.default_rng(9).standard_normal((100, DIMENSION)).astype(np.float32) * world.spread.astype(np.float32))
+    left = [made.closeness(query, _first(made, query, ids), examples[_first(made, query, ids)]) < made.threshold for query in strange]
+    assert np.mean(left) > 0.8
+
+
+def test_probabilities_are_what_they_say() -> None:
+    said, right = [], []
+    for seed in range(6):
+        world = World(10, seed, distance=0.25)
+        examples = world.examples(20)
+        made, ids = _fitted(examples), list(examples)
+        for adapter in range(10):
+            for query in world.texts(adapter, 10):
+                odds = np.array(made.log_odds(query, ids))
+                shares = np.exp(odds - odds.max()) / np.exp(odds - odds.max()).sum()
+                said.append(shares.max())
+                right.append(int(shares.argmax()) == adapter)
+    assert np.mean(right) < 0.9, "else nothing is shown"
+    assert np.mean(said) == pytest.approx(np.mean(right), abs=0.06)
+
+
+def test_it_cannot_tell_from_few_examples_and_says_so() -> None:
+    made = _fitted(World(1).examples(5))
+    assert not made.can_tell
+    assert _fitted(World(2).examples(10)).can_tell
+    assert not _fitted(World(4).examples(20), loss=0.0).can_tell
+    assert fit({}, 0.05) is None
+
+
+def test_a_query_of_one_view_looks_as_the_pool_does() -> None:
+    made = _fitted(World(3).examples(20))
+    query = np.concatenate([np.ones(24), np.zeros(128)]).astype(np.float32)
+    whole = made.whole(query)
+    assert (whole[24:] == made.centre[24:]).all()
+    both = np.ones(DIMENSION, np.float32)
+    assert made.whole(both) is both
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.sampled_from(["equal", "zero", "usual"]), st.integers(0, 99))
+def test_any_examples_make_a_fit_that_can_be_used(sizes: list[int], kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = {}
+    for number, size in enumerate(sizes):
+        rows = rng.standard_normal((size, DIMENSION)) if kind == "usual" else np.ones((size, DIMENSION)) * (kind == "equal")
+        groups[str(number)] = unit_rows(rows.astype(np.float32))
+    made = _fitted(groups)
+    query = unit_rows(rng.standard_normal((1, DIMENSION)).astype(np.float32))[0]
+    assert np.isfinite(made.log_odds(query, list(groups))).all()
+    for name, group in groups.items():
+        closeness = made.closeness(query, name, group)
+        assert np.isfinite(closeness)
+        assert 0 <= made.probability(closeness) <= 1
+    assert not np.isnan(made.threshold)
+
+
+def test_what_is_left_out_is_as_if_it_had_never_been_there() -> None:
+    examples = World(4).examples(12)
+    groups = list(examples.values())
+    of = np.repeat(np.arange(4), 12)
+    rows = np.concatenate(groups)
+    means = np.stack([group.mean(0) for group in groups])
+    metric, taken_out = pool_fit._inverse_covariance(rows - means[of], 4)
+    covariance = np.linalg.inv(metric.astype(np.float64))
+    others = np.concatenate([(12 * group.mean(0) - group) / 11 for group in groups])
+    found = pool_fit._left_out(rows, of, means, others, metric, taken_out)
+    for place in (0, 17, 40):
+        residual = (rows[place] - means[of[place]]).astype(np.float64)
+        without = np.linalg.inv(covariance - taken_out * np.outer(residual, residual))
+        centres = means.astype(np.float64).copy()
+        centres[of[place]] = others[place]
+        away = rows[place] - centres
+        assert found[place] == pytest.approx(-0.5 * np.einsum("ad,de,ae->a", away, without, away), rel=1e-3, abs=1e-2)
