@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.router_processes import BASE
+from benchmarks.task_quality import measure_coverage, measure_scope, measure_tasks
 from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.catalogue.compositions import Compositions
@@ -342,25 +343,27 @@ def verdict(curves: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
     }
 
 
-def show(results: dict[str, object], strategies: dict[str, dict[str, dict[str, float]]], curves: list[list[dict[str, float]]]) -> None:
+def show(
+    shares: dict[str, dict[str, dict[str, float]]], figures: dict[str, dict[str, float]], curves: list[list[dict[str, float]]]
+) -> None:
     """Tables."""
     out = Console()
-    for name, rows in strategies.items():
-        table = Table("strategy", "right first", "right among three", title=name)
+    for name, rows in shares.items():
+        table = Table("chosen by", "right first", "right among three", title=name)
         for strategy, row in rows.items():
-            table.add_row(strategy, f"{row['top_1']:.1%}", f"{row['top_3']:.1%}")
+            table.add_row(strategy, *(f"{share:.1%}" for share in row.values()))
         out.print(table)
     table = Table(
         "outcomes", "learned", "hybrid", "learned succeeds", "hybrid succeeds", "best succeeds", title="right first, overlapping jobs"
     )
     for group in zip(*curves, strict=True):
         middle = {name: float(np.median([row[name] for row in group])) for name in group[0]}
-        shares = (middle[name] for name in ("learned_top_1", "hybrid_top_1", "learned_success", "hybrid_success", "best_success"))
-        table.add_row(f"{middle['outcomes']:.0f}", *(f"{share:.1%}" for share in shares))
+        curve = (middle[name] for name in ("learned_top_1", "hybrid_top_1", "learned_success", "hybrid_success", "best_success"))
+        table.add_row(f"{middle['outcomes']:.0f}", *(f"{share:.1%}" for share in curve))
     out.print(table)
-    for name in ("abstention", "learning"):
+    for name, values in figures.items():
         table = Table(name, "")
-        for key, value in results[name].items():  # type: ignore[attr-defined]
+        for key, value in values.items():
             table.add_row(key.replace("_", " "), f"{value:.3f}" if abs(value) <= 1 else f"{value:,.0f}")
         out.print(table)
 
@@ -369,15 +372,18 @@ def show(results: dict[str, object], strategies: dict[str, dict[str, dict[str, f
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every figure here.")
 def main(json_path: Path | None) -> None:
     """Measure what the router chooses: by strategy, out of scope, and as outcomes come in."""
-    strategies = asyncio.run(measure_strategies())
+    shares = {"made-up tasks": measure_tasks(), **asyncio.run(measure_strategies())}
+    scopes = [measure_scope(seed) for seed in range(SEEDS)]
     curves = [asyncio.run(measure_learning(seed)) for seed in track(range(SEEDS), "learning", console=console)]
-    abstention = asyncio.run(measure_abstention())
-    results: dict[str, object] = {
-        "machine": machine(), "strategies": strategies, "abstention": abstention, "learning": verdict(curves), "curves": curves,
-    }  # fmt: skip
+    figures = {
+        "made-up tasks, families left out": {name: float(np.median([one[name] for one in scopes])) for name in scopes[0]},
+        "random libraries": measure_coverage(),
+        "example library": asyncio.run(measure_abstention()),
+        "learning": verdict(curves),
+    }
     if json_path is not None:
-        json_path.write_text(json.dumps(results, indent=2))
-    show(results, strategies, curves)
+        json_path.write_text(json.dumps({"machine": machine(), "shares": shares, "figures": figures, "curves": curves}, indent=2))
+    show(shares, figures, curves)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 
+from services.router.evaluate_command import evaluate_command
 from services.router.learning.publication import Step, next_step
 from services.router.learning.ranker import FEATURES, Ranker, builtin
 from services.router.learning.ranker_training import Estimate, Logged, beats_hybrid, evaluate, fit, train
@@ -34,12 +35,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the fi
 
 @click.group("router")
 def router_group() -> None:
-    """Teach the learned strategy from decisions and their outcomes; make a lost index again.
+    """See how well a library is told apart; teach the learned strategy from outcomes; make a lost index again.
 
     \b
+    Before it serves:    smoa router evaluate --page library.html
     Collect them:        smoa router log -o log.jsonl
     Learn a ranker:      smoa router train log.jsonl -o ranker.json
-    Judge it:            smoa router eval log.jsonl --ranker ranker.json
+    Judge it:            smoa router judge log.jsonl --ranker ranker.json
     Use it everywhere:   smoa router publish ranker.json
     All of it, for ever: smoa router learn --every 3600
     A lost index:        smoa router rebuild
@@ -50,6 +52,7 @@ def router_group() -> None:
     """  # noqa: D301  the escape tells click to keep the lines
 
 
+router_group.add_command(evaluate_command)
 router_group.add_command(rebuild_command)
 router_group.add_command(reembed_command)
 router_group.add_command(snapshot_command)
@@ -93,11 +96,11 @@ def train_command(logs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     return None
 
 
-@router_group.command("eval")
+@router_group.command("judge")
 @logs_argument
 @click.option("--ranker", "path", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Artefact to judge.")
 @json_option
-def eval_command(logs: tuple[Path, ...], path: Path, as_json: bool) -> None:
+def judge_command(logs: tuple[Path, ...], path: Path, as_json: bool) -> None:
     """Estimate what a ranker's first choices, and hybrid's, would have reached on LOGS (doubly robust; use logs it did not learn from)."""
     logged, ranker = read_logs(logs), Ranker.from_bytes(path.read_bytes())
     if not logged:

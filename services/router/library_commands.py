@@ -49,14 +49,14 @@ def rebuild_command(store: str, qdrant: str, data: str, as_json: bool) -> None:
 
     The index must be empty. Counts of uses and outcomes come back with the optimizer's next report.
     """
-    settings = replace(_settings(qdrant, data), store=store)
+    settings = replace(settings_of(qdrant, data), store=store)
     _check_folders("" if settings.qdrant_url else data, store)
     done = asyncio.run(_rebuild(settings))
     where = settings.qdrant_url or data
     click.echo(json.dumps({"writes": done, "index": where}) if as_json else f"{done:,} writes are in the index again, in {where}")
 
 
-def _settings(qdrant: str, data: str) -> RouterSettings:
+def settings_of(qdrant: str, data: str) -> RouterSettings:
     """A router's, as the environment has them (the key of a server, its ports and prefix), of the library that was named."""
     if address_of("data").source is ParameterSource.COMMANDLINE and address_of("catalogue").source is not ParameterSource.COMMANDLINE:
         qdrant = ""  # who names a folder means it
@@ -117,7 +117,7 @@ def reembed_command(qdrant: str, into: str, data: str, as_json: bool) -> None:
     when all have it, for what was written meanwhile. In a folder, run it while the router runs, which does most of it, and again when it
     is stopped, which puts the new one in its place; the old one is kept as `index-before`.
     """
-    settings = _settings(qdrant, data)
+    settings = settings_of(qdrant, data)
     done, where = asyncio.run(_on_server(settings, into) if settings.qdrant_url else _in_folder(settings))
     if as_json:
         click.echo(json.dumps({**done._asdict(), "next": where}))

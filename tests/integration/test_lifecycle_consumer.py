@@ -318,7 +318,7 @@ async def test_from_served_decisions_to_a_published_ranker(replicas: Replicas, t
     await until("every outcome in Kafka", 30, all_logged)
     report = json.loads(await smoa("train", log, "-o", ranker, "--json"))
     assert report["outcomes"] == 260
-    judged = json.loads(await smoa("eval", log, "--ranker", ranker, "--json"))
+    judged = json.loads(await smoa("judge", log, "--ranker", ranker, "--json"))
     assert 0 < judged["learned"]["success"] < 1.2
     assert "is announced" in await smoa("publish", ranker, "--anyway", "--kafka", replicas.kafka.bootstrap)
 

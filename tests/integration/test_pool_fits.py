@@ -13,6 +13,7 @@ import pytest
 
 from services.router.catalogue.changes import ARRIVALS, Change
 from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.description import Described
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.records import AdapterRecord, Reach, home_of
 from services.router.catalogue.registry import Registry
@@ -30,7 +31,7 @@ from smoa.store import AdapterStore
 from tests.library_support import sqlite_library
 
 VIEWS = Views(StaticEmbedder())
-DATES = [f"{1950 + 3 * number}-{number % 12 + 1:02}-{number + 1:02}" for number in range(25)]
+DATES = [f"{1950 + 3 * number}-{number % 12 + 1:02}-{number % 28 + 1:02}" for number in range(40)]
 SHOUTS = [f"GIVE ME {what} NOW!!" for what in ("MY MONEY", "THE KEYS", "A ROOM", "THE BILL", "YOUR NAME", "MY BAG", "MORE TIME")]
 _THINGS = ("der Hund", "mein Hut", "das Rad", "der Brief", "die Tasse", "das Buch", "die Uhr", "der Zug")
 GERMAN = [f"Wo ist {what} geblieben?" for what in _THINGS]
@@ -177,13 +178,13 @@ async def test_a_query_never_waits_for_a_fit(served: Served, monkeypatch: pytest
     await served.add("dates", DATES)
     going, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(_: object) -> Any:
+    async def slow(*_: object) -> Described:
         going.set()
         await go_on.wait()
-        return {}, True
+        return Described([], {}, is_all=True)
 
     await served.settled()
-    monkeypatch.setattr(served.router.judge.fits, "_examples", slow)
+    monkeypatch.setattr(pool_fits, "read_described", slow)
     await served.add("shouts", SHOUTS)
     await going.wait()
     assert (await asyncio.wait_for(served.ask("1911-11-11"), 5)).chosen

@@ -180,7 +180,7 @@ async def test_whoever_begins_to_use_a_file_while_it_is_deleted_is_told_so(world
         await world.registry.restore("public", made.adapter_id)
         await world.registry.retire("public", made.adapter_id, "why")
     log = RegistrationLog(world.store)
-    lines = [entry.record for name in await log.names() for entry in await log.read(name, 256) if entry.record.adapter_id == twin]
+    lines = [entry.record for name in await log.names() for entry in await log.read(name, DIMENSION) if entry.record.adapter_id == twin]
     assert [one.state for one in lines] == ["active", "missing", "retired", "purged"]
 
 

@@ -110,7 +110,8 @@ def test_probabilities_are_what_they_say() -> None:
 def test_it_cannot_tell_from_few_examples_and_says_so() -> None:
     made = _fitted(World(1).examples(5))
     assert not made.can_tell
-    assert _fitted(World(2).examples(10)).can_tell
+    assert not _fitted(World(2).examples(19)).can_tell
+    assert _fitted(World(2).examples(20)).can_tell
     assert not _fitted(World(4).examples(20), loss=0.0).can_tell
     assert fit({}, 0.05) is None
 

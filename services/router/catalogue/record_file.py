@@ -180,6 +180,12 @@ class RecordFile:
             found = self._database.execute(query, tuple(adapter_ids))
             return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
 
+    def dimension(self) -> int:
+        """Of the vectors in it; 0 while there is none."""
+        with _failures():
+            found = self._database.execute("SELECT vector FROM adapters LIMIT 1").fetchone()
+        return vectors_of([found[0]]).shape[1] if found else 0
+
     def rows_with(self, label: str, most: int) -> NDArray[np.int64]:
         """Rows of the adapters with a label, at most so many of them, in order."""
         with _failures():

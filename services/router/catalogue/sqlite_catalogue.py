@@ -51,6 +51,10 @@ class SqliteReader:
         """See `Catalogue`."""
         return await asyncio.to_thread(self._file.list_documents, kind, tenant, after, limit)
 
+    async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
+        """See `Catalogue`."""
+        return self._file.example_vectors(adapter_ids, self._file.dimension())
+
     def get_document(self, kind: str, document_id: str) -> Document | None:
         """See `Catalogue`."""
         return self._file.get_document(kind, document_id)

@@ -146,13 +146,29 @@ def _advice(examples: int, confusion: Numbers, place: int, names: Sequence[str],
 
 
 def _map(fit: PoolFit, examples: Mapping[str, Vector]) -> tuple[Numbers, tuple[Numbers, ...]]:
-    """Means and some examples on the two axes along which means differ most, as the fit measures differences (Fisher 1936)."""
-    means = np.stack([group.mean(0) for group in examples.values()]).astype(np.float64)
-    middle = means.mean(0)
-    turned = np.linalg.cholesky(fit.metric.astype(np.float64) + 1e-6 * np.eye(len(middle)))
-    axes = np.linalg.svd((means - middle) @ turned, full_matrices=False)[2][:2]
-    onto = turned @ axes.T
-    if onto.shape[1] < 2:
-        onto = np.pad(onto, ((0, 0), (0, 2 - onto.shape[1])))
-    around = tuple((group[:_MAPPED] - middle) @ onto for group in examples.values())
-    return (means - middle) @ onto, around
+    """Means and some examples [n, 2] on a plane that keeps how far means are apart as well as a plane can (multidimensional scaling:
+    Torgerson 1952; examples are placed by their distances to the means: de Silva and Tenenbaum 2004). Long distances are drawn shorter, so
+    that one adapter far off does not press the others together.
+    """
+    turned = np.linalg.cholesky(fit.metric.astype(np.float64) + 1e-6 * np.eye(len(fit.centre)))
+    means = np.stack([group.mean(0) for group in examples.values()]) @ turned
+    apart = _distances(means, means)
+    usual = float(np.median(apart[apart > 0])) if (apart > 0).any() else 1.0
+    squares = (apart / (apart + usual)) ** 2
+    centred = squares.mean(0) - squares
+    values, vectors = np.linalg.eigh((centred - centred.mean(1, keepdims=True)) / 2)
+    axes = vectors[:, :-3:-1] if len(means) > 1 else np.zeros((1, 2))
+    axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
+    lengths = np.sqrt(np.maximum(np.pad(values, (2, 0))[:-3:-1], 1e-9))
+    around = []
+    for place, group in enumerate(examples.values()):
+        rows = group @ turned
+        scatter = float(((rows - means[place]) ** 2).sum(1).mean())  # which an example has from every mean, so that it says nothing here
+        away = np.sqrt(np.maximum(_distances(rows[:_MAPPED], means) ** 2 - scatter, 0))
+        around.append((squares.mean(0) - (away / (away + usual)) ** 2) / 2 @ (axes / lengths))
+    return axes * lengths, tuple(around)
+
+
+def _distances(rows: Numbers, others: Numbers) -> Numbers:
+    found: Numbers = np.sqrt(np.maximum((rows**2).sum(1)[:, None] + (others**2).sum(1) - 2 * rows @ others.T, 0))
+    return found

@@ -40,7 +40,9 @@ _BUFFER: Final = 0.1
 _OWN_WORTH: Final = 10.0
 """Examples of which an adapter's own mean and spread are worth as much as the pool's."""
 _TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
-_LEAST_SPREAD: Final = 0.02
+_LEAST_SPREAD: Final = 0.1
+_LEAST_WIDTH: Final = -1.0
+"""A query that is so many standard deviations closer or less is answered, whatever the examples say: they may all be of one pattern."""
 _USUAL_SCATTER, _USUAL_WORTH = 0.4, 20.0
 """How far examples are from their adapter's mean, squared, where there are none to tell; and how many that is worth."""
 
@@ -178,9 +180,9 @@ def fit_and_judge(
         likeliest = wrong.argmax(1)
         strange = standard(_closeness(rows[judged], likeliest, groups, centre), likeliest)
     answered = np.where(likelihoods.argmax(1) == of[judged], inside, strange) if len(groups) > 1 else inside
-    place = int(in_scope_loss * (len(answered) + 1))
+    place = int(in_scope_loss * (len(answered) + 1)) - 1  # one that is farther than all is counted in: few examples hardly show what there is
     if place >= 1:
-        made.threshold = float(np.partition(answered, place - 1)[place - 1])
+        made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
     firsts = np.cumsum([0, *sizes[:-1]])
     return made, LeftOut(of[judged], judged - firsts[of[judged]], likelihoods / made.temperature, inside, strange)

@@ -11,7 +11,8 @@ import time
 from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
-from services.router.catalogue.port import Catalogue, Vector
+from services.router.catalogue.description import read_described
+from services.router.catalogue.port import Catalogue
 from services.router.catalogue.records import Reach, Scope
 from services.router.learning.pool_fit import MAX_FITTED, PoolFit, fit
 from smoa.errors import Unavailable
@@ -19,10 +20,6 @@ from smoa.tasks import begin, end
 
 _log = logging.getLogger(__name__)
 Pools = tuple[str, ...]
-_PAGE: Final = 512
-_READ: Final = 4 * MAX_FITTED
-"""Adapters of a pool that are looked at."""
-_AT_ONCE: Final = 32  # adapters whose examples are read in one go: a millisecond
 _MAX_WANTED: Final = 1_024
 _RESTS: Final = 4.0
 """Times what a fit took is waited before the next, so that a library which changes all the time leaves most of a core to queries."""
@@ -107,8 +104,9 @@ class PoolFits:
             before = self._changes.state_of(pools)
             if (there := self._made.get(pools)) is not None and there.state == before:
                 return
-        examples, ranks = await self._examples(reach)
-        made = await asyncio.to_thread(fit, examples, self._in_scope_loss, ranks=ranks)
+        scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
+        found = await read_described(self._catalogue, scope, MAX_FITTED)
+        made = await asyncio.to_thread(fit, found.examples, self._in_scope_loss, ranks=found.is_all)
         if not (changed := before != self._changes.state_of(pools)):
             self._changes.refitted(pools)
         state = before if changed else self._changes.state_of(pools)
@@ -118,19 +116,3 @@ class PoolFits:
         """Those of a reach, without a tenant's own that is empty."""
         own, shared = reach.pools
         return (shared,) if self._empty.get(own) == self._changes.state_of((own,)) else (own, shared)
-
-    async def _examples(self, reach: Reach) -> tuple[dict[str, Vector], bool]:
-        """Vectors of examples by adapter, of those that have any; and whether these are all of them."""
-        scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
-        found: dict[str, Vector] = {}
-        last, read = "", 0
-        while read < _READ and len(found) <= MAX_FITTED:
-            page = [record.adapter_id for record in await self._catalogue.scroll(scope, last, _PAGE)]
-            for start in range(0, len(page), _AT_ONCE):
-                found |= await self._catalogue.example_vectors(page[start : start + _AT_ONCE])
-                await asyncio.sleep(0)
-            read += len(page)
-            if len(page) < _PAGE:
-                return found, len(found) <= MAX_FITTED
-            last = page[-1]
-        return dict(list(found.items())[:MAX_FITTED]), False

@@ -9,8 +9,8 @@ from services.router.routing.scoring import Hints, task_score
 from services.router.routing.strategies.strategy import Strategy, Wanted
 
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
-HINTED: Final = 6.0
-"""Log odds that a full fit to the hints adds to how likely an adapter is: a caller who says so is right 400 times to one."""
+HINTED: Final = 12.0
+"""Log odds that a full fit to the hints adds to how likely an adapter is: a caller who says so knows better than a likeness."""
 
 
 class Hybrid(Strategy):
