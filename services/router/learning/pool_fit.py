@@ -41,6 +41,7 @@ _OWN_WORTH: Final = 10.0
 """Examples of which an adapter's own mean and spread are worth as much as the pool's."""
 _TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
 _LEAST_SPREAD: Final = 0.1
+_LEAST_ODDS: Final = 10.0
 _LEAST_WIDTH: Final = -1.0
 """A query that is so many standard deviations closer or less is answered, whatever the examples say: they may all be of one pattern."""
 _USUAL_SCATTER, _USUAL_WORTH = 0.4, 20.0
@@ -88,6 +89,11 @@ class PoolFit:
         """Whether there were examples enough to say which queries are out of scope."""
         return bool(np.isfinite(self.threshold))
 
+    @property
+    def matters(self) -> bool:
+        """Whether a decision may be another with it than without."""
+        return self.can_tell or (self.ranks and len(self.known) > 1)
+
     def whole(self, query: Vector) -> Vector:
         """A query of which only one view is known, as if it looked as this pool's examples do on average."""
         meaning = len(query) - surface.DIMENSION
@@ -103,10 +109,13 @@ class PoolFit:
         self.known[adapter_id] = Fitted(weights, -0.5 * float(weights @ mean), usual, spread)
 
     def log_odds(self, query: Vector, adapter_ids: Sequence[str]) -> list[float]:
-        """Log-likelihood of the query under each of some known adapters, by the temperature and up to a constant."""
+        """Log-likelihood of the query under each of some known adapters, by the temperature and behind the likeliest, but not without end:
+        examples do not tell what is a million times less likely.
+        """
         fitted = [self.known[one] for one in adapter_ids]
         found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
-        return [float(value) / self.temperature for value in found]
+        behind = (found - found.max()) / self.temperature
+        return [float(value) for value in np.maximum(behind, -_LEAST_ODDS)]
 
     def closeness(self, query: Vector, adapter_id: str, examples: Vector) -> float:
         """How close a query is to an adapter with these examples, in standard deviations of how close those are."""
@@ -180,7 +189,9 @@ def fit_and_judge(
         likeliest = wrong.argmax(1)
         strange = standard(_closeness(rows[judged], likeliest, groups, centre), likeliest)
     answered = np.where(likelihoods.argmax(1) == of[judged], inside, strange) if len(groups) > 1 else inside
-    place = int(in_scope_loss * (len(answered) + 1)) - 1  # one that is farther than all is counted in: few examples hardly show what there is
+    place = (
+        int(in_scope_loss * (len(answered) + 1)) - 1
+    )  # one that is farther than all is counted in: few examples hardly show what there is
     if place >= 1:
         made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)

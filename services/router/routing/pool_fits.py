@@ -107,7 +107,8 @@ class PoolFits:
         scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
         found = await read_described(self._catalogue, scope, MAX_FITTED)
         made = await asyncio.to_thread(fit, found.examples, self._in_scope_loss, ranks=found.is_all)
-        if not (changed := before != self._changes.state_of(pools)):
+        changed, last = before != self._changes.state_of(pools), self._made.get(pools)
+        if not changed and any(one is not None and one.matters for one in (made, last and last.fit)):
             self._changes.refitted(pools)
         state = before if changed else self._changes.state_of(pools)
         self._made.put(pools, _Made(made, state), ENTRY_BYTES + (0 if made is None else made.bytes))

@@ -10,7 +10,7 @@ from services.router.routing.strategies.strategy import Strategy, Wanted
 
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
 HINTED: Final = 12.0
-"""Log odds that a full fit to the hints adds to how likely an adapter is: a caller who says so knows better than a likeness."""
+"""Log odds that a full fit to the hints adds to how likely an adapter is: more than examples can say against it."""
 
 
 class Hybrid(Strategy):
