@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smoa.embedding import surface
 from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
-from smoa.embedding.surface import BLANK, DIMENSION, Ends, SurfaceView, counts_of, vectors_of
-from smoa.embedding.views import beside, centroids
+from smoa.embedding.surface import BLANK, DIMENSION, Ends, counts_of, vectors_of
+from smoa.embedding.views import beside, centroids, joined
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -56,7 +57,7 @@ def generate(
 
     `made` is told how many more there are. Returned, too, is what makes the vector of a text.
     """
-    embedder, surface = StaticEmbedder(), SurfaceView()
+    embedder = StaticEmbedder()
     words, sums = embedder.vocabulary()
     counts = np.stack([counts_of(f" {word}") for word in words])
     rng = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ def generate(
         chunk = np.arange(start, min(start + 2000, adapters))
         library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums, counts)
         made(len(chunk))
-    return library, lambda text: beside(embedder.vector_of(text)[None], surface.vector_of(text)[None])[0]
+    return library, lambda text: joined(embedder.vector_of(text), surface.vector_of(text))
 
 
 def embed(sentences: Ids, sums: Vector, counts: Vector) -> Vector:

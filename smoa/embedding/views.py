@@ -13,8 +13,7 @@ from typing import Final
 import numpy as np
 
 from smoa.embedding import surface
-from smoa.embedding.port import Embedder, Vector, checked_unit, unit_rows
-from smoa.embedding.surface import SurfaceView
+from smoa.embedding.port import Embedder, Vector, checked_unit, normalised, unit_rows
 from smoa.errors import InvalidArgument
 
 _AT_ONCE_CHARACTERS: Final = 8192
@@ -25,7 +24,7 @@ class Views:
     """An `Embedder` of both views."""
 
     def __init__(self, meaning: Embedder) -> None:
-        self._meaning, self._surface = meaning, SurfaceView()
+        self._meaning = meaning
 
     @property
     def name(self) -> str:
@@ -41,8 +40,8 @@ class Views:
         """See `Embedder`."""
         meanings = await self._meaning.embed(texts)
         if len(texts) == 1 and len(texts[0]) <= _AT_ONCE_CHARACTERS:
-            return beside(meanings, self._surface.vector_of(texts[0])[None])
-        looks = await asyncio.to_thread(lambda: np.stack([self._surface.vector_of(text) for text in texts]))
+            return joined(meanings[0], surface.vector_of(texts[0]))[None]
+        looks = await asyncio.to_thread(lambda: np.stack([surface.vector_of(text) for text in texts]))
         return beside(meanings, looks)
 
     def completed(self, sent: Vector, field: str, instead: str, text: str = "") -> Vector:
@@ -56,11 +55,10 @@ class Views:
             raise InvalidArgument(
                 field, f"has {sent.size} numbers", f"send {meaning}, or {self.dimension}, or {instead} instead of a vector"
             )
-        looks = self._surface.vector_of(text)
+        looks = surface.vector_of(text)
         if len(sent) > meaning and sent[meaning:].any():
             looks = checked_unit(sent[meaning:], field, surface.DIMENSION, instead)
-        joined: Vector = beside(checked_unit(sent[:meaning], field, meaning, instead)[None], looks[None])[0]
-        return joined
+        return joined(checked_unit(sent[:meaning], field, meaning, instead), looks)
 
     async def close(self) -> None:
         """See `Embedder`."""
@@ -73,6 +71,11 @@ def centroids(vectors: Vector) -> Vector:
     meaning = mean.shape[-1] - surface.DIMENSION
     made: Vector = beside(mean[:, :meaning], mean[:, meaning:]).reshape(*vectors.shape[:-2], -1)
     return made
+
+
+def joined(meaning: Vector, looks: Vector) -> Vector:
+    """Unit vector [both] of two views, each of which is a unit vector, or zeros."""
+    return normalised(np.concatenate([meaning, looks]))
 
 
 def beside(meanings: Vector, looks: Vector) -> Vector:

@@ -107,7 +107,7 @@ async def test_one_that_comes_later_is_chosen_before_the_next_fit(served: Served
     await served.add("dates", DATES)
     await served.add("shouts", SHOUTS)
     await served.settled()
-    monkeypatch.setattr(served.router.judge.fits, "want", lambda _: None)
+    monkeypatch.setattr(served.router.judge.fits, "want", lambda *_, **__: None)
     german = await served.add("german", GERMAN)
     choice = await served.ask("Wo ist die Lampe geblieben?")
     assert choice.chosen[0].ref.adapter_id == german
@@ -135,7 +135,7 @@ async def test_tenants_without_adapters_share_one_fit(served: Served, monkeypatc
 
 async def test_what_was_answered_before_a_fit_is_not_answered_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     want = served.router.judge.fits.want
-    monkeypatch.setattr(served.router.judge.fits, "want", lambda _: None)
+    monkeypatch.setattr(served.router.judge.fits, "want", lambda *_, **__: None)
     for name, examples in (("dates", DATES), ("shouts", SHOUTS), ("german", GERMAN)):
         await served.add(name, examples)
     question = "what would you do if a stranger asked you for the way to the station in the middle of the night?"

@@ -154,7 +154,7 @@ class TwoRouters(RuleBasedStateMachine):
         await search.load()
         cache: RoutingCache[Any, Any] = RoutingCache(2**20)
         router = Router(near, search, EMBEDDER, cache, Compositions(near), RoutingDefaults(in_scope_loss=0.0), seed=1)
-        router.judge.fits.want = lambda _: None  # type: ignore[assignment,method-assign]  # a thread is in no script
+        router.judge.fits.want = lambda *_, **__: None  # type: ignore[method-assign]  # a thread is in no script
 
         def copied(records: Any) -> None:
             for record in records:

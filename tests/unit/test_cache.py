@@ -142,6 +142,13 @@ class CacheMachine(RuleBasedStateMachine):
         if arrived:  # what was chosen from there is as good as expired
             self.model = {name: (e[0], e[1] if pool not in e[3] else 0.0, *e[2:]) for name, e in self.model.items()}
 
+    @rule(pools=st.sampled_from(["p", "q", "pq"]))
+    def refit(self, pools: str) -> None:
+        before = self.cache.state_of(pools)
+        self.cache.refitted(pools)
+        assert self.cache.state_of(pools) != before
+        self.model = {name: (e[0], e[1] if pools[0] not in e[3] else 0.0, *e[2:]) for name, e in self.model.items()}
+
     @rule()
     def clear(self) -> None:
         self.cache.clear()

@@ -41,7 +41,9 @@ _OWN_WORTH: Final = 10.0
 """Examples of which an adapter's own mean and spread are worth as much as the pool's."""
 _TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
 _LEAST_SPREAD: Final = 0.1
+"""Standard deviation of how close examples are, at least."""
 _LEAST_ODDS: Final = 10.0
+"""Log odds by which an adapter may be behind the likeliest."""
 _LEAST_WIDTH: Final = -1.0
 """A query that is so many standard deviations closer or less is answered, whatever the examples say: they may all be of one pattern."""
 _USUAL_SCATTER, _USUAL_WORTH = 0.4, 20.0
@@ -135,8 +137,6 @@ class LeftOut(NamedTuple):
 
     of: Places
     """[n], the place of each one's adapter."""
-    place: Places
-    """[n], which of that adapter's examples it is."""
     log_odds: Numbers
     """[n, adapters], log-likelihoods by the temperature, up to a constant in each row."""
     closeness: Numbers
@@ -161,8 +161,7 @@ def fit_and_judge(
 ) -> tuple[PoolFit, LeftOut]:
     """A fit, and the examples, at most so many, by which it was calibrated; `examples` are not empty."""
     groups = list(examples.values())
-    sizes = [len(group) for group in groups]
-    of = np.repeat(np.arange(len(groups)), sizes)
+    of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     rows = np.concatenate(groups).astype(np.float32)
     means = np.stack([group.mean(0) for group in groups])
     metric, taken_out = _inverse_covariance(rows - means[of], len(groups))
@@ -189,14 +188,12 @@ def fit_and_judge(
         likeliest = wrong.argmax(1)
         strange = standard(_closeness(rows[judged], likeliest, groups, centre), likeliest)
     answered = np.where(likelihoods.argmax(1) == of[judged], inside, strange) if len(groups) > 1 else inside
-    place = (
-        int(in_scope_loss * (len(answered) + 1)) - 1
-    )  # one that is farther than all is counted in: few examples hardly show what there is
+    # One that is farther than all is counted in: few examples hardly show what there is.
+    place = int(in_scope_loss * (len(answered) + 1)) - 1
     if place >= 1:
         made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
-    firsts = np.cumsum([0, *sizes[:-1]])
-    return made, LeftOut(of[judged], judged - firsts[of[judged]], likelihoods / made.temperature, inside, strange)
+    return made, LeftOut(of[judged], likelihoods / made.temperature, inside, strange)
 
 
 def _inverse_covariance(residuals: Vector, groups: int) -> tuple[Vector, float]:

@@ -16,6 +16,8 @@ from services.router.routing.query import RoutingDefaults
 from services.router.routing.scoring import Hints, Scored, task_score
 from services.router.routing.strategies.strategy import Strategy
 
+_NONE: Vector = np.empty((0, 0), np.float32)
+
 
 class Judge:
     """Of one router: the fits of its pools, and the vectors of examples that it has read."""
@@ -88,6 +90,3 @@ class Judge:
                 if state == self._changes.state_of(reach.pools):  # else these may be of before a change
                     self._examples.put(adapter_id, vectors, ENTRY_BYTES + vectors.nbytes)
         return found
-
-
-_NONE: Vector = np.empty((0, 0), np.float32)

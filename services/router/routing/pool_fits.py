@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
@@ -49,7 +50,9 @@ class PoolFits:
         self._made: BoundedCache[Pools, _Made] = BoundedCache(max_bytes)
         self._empty: BoundedCache[str, tuple[int, ...]] = BoundedCache(max_bytes // 8)
         """Tenants' pools without adapters, and their state then: all such tenants have the fit of the shared pool."""
-        self._wanted: dict[Pools, Reach] = {}
+        self._wanted: OrderedDict[Pools, Reach] = OrderedDict()
+        self._forgotten: set[str] = set()
+        """Adapters that have changed while a fit is being made."""
         self._task: asyncio.Task[None] | None = None
 
     def of(self, reach: Reach) -> PoolFit | None:
@@ -57,18 +60,24 @@ class PoolFits:
         pools = self._pools_of(reach)
         made = self._made.get(pools)
         if made is None or made.state != self._changes.state_of(pools):
-            self.want(reach)
+            self.want(reach, next_=True)
         return None if made is None else made.fit
 
-    def want(self, reach: Reach) -> None:
-        """Have the pools of a reach fitted soon."""
-        if reach.pools not in self._wanted and len(self._wanted) < _MAX_WANTED:
-            self._wanted[reach.pools] = reach
-            if self._task is None or self._task.done():
-                self._task = begin(self._run(), "pool-fits")
+    def want(self, reach: Reach, *, next_: bool = False) -> None:
+        """Have the pools of a reach fitted, after others or next. Of very many, as while as many tenants are imported, the last are not
+        waited for: they are fitted when they are asked.
+        """
+        self._wanted[reach.pools] = reach
+        if next_:
+            self._wanted.move_to_end(reach.pools, last=False)
+        if len(self._wanted) > _MAX_WANTED:
+            self._wanted.popitem()
+        if self._task is None or self._task.done():
+            self._task = begin(self._run(), "pool-fits")
 
     def forget(self, adapter_id: str) -> None:
         """An adapter is not what it was."""
+        self._forgotten.add(adapter_id)
         for made in self._made.values():
             if made.fit is not None:
                 made.fit.known.pop(adapter_id, None)
@@ -85,7 +94,8 @@ class PoolFits:
 
     async def _run(self) -> None:
         while self._wanted:
-            reach = self._wanted.pop(next(iter(self._wanted)))
+            _, reach = self._wanted.popitem(last=False)
+            self._forgotten.clear()
             began_s = time.monotonic()
             try:
                 await self._make(reach)
@@ -107,6 +117,9 @@ class PoolFits:
         scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
         found = await read_described(self._catalogue, scope, MAX_FITTED)
         made = await asyncio.to_thread(fit, found.examples, self._in_scope_loss, ranks=found.is_all)
+        if made is not None:
+            for adapter_id in self._forgotten:
+                made.known.pop(adapter_id, None)
         changed, last = before != self._changes.state_of(pools), self._made.get(pools)
         if not changed and any(one is not None and one.matters for one in (made, last and last.fit)):
             self._changes.refitted(pools)
