@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smoa.embedding import surface
 from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
-from smoa.embedding.surface import BLANK, DIMENSION, Ends, counts_of, vectors_of
+from smoa.embedding.surface import DIMENSION, Ends, Sizes, SurfaceView, count_words, vectors_of
 from smoa.embedding.views import beside, centroids, joined
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -59,7 +58,7 @@ def generate(
     """
     embedder = StaticEmbedder()
     words, sums = embedder.vocabulary()
-    counts = np.stack([counts_of(f" {word}") for word in words])
+    counts, lengths = count_words(words.tolist()), np.char.str_len(words)
     rng = np.random.default_rng(seed)
     jobs, customers = jobs or max(20, adapters // 500), customers or max(10, adapters // 200)
     library = Library(
@@ -73,17 +72,18 @@ def generate(
     )
     for start in range(0, adapters, 2000):
         chunk = np.arange(start, min(start + 2000, adapters))
-        library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums, counts)
+        library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums, counts, lengths)
         made(len(chunk))
+    surface = SurfaceView()
     return library, lambda text: joined(embedder.vector_of(text), surface.vector_of(text))
 
 
-def embed(sentences: Ids, sums: Vector, counts: Vector) -> Vector:
+def embed(sentences: Ids, sums: Vector, counts: Vector, lengths: Ids) -> Vector:
     """Unit centroids [adapters, 384] of sentences [adapters, count, words], as the registry makes them."""
     flat = sentences.reshape(-1, sentences.shape[2])
-    counted = counts[flat].sum(1)
-    counted[:, BLANK] -= 1  # none is before the first word
-    looks = vectors_of(counted, flat.shape[1], Ends.of("a"))
+    blanks = flat.shape[1] - 1
+    sizes = Sizes(lengths[flat].sum(1) + blanks, flat.shape[1], blanks, 0)
+    looks = vectors_of(counts[flat].sum(1), sizes, Ends.of("a"))
     return centroids(beside(sums[flat].sum(1), looks).reshape(*sentences.shape[:2], -1))
 
 

@@ -91,7 +91,7 @@ def test_dropped_neighbours_do_not_hide_those_behind_them(rows: int | None) -> N
 
 
 def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_SCORED", 500)
+    monkeypatch.setattr(pool_module, "SCORED", 500)
     vectors, pool = _vectors(6_000), VectorPool(DIMENSION)
     pool.add(np.arange(6_000), Encoded.of(vectors[:6_000]))
     pool.adopt(_trained(pool, rows=FLAT_ROWS + 1))

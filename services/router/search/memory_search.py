@@ -27,7 +27,7 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import Successor, VectorPool
+from services.router.search.pool import SCORED, Successor, VectorPool
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 BROAD_LABEL_ROWS: Final = 65_536
 """Labels of more adapters than this are looked for among the nearest, instead of the nearest among their adapters."""
 _WIDEST: Final = 16_384
+_BROAD: Final = 16  # a label that more than one in so many have is met soon among the nearest
 _SAMPLED: Final = 4096  # adapters whose marks tell how many have a label
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
@@ -124,7 +125,8 @@ class MemorySearch:
         farther if there are not enough.
         """
         rows = await self._rows_with(reach.any_labels)
-        if len(rows) <= BROAD_LABEL_ROWS:
+        held = sum(len(self._pools[name]) for name in reach.pools if name in self._pools)
+        if len(rows) <= min(BROAD_LABEL_ROWS, max(SCORED, held // _BROAD)):
             rows = rows[rows < len(self._positions)]  # the file may know rows that no pool has had yet, or has no more
             return self._nearest(vector, reach, limit, clusters, rows)
         marks = np.array([label_mark(label) for label in reach.any_labels], np.int64)

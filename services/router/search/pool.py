@@ -37,7 +37,7 @@ _GROWTH_ROWS: Final = 65_536
 _AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quarter as many take three times as long each
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
-_SCORED: Final = 4_096
+SCORED: Final = 4_096
 """Named positions that are scored; of more, those in the cells nearest to the query."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
 
@@ -252,9 +252,9 @@ class VectorPool:
         near_clusters = self._clusters.nearest(query, clusters) if clusters and self._clusters is not None else None
         if among is not None or self._scan is None:
             positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
-            if self._scan is not None and self._scan.cells > 1 and len(positions) > _SCORED:
+            if self._scan is not None and self._scan.cells > 1 and len(positions) > SCORED:
                 near = self._scan.nearness_of_cells(query, positions)
-                positions = positions[np.argpartition(-near, _SCORED)[:_SCORED]]
+                positions = positions[np.argpartition(-near, SCORED)[:SCORED]]
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
