@@ -8,13 +8,13 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 import numpy as np
 from rich.console import Console
 
-from services.router.catalogue.description import Described, Source, read_described
+from services.router.catalogue.description import examples_of
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.sqlite_catalogue import SqliteReader
 from services.router.evaluation_page import page_of
@@ -28,7 +28,11 @@ from smoa.cli.tables import show_table
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.identifiers import DEFAULT_TENANT
 
+if TYPE_CHECKING:
+    from services.router.catalogue.qdrant_catalogue import QdrantCatalogue
+
 _SHOWN: Final = 20
+_PAGE: Final = 512
 _THERE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -71,37 +75,37 @@ async def _read(settings: RouterSettings, tenant: str, base_model: str) -> tuple
         InvalidArgument: no base model, or several, begin so.
     """
     async with AsyncExitStack() as stack:
-        source: Source
+        source: QdrantCatalogue | SqliteReader
         if settings.qdrant_url:
             views = await embedder_of(settings)
             stack.push_async_callback(views.close)
-            catalogue = qdrant_catalogue(settings, views.dimension)
-            stack.push_async_callback(catalogue.close)
-            source = catalogue
+            source = qdrant_catalogue(settings, views.dimension)
+            stack.push_async_callback(source.close)
         else:
             folder = settings.data_folder / "index"
             if not folder.is_dir():
                 raise FailedPrecondition(f"data: {folder.absolute()} is not there; name a router's data folder with --data")
-            reader = SqliteReader(folder)
-            stack.callback(reader.close)
-            source = reader
-        found = await read_described(source, Scope(tenant=tenant), MAX_FITTED)
-    return _of_one_base(found, base_model, tenant)
+            source = SqliteReader(folder)
+            stack.callback(source.close)
+        everyone: list[AdapterRecord] = []
+        while page := await source.scroll(Scope(tenant=tenant), everyone[-1].adapter_id if everyone else "", _PAGE):
+            everyone += page
+        records, base = _of_one_base(everyone, base_model, tenant)
+        examples = await examples_of(source, [record.adapter_id for record in records])
+    if not examples:
+        raise FailedPrecondition(f"examples: none of {len(records):,} adapters of {tenant} has any; import or push them with examples")
+    return records, dict(list(examples.items())[:MAX_FITTED]), base
 
 
-def _of_one_base(found: Described, base_model: str, tenant: str) -> tuple[list[AdapterRecord], dict[str, np.ndarray], str]:
-    counts = Counter(record.base_model for record in found.records if record.base_model.startswith(base_model))
+def _of_one_base(everyone: list[AdapterRecord], base_model: str, tenant: str) -> tuple[list[AdapterRecord], str]:
+    counts = Counter(record.base_model for record in everyone if record.base_model.startswith(base_model))
     if base_model and len(counts) != 1:
-        known = ", ".join(sorted({record.base_model[:12] for record in found.records})) or "none"
+        known = ", ".join(sorted({record.base_model[:12] for record in everyone})) or "none"
         raise InvalidArgument("base-model", f"{len(counts)} of the library's begin with {base_model!r}", f"name one of {known}")
     if not counts:
         raise FailedPrecondition(f"tenant: {tenant} has no adapters here; name another with --tenant, or another library with --data")
     base = counts.most_common(1)[0][0]
-    records = [record for record in found.records if record.base_model == base]
-    examples = {record.adapter_id: found.examples[record.adapter_id] for record in records if record.adapter_id in found.examples}
-    if not examples:
-        raise FailedPrecondition(f"examples: none of {len(records):,} adapters of {tenant} has any; import or push them with examples")
-    return records, examples, base
+    return [record for record in everyone if record.base_model == base], base
 
 
 def _succeeded(logs: tuple[Path, ...]) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 
 from services.router.catalogue.port import STAMP_ID, Conflict, Document, Entry, Vector
-from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope, labels_of
+from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope, labels_of, pool_of
 from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search import clusters
@@ -279,6 +279,16 @@ async def test_an_acknowledged_write_survives_kill_9(tmp_path: Path) -> None:
     library = await sqlite_library(tmp_path / "index", DIMENSION)
     assert await library.catalogue.get(done.stdout.strip()) is not None
     await library.close()
+
+
+async def test_those_with_examples_are_named_by_pool(library: Library) -> None:
+    one, bare, retired, other = record(), record(), record(state="retired"), record(tenant="acme")
+    entries = [Entry(each, vector(1), vector(2)[None]) for each in (one, retired, other)]
+    await library.catalogue.write([*entries, Entry(bare, vector(1))])
+    assert await library.catalogue.described(PUBLIC.pools, 5) == [one.adapter_id]
+    both = await library.catalogue.described([*PUBLIC.pools, pool_of(other)], 5)
+    assert set(both) == {one.adapter_id, other.adapter_id}
+    assert len(await library.catalogue.described([*PUBLIC.pools, pool_of(other)], 1)) == 1
 
 
 async def test_example_vectors_stay_until_they_are_replaced(library: Library) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from services.router.catalogue.changes import ARRIVALS, Change
 from services.router.catalogue.compositions import Compositions
-from services.router.catalogue.description import Described
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.records import AdapterRecord, Reach, home_of
 from services.router.catalogue.registry import Registry
@@ -24,6 +23,7 @@ from services.router.routing.cache import RoutingCache
 from services.router.routing.query import Choice, RouteQuery
 from services.router.routing.router import Router
 from smoa.adapter import new_adapter_id
+from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
 from smoa.embedding.views import Views
 from smoa.errors import Unavailable
@@ -178,13 +178,13 @@ async def test_a_query_never_waits_for_a_fit(served: Served, monkeypatch: pytest
     await served.add("dates", DATES)
     going, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(*_: object) -> Described:
+    async def slow(*_: object) -> dict[str, Vector]:
         going.set()
         await go_on.wait()
-        return Described([], {}, is_all=True)
+        return {}
 
     await served.settled()
-    monkeypatch.setattr(pool_fits, "read_described", slow)
+    monkeypatch.setattr(pool_fits, "examples_of", slow)
     await served.add("shouts", SHOUTS)
     await going.wait()
     assert (await asyncio.wait_for(served.ask("1911-11-11"), 5)).chosen

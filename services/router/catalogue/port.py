@@ -82,6 +82,9 @@ class Catalogue(Protocol):
     async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """Example vectors [n, dimension] of those that have any."""
 
+    async def described(self, pools: Sequence[str], most: int) -> list[str]:
+        """Ids of adapters in these pools (`pool_of`) that have examples, at most so many."""
+
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""
 

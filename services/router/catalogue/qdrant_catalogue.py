@@ -219,6 +219,13 @@ class QdrantCatalogue:
         packed = {one: payload.get("example_vectors") for one, payload in (await self._payloads(adapter_ids, ["example_vectors"])).items()}
         return {one: self._unpacked(data) for one, data in packed.items() if data}
 
+    async def described(self, pools: Sequence[str], most: int) -> list[str]:
+        """See `Catalogue`. Few of very many are not looked for to the end."""
+        of_pools = models.Filter(must=[models.FieldCondition(key="pool", match=models.MatchAny(any=list(pools)))])
+        found = await self.points.scroll(of_pools, "", 4 * most, ["adapter_id", "has_examples"], bulk=True)
+        payloads = [point.payload or {} for point in found]
+        return [payload["adapter_id"] for payload in payloads if payload.get("has_examples")][:most]
+
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""
         found = await self.points.scroll(_filter(scope), point_id(after) if after else "", limit)

@@ -37,6 +37,7 @@ CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
+CREATE INDEX IF NOT EXISTS adapters_described ON adapters (pool) WHERE has_examples = 1;
 CREATE TABLE IF NOT EXISTS example_vectors (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS documents (kind TEXT NOT NULL, document_id TEXT NOT NULL, tenant TEXT NOT NULL, body TEXT NOT NULL,
@@ -179,6 +180,12 @@ class RecordFile:
         with _failures():
             found = self._database.execute(query, tuple(adapter_ids))
             return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
+
+    def described(self, pools: Sequence[str], most: int) -> list[str]:
+        """Ids of adapters in these pools that have examples, at most so many."""
+        query = f"SELECT adapter_id FROM adapters WHERE has_examples = 1 AND pool IN ({','.join('?' * len(pools))}) LIMIT ?"
+        with _failures():
+            return [adapter_id for (adapter_id,) in self._database.execute(query, (*pools, most))]
 
     def dimension(self) -> int:
         """Of the vectors in it; 0 while there is none."""

@@ -137,6 +137,10 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         return self.reader.records(adapter_ids)
 
+    async def described(self, pools: Sequence[str], most: int) -> list[str]:
+        """See `Catalogue`."""
+        return await self.call(lambda file: file.described(pools, most))
+
     async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
         return self.reader.example_vectors(adapter_ids, self.dimension)

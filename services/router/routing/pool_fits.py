@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
-from services.router.catalogue.description import read_described
+from services.router.catalogue.description import examples_of
 from services.router.catalogue.port import Catalogue
 from services.router.catalogue.records import Reach, Scope
 from services.router.learning.pool_fit import MAX_FITTED, PoolFit, fit
@@ -114,9 +114,9 @@ class PoolFits:
             before = self._changes.state_of(pools)
             if (there := self._made.get(pools)) is not None and there.state == before:
                 return
-        scope = Scope(tenant=reach.tenant, base_model=reach.base_model)
-        found = await read_described(self._catalogue, scope, MAX_FITTED)
-        made = await asyncio.to_thread(fit, found.examples, self._in_scope_loss, ranks=found.is_all)
+        described = await self._catalogue.described(pools, MAX_FITTED + 1)
+        examples = await examples_of(self._catalogue, described[:MAX_FITTED])
+        made = await asyncio.to_thread(fit, examples, self._in_scope_loss, ranks=len(described) <= MAX_FITTED)
         if made is not None:
             for adapter_id in self._forgotten:
                 made.known.pop(adapter_id, None)
