@@ -19,7 +19,7 @@ from services.local import LocalStack
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
-FAILING, UNNEEDED = ("recipe_cuisine", "sports_result"), ("star_sign", "garden_task")
+FAILING, UNNEEDED = ("recipe_cuisine", "garden_task"), ("star_sign", "sports_result")
 """Decoys that are asked and fail, and decoys that nobody asks."""
 DUPLICATED = ("med_department", "support_intent")
 CONTROL_EVERY, TOLD_EVERY = 7, 14
