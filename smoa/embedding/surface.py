@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +40,7 @@ class SurfaceView:
 
     def __init__(self) -> None:
         self._words, self._lock = _Words(), Lock()
+        _flags_of_plane()  # a tenth of a second, and not of the first query's
 
     def vector_of(self, text: str) -> Vector:
         """Unit vector of a text; zeros of one without characters."""
@@ -131,7 +133,7 @@ def count_words(words: Sequence[str]) -> Vector:
     counts = np.empty((len(words), COUNTED), np.float32)
     buckets = np.bincount(of * BUCKETS + grams % np.uint32(BUCKETS), minlength=len(words) * BUCKETS)
     counts[:, :BUCKETS] = buckets.reshape(len(words), BUCKETS)
-    kinds = _KINDS_OF_FLAGS[_FLAGS[np.minimum(points[inside], _PLANE - 1)]]
+    kinds = _KINDS_OF_FLAGS[_flags_of_plane()[np.minimum(points[inside], _PLANE - 1)]]
     lengths = [len(word) for word in words]
     counts[:, BUCKETS:-1] = np.add.reduceat(kinds, np.cumsum([0, *lengths[:-1]]), 0)
     counts[:, -1] = np.array(lengths) >= _LONG_WORD
@@ -157,6 +159,7 @@ def _shape(kinds: Sequence[Any], sizes: Sizes, ends: Ends) -> tuple[Any, ...]:
     return tuple(_SHAPE_WEIGHT * value for value in (*lengths, *(share / shown for share in shares), *ends))
 
 
+@cache
 def _flags_of_plane() -> NDArray[np.uint8]:
     """Of each character of the first plane, its kinds, a bit each; beyond it all are letters of some script, or pictures."""
     flags = np.zeros(_PLANE, np.uint8)
@@ -167,5 +170,4 @@ def _flags_of_plane() -> NDArray[np.uint8]:
     return flags
 
 
-_FLAGS: Final = _flags_of_plane()
 _KINDS_OF_FLAGS: Final[Vector] = (np.arange(64)[:, None] >> np.arange(_KINDS - 1) & 1).astype(np.float32)

@@ -27,7 +27,7 @@ async def _run(bootstrap: str, folder: Path, break_broker: Callable[[], Awaitabl
             worker.stop()
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(560)
 @pytest.mark.parametrize("nodes", [0, 1, 3])
 async def test_worker_and_broker_faults(nodes: int, tmp_path: Path) -> None:
     """0 nodes: the embedded broker."""
