@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from services.router.catalogue.description import examples_of
-from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.records import AdapterRecord, Reach, Scope
 from services.router.catalogue.sqlite_catalogue import SqliteReader
 from services.router.evaluation_page import page_of
 from services.router.learning.evaluation import Known, LibraryReport, evaluate
@@ -91,10 +91,11 @@ async def _read(settings: RouterSettings, tenant: str, base_model: str) -> tuple
         while page := await source.scroll(Scope(tenant=tenant), everyone[-1].adapter_id if everyone else "", _PAGE):
             everyone += page
         records, base = _of_one_base(everyone, base_model, tenant)
-        examples = await examples_of(source, [record.adapter_id for record in records])
+        pools = Reach(tenant=tenant, base_model=base).pools
+        examples = await examples_of(source, await source.described(pools, MAX_FITTED))
     if not examples:
         raise FailedPrecondition(f"examples: none of {len(records):,} adapters of {tenant} has any; import or push them with examples")
-    return records, dict(list(examples.items())[:MAX_FITTED]), base
+    return records, dict(sorted(examples.items())), base
 
 
 def _of_one_base(everyone: list[AdapterRecord], base_model: str, tenant: str) -> tuple[list[AdapterRecord], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from smoa.errors import InvalidArgument
 
 Vector = NDArray[np.float32]
+LONG_CHARACTERS: Final = 8192
+"""A longer text takes too long on a loop."""
 
 
 class Embedder(Protocol):

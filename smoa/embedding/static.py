@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from smoa.embedding.port import Vector, normalised
+from smoa.embedding.port import LONG_CHARACTERS, Vector, normalised
 from smoa.errors import FailedPrecondition
 
 _WORD: Final = re.compile("[ ▁]+[^ ▁]*")
-_LONG_CHARACTERS: Final = 8192
 _CACHED_WORDS, _CACHED_WORD_CHARACTERS = 65_536, 24
 
 
@@ -84,7 +83,7 @@ class StaticEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Vector:
         """See `Embedder`. Much text at once, as fifty long examples, takes a tenth of a second: on a thread."""
-        if len(texts) == 1 and len(texts[0]) <= _LONG_CHARACTERS:
+        if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
             return self.vector_of(texts[0])[None]
         return await asyncio.to_thread(lambda: np.stack([self.vector_of(one) for one in texts]))
 

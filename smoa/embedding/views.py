@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
 from smoa.embedding import surface
-from smoa.embedding.port import Embedder, Vector, checked_unit, normalised, unit_rows
+from smoa.embedding.port import LONG_CHARACTERS, Embedder, Vector, checked_unit, normalised, unit_rows
 from smoa.embedding.surface import SurfaceView
 from smoa.errors import InvalidArgument
-
-_AT_ONCE_CHARACTERS: Final = 8192
-"""Longer texts are taken apart on a thread."""
 
 
 class Views:
@@ -40,7 +36,7 @@ class Views:
     async def embed(self, texts: Sequence[str]) -> Vector:
         """See `Embedder`."""
         meanings = await self._meaning.embed(texts)
-        if len(texts) == 1 and len(texts[0]) <= _AT_ONCE_CHARACTERS:
+        if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
             return joined(meanings[0], self._surface.vector_of(texts[0]))[None]
         looks = await asyncio.to_thread(lambda: np.stack([self._surface.vector_of(text) for text in texts]))
         return beside(meanings, looks)

@@ -42,6 +42,7 @@ class SqliteReader:
     def __init__(self, folder: Path) -> None:
         """Of a catalogue that is there."""
         self._file = RecordFile(folder / FILE)
+        self._dimension = self._file.dimension()
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""
@@ -53,7 +54,11 @@ class SqliteReader:
 
     async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
-        return self._file.example_vectors(adapter_ids, self._file.dimension())
+        return self._file.example_vectors(adapter_ids, self._dimension)
+
+    async def described(self, pools: Sequence[str], most: int) -> list[str]:
+        """See `Catalogue`."""
+        return await asyncio.to_thread(self._file.described, pools, most)
 
     def get_document(self, kind: str, document_id: str) -> Document | None:
         """See `Catalogue`."""

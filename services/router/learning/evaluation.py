@@ -75,27 +75,26 @@ def evaluate(examples: Mapping[str, Vector], known: Mapping[str, Known], in_scop
     order = np.argsort(-left_out.log_odds, 1)[:, :3]
     first = order[:, 0]
     is_first, is_among = first == left_out.of, (order == left_out.of[:, None]).any(1)
-    close = np.where(is_first, left_out.closeness, left_out.strange) if count > 1 else left_out.closeness
-    unanswered = close < fit.threshold
+    unanswered = left_out.closeness < fit.threshold
     confusion = np.zeros((count, count))
     np.add.at(confusion, (left_out.of, first), 1)
     confusion /= np.maximum(confusion.sum(1, keepdims=True), 1)
     tagged = _first_among_tagged(left_out, [known[one].tags for one in ids])
-    reports = []
+    names, reports = [known[one].name for one in ids], []
     for place, adapter_id in enumerate(ids):
         own = left_out.of == place
         worst = [other for other in np.argsort(-confusion[place]) if other != place and confusion[place, other] > 0][:3]
         reports.append(
             AdapterReport(
                 adapter_id,
-                known[adapter_id].name,
+                names[place],
                 len(examples[adapter_id]),
                 float(is_first[own].mean()),
                 float(is_among[own].mean()),
                 float(unanswered[own].mean()),
                 float(tagged[own].mean()),
-                tuple((known[ids[other]].name, float(confusion[place, other])) for other in worst),
-                _advice(len(examples[adapter_id]), confusion[place], place, [known[one].name for one in ids], float(tagged[own].mean())),
+                tuple((names[other], float(confusion[place, other])) for other in worst),
+                _advice(len(examples[adapter_id]), confusion[place], place, names, float(tagged[own].mean())),
             )
         )
     shares = np.exp(left_out.log_odds - left_out.log_odds.max(1, keepdims=True))

@@ -103,11 +103,12 @@ class PoolFit:
 
     def learn(self, adapter_id: str, examples: Vector) -> None:
         """Know one more adapter, or one anew, by its examples [n, dimension]."""
-        mean = examples.mean(0)
+        self.know(adapter_id, examples.mean(0), _own_closeness(examples, self.centre))
+
+    def know(self, adapter_id: str, mean: Vector, own: Vector) -> None:
+        """Know an adapter by the mean of its examples, and how close each of them is to the others, [n]."""
         weights = self.metric @ mean
-        usual, spread = self.usual, self.spread
-        if len(examples) > 1:
-            usual, spread = _blended(_own_closeness(examples, self.centre), self.usual, self.spread)
+        usual, spread = _blended(own, self.usual, self.spread) if len(own) > 1 else (self.usual, self.spread)
         self.known[adapter_id] = Fitted(weights, -0.5 * float(weights @ mean), usual, spread)
 
     def log_odds(self, query: Vector, adapter_ids: Sequence[str]) -> list[float]:
@@ -140,7 +141,7 @@ class LeftOut(NamedTuple):
     log_odds: Numbers
     """[n, adapters], log-likelihoods by the temperature, up to a constant in each row."""
     closeness: Numbers
-    """[n], to its own adapter, in standard deviations."""
+    """[n], to the likeliest adapter, by which it is answered or not, in standard deviations."""
     strange: Numbers
     """[n], to the likeliest of the others, as if its own were not there; empty where there is no other."""
 
@@ -166,10 +167,11 @@ def fit_and_judge(
     means = np.stack([group.mean(0) for group in groups])
     metric, taken_out = _inverse_covariance(rows - means[of], len(groups))
     centre = rows.mean(0) * (1 - 1 / len(groups))
-    own = np.concatenate([_own_closeness(group, centre) for group in groups])
+    owns = [_own_closeness(group, centre) for group in groups]
+    own = np.concatenate(owns)
     made = PoolFit(centre, metric, 1.0, -np.inf, float(own.mean()), max(float(own.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
-    for adapter_id, group in examples.items():
-        made.learn(adapter_id, group)
+    for adapter_id, mean, each in zip(examples, means, owns, strict=True):
+        made.know(adapter_id, mean, each)
     judged = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
     others = np.concatenate([(len(group) * group.mean(0) - group) / max(len(group) - 1, 1) for group in groups])
     likelihoods = _left_out(rows[judged], of[judged], means, others[judged], metric, taken_out)
@@ -177,7 +179,7 @@ def fit_and_judge(
         made.temperature = _temperature(likelihoods, of[judged])
     fitted = [made.known[one] for one in examples]
 
-    def standard(closeness: Numbers, adapters: Places) -> Numbers:
+    def standard(closeness: Numbers | Vector, adapters: Places) -> Numbers:
         found: Numbers = (closeness - [fitted[one].usual for one in adapters]) / [fitted[one].spread for one in adapters]
         return found
 
@@ -193,7 +195,7 @@ def fit_and_judge(
     if place >= 1:
         made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
-    return made, LeftOut(of[judged], likelihoods / made.temperature, inside, strange)
+    return made, LeftOut(of[judged], likelihoods / made.temperature, answered, strange)
 
 
 def _inverse_covariance(residuals: Vector, groups: int) -> tuple[Vector, float]:
