@@ -15,6 +15,7 @@ import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import decode, unpack
 from smoa.outbox import KAFKA_ERRORS, remedy_of
+from smoa.tasks import end
 
 FETCH_BYTES: Final = 8 * 2**20
 SILENCE_S: Final = 15.0
@@ -47,9 +48,30 @@ async def consumer_of(
     except KAFKA_ERRORS as error:
         raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); {remedy_of(error)}", address=bootstrap) from error
     finally:
-        with suppress(*KAFKA_ERRORS):  # it only reads: what it leaves behind ends with its connection
-            async with asyncio.timeout(5):
-                await consumer.stop()
+        await let_go(consumer)
+
+
+async def let_go(consumer: AIOKafkaConsumer, within_s: float = 5.0) -> None:
+    """End a consumer that only reads, whether or not the broker hears its goodbye.
+
+    Its `stop` cancels tasks of its own and awaits them: where one had not begun yet, the cancellation comes out of it as if its caller had
+    been cancelled, and the connections stay open (aiokafka's issue 647). So it runs in a task of its own, and they are closed after it.
+    """
+    stopping = asyncio.create_task(_stop(consumer))
+    try:
+        await asyncio.wait({stopping}, timeout=within_s)
+    finally:
+        await end(stopping)
+    if not stopping.cancelled():
+        with suppress(*KAFKA_ERRORS):
+            stopping.result()
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    try:
+        await consumer.stop()
+    finally:
+        await consumer._client.close()
 
 
 async def read_topic(

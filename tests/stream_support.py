@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from services.optimizer.settings import APP_ID
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, event
 from smoa.outbox import KAFKA_ERRORS, Outbox, records_of
+from smoa.reader import let_go
 from smoa.v1 import common_pb2, feedback_pb2, router_pb2
 from smoa.v1.state_pb2 import AdapterCounts
 
@@ -206,9 +206,7 @@ class Watch:
         """Let the consumer go."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(*KAFKA_ERRORS):
-                async with asyncio.timeout(5):
-                    await consumer.stop()
+            await let_go(consumer)
 
     async def caught_up(self, within_s: float, each: Callable[[], None] = lambda: None) -> float:
         """Wait until everything is committed; returns the seconds that took."""

@@ -30,6 +30,7 @@ from smoa.errors import InvalidArgument, SmoaError, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
 from smoa.identifiers import check_ulid
 from smoa.model_shape import ModelShape
+from smoa.reader import let_go
 from smoa.tasks import begin, connected, end
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2
@@ -116,9 +117,7 @@ class LifecycleConsumer:
             except _ERRORS as error:
                 _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._bootstrap, error)
             finally:
-                with suppress(*_ERRORS):
-                    async with asyncio.timeout(self._timeout_s):
-                        await consumer.stop()
+                await let_go(consumer, self._timeout_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 5.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from confluent_kafka import Consumer, Producer
 
 from services.broker import store as store_module
 from smoa.outbox import Outbox, Record
-from smoa.reader import read_topic
+from smoa.reader import let_go, read_topic
 from smoa.topics import Topic, ensure_topics
 from tests.kafka_support import EmbeddedBroker, embedded_broker, until
 
@@ -49,6 +50,19 @@ async def test_a_compacted_topic_keeps_the_newest_of_each_key_and_is_bounded(tmp
         assert (await consumer.getone()).offset > 100
         await consumer.stop()
     assert (folder / "log.sqlite").stat().st_size < 15 * 2**20
+
+
+async def test_letting_a_consumer_go_cancels_nobody(tmp_path: Path) -> None:
+    """One that is let go before its own tasks have begun hands their cancellation to whoever stops it."""
+    async with embedded_broker(tmp_path) as bootstrap:
+        bare, ours = (AIOKafkaConsumer(bootstrap_servers=bootstrap) for _ in range(2))
+        await bare.start()
+        with pytest.raises(asyncio.CancelledError):
+            await bare.stop()
+        await ours.start()
+        await let_go(ours)
+        assert all(not one.connected() for one in ours._client._conns.values())
+        await bare._client.close()
 
 
 async def test_a_partition_keeps_its_newest_bytes_and_its_offsets_go_on(tmp_path: Path) -> None:
