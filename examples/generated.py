@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
-from smoa.embedding.surface import DIMENSION, Ends, Sizes, SurfaceView, count_words, vectors_of
+from smoa.embedding.surface import DIMENSION, Ends, Sizes, count_words, vector_of, vectors_of
 from smoa.embedding.views import beside, centroids, joined
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -74,8 +74,7 @@ def generate(
         chunk = np.arange(start, min(start + 2000, adapters))
         library.vectors[chunk] = embed(library.sentences(chunk, seed=start + 1, count=EXAMPLES), sums, counts, lengths)
         made(len(chunk))
-    surface = SurfaceView()
-    return library, lambda text: joined(embedder.vector_of(text), surface.vector_of(text))
+    return library, lambda text: joined(embedder.vector_of(text), vector_of(text))
 
 
 def embed(sentences: Ids, sums: Vector, counts: Vector, lengths: Ids) -> Vector:

@@ -2,7 +2,7 @@
 
 Characters: n-grams of one to three within each word and the blanks around it, counted in hashed buckets (as fastText's subwords: Bojanowski
 et al. 2017, "Enriching word vectors with subword information"), the root of each count. Shape: lengths, shares of kinds of characters, how
-it begins and ends. Both are sums over words; the words of a text that were not seen before are counted in one pass of numpy, and kept.
+it begins and ends. Both are sums over words. A text is counted in one pass of numpy: a memory of words would save nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
-from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,68 +28,28 @@ _LONG_WORD: Final = 9
 _KINDS: Final = 7
 """Digits, capitals, letters, marks, signs, others than ASCII; and long words."""
 COUNTED: Final = BUCKETS + _KINDS
-_KEPT_WORDS, _KEPT_CHARACTERS = 32_768, 24
 _FIRST, _SECOND, _THIRD, _MIXED = (np.uint32(one) for one in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F))
 _SPACE: Final = 32
 _PLANE: Final = 0x10000
+Points = NDArray[np.uint32]
 
 
-class SurfaceView:
-    """Unit vectors [`DIMENSION`] of how texts look. Threads may share it."""
-
-    def __init__(self) -> None:
-        self._words, self._lock = _Words(), Lock()
-        _flags_of_plane()  # a tenth of a second, and not of the first query's
-
-    def vector_of(self, text: str) -> Vector:
-        """Unit vector of a text; zeros of one without characters."""
-        if not text:
-            return np.zeros(DIMENSION, np.float32)
-        words = text.split()
-        counts = self._counted(words)
-        sizes = Sizes(len(text), len(words), len(text) - sum(map(len, words)), text.count("\n"))
-        shape = _shape(counts[BUCKETS:].tolist(), sizes, Ends.of(text))
-        grams = float(counts[:BUCKETS].sum())  # the squared length of their roots
-        length = math.sqrt(bool(grams) + sum(value * value for value in shape))
-        made = np.empty(DIMENSION, np.float32)
-        made[:BUCKETS] = np.sqrt(counts[:BUCKETS] / (max(grams, 1) * length * length))
-        made[BUCKETS:] = np.array(shape, np.float32) / length
-        return made
-
-    def _counted(self, words: Sequence[str]) -> Vector:
-        """Counts over all words, [`COUNTED`]."""
-        known = self._words
-        row_of, rows, new = known.row_of, list[int](), list[str]()
-        for word in words:
-            row = row_of.get(word)
-            if row is None:
-                new.append(word)
-            else:
-                rows.append(row)
-        total: Vector = np.add.reduce(known.rows[rows], 0)
-        if new:
-            counts = count_words(new)
-            self._keep(new, counts)
-            total = total + np.add.reduce(counts, 0)
-        return total
-
-    def _keep(self, words: Sequence[str], counts: Vector) -> None:
-        with self._lock:
-            for word, row in zip(words, counts, strict=True):
-                if len(self._words.row_of) == _KEPT_WORDS:
-                    self._words = _Words()  # whoever is in the middle of a text still has the old ones
-                known = self._words
-                if len(word) <= _KEPT_CHARACTERS and word not in known.row_of:  # another thread may have been faster
-                    known.rows[len(known.row_of)] = row
-                    known.row_of[word] = len(known.row_of)
-
-
-class _Words:
-    """Words seen before, and their counts."""
-
-    def __init__(self) -> None:
-        self.row_of: dict[str, int] = {}
-        self.rows: Vector = np.zeros((_KEPT_WORDS, COUNTED), np.float32)  # the system gives pages as they are used
+def vector_of(text: str) -> Vector:
+    """Unit vector [`DIMENSION`] of how a text looks; zeros of one without characters."""
+    if not text:
+        return np.zeros(DIMENSION, np.float32)
+    words = text.split()
+    points = _points(words)
+    counts = np.bincount(_buckets(points, points != _SPACE), minlength=BUCKETS)
+    kinds = np.bincount(_flags(points), minlength=64) @ _KINDS_OF_FLAGS  # a blank is of none
+    sizes = Sizes(len(text), len(words), len(text) - sum(map(len, words)), text.count("\n"))
+    shape = _shape([*kinds.tolist(), sum(len(word) >= _LONG_WORD for word in words)], sizes, Ends.of(text))
+    grams = float(counts.sum())  # the squared length of their roots
+    length = math.sqrt(1 + sum(value * value for value in shape))
+    made = np.empty(DIMENSION, np.float32)
+    made[:BUCKETS] = np.sqrt(counts / (grams * length * length))
+    made[BUCKETS:] = np.array(shape, np.float32) / length
+    return made
 
 
 class Sizes(NamedTuple):
@@ -119,25 +78,38 @@ class Ends(NamedTuple):
 
 def count_words(words: Sequence[str]) -> Vector:
     """Counts [n, `COUNTED`] of words, at least one, none with a blank in it: n-grams by bucket, then kinds of characters."""
-    points = np.frombuffer(f" {' '.join(words)} ".encode("utf-32-le", "surrogatepass"), "<u4")
+    points = _points(words)
     inside = points != _SPACE
     word_of = np.cumsum(~inside) - 1  # a blank is of the word behind it, and the last of none
+    of = np.concatenate([word_of[inside], word_of[:-1], word_of[1:-1][inside[1:-1]]])
+    counts = np.empty((len(words), COUNTED), np.float32)
+    buckets = np.bincount(of * BUCKETS + _buckets(points, inside), minlength=len(words) * BUCKETS)
+    counts[:, :BUCKETS] = buckets.reshape(len(words), BUCKETS)
+    lengths = [len(word) for word in words]
+    counts[:, BUCKETS:-1] = np.add.reduceat(_KINDS_OF_FLAGS[_flags(points[inside])], np.cumsum([0, *lengths[:-1]]), 0)
+    counts[:, -1] = np.array(lengths) >= _LONG_WORD
+    return counts
+
+
+def _points(words: Sequence[str]) -> Points:
+    """Characters of words, with a blank around each."""
+    return np.frombuffer(f" {' '.join(words)} ".encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _buckets(points: Points, inside: NDArray[np.bool_]) -> Points:
+    """Of each n-gram: those of one character of a word, then all of two, then those of three around one of a word."""
     first = points * _FIRST
     twos = first[:-1] + points[1:] * _SECOND
     threes = (twos[:-1] + points[2:] * _THIRD)[inside[1:-1]]
-    grams = np.concatenate([first[inside], twos, threes])  # a multiplicative hash: products of the characters, added and mixed
+    grams: Points = np.concatenate([first[inside], twos, threes])  # a multiplicative hash: products of the characters, added and mixed
     grams ^= grams >> np.uint32(15)
     grams *= _MIXED
     grams ^= grams >> np.uint32(13)
-    of = np.concatenate([word_of[inside], word_of[:-1], word_of[1:-1][inside[1:-1]]])
-    counts = np.empty((len(words), COUNTED), np.float32)
-    buckets = np.bincount(of * BUCKETS + grams % np.uint32(BUCKETS), minlength=len(words) * BUCKETS)
-    counts[:, :BUCKETS] = buckets.reshape(len(words), BUCKETS)
-    kinds = _KINDS_OF_FLAGS[_flags_of_plane()[np.minimum(points[inside], _PLANE - 1)]]
-    lengths = [len(word) for word in words]
-    counts[:, BUCKETS:-1] = np.add.reduceat(kinds, np.cumsum([0, *lengths[:-1]]), 0)
-    counts[:, -1] = np.array(lengths) >= _LONG_WORD
-    return counts
+    return grams % np.uint32(BUCKETS)
+
+
+def _flags(points: Points) -> NDArray[np.uint8]:
+    return flags_of_plane()[np.minimum(points, _PLANE - 1)]
 
 
 def vectors_of(counts: Vector, sizes: Sizes, ends: Ends) -> Vector:
@@ -160,8 +132,10 @@ def _shape(kinds: Sequence[Any], sizes: Sizes, ends: Ends) -> tuple[Any, ...]:
 
 
 @cache
-def _flags_of_plane() -> NDArray[np.uint8]:
-    """Of each character of the first plane, its kinds, a bit each; beyond it all are letters of some script, or pictures."""
+def flags_of_plane() -> NDArray[np.uint8]:
+    """Of each character of the first plane, its kinds, a bit each; beyond it all are letters of some script, or pictures. Made at the first
+    call, in a tenth of a second.
+    """
     flags = np.zeros(_PLANE, np.uint8)
     for point in range(_PLANE):
         character, category = chr(point), unicodedata.category(chr(point))[0]

@@ -13,7 +13,6 @@ import numpy as np
 
 from smoa.embedding import surface
 from smoa.embedding.port import LONG_CHARACTERS, Embedder, Vector, checked_unit, normalised, unit_rows
-from smoa.embedding.surface import SurfaceView
 from smoa.errors import InvalidArgument
 
 
@@ -21,7 +20,8 @@ class Views:
     """An `Embedder` of both views."""
 
     def __init__(self, meaning: Embedder) -> None:
-        self._meaning, self._surface = meaning, SurfaceView()
+        self._meaning = meaning
+        surface.flags_of_plane()  # now, and not in the first query
 
     @property
     def name(self) -> str:
@@ -37,8 +37,8 @@ class Views:
         """See `Embedder`."""
         meanings = await self._meaning.embed(texts)
         if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
-            return joined(meanings[0], self._surface.vector_of(texts[0]))[None]
-        looks = await asyncio.to_thread(lambda: np.stack([self._surface.vector_of(text) for text in texts]))
+            return joined(meanings[0], surface.vector_of(texts[0]))[None]
+        looks = await asyncio.to_thread(lambda: np.stack([surface.vector_of(text) for text in texts]))
         return beside(meanings, looks)
 
     def completed(self, sent: Vector, field: str, instead: str, text: str = "") -> Vector:
@@ -52,7 +52,7 @@ class Views:
             raise InvalidArgument(
                 field, f"has {sent.size} numbers", f"send {meaning}, or {self.dimension}, or {instead} instead of a vector"
             )
-        looks = self._surface.vector_of(text)
+        looks = surface.vector_of(text)
         if len(sent) > meaning and sent[meaning:].any():
             looks = checked_unit(sent[meaning:], field, surface.DIMENSION, instead)
         return joined(checked_unit(sent[:meaning], field, meaning, instead), looks)

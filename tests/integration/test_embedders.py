@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smoa.embedding.static import StaticEmbedder
-from smoa.embedding.surface import SurfaceView
+from smoa.embedding.surface import vector_of
 from smoa.embedding.views import joined
 from smoa.errors import FailedPrecondition
 from smoa.v1 import router_pb2
@@ -32,7 +32,7 @@ async def test_a_vector_that_comes_with_the_query_is_as_good_as_its_text(tmp_pat
         await world.register(MONEY, name="money")
         vector = STATIC.vector_of(KNEES[0])
         by_text = await world.client.route(KNEES[0], base_model="base-a")
-        both = joined(vector, SurfaceView().vector_of(KNEES[0]))
+        both = joined(vector, vector_of(KNEES[0]))
         for query, sent in ((KNEES[0], vector), ("", both), (KNEES[0], 7 * vector), (KNEES[0], np.float32(1e38) * vector)):
             decision = await world.client.route(query, base_model="base-a", vector=sent.tolist())
             assert [one.adapter_id for one in decision.adapters] == [knees.adapter_id]
