@@ -169,7 +169,7 @@ async def _read(library: Library, adapter_id: str) -> AdapterRecord:
 async def test_search_orders_by_cosine(library: Library) -> None:
     records = [record(name=str(number)) for number in range(20)]
     await library.catalogue.upsert([(one, vector(number)) for number, one in enumerate(records)])
-    found = await library.search.search(vector(100), PUBLIC, 5, with_labels=True)
+    found = await library.search.search(vector(100), PUBLIC, 5, hinted=[str(number) for number in range(20)])
     exact = sorted(range(20), key=lambda number: -float(vector(number) @ vector(100)))[:5]
     assert [candidate.labels and candidate.labels.name for candidate in found] == [str(number) for number in exact]
     assert [candidate.ref for candidate in found] == [records[number].ref for number in exact]
@@ -332,7 +332,7 @@ async def test_what_a_newer_program_added_to_a_record_stays(library: Library) ->
     await library.catalogue.write([Entry(replace(there, name="renamed"), vector(1))])
     again = await _read(library, made.adapter_id)
     assert (again.name, again.unknown) == ("renamed", made.unknown)
-    (found,) = await library.search.search(vector(1), PUBLIC, 1, with_labels=True)
+    (found,) = await library.search.search(vector(1), PUBLIC, 1, hinted=["renamed"])
     assert found.labels == labels_of(again)
     assert (await library.catalogue.records([made.adapter_id, new_adapter_id()])) == {made.adapter_id: replace(again, examples=())}
 

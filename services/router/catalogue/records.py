@@ -137,7 +137,7 @@ class Candidate(NamedTuple):
     ref: AdapterRef
     cosine: float
     labels: Labels | None = None
-    """Where the search was asked for them."""
+    """Those of one that has a label which the search was told is hinted; others may come without."""
     has_examples: bool = False
     """It came with examples; `Catalogue.example_vectors` has what they were boiled down to."""
 

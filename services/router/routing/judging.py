@@ -60,7 +60,7 @@ class Judge:
         made = []
         for one in ranked:
             candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]
-            task = task_score(candidate.labels, hints) if candidate.labels is not None and hints else 0.0
+            task = task_score(candidate.labels, hints)
             nearest = float((own @ vector).max()) if len(own) else candidate.cosine
             fits, confidence = True, None
             if fit is not None and fit.can_tell and len(own):

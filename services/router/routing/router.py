@@ -188,18 +188,18 @@ class Router:
             judged = [one for one in judged if one.fits and judged[0].fits]
         return await strategy.choose(query, judged, self._defaults, explore=explore)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted, *, with_labels: bool = False) -> Iterable[Candidate]:
+    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
-        reach, most = _reach(query), self._defaults.candidates
-        with_labels |= wanted.labelled
+        reach = _reach(query)
+        hinted = tuple(chain.from_iterable(query.hints.labels)) if wanted.labelled else ()
         clusters = self._defaults.clusters if wanted.in_clusters else 0
         found: dict[str, Candidate] = {}
         if wanted.nearest:
-            near = await self._search.search(vector, reach, wanted.nearest, with_labels=with_labels, clusters=clusters)
+            near = await self._search.search(vector, reach, wanted.nearest, hinted=hinted, clusters=clusters)
             found |= {c.ref.adapter_id: c for c in near}
         for labels in query.hints.labels if wanted.labelled else ():
             labelled = dataclasses.replace(reach, any_labels=labels)
-            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, most, with_labels=True)}
+            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, wanted.labelled, hinted=hinted)}
         return found.values()
 
     async def explain(self, routed: RoutedQuery) -> list[Explanation]:
@@ -213,7 +213,7 @@ class Router:
         reach = _reach(query)
         fit = self.judge.fits.of(reach)
         wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=True)
-        candidates = await self._candidates(query, vector, wanted, with_labels=True)
+        candidates = await self._candidates(query, vector, wanted)
         ranked = await self.judge.ranked(strategy, vector, candidates, query.hints, reach, fit)
         near = await self.judge.judged(vector, ranked[:MAX_EXPLAINED], query.hints, reach, fit)
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))

@@ -40,13 +40,16 @@ class Chosen(NamedTuple):
     weight: float
 
 
-def task_score(labels: Labels, hints: Hints) -> float:
-    """Fit to the hints in [0, 1]: 1 for the task id, else the mean of the shares of tags and specialization that match."""
+def task_score(labels: Labels | None, hints: Hints) -> float:
+    """Fit to the hints in [0, 1]: 1 for the task id, else the mean share of tags and specialization that match; 0 without labels."""
+    if labels is None:
+        return 0.0
     if hints.task_id and hints.task_id in (labels.name, *labels.tags):
         return 1.0
     parts: list[float] = [0.0] if hints.task_id else []
     if hints.tags:
-        parts.append(len(set(hints.tags) & {*labels.tags, labels.name}) / len(set(hints.tags)))
+        tags = set(hints.tags)
+        parts.append(len(tags.intersection((*labels.tags, labels.name))) / len(tags))
     if hints.specialization:
         parts.append(float(hints.specialization == labels.specialization))
     return sum(parts) / len(parts) if parts else 0.0

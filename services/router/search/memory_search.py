@@ -14,7 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from struct import Struct
 from typing import Final, TypeVar
 
@@ -95,11 +96,11 @@ class MemorySearch:
             await asyncio.shield(self._loading)
         await self.trained()
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, hinted: Sequence[str] = (), clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
         near = await self._labelled(vector, reach, limit, clusters) if reach.any_labels else self._nearest(vector, reach, limit, clusters)
+        labels = self._labels_at(near[0][self._marked(near[0], hinted)].tolist()) if hinted else {}
         rows, cosines = (part.tolist() for part in near)
-        labels = self._labels_at(rows) if with_labels else {}
         return [self._refs.candidate(row, cosine, labels.get(row)) for row, cosine in zip(rows, cosines, strict=True)]
 
     def _nearest(self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Rows | None = None) -> tuple[Rows, Vector]:
@@ -129,12 +130,13 @@ class MemorySearch:
         if len(rows) <= min(BROAD_LABEL_ROWS, max(SCORED, held // _BROAD)):
             rows = rows[rows < len(self._positions)]  # the file may know rows that no pool has had yet, or has no more
             return self._nearest(vector, reach, limit, clusters, rows)
-        marks = np.array([label_mark(label) for label in reach.any_labels], np.int64)
         wanted = set(reach.any_labels)
-        count = min(_WIDEST, math.ceil(2 * limit / self._share_marked(marks)))  # a scan costs more than what it finds: once is best
+        count = min(
+            _WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels))
+        )  # a scan costs more than what it finds: once is best
         while True:
             near, cosines = self._nearest(vector, reach, count, clusters)
-            marked = np.flatnonzero(np.bitwise_and(self._marks[near, None], marks).any(1))
+            marked = np.flatnonzero(self._marked(near, reach.any_labels))
             found = list[int]()
             for start in range(0, len(marked), limit):  # a mark is another label's, too: look at as few adapters as will do
                 part = marked[start : start + limit].tolist()
@@ -147,10 +149,16 @@ class MemorySearch:
             count = min(_WIDEST, count * max(2, min(8, 3 * limit // (2 * max(1, len(found))))))
             await asyncio.sleep(0)  # others in between: a round may take milliseconds
 
-    def _share_marked(self, marks: Rows) -> float:
-        """About which share of all adapters has one of the marks."""
-        sample = self._marks[:: max(1, len(self._marks) // _SAMPLED)]
-        return max(1, int(np.count_nonzero(np.bitwise_and(sample[:, None], marks).any(1)))) / len(sample)
+    def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows may have one of the labels."""
+        marks = reduce(or_, map(label_mark, labels))
+        marked: NDArray[np.bool_] = np.bitwise_and(self._marks[rows], marks) != 0
+        return marked
+
+    def _share_marked(self, labels: Sequence[str]) -> float:
+        """About which share of all adapters has one of the labels."""
+        marked = self._marked(slice(None, None, max(1, len(self._marks) // _SAMPLED)), labels)
+        return max(1, int(np.count_nonzero(marked))) / len(marked)
 
     @property
     def in_training(self) -> int:

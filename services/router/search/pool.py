@@ -37,6 +37,7 @@ _GROWTH_ROWS: Final = 65_536
 _AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quarter as many take three times as long each
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
+_ROWS_AT_ONCE: Final = 256
 SCORED: Final = 4_096
 """Named positions that are scored; of more, those in the cells nearest to the query."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
@@ -265,15 +266,24 @@ class VectorPool:
                     positions = self._counted(self._scan.nearest(query, count, everywhere=True), None)
             elif len(positions) < limit:  # the scan met too few of these clusters: take all there are
                 positions = self._counted(np.arange(self._used), near_clusters)
-        # `take`, for indexing copies the rows at less than half its speed; no position is out of bounds.
-        codes = np.take(self._codes, positions, 0, mode="clip")
-        cosines = (codes.astype(np.float32) @ query) * self._steps[positions]
+        cosines = self._cosines(query, positions)
         if len(positions) > limit:
             best = np.argpartition(-cosines, limit)[:limit]
             positions, cosines = positions[best], cosines[best]
         rows = self._rows[positions]
         order = np.lexsort((rows, -cosines))
         return rows[order], cosines[order]
+
+    def _cosines(self, query: Vector, positions: NDArray[np.int64]) -> Vector:
+        """Some rows at a time: what they are copied to stays in the processor's cache, and is not asked of the system for each query."""
+        found = np.empty(len(positions), np.float32)
+        for start in range(0, len(positions), _ROWS_AT_ONCE):
+            part = positions[start : start + _ROWS_AT_ONCE]
+            # `take`, for indexing copies the rows at less than half its speed; no position is out of bounds.
+            codes = np.take(self._codes, part, 0, mode="clip")
+            np.dot(codes.astype(np.float32), query, out=found[start : start + len(part)])
+        found *= self._steps[positions]
+        return found
 
     def _counted(self, positions: NDArray[np.int64], clusters: Ids | None) -> NDArray[np.int64]:
         """Those of the positions that were not dropped, and are in one of the clusters."""

@@ -4,6 +4,7 @@ implementations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from services.router.catalogue.port import Vector
@@ -17,8 +18,8 @@ class VectorIndex(Protocol):
     def in_training(self) -> int:
         """Parts of the index that are being made faster; it serves meanwhile."""
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
-        """Nearest adapters by cosine within the reach, best first; with their labels where those are asked for.
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, hinted: Sequence[str] = (), clusters: int = 0) -> list[Candidate]:
+        """Nearest adapters by cosine within the reach, best first; with their labels if they have one of the `hinted`.
 
         With `clusters`, of a pool that is large enough to have clusters only adapters in so many, those nearest to the vector, are looked
         at.

@@ -63,7 +63,7 @@ class QdrantSearch:
         """The server's own affair."""
         return 0
 
-    async def search(self, vector: Vector, reach: Reach, limit: int, *, with_labels: bool = False, clusters: int = 0) -> list[Candidate]:
+    async def search(self, vector: Vector, reach: Reach, limit: int, *, hinted: Sequence[str] = (), clusters: int = 0) -> list[Candidate]:
         """See `VectorIndex`."""
         wanted: list[Any] = [models.FieldCondition(key="pool", match=models.MatchAny(any=list(reach.pools)))]
         if reach.any_labels:
@@ -77,13 +77,13 @@ class QdrantSearch:
                 query_filter=models.Filter(must=wanted),
                 search_params=search_parameters(self._points.limits),
                 limit=limit,
-                with_payload=models.PayloadSelectorInclude(include=[*_REF, *(Labels._fields if with_labels else ())]),
+                with_payload=models.PayloadSelectorInclude(include=[*_REF, *(Labels._fields if hinted else ())]),
             )
         )
         found = []
         for point in answer.points:
             payload = point.payload or {}
-            labels = Labels(payload["name"], tuple(payload["tags"]), payload["specialization"]) if with_labels else None
+            labels = Labels(payload["name"], tuple(payload["tags"]), payload["specialization"]) if hinted else None
             ref = AdapterRef(payload["adapter_id"], payload["version"], payload["digest"])
             found.append(Candidate(ref, point.score, labels, payload["has_examples"]))
         return found

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.router.catalogue.records import Candidate
 from services.router.routing.scoring import Hints, task_score
-from services.router.routing.strategies.strategy import Strategy, Wanted
+from services.router.routing.strategies.strategy import Strategy, Wanted, labelled_of
 
 SEMANTIC_SHARE, TASK_SHARE = 0.6, 0.4
 HINTED: Final = 12.0
@@ -19,16 +19,16 @@ class Hybrid(Strategy):
     name = "hybrid"
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
-        """See `Strategy`. Where the cosine alone ranks, no more is needed than is asked for."""
-        return Wanted(most if closely or hints else top_k, labelled=bool(hints))
+        """See `Strategy`. Where the score alone ranks, as many are enough as are asked for: the nearest of those that fit alike."""
+        few = most if closely else top_k
+        return Wanted(few, labelled_of(few, most, hints))
 
     def score(self, candidate: Candidate, hints: Hints) -> float:
         """See `Strategy`."""
         if not hints:
             return candidate.cosine
-        assert candidate.labels is not None, "hints are scored on labels"
         return SEMANTIC_SHARE * candidate.cosine + TASK_SHARE * task_score(candidate.labels, hints)
 
     def log_odds(self, score: float, likely: float, candidate: Candidate, hints: Hints) -> float:
         """See `Strategy`."""
-        return likely if candidate.labels is None or not hints else likely + HINTED * task_score(candidate.labels, hints)
+        return likely + HINTED * task_score(candidate.labels, hints)

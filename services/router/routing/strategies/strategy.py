@@ -16,10 +16,16 @@ class Wanted(NamedTuple):
 
     nearest: int
     """So many of the nearest adapters."""
-    labelled: bool = False
-    """And the nearest of those with a label that a hint names."""
+    labelled: int = 0
+    """And so many of the nearest with a label that a hint names."""
     in_clusters: bool = False
     """Only within the nearest clusters."""
+
+
+def labelled_of(few: int, most: int, hints: Hints) -> int:
+    """How many with a hinted label to look at: those that have one of several fit the hints more or less, and the nearest may fit least."""
+    labels = sum(map(len, hints.labels))
+    return most if labels > 1 else few if labels else 0
 
 
 class Strategy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.router.catalogue.records import Candidate
 from services.router.routing.scoring import Hints, task_score
-from services.router.routing.strategies.strategy import Strategy, Wanted
+from services.router.routing.strategies.strategy import Strategy, Wanted, labelled_of
 from smoa.errors import InvalidArgument
 
 
@@ -20,11 +20,10 @@ class Task(Strategy):
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
-        return Wanted(0, labelled=True)
+        return Wanted(0, labelled_of(most if closely else top_k, most, hints))
 
     def score(self, candidate: Candidate, hints: Hints) -> float:
         """See `Strategy`."""
-        assert candidate.labels is not None, "hints are scored on labels"
         return task_score(candidate.labels, hints)
 
     def log_odds(self, score: float, likely: float, candidate: Candidate, hints: Hints) -> float:
