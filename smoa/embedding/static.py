@@ -34,23 +34,35 @@ class Words:
             raise ValueError("a token of this tokenizer reaches over a blank")
         self._special = tuple(one.content for one in tokenizer.get_added_tokens_decoder().values())
         self._known: dict[str, list[int]] = {}
+        self._begins = frozenset(number for token, number in tokenizer.get_vocab().items() if token.startswith("▁"))
         self._blank = tokenizer.get_vocab()["▁"]  # of one at the end: the tokenizer puts one before a text that is not empty
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
         if not text or any(special in text for special in self._special):
             return self._tokenized(text)
-        known, found = self._known, list[int]()
-        for word in _WORD.findall(" " + text):
-            ids = known.get(word)
-            if ids is None:
-                ids = self._tokenized(word[1:]) if len(word) > 1 else [self._blank]
-                if len(word) <= _CACHED_WORD_CHARACTERS:
-                    if len(known) >= _CACHED_WORDS:
-                        known.clear()
-                    known[word] = ids
-            found += ids
-        return found
+        words: list[str] = _WORD.findall(" " + text)
+        known = {word: self._known.get(word) for word in words}
+        if new := [word for word, ids in known.items() if ids is None]:
+            made = self._made(new)
+            if len(self._known) + len(made) > _CACHED_WORDS:
+                self._known.clear()
+            self._known.update((word, ids) for word, ids in made.items() if len(word) <= _CACHED_WORD_CHARACTERS)
+            known |= made
+        return [one for word in words for one in known[word] or ()]
+
+    def _made(self, words: Sequence[str]) -> dict[str, list[int]]:
+        """Ids by word. Those with one blank before them in one call, for a call costs more than a word."""
+        plain = [word for word in words if len(word) > 1 and word[0] == " " and word[1] not in " ▁"]
+        made = {word: self._tokenized(word[1:]) if len(word) > 1 else [self._blank] for word in set(words).difference(plain)}
+        parts = list[list[int]]()
+        for one in self._tokenized("".join(plain)[1:]) if plain else ():
+            if one in self._begins:
+                parts.append([one])
+            else:
+                parts[-1].append(one)
+        made.update(zip(plain, parts, strict=True))
+        return made
 
     def _tokenized(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
