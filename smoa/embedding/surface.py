@@ -2,7 +2,8 @@
 
 Characters: n-grams of one to three within each word and the blanks around it, counted in hashed buckets (as fastText's subwords: Bojanowski
 et al. 2017, "Enriching word vectors with subword information"), the root of each count. Shape: lengths, shares of kinds of characters, how
-it begins and ends. Both are sums over words. A text is counted in one pass of numpy: a memory of words would save nothing.
+it begins and ends. Both are sums over words; what is made of them is turned in space, so that no number of a vector is much larger than
+the others, and eight bits each say more of it (cosines stay). A text is counted in one pass of numpy: a memory of words would save nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from smoa.embedding.port import Vector, unit_rows
 BUCKETS: Final = 112
 SHAPES: Final = 16
 DIMENSION: Final = BUCKETS + SHAPES
-NAME: Final = "surface-1"
+NAME: Final = "surface-2"
 """Of what makes these vectors: those of two names are not to be compared."""
 _SHAPE_WEIGHT: Final = 0.5
 _LONG_WORD: Final = 9
 _KINDS: Final = 7
 """Digits, capitals, letters, marks, signs, others than ASCII; and long words."""
 COUNTED: Final = BUCKETS + _KINDS
-_FIRST, _SECOND, _THIRD, _MIXED = (np.uint32(one) for one in (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F))
+_NEXT, _MIXED, _UPPER, _BUCKETS = (np.uint32(one) for one in (0x85EBCA77, 0x9E3779B1, 16, BUCKETS))
 _SPACE: Final = 32
 _PLANE: Final = 0x10000
 Points = NDArray[np.uint32]
@@ -40,16 +41,15 @@ def vector_of(text: str) -> Vector:
         return np.zeros(DIMENSION, np.float32)
     words = text.split()
     points = _points(words)
-    counts = np.bincount(_buckets(points, points != _SPACE), minlength=BUCKETS)
-    kinds = np.bincount(_flags(points), minlength=64) @ _KINDS_OF_FLAGS  # a blank is of none
+    buckets = _buckets(points, points != _SPACE)
+    kinds = np.bincount(_flags(points), minlength=len(_KINDS_OF_FLAGS)) @ _KINDS_OF_FLAGS  # a blank is of none
     sizes = Sizes(len(text), len(words), len(text) - sum(map(len, words)), text.count("\n"))
     shape = _shape([*kinds.tolist(), sum(len(word) >= _LONG_WORD for word in words)], sizes, Ends.of(text))
-    grams = float(counts.sum())  # the squared length of their roots
-    length = math.sqrt(1 + sum(value * value for value in shape))
+    squared = 1 + sum(value * value for value in shape)
     made = np.empty(DIMENSION, np.float32)
-    made[:BUCKETS] = np.sqrt(counts / (grams * length * length))
-    made[BUCKETS:] = np.array(shape, np.float32) / length
-    return made
+    made[:BUCKETS] = np.sqrt(np.bincount(buckets, minlength=BUCKETS) * (1 / (len(buckets) * squared)))
+    made[BUCKETS:] = np.array(shape) * (1 / math.sqrt(squared))
+    return made @ _TURNED
 
 
 class Sizes(NamedTuple):
@@ -98,18 +98,17 @@ def _points(words: Sequence[str]) -> Points:
 
 def _buckets(points: Points, inside: NDArray[np.bool_]) -> Points:
     """Of each n-gram: those of one character of a word, then all of two, then those of three around one of a word."""
-    first = points * _FIRST
-    twos = first[:-1] + points[1:] * _SECOND
-    threes = (twos[:-1] + points[2:] * _THIRD)[inside[1:-1]]
-    grams: Points = np.concatenate([first[inside], twos, threes])  # a multiplicative hash: products of the characters, added and mixed
-    grams ^= grams >> np.uint32(15)
-    grams *= _MIXED
-    grams ^= grams >> np.uint32(13)
-    return grams % np.uint32(BUCKETS)
+    twos = points[:-1] * _NEXT + points[1:]
+    threes = twos[:-1] * _NEXT + points[2:]
+    grams: Points = np.concatenate([points[inside], twos, threes[inside[1:-1]]])
+    grams *= _MIXED  # multiplicative hashing: the upper bits of a product with an odd number
+    grams >>= _UPPER
+    grams %= _BUCKETS
+    return grams
 
 
 def _flags(points: Points) -> NDArray[np.uint8]:
-    return flags_of_plane()[np.minimum(points, _PLANE - 1)]
+    return np.take(flags_of_plane(), points, mode="clip")
 
 
 def vectors_of(counts: Vector, sizes: Sizes, ends: Ends) -> Vector:
@@ -118,7 +117,7 @@ def vectors_of(counts: Vector, sizes: Sizes, ends: Ends) -> Vector:
     made[:, :BUCKETS] = unit_rows(np.sqrt(counts[:, :BUCKETS]))
     for column, value in enumerate(_shape(list(counts.T[BUCKETS:]), sizes, ends), BUCKETS):
         made[:, column] = value
-    return unit_rows(made)
+    return unit_rows(made) @ _TURNED
 
 
 def _shape(kinds: Sequence[Any], sizes: Sizes, ends: Ends) -> tuple[Any, ...]:
@@ -145,3 +144,15 @@ def flags_of_plane() -> NDArray[np.uint8]:
 
 
 _KINDS_OF_FLAGS: Final[Vector] = (np.arange(64)[:, None] >> np.arange(_KINDS - 1) & 1).astype(np.float32)
+
+
+def _turned() -> Vector:
+    """An orthogonal matrix [`DIMENSION`, `DIMENSION`] that is the same everywhere: signs at random, then Hadamard's."""
+    made = np.ones((1, 1))
+    while len(made) < DIMENSION:
+        made = np.block([[made, made], [made, -made]])
+    signs = np.random.default_rng(0).choice([-1, 1], DIMENSION)
+    return (signs[:, None] * made / math.sqrt(DIMENSION)).astype(np.float32)
+
+
+_TURNED: Final = _turned()

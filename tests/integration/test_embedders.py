@@ -75,7 +75,7 @@ async def test_a_library_is_of_the_embedder_that_made_it(tmp_path: Path, service
         service.status, service.body = 200, b""
         await world.register(MONEY, name="money")
     with pytest.raises(
-        FailedPrecondition, match=r"^index: its vectors are of 'words surface-1' with 384 numbers, this router has 'wordllama-l2"
+        FailedPrecondition, match=r"^index: its vectors are of 'words surface-2' with 384 numbers, this router has 'wordllama-l2"
     ):
         async with running_router(tmp_path):
             raise AssertionError("it must not start")

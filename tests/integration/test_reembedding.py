@@ -83,7 +83,7 @@ async def test_in_a_folder_beside_the_router_and_then_in_its_place(tmp_path: Pat
         assert (await world.client.get(money)).pinned
         assert {one.adapter_id async for one in world.client.list_all()} == {knees, money}
         await world.client.retire("public", knees, "by the test")
-        with pytest.raises(FailedPrecondition, match=r"^index: the library is of 'words surface-1' already; name another embedder"):
+        with pytest.raises(FailedPrecondition, match=r"^index: the library is of 'words surface-2' already; name another embedder"):
             await _reembed(service, arguments)
     with pytest.raises(FailedPrecondition, match=r"^data: .*/nowhere/index is not there; name the router's data folder with --data"):
         await _reembed(service, ["--data", str(tmp_path / "nowhere")])

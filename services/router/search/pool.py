@@ -29,7 +29,7 @@ FLAT_ROWS: Final = 20_000
 RESCORED: Final = 256
 """Candidates of the scan that are scored again, where calibration did not find a better number."""
 RECALL_TARGET: Final = 0.985
-"""Share of the true ten nearest that calibration wants among the rescored; its queries are harder than texts are, which find 0.98."""
+"""Share of the true ten nearest that calibration wants among the rescored."""
 _ROWS_A_CELL: Final = 20
 _ROUNDS: Final = 4
 """Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
@@ -90,15 +90,15 @@ class Successor:
         return len(self._queries) > 0
 
     def watch(self, like: Encoded, seed: int = 0) -> None:
-        """Make calibration queries, before anything is filled: vectors of the pool, turned at random until their cosine is 0.6. None
-        are needed where everything is scanned.
+        """Make calibration queries, before anything is filled: vectors of the pool, turned at random until their cosine is 0.8, about as a
+        query's is with what it is for. None are needed where everything is scanned.
         """
         if self.cells == 1:
             return
         vectors = like.decoded()
         noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
         noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        self._queries = 0.6 * vectors + 0.8 * noise
+        self._queries = 0.8 * vectors + 0.6 * noise
         self._truth = np.full((len(vectors), 10), -1, np.int64)
         self._best = np.full((len(vectors), 10), -np.inf, np.float32)
 
