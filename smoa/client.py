@@ -225,10 +225,12 @@ class SmoaClient:
         input_text: str = "",
         output: str = "",
         corrected_output: str = "",
+        right_adapter_id: str = "",
     ) -> None:
         """Say how a decision turned out; durable when this returns.
 
-        `input_text` and `output` of a success become an example to try merges on; a failure's `corrected_output`, one to learn from.
+        `input_text` and `output` of a success become an example to try merges on; a failure's `corrected_output`, one to learn from. The
+        learned strategy learns which adapter would have been right.
         """
         outcome = feedback_pb2.Outcome(
             decision_id=decision.decision_id,
@@ -238,6 +240,7 @@ class SmoaClient:
             input=input_text,
             output=output,
             corrected_output=corrected_output,
+            right_adapter_id=right_adapter_id,
         )
         await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)
 

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from smoa.errors import InvalidArgument
+from smoa.identifiers import check_ulid
 from smoa.limits import MAX_EXAMPLE_CHARACTERS
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
@@ -136,8 +137,12 @@ def decode(topic: str, value: bytes) -> Message:
     return _parsed(TYPES[topic], value)
 
 
-def check_example(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:
-    """Raise InvalidArgument unless an outcome's texts can be kept; `prefix` goes before the field's name."""
+def check_outcome(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:
+    """Raise InvalidArgument unless an outcome's texts can be kept, and what it names can be an adapter; `prefix` goes before the field's
+    name.
+    """
+    if outcome.right_adapter_id:
+        check_ulid(outcome.right_adapter_id, f"{prefix}right_adapter_id", "send the id of a registered adapter, or leave it out")
     for field in ("input", "output", "corrected_output"):
         if (length := len(getattr(outcome, field))) > MAX_EXAMPLE_CHARACTERS:
             remedy = f"give at most {MAX_EXAMPLE_CHARACTERS:,}, or leave the texts out"

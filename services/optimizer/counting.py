@@ -188,6 +188,8 @@ class CountPartition:
                 check_key(one, adapter_id)
                 if "/" in adapter_id:
                     raise InvalidArgument("adapter_id", f"{adapter_id[:80]!r} has a slash", "name the id that the registry gave")
+                if isinstance(message, AdapterOutcome) and message.taught:
+                    continue
                 if (counts := fresh.get(adapter_id)) is None:
                     counts = fresh[adapter_id] = self.get(adapter_id) or AdapterCounts()
                 if isinstance(message, AdapterOutcome):

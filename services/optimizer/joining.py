@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_example, decode, event
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_outcome, decode, event
 from smoa.topics import partition_of
 from smoa.v1 import feedback_pb2, router_pb2
 from smoa.v1.events_pb2 import AdapterOutcome, Example
@@ -51,13 +51,15 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.decided_at_us, entry.task_id = decision.decided_at_us, decision.task_id
         entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
         entry.weights.extend(one.weight for one in decision.adapters)
+        if decision.context:
+            entry.context, expected = decision.context, {one.adapter_id: one.expected for one in decision.ranked}
+            entry.expected.extend(expected.get(one.adapter_id, 0.0) for one in decision.adapters)
         for other in [one for one in entry.verdicts if one.tenant != decision.tenant]:
             entry.verdicts.remove(other)
         entry.early = len(entry.verdicts) > 0
     elif entry.decided_position != position:
         return []
-    verdict = entry.verdicts[0] if entry.early else None
-    return [_effect(entry, place, lane, position, entry.decided_at_us, verdict, used=True) for place in range(len(entry.adapter_ids))]
+    return _effects(entry, lane, position, entry.decided_at_us, entry.verdicts[0] if entry.early else None, used=True)
 
 
 def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int, lane: Lane) -> list[AdapterOutcome]:
@@ -77,7 +79,13 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
             raise InvalidArgument(
                 "tenant", f"{tenant[:80]!r} is one of too many that claim a decision that has not come", f"at most {MAX_CLAIMS} may"
             )
-        verdict = entry.verdicts.add(tenant=tenant, success=outcome.success, position=position, reported_at_us=outcome.reported_at_us)
+        verdict = entry.verdicts.add(
+            tenant=tenant,
+            success=outcome.success,
+            position=position,
+            reported_at_us=outcome.reported_at_us,
+            right_adapter_id=outcome.right_adapter_id,
+        )
         if outcome.HasField("score"):
             verdict.score = outcome.score
         if not entry.decided:
@@ -86,8 +94,7 @@ def join_outcome(entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int,
         return []
     if not entry.decided or entry.early:
         return []
-    at_us = _reported_at_us(entry, verdict)
-    return [_effect(entry, place, lane, position, at_us, verdict, used=False) for place in range(len(entry.adapter_ids))]
+    return _effects(entry, lane, position, _reported_at_us(entry, verdict), verdict, used=False)
 
 
 def _reported_at_us(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> int:
@@ -129,22 +136,39 @@ def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Exa
     )
 
 
-def _effect(entry: JoinEntry, place: int, lane: Lane, position: int, at_us: int, verdict: Verdict | None, *, used: bool) -> AdapterOutcome:
+def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: Verdict | None, *, used: bool) -> list[AdapterOutcome]:
+    """What an event means to each adapter of its decision, and to one that is said to have been right."""
     adapter_ids = entry.adapter_ids
-    return AdapterOutcome(
-        adapter_id=adapter_ids[place],
-        decision_id=entry.decision_id,
-        tenant=entry.tenant,
-        source_topic=lane.topic,
-        source_partition=lane.partition,
-        source_position=position,
-        used=used,
-        success=None if verdict is None else verdict.success,
-        weight=entry.weights[place],
-        occurred_at_us=at_us,
-        task_id=entry.task_id,
-        together=[*adapter_ids[:place], *adapter_ids[place + 1 :]] if used else (),
-    )
+
+    def effect(adapter_id: str, success: bool | None, weight: float) -> AdapterOutcome:
+        return AdapterOutcome(
+            adapter_id=adapter_id,
+            decision_id=entry.decision_id,
+            tenant=entry.tenant,
+            source_topic=lane.topic,
+            source_partition=lane.partition,
+            source_position=position,
+            success=success,
+            weight=weight,
+            occurred_at_us=at_us,
+            task_id=entry.task_id,
+            context=entry.context if verdict is not None else b"",
+        )
+
+    made = []
+    for place, (adapter_id, weight) in enumerate(zip(adapter_ids, entry.weights, strict=True)):
+        one = effect(adapter_id, None if verdict is None else verdict.success, weight)
+        one.used = used
+        if used:
+            one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
+        if entry.expected and verdict is not None:
+            one.expected = entry.expected[place]
+        made.append(one)
+    if verdict is not None and verdict.right_adapter_id and entry.context:
+        right = effect(verdict.right_adapter_id, success=True, weight=1.0)
+        right.taught = True
+        made.append(right)
+    return made
 
 
 @dataclass(slots=True, eq=False)
@@ -239,11 +263,13 @@ class JoinPartition(Generic[N]):
         mark = self.landmarks.get(one.topic)
         example, position = None, one.position + (INCARNATION * mark.incarnation if mark else 0)
         if isinstance(message, router_pb2.Decision):
+            if is_silent(message.tenant, self._silent):
+                message.ClearField("context")
             made = join_decision(entry, message, position, self._lanes[DECISIONS])
             if entry.early and entry.decided_position == position:
                 example = example_of(entry, entry.verdicts[0])
         else:
-            check_example(message)
+            check_outcome(message)
             if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
                 for text in ("input", "output", "corrected_output"):
                     message.ClearField(text)

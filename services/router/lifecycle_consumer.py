@@ -26,6 +26,7 @@ from services.router.catalogue.retrying import until_taken
 from services.router.learning.ranker import BUILTIN, Ranker
 from services.router.routing.executors import Executor
 from services.router.routing.router import Router
+from services.router.routing.strategies.learned import Taught
 from smoa.errors import InvalidArgument, SmoaError, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
 from smoa.identifiers import check_ulid
@@ -190,7 +191,8 @@ class LifecycleConsumer:
     async def _take(self, event: Message) -> None:
         if isinstance(event, events_pb2.AdapterOutcome):
             if event.HasField("success"):
-                self._router.learned.posteriors.observe(event.tenant, event.adapter_id, event.success, min(max(event.weight, 0.0), 1.0))
+                taught = Taught(event.success, min(max(event.weight, 0.0), 1.0), event.context, event.expected)
+                self._router.learned.observe(event.tenant, event.adapter_id, taught, used=not event.taught)
         elif isinstance(event, events_pb2.LifecycleEvent):
             await self._changed(event)
         elif isinstance(event, events_pb2.ExecutorStatus):

@@ -151,7 +151,7 @@ def _turned() -> Vector:
     made = np.ones((1, 1))
     while len(made) < DIMENSION:
         made = np.block([[made, made], [made, -made]])
-    signs = np.random.default_rng(0).choice([-1, 1], DIMENSION)
+    signs = np.random.RandomState(0).choice([-1, 1], DIMENSION)  # whose numbers are the same in every version of numpy
     return (signs[:, None] * made / math.sqrt(DIMENSION)).astype(np.float32)
 
 

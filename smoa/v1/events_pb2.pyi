@@ -64,7 +64,7 @@ class UsageEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
-    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together")
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,9 @@ class AdapterOutcome(_message.Message):
     OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    TAUGHT_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     decision_id: str
     tenant: str
@@ -89,7 +92,10 @@ class AdapterOutcome(_message.Message):
     occurred_at_us: int
     task_id: str
     together: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ...) -> None: ...
+    context: bytes
+    expected: float
+    taught: bool
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ...) -> None: ...
 
 class Example(_message.Message):
     __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids")

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Outcome(_message.Message):
-    __slots__ = ("decision_id", "tenant", "success", "score", "reported_at_us", "input", "output", "corrected_output")
+    __slots__ = ("decision_id", "tenant", "success", "score", "reported_at_us", "input", "output", "corrected_output", "right_adapter_id")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class Outcome(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     CORRECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     success: bool
@@ -23,7 +24,8 @@ class Outcome(_message.Message):
     input: str
     output: str
     corrected_output: str
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., success: _Optional[bool] = ..., score: _Optional[float] = ..., reported_at_us: _Optional[int] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ...) -> None: ...
+    right_adapter_id: str
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., success: _Optional[bool] = ..., score: _Optional[float] = ..., reported_at_us: _Optional[int] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
 
 class ReportOutcomeRequest(_message.Message):
     __slots__ = ("outcome",)

@@ -38,7 +38,7 @@ class RouteRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id", "explanations")
+    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id", "explanations", "context")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Decision(_message.Message):
     EXECUTOR_FIELD_NUMBER: _ClassVar[int]
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     base_model: str
@@ -69,7 +70,8 @@ class Decision(_message.Message):
     executor: str
     task_id: str
     explanations: _containers.RepeatedCompositeFieldContainer[CandidateExplanation]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ...) -> None: ...
+    context: bytes
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ..., context: _Optional[bytes] = ...) -> None: ...
 
 class CandidateExplanation(_message.Message):
     __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability")
@@ -96,14 +98,16 @@ class CandidateExplanation(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
-    __slots__ = ("adapter_id", "features", "propensity")
+    __slots__ = ("adapter_id", "features", "propensity", "expected")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     PROPENSITY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     features: _containers.RepeatedScalarFieldContainer[float]
     propensity: float
-    def __init__(self, adapter_id: _Optional[str] = ..., features: _Optional[_Iterable[float]] = ..., propensity: _Optional[float] = ...) -> None: ...
+    expected: float
+    def __init__(self, adapter_id: _Optional[str] = ..., features: _Optional[_Iterable[float]] = ..., propensity: _Optional[float] = ..., expected: _Optional[float] = ...) -> None: ...
 
 class RouteBatchRequest(_message.Message):
     __slots__ = ("requests",)

@@ -36,7 +36,7 @@ class JoinSegment(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JoinEntry(_message.Message):
-    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us")
+    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us", "context", "expected")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,8 @@ class JoinEntry(_message.Message):
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     EARLY_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEEN_US_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     decided: bool
@@ -59,10 +61,12 @@ class JoinEntry(_message.Message):
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
     early: bool
     first_seen_us: int
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ...) -> None: ...
+    context: bytes
+    expected: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output")
+    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +75,7 @@ class Verdict(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     CORRECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     success: bool
     position: int
@@ -79,7 +84,8 @@ class Verdict(_message.Message):
     input: str
     output: str
     corrected_output: str
-    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ...) -> None: ...
+    right_adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
     __slots__ = ("tenants", "tasks", "together", "applied", "producers")

@@ -162,6 +162,15 @@ async def test_an_example_that_is_too_long(world: RouterWorld) -> None:
     )
 
 
+async def test_a_right_adapter_that_can_be_none(world: RouterWorld) -> None:
+    outcome = feedback_pb2.Outcome(decision_id=str(ULID()), right_adapter_id="med_knees")
+    found = await refused(world.client.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=5))
+    assert found[:2] == (
+        "INVALID_ARGUMENT",
+        "outcome.right_adapter_id: 'med_knees' is not a ULID; send the id of a registered adapter, or leave it out",
+    )
+
+
 @pytest.mark.parametrize("decision_id", ["", "no", "x" * 2_000_000])
 async def test_an_outcome_of_no_decision(world: RouterWorld, decision_id: str) -> None:
     """Were a long one accepted, Kafka would refuse it for ever, and every event behind it would wait."""

@@ -170,6 +170,31 @@ async def test_outcomes_and_a_published_ranker_reach_every_replica_and_stay(repl
         assert decision.ranker == "by-hand", "a replica that starts later takes it from the library"
 
 
+async def test_what_was_right_for_such_a_query_is_learned_by_every_replica(replicas: Replicas) -> None:
+    for name in ("one", "other"):
+        await replicas.clients[0].register(await replicas.store.put(adapter_file(name=name)), KNEES)
+    decision = await replicas.route(0, strategy=LEARNED)
+    first, second = decision.ranked
+    assert first.expected == pytest.approx(0.5, abs=0.1)
+    made = [
+        events_pb2.AdapterOutcome(adapter_id=first.adapter_id, decision_id=str(number), tenant="public", success=number < 2, weight=1.0)
+        for number in range(3)
+    ]
+    for number in range(6):
+        taught = events_pb2.AdapterOutcome(adapter_id=second.adapter_id, decision_id=f"t{number}", tenant="public", success=True)
+        taught.weight, taught.context, taught.expected, taught.taught = 1.0, decision.context, second.expected, True
+        made.append(taught)
+    await send_once(replicas.kafka.bootstrap, [event(ADAPTER_OUTCOMES, one.adapter_id, one) for one in made])
+    for replica in (0, 1):
+
+        async def chooses_it(replica: int = replica) -> bool:
+            found = await replicas.route(replica, strategy=LEARNED)
+            assert found.context == decision.context, "the same query lies where it lay"
+            return found.ranked[0].adapter_id == second.adapter_id
+
+        await until(f"replica {replica} having learned", 20, chooses_it)
+
+
 async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replicas) -> None:
     adapter = await replicas.clients[0].register(await replicas.store.put(adapter_file()), KNEES)
     producer = AIOKafkaProducer(bootstrap_servers=replicas.kafka.bootstrap)

@@ -20,6 +20,7 @@ from smoa.v1.events_pb2 import AdapterOutcome, Example
 
 SECOND_US = 1_000_000
 HALF_LIFE_S = 100.0
+RIGHT = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
 def _decision(number: int, tenant: str = "t", adapters: str = "ab", offset: int = 0, partition: int = 0) -> Received:
@@ -106,6 +107,44 @@ def test_outcome_then_decision() -> None:
     assert join.take(_outcome(1, False)) == []
     join.restart()
     assert _facts(join.take(_decision(1))) == [("a", True, False, DECISIONS, 0), ("b", True, False, DECISIONS, 0)]
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcome_first: bool) -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5, context=b"c" * 64)
+    decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in "ab")
+    decision.ranked.add(adapter_id="b", expected=0.25)
+    decision.ranked.add(adapter_id="a", expected=0.75)
+    outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", reported_at_us=6, right_adapter_id=RIGHT)
+    events = [
+        Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0),
+        Received(OUTCOMES, 0, 1, 0, b"d1", outcome.SerializeToString(), "", 0),
+    ]
+    join, effects = _Join(), list[AdapterOutcome]()
+    for one in reversed(events) if outcome_first else events:
+        effects += join.take(one)
+        join.restart()
+    judged = [one for one in effects if one.HasField("success")]
+    assert [(one.adapter_id, one.success, one.taught, one.weight) for one in judged] == [
+        ("a", False, False, 0.5),
+        ("b", False, False, 0.5),
+        (RIGHT, True, True, 1.0),
+    ]
+    assert [(one.context, one.expected) for one in judged] == [(b"c" * 64, 0.75), (b"c" * 64, 0.25), (b"c" * 64, 0.0)]
+    assert not any(one.context for one in effects if not one.HasField("success")), "a use teaches nothing"
+    sent = [
+        Received(ADAPTER_OUTCOMES, 0, place, 0, one.adapter_id.encode(), one.SerializeToString(), "", 0)
+        for place, one in enumerate(effects)
+    ]
+    assert set(CountPartition(HALF_LIFE_S, {}).plan(sent, 10).counts) == {"a", "b"}, "what was not used is not counted"
+
+
+def test_nothing_of_a_silent_tenants_queries_is_kept() -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", context=b"c" * 64)
+    decision.adapters.add(adapter_id="a", weight=1)
+    part: JoinPartition[str] = JoinPartition(0, 1, [], silent={"t"})
+    plan = part.plan([Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0)], 10)
+    assert not plan.entries["d1"].context
 
 
 def test_another_event_of_the_same_decision_or_outcome_changes_nothing() -> None:

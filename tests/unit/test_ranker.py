@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.catalogue.statistics import Statistics
+from services.router.learning.contexts import Correction
 from services.router.learning.posteriors import DISCOUNT, PRIOR_SUCCESS, Posterior, Posteriors
 from services.router.learning.ranker import FEATURES, RISING, Considered, Ranker, builtin, considered, order
 from services.router.learning.ranker_training import beats_hybrid, evaluate, fit, train
@@ -94,6 +95,24 @@ def test_an_incumbent_does_not_overtake_what_was_never_tried() -> None:
         ranking = order(builtin(), candidates, np.random.default_rng(0), explore=explore)
         assert (ranking.order, ranking.propensities) == ((0, 1), (1.0, 0.0))
         assert ranking.log_odds[0] >= ranking.log_odds[1], "the weights follow the order"
+
+
+def test_what_outcomes_said_of_such_queries_reorders_what_hybrid_expects() -> None:
+    tried = Posterior(12, 8)
+    candidates = [
+        dataclasses.replace(_candidate("a", posterior=tried), correction=Correction(-0.6, 0.2)),
+        dataclasses.replace(_candidate("b", 0.0, posterior=tried), correction=Correction(0.5, 0.2)),
+    ]
+    ranking = order(builtin(), candidates, np.random.default_rng(0), explore=False)
+    assert ranking.order == (1, 0)
+    assert sum(ranking.expected) == pytest.approx(1)
+    assert ranking.expected[0] > ranking.expected[1], "what is learned from is what was expected without them"
+
+
+def test_where_hybrid_is_sure_nothing_is_tried_for_not_being_known_there() -> None:
+    tried = Posterior(190, 10)
+    candidates = [_candidate("a", 9.0, best=9.0, posterior=tried), _candidate("b", 0.0, best=9.0, posterior=tried)]
+    assert all(order(builtin(), candidates, np.random.default_rng(seed)).order == (0, 1) for seed in range(100))
 
 
 def test_what_acted_never_has_no_propensity() -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from smoa.errors import InvalidArgument
-from smoa.events import OUTCOMES, check_example, event
+from smoa.events import OUTCOMES, check_outcome, event
 from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
 from smoa.v1 import feedback_pb2, feedback_pb2_grpc
@@ -29,7 +29,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         if outcome.HasField("score") and not 0 <= outcome.score <= 1:
             raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
         outcome.tenant = checked_tenant(outcome.tenant)
-        check_example(outcome, "outcome.")
+        check_outcome(outcome, "outcome.")
         outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
         self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
         return feedback_pb2.ReportOutcomeResponse()

@@ -125,9 +125,10 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         stages=[_to_stage(stage) for stage in routed.stages],
         confidence=routed.choice.confidence,
         ranked=[
-            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity)
-            for one, propensity in zip(routed.choice.ranked, routed.choice.propensities, strict=True)
+            router_pb2.RankedCandidate(adapter_id=one.adapter_id, features=one.features, propensity=propensity, expected=expected)
+            for one, propensity, expected in zip(routed.choice.ranked, routed.choice.propensities, routed.choice.expected, strict=True)
         ],
+        context=routed.choice.context,
         ranker=routed.choice.ranker,
         executor=routed.executor,
         task_id=routed.query.hints.task_id,

@@ -193,11 +193,11 @@ class RecordFile:
             found = self._database.execute("SELECT vector FROM adapters LIMIT 1").fetchone()
         return vectors_of([found[0]]).shape[1] if found else 0
 
-    def rows_with(self, label: str, most: int) -> NDArray[np.int64]:
+    def rows_with(self, label: str, most: int) -> NDArray[np.int32]:
         """Rows of the adapters with a label, at most so many of them, in order."""
         with _failures():
             found = self._database.execute("SELECT row FROM labels WHERE label = ? ORDER BY row LIMIT ?", (label, most))
-            return np.fromiter((row for (row,) in found), np.int64)
+            return np.fromiter((row for (row,) in found), np.int32)
 
     def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

@@ -1,10 +1,11 @@
 """The learned strategy's re-ranker: the probability that an adapter succeeds, from a few features. Pure numpy.
 
-A logistic model orders the candidates that the hybrid score found. Its feature `success` is drawn from the adapter's posterior (Thompson
-sampling), so that new adapters get tried as often as they may be the best; how often each would have come first is the propensity that
-training weighs outcomes by. The floor: only candidates whose hybrid score is near the best one are reordered, nothing is explored before
-hybrid's own choice was tried, weights may not turn against what a higher score, example, task or success means, and a model that does not
-beat hybrid on held-out outcomes is not published.
+A logistic model orders the candidates that the hybrid score found: its softmax is what is expected of each, and what outcomes said of
+queries like this one corrects it (`contexts.py`). Its feature `success` is drawn from the adapter's posterior, and the correction from what
+is known of it (Thompson sampling), so that new adapters get tried as often as they may be the best; how often each would have come first is
+the propensity that training weighs outcomes by. The floor: only candidates whose hybrid score is near the best one are reordered, nothing
+is explored before hybrid's own choice was tried, weights may not turn against what a higher score, example, task or success means, and a
+model that does not beat hybrid on held-out outcomes is not published.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from services.router.learning.contexts import NOTHING_LEARNED, Correction
 from services.router.learning.posteriors import Posterior
 from smoa.errors import InvalidArgument
 
@@ -34,6 +36,10 @@ TRIED: Final = 2.0
 """Recent outcomes that hybrid's first choice needs before others are tried in its place."""
 _SUCCESS, _EVIDENCE = FEATURES.index("success"), FEATURES.index("evidence")
 _SAMPLES: Final = 64
+_UNKNOWN: Final = 0.2
+"""Standard deviation of a correction of which nothing is known, where hybrid is quite undecided; where it is sure, nothing is tried."""
+_LEAST: Final = 1e-4
+"""Probability that a weight comes from, at least."""
 FORMAT: Final = 2
 BUILTIN: Final = "builtin"
 """Version of the ranker before anything was trained."""
@@ -95,6 +101,7 @@ class Considered:
     adapter_id: str
     features: tuple[float, ...]
     posterior: Posterior
+    correction: Correction = NOTHING_LEARNED
 
 
 def considered(
@@ -107,20 +114,24 @@ def considered(
     evidence: float,
     days: float,
     uses: int,
+    correction: Correction = NOTHING_LEARNED,
 ) -> Considered:
-    """Features of a candidate."""
+    """A candidate with its features."""
     success = math.log(posterior.alpha / posterior.beta)
     features = (log_odds, best - log_odds, example, task, success, math.log1p(evidence), math.log1p(max(days, 0.0)), math.log1p(uses))
-    return Considered(adapter_id, features, posterior)
+    return Considered(adapter_id, features, posterior, correction)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Places of the candidates, best first; the log odds they were ordered by; and how often each would have come first."""
+    """Places of the candidates, best first; and of each candidate the log odds it was ordered by, how often it would have come first, and
+    the probability of success that was expected before any correction.
+    """
 
     order: tuple[int, ...]
     log_odds: tuple[float, ...]
     propensities: tuple[float, ...]
+    expected: tuple[float, ...]
 
 
 def is_tried(features: Numbers) -> bool:
@@ -134,18 +145,32 @@ def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Gener
     While hybrid's choice is untried, it is first: there is nothing yet that another could be better than.
     """
     features = np.array([candidate.features for candidate in candidates], np.float64)
-    expected = ranker.log_odds(features)
-    if not is_tried(features[0]):
-        expected[0] = expected.max()
-        explore = False
-    if not explore:
-        places = tuple(int(place) for place in np.argsort(-expected, kind="stable"))
-        return Ranking(places, tuple(expected.tolist()), tuple(float(place == places[0]) for place in range(len(candidates))))
+    odds = ranker.log_odds(features)
+    expected = _shares(odds)
+    means, spreads = np.array([candidate.correction for candidate in candidates], np.float64).T
+    if not explore or not is_tried(features[0]):
+        acted = expected + means
+        if not is_tried(features[0]):
+            acted[0] = acted.max()
+        return _ranking(acted, np.eye(len(candidates))[acted.argmax()], expected)
     alphas, betas = np.array([candidate.posterior for candidate in candidates]).T
     drawn = np.clip(rng.beta(alphas, betas, (_SAMPLES, len(candidates))), 1e-4, 1 - 1e-4)
     step = ranker.weights[_SUCCESS] / ranker.scale[_SUCCESS]
-    sampled = expected + step * (np.log(drawn / (1 - drawn)) - features[:, _SUCCESS])
+    sampled = _shares(odds + step * (np.log(drawn / (1 - drawn)) - features[:, _SUCCESS]))
+    undecided = 2 * np.sqrt(expected * (1 - expected))
+    sampled += means + _UNKNOWN * spreads * undecided * rng.standard_normal(sampled.shape)
     firsts = np.bincount(sampled.argmax(1), minlength=len(candidates))
-    acted = sampled[0]
-    places = tuple(int(place) for place in np.argsort(-acted, kind="stable"))
-    return Ranking(places, tuple(acted.tolist()), tuple((firsts / _SAMPLES).tolist()))
+    return _ranking(sampled[0], firsts / _SAMPLES, expected)
+
+
+def _ranking(acted: Numbers, propensities: Numbers, expected: Numbers) -> Ranking:
+    places = np.argsort(-acted, kind="stable")
+    log_odds = np.log(np.clip(acted, _LEAST, 1))
+    return Ranking(tuple(places.tolist()), tuple(log_odds.tolist()), tuple(propensities.tolist()), tuple(expected.tolist()))
+
+
+def _shares(odds: Numbers) -> Numbers:
+    """Softmax of log odds [..., n]."""
+    powers: Numbers = np.exp(odds - odds.max(-1, keepdims=True))
+    made: Numbers = powers / powers.sum(-1, keepdims=True)
+    return made

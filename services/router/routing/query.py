@@ -38,8 +38,12 @@ class Choice:
     """Of the learned strategy: what it ordered, in its order."""
     propensities: tuple[float, ...] = ()
     """How often each of them would have come first."""
+    expected: tuple[float, ...] = ()
+    """Probability of success of each of them, before what outcomes said of queries like this one."""
     ranker: str = ""
     """Version of the ranker."""
+    context: bytes = b""
+    """Where the query lies, for what its outcome teaches."""
 
 
 class RoutedQuery(NamedTuple):

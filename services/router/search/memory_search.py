@@ -83,7 +83,7 @@ class MemorySearch:
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
         self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
-        self._label_rows: BoundedCache[str, Rows] = BoundedCache(label_cache_bytes // 4)
+        self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
         catalogue.follow(self._take)
 
     def start(self) -> None:
@@ -128,8 +128,8 @@ class MemorySearch:
         rows = await self._rows_with(reach.any_labels)
         held = sum(len(self._pools[name]) for name in reach.pools if name in self._pools)
         if len(rows) <= min(BROAD_LABEL_ROWS, max(SCORED, held // _BROAD)):
-            rows = rows[rows < len(self._positions)]  # the file may know rows that no pool has had yet, or has no more
-            return self._nearest(vector, reach, limit, clusters, rows)
+            known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
+            return self._nearest(vector, reach, limit, clusters, known)
         wanted = set(reach.any_labels)
         count = min(
             _WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels))
@@ -235,9 +235,9 @@ class MemorySearch:
             found |= read
         return found
 
-    async def _rows_with(self, labels: Sequence[str]) -> Rows:
+    async def _rows_with(self, labels: Sequence[str]) -> NDArray[np.int32]:
         """Rows with any of the labels, in order; of a label that more than `BROAD_LABEL_ROWS` have, only so many that it shows."""
-        parts: list[Rows] = []
+        parts = list[NDArray[np.int32]]()
         for label in labels:
             if (rows := self._label_rows.get(label)) is None:
                 read = partial(RecordFile.rows_with, label=label, most=BROAD_LABEL_ROWS + 1)

@@ -1,14 +1,18 @@
-"""As hybrid, then in the order of what came of earlier choices: a learned ranker, and exploring by what is not known yet."""
+"""As hybrid, then in the order of what came of earlier choices: by a learned ranker, and by what outcomes said of queries like this one;
+exploring by what is not known yet.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from services.router.catalogue.port import Catalogue
+from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import AdapterRecord
+from services.router.learning.contexts import Contexts, context_of
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.routing.explanation import Judged
@@ -16,6 +20,17 @@ from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Hints, weigh
 from services.router.routing.strategies.hybrid import Hybrid
 from services.router.routing.strategies.strategy import Wanted, labelled_of
+
+
+class Taught(NamedTuple):
+    """What an outcome teaches of an adapter."""
+
+    success: bool
+    weight: float = 1.0
+    """The adapter's share in it, in [0, 1]."""
+    context: bytes = b""
+    """The decision's, and the probability of success that it expected."""
+    expected: float = 0.0
 
 
 class Learned(Hybrid):
@@ -26,8 +41,15 @@ class Learned(Hybrid):
 
     def __init__(self, catalogue: Catalogue, seed: int | None = None) -> None:
         self._catalogue, self._rng = catalogue, np.random.default_rng(seed)
-        self.ranker, self.posteriors = builtin(), Posteriors()
-        """What it decides by; both are replaced and fed while it serves."""
+        self.ranker = builtin()
+        """What it orders by; replaced while it serves."""
+        self.posteriors, self.contexts = Posteriors(), Contexts()
+
+    def observe(self, tenant: str, adapter_id: str, taught: Taught, *, used: bool = True) -> None:
+        """Learn what a decision turned out to be for one of its adapters; or, not `used`, that it is said to have been the right one."""
+        if used:
+            self.posteriors.observe(tenant, adapter_id, taught.success, taught.weight)
+        self.contexts.observe(tenant, adapter_id, taught.context, taught.success - taught.expected, taught.weight)
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
@@ -37,7 +59,7 @@ class Learned(Hybrid):
         """See `Strategy`."""
         return max(top_k, CONSIDERED)
 
-    async def choose(self, query: RouteQuery, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+    async def choose(self, query: RouteQuery, seen: Vector, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
         """See `Strategy`."""
         assert query.top_k is not None
         if not fits:
@@ -48,7 +70,8 @@ class Learned(Hybrid):
         near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
         if not near:  # they were removed while they were looked at
             return Choice(ranker=self.ranker.version)
-        candidates = [self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
+        context = context_of(seen)
+        candidates = [self._considered(query, context, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
         ranking = order(self.ranker, candidates, self._rng, explore=explore)
         places = ranking.order
         chosen = weigh(
@@ -61,10 +84,12 @@ class Learned(Hybrid):
             near[places[0]].confidence,
             tuple(candidates[place] for place in places),
             tuple(ranking.propensities[place] for place in places),
+            tuple(ranking.expected[place] for place in places),
             self.ranker.version,
+            context,
         )
 
-    def _considered(self, query: RouteQuery, one: Judged, record: AdapterRecord, best: float, now_us: int) -> Considered:
+    def _considered(self, query: RouteQuery, context: bytes, one: Judged, record: AdapterRecord, best: float, now_us: int) -> Considered:
         adapter_id = record.adapter_id
         return considered(
             adapter_id,
@@ -76,4 +101,5 @@ class Learned(Hybrid):
             evidence=self.posteriors.evidence(query.tenant, adapter_id),
             days=(now_us - record.created_at_us) / 86_400e6,
             uses=record.statistics.uses,
+            correction=self.contexts.correction(query.tenant, adapter_id, context),
         )
