@@ -23,6 +23,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.routed_library import Described, Query, World, build
+from benchmarks.task_learning import measure_task_learning
 from benchmarks.task_quality import measure_coverage, measure_scope, measure_tasks
 from examples.generated import Ids, generate
 from examples.library.jobs import DECOY_JOBS, JOBS
@@ -31,7 +32,7 @@ from services.router.learning.ranker_training import Logged, beats_hybrid, train
 from smoa.errors import FailedPrecondition
 
 STRATEGIES = ("semantic", "task", "hybrid", "hierarchical", "mixture", "learned")
-OUTCOMES, STEP, SEEDS = 2000, 250, 3
+OUTCOMES, STEP, SEEDS, TASK_SEEDS = 2000, 250, 3, 5
 console = Console(stderr=True)
 
 
@@ -266,23 +267,22 @@ def verdict(curves: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
 
 
 def show(
-    shares: dict[str, dict[str, dict[str, float]]], figures: dict[str, dict[str, float]], curves: list[list[dict[str, float]]]
+    shares: dict[str, dict[str, dict[str, float]]], figures: dict[str, dict[str, float]], curves: dict[str, list[list[dict[str, float]]]]
 ) -> None:
-    """Tables."""
+    """Tables; of curves, the medians of the seeds."""
     out = Console()
     for name, rows in shares.items():
         table = Table("chosen by", "right first", "right among three", title=name)
         for strategy, row in rows.items():
             table.add_row(strategy, *(f"{share:.1%}" for share in row.values()))
         out.print(table)
-    table = Table(
-        "outcomes", "learned", "hybrid", "learned succeeds", "hybrid succeeds", "best succeeds", title="right first, overlapping jobs"
-    )
-    for group in zip(*curves, strict=True):
-        middle = {name: float(np.median([row[name] for row in group])) for name in group[0]}
-        curve = (middle[name] for name in ("learned_top_1", "hybrid_top_1", "learned_success", "hybrid_success", "best_success"))
-        table.add_row(f"{middle['outcomes']:.0f}", *(f"{share:.1%}" for share in curve))
-    out.print(table)
+    for name, seeds in curves.items():
+        columns = [column for column in seeds[0][0] if column not in ("outcomes", "trained")]
+        table = Table("outcomes", *(column.replace("_", " ") for column in columns), title=name)
+        for group in zip(*seeds, strict=True):
+            middle = {column: float(np.median([row[column] for row in group])) for column in group[0]}
+            table.add_row(f"{middle['outcomes']:.0f}", *(f"{middle[column]:.1%}" for column in columns))
+        out.print(table)
     for name, values in figures.items():
         table = Table(name, "")
         for key, value in values.items():
@@ -297,15 +297,17 @@ def main(json_path: Path | None) -> None:
     shares = {"made-up tasks": measure_tasks(), **asyncio.run(measure_strategies())}
     scopes = [measure_scope(seed) for seed in range(SEEDS)]
     curves = [asyncio.run(measure_learning(seed)) for seed in track(range(SEEDS), "learning", console=console)]
+    tasks = [asyncio.run(measure_task_learning(seed)) for seed in track(range(TASK_SEEDS), "made-up tasks, learning", console=console)]
     figures = {
         "made-up tasks, families left out": {name: float(np.median([one[name] for one in scopes])) for name in scopes[0]},
         "random libraries": measure_coverage(),
         "example library": asyncio.run(measure_abstention()),
         "learning": verdict(curves),
     }
+    both = {"overlapping jobs, right first": curves, "made-up tasks, right first": tasks}
     if json_path is not None:
-        json_path.write_text(json.dumps({"machine": machine(), "shares": shares, "figures": figures, "curves": curves}, indent=2))
-    show(shares, figures, curves)
+        json_path.write_text(json.dumps({"machine": machine(), "shares": shares, "figures": figures, "curves": both}, indent=2))
+    show(shares, figures, both)
 
 
 if __name__ == "__main__":

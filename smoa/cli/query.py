@@ -11,7 +11,7 @@ import click
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from smoa.cli.names import find_composition, names_of
+from smoa.cli.names import find_adapter, find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option, with_client
 from smoa.cli.sampling import sampling_of, sampling_options
 from smoa.cli.tables import show_table
@@ -180,10 +180,13 @@ def times_of(usage: executor_pb2.Usage) -> str:
 @click.option("--input", "input_text", default="", help="What was asked.")
 @click.option("--output", default="", help="What was answered.")
 @click.option("--corrected", default="", help="After a failure: what would have been right; goes with --input.")
+@click.option("--right", metavar="ADAPTER", default="", help="The adapter that would have been right; the learned strategy learns it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @tenant_option
 @router_option
-def report_command(decision_id: str, success: bool | None, corrected: str, as_json: bool, tenant: str, router: str, **texts: Any) -> None:
+def report_command(
+    decision_id: str, success: bool | None, corrected: str, right: str, as_json: bool, tenant: str, router: str, **texts: Any
+) -> None:
     """Say how the answer under DECISION turned out; `smoa generate` and `smoa route --count` print its id.
 
     The texts are optional. Given, they are kept as examples: a merge is tried on right answers first, and where answers fail an adapter
@@ -194,7 +197,12 @@ def report_command(decision_id: str, success: bool | None, corrected: str, as_js
     if corrected and (success or not texts["input_text"]):
         raise click.UsageError("--corrected goes with --failure and --input: it is what should have been answered to what was asked")
     decision = router_pb2.Decision(decision_id=decision_id, tenant=tenant)
-    with_client(router, lambda client: client.report(decision, success=success, corrected_output=corrected, **texts))
+
+    async def work(client: SmoaClient) -> None:
+        named = (await find_adapter(client, right, tenant)).adapter_id if right else ""
+        await client.report(decision, success=success, corrected_output=corrected, right_adapter_id=named, **texts)
+
+    with_client(router, work)
     verdict = "success" if success else "failure"
     click.echo(json.dumps({"decision_id": decision_id, "outcome": verdict}) if as_json else f"{verdict} reported on {decision_id}")
 

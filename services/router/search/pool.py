@@ -12,6 +12,7 @@ happens on the event loop. Why faiss and not the HNSW of an embedded engine: doc
 
 from __future__ import annotations
 
+import math
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -28,7 +29,7 @@ EXACT_ROWS: Final = 2_000
 FLAT_ROWS: Final = 20_000
 RESCORED: Final = 256
 """Candidates of the scan that are scored again, where calibration did not find a better number."""
-RECALL_TARGET: Final = 0.995
+RECALL_TARGET: Final = 0.99
 """Share of the true ten nearest that calibration wants among the rescored: more than is needed, for a pool grows up to fourfold until
 the next."""
 _ROWS_A_CELL: Final = 20
@@ -91,15 +92,15 @@ class Successor:
         return len(self._queries) > 0
 
     def watch(self, like: Encoded, seed: int = 0) -> None:
-        """Make calibration queries, before anything is filled: vectors of the pool, turned at random until their cosine is 0.8, about as a
-        query's is with what it is for. None are needed where everything is scanned.
+        """Make calibration queries, before anything is filled: vectors of the pool, turned at random until their cosine is 0.7: at a
+        million they are as hard to find as texts are. None are needed where everything is scanned.
         """
         if self.cells == 1:
             return
         vectors = like.decoded()
         noise = np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
         noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        self._queries = 0.8 * vectors + 0.6 * noise
+        self._queries = 0.7 * vectors + math.sqrt(1 - 0.7**2) * noise
         self._truth = np.full((len(vectors), 10), -1, np.int64)
         self._best = np.full((len(vectors), 10), -np.inf, np.float32)
 
@@ -145,8 +146,8 @@ class Successor:
             found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
-    def nearness_of_cells(self, query: Vector, positions: NDArray[np.int64]) -> Vector:
-        """Of each position, the product of the query with the centre of its cell; infinite for one that was added of late."""
+    def in_nearest_cells(self, query: Vector, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """At least so many of the positions, if there are as many: those in the nearest cells, and those that were added of late."""
         scan: Any = self.scan
         if self._centres is None:
             self._centres = scan.quantizer.reconstruct_n(0, self.cells)
@@ -157,10 +158,14 @@ class Successor:
                     if size := scan.invlists.list_size(cell):
                         ids = faiss.rev_swig_ptr(scan.invlists.get_ids(cell), size)
                         self._cell_of[ids] = cell
-        near = np.append(self._centres @ query, np.float32(np.inf))
+        near = np.append(self._centres @ query, np.float32(np.inf))  # the last is that of those whose cell is not known yet
         known = positions < len(self._cell_of)
-        found: Vector = near[np.where(known, self._cell_of[np.where(known, positions, 0)], self.cells)]
-        return found
+        cells = np.where(known, self._cell_of[np.where(known, positions, 0)], self.cells)
+        order = np.argsort(-near)
+        held = np.cumsum(np.bincount(cells, minlength=len(near))[order])
+        taken = np.zeros(len(near), bool)
+        taken[order[: np.searchsorted(held, count) + 1]] = True
+        return positions[taken[cells]]
 
     def to_bytes(self) -> bytes:
         """What training learned, without the vectors."""
@@ -255,8 +260,7 @@ class VectorPool:
         if among is not None or self._scan is None:
             positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
             if self._scan is not None and self._scan.cells > 1 and len(positions) > SCORED:
-                near = self._scan.nearness_of_cells(query, positions)
-                positions = positions[np.argpartition(-near, SCORED)[:SCORED]]
+                positions = self._scan.in_nearest_cells(query, positions, SCORED)
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
