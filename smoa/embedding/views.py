@@ -52,9 +52,8 @@ class Views:
             raise InvalidArgument(
                 field, f"has {sent.size} numbers", f"send {meaning}, or {self.dimension}, or {instead} instead of a vector"
             )
-        looks = surface.vector_of(text)
-        if len(sent) > meaning and sent[meaning:].any():
-            looks = checked_unit(sent[meaning:], field, surface.DIMENSION, instead)
+        both = len(sent) > meaning and sent[meaning:].any()
+        looks = checked_unit(sent[meaning:], field, surface.DIMENSION, instead) if both else surface.vector_of(text)
         return joined(checked_unit(sent[:meaning], field, meaning, instead), looks)
 
     async def close(self) -> None:

@@ -42,5 +42,5 @@ async def test_a_replay_of_many_outcomes_lets_others_in_between() -> None:
     beside = asyncio.create_task(others())
     await listening._read(batch)
     beside.cancel()
-    assert router.learned.posteriors.observe.call_count == 5000
+    assert router.learned.observe.call_count == 5000
     assert turns >= 5000 // 256

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from services.router.catalogue.port import Vector
 from services.router.learning import pool_fit
@@ -143,20 +146,23 @@ def test_any_examples_make_a_fit_that_can_be_used(sizes: list[int], kind: str, s
     assert not np.isnan(made.threshold)
 
 
-def test_what_is_left_out_is_as_if_it_had_never_been_there() -> None:
-    examples = World(4).examples(12)
-    groups = list(examples.values())
-    of = np.repeat(np.arange(4), 12)
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_what_is_left_out_is_as_if_it_had_never_been_there(count: int) -> None:
+    """Beside a fit to the others alone, shrunk as much."""
+    groups = list(World(4).examples(count).values())
+    means, sizes, of = np.stack([group.mean(0) for group in groups]), np.full(4, count), np.repeat(np.arange(4), count)
+    metric, share = pool_fit._inverse_covariance(groups, means)
+    rest = np.linalg.inv(metric.astype(np.float64)) - share * _scatter(groups)
     rows = np.concatenate(groups)
-    means = np.stack([group.mean(0) for group in groups])
-    metric, taken_out = pool_fit._inverse_covariance(rows - means[of], 4)
-    covariance = np.linalg.inv(metric.astype(np.float64))
-    others = np.concatenate([(12 * group.mean(0) - group) / 11 for group in groups])
-    found = pool_fit._left_out(rows, of, means, others, metric, taken_out)
-    for place in (0, 17, 40):
-        residual = (rows[place] - means[of[place]]).astype(np.float64)
-        without = np.linalg.inv(covariance - taken_out * np.outer(residual, residual))
-        centres = means.astype(np.float64).copy()
-        centres[of[place]] = others[place]
-        away = rows[place] - centres
-        assert found[place] == pytest.approx(-0.5 * np.einsum("ad,de,ae->a", away, without, away), rel=1e-3, abs=1e-2)
+    found = pool_fit._left_out(rows, of, means, sizes, metric, share)
+    for place in range(0, len(rows), count - 1):
+        others = [np.delete(group, place % count, 0) if number == of[place] else group for number, group in enumerate(groups)]
+        without = np.linalg.inv(rest + share * _scatter(others))
+        away = rows[place] - np.stack([group.mean(0) for group in others]).astype(np.float64)
+        assert found[place] == pytest.approx(-0.5 * np.einsum("ad,de,ae->a", away, without, away), rel=5e-3, abs=2e-2)
+
+
+def _scatter(groups: Sequence[Vector]) -> NDArray[np.float64]:
+    away = np.concatenate([group - group.mean(0) for group in groups]).astype(np.float64)
+    made: NDArray[np.float64] = away.T @ away
+    return made

@@ -139,7 +139,7 @@ def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
     judged, candidate = one.judged, one.judged.scored.candidate
     return router_pb2.CandidateExplanation(
         adapter_id=candidate.ref.adapter_id,
-        name=candidate.labels.name if candidate.labels else "",
+        name=one.name,
         score=judged.scored.score,
         cosine=candidate.cosine,
         example_cosine=judged.example,

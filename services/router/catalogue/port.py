@@ -83,7 +83,7 @@ class Catalogue(Protocol):
         """Example vectors [n, dimension] of those that have any."""
 
     async def described(self, pools: Sequence[str], most: int) -> list[str]:
-        """Ids of adapters in these pools (`pool_of`) that have examples, at most so many."""
+        """Ids of adapters in these pools (`pool_of`) that have examples, at most so many; the first pool's first."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """Adapters of the scope with an id over `after`, by id."""

@@ -221,10 +221,13 @@ class QdrantCatalogue:
 
     async def described(self, pools: Sequence[str], most: int) -> list[str]:
         """See `Catalogue`. Few of very many are not looked for to the end."""
-        of_pools = models.Filter(must=[models.FieldCondition(key="pool", match=models.MatchAny(any=list(pools)))])
-        found = await self.points.scroll(of_pools, "", 4 * most, ["adapter_id", "has_examples"], bulk=True)
-        payloads = [point.payload or {} for point in found]
-        return [payload["adapter_id"] for payload in payloads if payload.get("has_examples")][:most]
+        described = list[str]()
+        for pool in pools:
+            of_pool = models.Filter(must=[models.FieldCondition(key="pool", match=models.MatchValue(value=pool))])
+            found = await self.points.scroll(of_pool, "", 4 * most, ["adapter_id", "has_examples"], bulk=True)
+            payloads = [point.payload or {} for point in found]
+            described += [payload["adapter_id"] for payload in payloads if payload.get("has_examples")]
+        return described[:most]
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""

@@ -182,10 +182,12 @@ class RecordFile:
             return {adapter_id: Encoded.from_bytes(data, dimension).decoded() for adapter_id, data in found}
 
     def described(self, pools: Sequence[str], most: int) -> list[str]:
-        """Ids of adapters in these pools that have examples, at most so many."""
-        query = f"SELECT adapter_id FROM adapters WHERE has_examples = 1 AND pool IN ({','.join('?' * len(pools))}) LIMIT ?"
+        """Ids of adapters in these pools that have examples, at most so many; the first pool's first."""
+        query, found = "SELECT adapter_id FROM adapters WHERE has_examples = 1 AND pool = ? LIMIT ?", list[str]()
         with _failures():
-            return [adapter_id for (adapter_id,) in self._database.execute(query, (*pools, most))]
+            for pool in pools:
+                found += [adapter_id for (adapter_id,) in self._database.execute(query, (pool, most - len(found)))]
+        return found
 
     def dimension(self) -> int:
         """Of the vectors in it; 0 while there is none."""

@@ -18,6 +18,7 @@ are quite as the examples are, fewer are lost than may be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -40,9 +41,11 @@ _BUFFER: Final = 0.1
 _OWN_WORTH: Final = 10.0
 """Examples of which an adapter's own mean and spread are worth as much as the pool's."""
 _TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
+_COARSE: Final = 8
+"""Every so many of them are tried first, and then those about the best: the likelihood has one top."""
 _LEAST_SPREAD: Final = 0.1
 """Standard deviation of how close examples are, at least."""
-_LEAST_ODDS: Final = 10.0
+LEAST_ODDS: Final = 10.0
 """Log odds by which an adapter may be behind the likeliest."""
 _LEAST_WIDTH: Final = -1.0
 """A query that is so many standard deviations closer or less is answered, whatever the examples say: they may all be of one pattern."""
@@ -118,7 +121,7 @@ class PoolFit:
         fitted = [self.known[one] for one in adapter_ids]
         found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
         behind = (found - found.max()) / self.temperature
-        return [float(value) for value in np.maximum(behind, -_LEAST_ODDS)]
+        return [float(value) for value in np.maximum(behind, -LEAST_ODDS)]
 
     def closeness(self, query: Vector, adapter_id: str, examples: Vector) -> float:
         """How close a query is to an adapter with these examples, in standard deviations of how close those are."""
@@ -162,52 +165,66 @@ def fit_and_judge(
 ) -> tuple[PoolFit, LeftOut]:
     """A fit, and the examples, at most so many, by which it was calibrated; `examples` are not empty."""
     groups = list(examples.values())
-    of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    rows = np.concatenate(groups).astype(np.float32)
+    sizes = np.array([len(group) for group in groups])
     means = np.stack([group.mean(0) for group in groups])
-    metric, taken_out = _inverse_covariance(rows - means[of], len(groups))
-    centre = rows.mean(0) * (1 - 1 / len(groups))
+    metric, share = _inverse_covariance(groups, means)
+    centre = (sizes @ means / sizes.sum() * (1 - 1 / len(groups))).astype(np.float32)
     owns = [_own_closeness(group, centre) for group in groups]
-    own = np.concatenate(owns)
-    made = PoolFit(centre, metric, 1.0, -np.inf, float(own.mean()), max(float(own.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
+    every = np.concatenate(owns)
+    made = PoolFit(centre, metric, 1.0, -np.inf, float(every.mean()), max(float(every.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
     for adapter_id, mean, each in zip(examples, means, owns, strict=True):
         made.know(adapter_id, mean, each)
-    judged = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
-    others = np.concatenate([(len(group) * group.mean(0) - group) / max(len(group) - 1, 1) for group in groups])
-    likelihoods = _left_out(rows[judged], of[judged], means, others[judged], metric, taken_out)
+    judged = _judged(sizes, most)
+    of = np.repeat(np.arange(len(groups)), [len(one) for one in judged])
+    rows = np.concatenate([group[one] for group, one in zip(groups, judged, strict=True)])
+    own = np.concatenate([each[one] for each, one in zip(owns, judged, strict=True)])
+    likelihoods = _left_out(rows, of, means, sizes, metric, share)
     if len(groups) > 1:
-        made.temperature = _temperature(likelihoods, of[judged])
+        made.temperature = _temperature(likelihoods, of)
     fitted = [made.known[one] for one in examples]
 
     def standard(closeness: Numbers | Vector, adapters: Places) -> Numbers:
         found: Numbers = (closeness - [fitted[one].usual for one in adapters]) / [fitted[one].spread for one in adapters]
         return found
 
-    inside, strange = standard(own[judged], of[judged]), np.empty(0)
+    inside, strange = standard(own, of), np.empty(0)
     if len(groups) > 1:
         wrong = likelihoods.copy()
-        wrong[np.arange(len(judged)), of[judged]] = -np.inf
+        wrong[np.arange(len(of)), of] = -np.inf
         likeliest = wrong.argmax(1)
-        strange = standard(_closeness(rows[judged], likeliest, groups, centre), likeliest)
-    answered = np.where(likelihoods.argmax(1) == of[judged], inside, strange) if len(groups) > 1 else inside
+        strange = standard(_closeness(rows, likeliest, groups, centre), likeliest)
+    answered = np.where(likelihoods.argmax(1) == of, inside, strange) if len(groups) > 1 else inside
     # One that is farther than all is counted in: few examples hardly show what there is.
     place = int(in_scope_loss * (len(answered) + 1)) - 1
     if place >= 1:
         made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
-    return made, LeftOut(of[judged], likelihoods / made.temperature, answered, strange)
+    return made, LeftOut(of, likelihoods / made.temperature, answered, strange)
 
 
-def _inverse_covariance(residuals: Vector, groups: int) -> tuple[Vector, float]:
-    """Inverse of the shrunk covariance within groups, and how much of a residual's square one example adds to the covariance."""
-    count, dimension = residuals.shape
-    wide = residuals.astype(np.float64)
-    covariance = wide.T @ wide / count
+def _judged(sizes: Places, most: int) -> list[Places]:
+    """Which examples of each adapter are judged: about so many in all, of each one in proportion, and of none none."""
+    rng, share = np.random.default_rng(0), min(1.0, most / sizes.sum())
+    return [np.sort(rng.permutation(size)[: math.ceil(share * size)]) for size in sizes.tolist()]
+
+
+def _inverse_covariance(groups: Sequence[Vector], means: Vector) -> tuple[Vector, float]:
+    """Inverse of the shrunk covariance within groups, and how much of the scatter is in it. Group by group: a large pool's examples are
+    hundreds of megabytes.
+    """
+    dimension, count = means.shape[1], sum(map(len, groups))
+    scatter, fourth = np.zeros((dimension, dimension)), 0.0
+    for group, mean in zip(groups, means, strict=True):
+        residuals = (group - mean).astype(np.float64)
+        scatter += residuals.T @ residuals
+        squares = np.einsum("ij,ij->i", residuals, residuals)
+        fourth += float(squares @ squares)
+    covariance = scatter / count
     scale = float(np.trace(covariance)) / dimension
-    noise = float((wide**2).sum(1) @ (wide**2).sum(1)) / count**2 - float((covariance**2).sum()) / count
+    noise = fourth / count**2 - float((covariance**2).sum()) / count
     distance = float((covariance**2).sum()) - dimension * scale**2
     shrinkage = min(1.0, max(noise / distance, 1e-3)) if distance > 0 else 1.0
-    free = max(count - groups, 1)
+    free = max(count - len(groups), 1)
     share = (1 - shrinkage) / (free + _USUAL_WORTH)
     shrunk = share * count * covariance
     usual = _USUAL_SCATTER * _USUAL_WORTH / (free + _USUAL_WORTH) / dimension
@@ -215,12 +232,16 @@ def _inverse_covariance(residuals: Vector, groups: int) -> tuple[Vector, float]:
     return np.linalg.inv(shrunk).astype(np.float32), share
 
 
-def _left_out(rows: Vector, of: Places, means: Vector, others: Vector, metric: Vector, taken_out: float) -> Numbers:
-    """Log-likelihoods [rows, adapters] of examples that the fit has not seen: their adapters' means are those of the `others`, and the
-    covariance is without what each adds to it (Sherman and Morrison 1950).
+def _left_out(rows: Vector, of: Places, means: Vector, sizes: Places, metric: Vector, share: float) -> Numbers:
+    """Log-likelihoods [rows, adapters] of examples that the fit has not seen: their adapters' means are those of the others, and the
+    covariance is without what each adds to it (Sherman and Morrison 1950): of n, n / (n - 1) times the square of how far it is from their
+    mean.
     """
-    everyone = np.arange(len(rows))
+    everyone, count = np.arange(len(rows)), sizes[of].astype(np.float32)
+    fewer = np.maximum(count - 1, 1)
+    taken_out = share * count / fewer
     residuals = rows - means[of]
+    others = (count[:, None] * means[of] - rows) / fewer[:, None]
     turned = residuals @ metric
     by_metric = rows @ metric
     squares: Numbers = (by_metric * rows).sum(1)[:, None] - 2 * by_metric @ means.T + ((means @ metric) * means).sum(1)
@@ -229,7 +250,7 @@ def _left_out(rows: Vector, of: Places, means: Vector, others: Vector, metric: V
     squares[everyone, of] = ((away @ metric) * away).sum(1)
     along[everyone, of] = (turned * away).sum(1)
     leverage = np.minimum(taken_out * (turned * residuals).sum(1), 0.95)
-    found: Numbers = -0.5 * (squares + taken_out * along**2 / (1 - leverage)[:, None]).astype(np.float64)
+    found: Numbers = -0.5 * (squares + (taken_out / (1 - leverage))[:, None] * along**2).astype(np.float64)
     return found
 
 
@@ -243,7 +264,8 @@ def _temperature(likelihoods: Numbers, of: Places) -> float:
         own = np.clip(powers[everyone, of] / powers.sum(1), 1e-300, 1 - 1e-15)
         return float(np.log(own).mean() + np.log(1 - own).mean() / len(of))
 
-    return float(max(_TEMPERATURES, key=likely))
+    near = int(np.argmax([likely(one) for one in _TEMPERATURES[::_COARSE]])) * _COARSE
+    return float(max(_TEMPERATURES[max(0, near - _COARSE + 1) : near + _COARSE], key=likely))
 
 
 def _own_closeness(group: Vector, centre: Vector) -> Vector:

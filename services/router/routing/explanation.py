@@ -42,6 +42,7 @@ class Explanation(NamedTuple):
     weight: float
     """In the decision; 0 of one that is not in it."""
     reason: str
+    name: str = ""
 
 
 def explain(near: Sequence[Judged], chosen: Sequence[Chosen], limits: Limits, stands_in: Mapping[str, str]) -> list[Explanation]:

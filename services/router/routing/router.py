@@ -20,7 +20,7 @@ from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Limits, explain
 from services.router.routing.judging import Judge
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
-from services.router.routing.scoring import Chosen, check_hints
+from services.router.routing.scoring import Chosen, check_hints, task_score
 from services.router.routing.single_flight import SingleFlight
 from services.router.routing.strategies.hierarchical import Hierarchical
 from services.router.routing.strategies.hybrid import Hybrid
@@ -137,13 +137,13 @@ class Router:
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
+        if len(query.query) > MAX_QUERY_CHARACTERS:
+            raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
         if query.vector:
             sent = np.frombuffer(query.vector, np.float32)
             query = query._replace(vector=self._embedder.completed(sent, "vector", "the query's text", query.query).tobytes())
         elif not query.query.strip() and not query.composition:
             raise InvalidArgument("query", "is empty", "send the text to route, or its vector")
-        if len(query.query) > MAX_QUERY_CHARACTERS:
-            raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
         if not 1 <= top_k <= MAX_TOP_K:
             raise InvalidArgument("top_k", f"{top_k} is outside 1..{MAX_TOP_K}", "ask for a few adapters, 3 by default")
         threshold = query.score_threshold
@@ -199,8 +199,11 @@ class Router:
             near = await self._search.search(vector, reach, wanted.nearest, hinted=hinted, clusters=clusters)
             found |= {c.ref.adapter_id: c for c in near}
         for labels in query.hints.labels if wanted.labelled else ():
-            labelled = dataclasses.replace(reach, any_labels=labels)
-            found |= {c.ref.adapter_id: c for c in await self._search.search(vector, labelled, wanted.labelled, hinted=hinted)}
+            labelled, most = dataclasses.replace(reach, any_labels=labels), self._defaults.candidates
+            those = await self._search.search(vector, labelled, wanted.labelled, hinted=hinted)
+            if wanted.labelled < most and any(task_score(one.labels, query.hints) < 1 for one in those):
+                those = await self._search.search(vector, labelled, most, hinted=hinted)  # a label of another kind: farther ones may fit
+            found |= {c.ref.adapter_id: c for c in those}
         return found.values()
 
     async def explain(self, routed: RoutedQuery) -> list[Explanation]:
@@ -218,7 +221,10 @@ class Router:
         ranked = await self.judge.ranked(strategy, vector, candidates, query.hints, reach, fit)
         near = await self.judge.judged(vector, ranked[:MAX_EXPLAINED], query.hints, reach, fit)
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
-        return explain(near, routed.choice.chosen, limits, self.canaries.by_parent)
+        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
+        names = {adapter_id: record.name for adapter_id, record in records.items()}
+        explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent)
+        return [one._replace(name=names.get(one.judged.scored.candidate.ref.adapter_id, "")) for one in explained]
 
 
 def _reach(query: RouteQuery) -> Reach:

@@ -126,10 +126,13 @@ class MemorySearch:
         farther if there are not enough.
         """
         rows = await self._rows_with(reach.any_labels)
-        held = sum(len(self._pools[name]) for name in reach.pools if name in self._pools)
-        if len(rows) <= min(BROAD_LABEL_ROWS, max(SCORED, held // _BROAD)):
+        if len(rows) <= BROAD_LABEL_ROWS:  # else they are not all that there are
             known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
-            return self._nearest(vector, reach, limit, clusters, known)
+            pools = [pool for name in reach.pools if (pool := self._pools.get(name)) is not None and len(pool)]
+            if len(known) > SCORED and len(pools) < len(self._pools):  # a label that others use much may be rare here
+                known = known[np.any([pool.holds(self._positions[known], known) for pool in pools], 0)] if pools else known[:0]
+            if len(known) <= max(SCORED, sum(map(len, pools)) // _BROAD):
+                return self._nearest(vector, reach, limit, clusters, known)
         wanted = set(reach.any_labels)
         count = min(
             _WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels))
