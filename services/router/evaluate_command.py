@@ -95,7 +95,8 @@ async def _read(settings: RouterSettings, tenant: str, base_model: str) -> tuple
         examples = await examples_of(source, await source.described(pools, MAX_FITTED))
     if not examples:
         raise FailedPrecondition(f"examples: none of {len(records):,} adapters of {tenant} has any; import or push them with examples")
-    return records, dict(sorted(examples.items())), base
+    known = {record.adapter_id for record in records}  # one that was registered since has a record at the next time
+    return records, {one: examples[one] for one in sorted(examples) if one in known}, base
 
 
 def _of_one_base(everyone: list[AdapterRecord], base_model: str, tenant: str) -> tuple[list[AdapterRecord], str]:
