@@ -76,6 +76,11 @@ class Ends(NamedTuple):
         return cls(text[:1].isupper(), last == "?", last in (".", "!"), last.isalnum())
 
 
+def is_known(vector: Vector) -> bool:
+    """Whether a vector of both views [..., this one last] holds this one: zeros are of a text that did not come."""
+    return bool(vector[-DIMENSION:].any())
+
+
 def count_words(words: Sequence[str]) -> Vector:
     """Counts [n, `COUNTED`] of words, at least one, none with a blank in it: n-grams by bucket, then kinds of characters."""
     points = _points(words)

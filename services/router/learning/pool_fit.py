@@ -101,8 +101,10 @@ class PoolFit:
 
     def whole(self, query: Vector) -> Vector:
         """A query of which only one view is known, as if it looked as this pool's examples do on average."""
+        if surface.is_known(query):
+            return query
         meaning = len(query) - surface.DIMENSION
-        return query if query[meaning:].any() else np.concatenate([query[:meaning] / np.sqrt(2), self.centre[meaning:]]).astype(np.float32)
+        return np.concatenate([query[:meaning] / np.sqrt(2), self.centre[meaning:]]).astype(np.float32)
 
     def learn(self, adapter_id: str, examples: Vector) -> None:
         """Know one more adapter, or one anew, by its examples [n, dimension]."""

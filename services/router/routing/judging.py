@@ -67,7 +67,7 @@ class Judge:
     async def judged(self, vector: Vector, ranked: Sequence[Scored], hints: Hints, reach: Reach, fit: PoolFit | None) -> list[Judged]:
         """Each with how close the query is, and the probability that it is in its scope."""
         examples = await self._examples_of([one.candidate for one in ranked], reach)
-        both_views = bool(vector[-surface.DIMENSION :].any())  # of examples it is known how close they are in both
+        both_views = surface.is_known(vector)  # of examples it is known how close they are in both
         made = []
         for one in ranked:
             candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]

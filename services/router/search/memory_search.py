@@ -134,9 +134,8 @@ class MemorySearch:
             if len(known) <= max(SCORED, sum(map(len, pools)) // _BROAD):
                 return self._nearest(vector, reach, limit, clusters, known)
         wanted = set(reach.any_labels)
-        count = min(
-            _WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels))
-        )  # a scan costs more than what it finds: once is best
+        # A scan costs more than what it finds: once is best.
+        count = min(_WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels)))
         while True:
             near, cosines = self._nearest(vector, reach, count, clusters)
             marked = np.flatnonzero(self._marked(near, reach.any_labels))

@@ -19,7 +19,7 @@ from services.router.routing.explanation import Judged
 from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Hints, weigh
 from services.router.routing.strategies.hybrid import Hybrid
-from services.router.routing.strategies.strategy import Wanted, labelled_of
+from services.router.routing.strategies.strategy import Wanted
 
 
 class Taught(NamedTuple):
@@ -53,7 +53,7 @@ class Learned(Hybrid):
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
-        return Wanted(most, labelled_of(most, most, hints))
+        return super().wanted(top_k, most, hints, closely=True)
 
     def widest(self, top_k: int) -> int:
         """See `Strategy`."""

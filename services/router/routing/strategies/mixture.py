@@ -8,7 +8,7 @@ from typing import Final
 from services.router.routing.query import RoutingDefaults
 from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, effective, softmax, without_slivers
 from services.router.routing.strategies.hybrid import Hybrid
-from services.router.routing.strategies.strategy import Wanted, labelled_of
+from services.router.routing.strategies.strategy import Wanted
 
 MIN_MIXED: Final = 0.02
 """Least weight in a mixture."""
@@ -22,7 +22,7 @@ class Mixture(Hybrid):
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
-        return Wanted(most, labelled_of(most, most, hints))
+        return super().wanted(top_k, most, hints, closely=True)
 
     def widest(self, top_k: int) -> int:
         """See `Strategy`."""
