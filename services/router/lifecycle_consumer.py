@@ -144,6 +144,7 @@ class LifecycleConsumer:
         beginning.
         """
         placed, now_ms = dict[TopicPartition, int](), int(time.time() * 1000)
+        ends = await consumer.end_offsets(list(partitions)) if partitions else {}  # before anything is looked for: what comes now is read
         outcomes = {one: now_ms - int(OUTCOMES_BACK_S * 1000) for one in partitions if one.topic == ADAPTER_OUTCOMES}
         back = await consumer.offsets_for_times(outcomes) if outcomes else {}
         rankers = partition_of(RANKER_KEY.encode(), max(1, sum(one.topic == LIFECYCLE for one in partitions)))
@@ -157,7 +158,7 @@ class LifecycleConsumer:
             elif partition == TopicPartition(LIFECYCLE, rankers):
                 await self._take_last_ranker(consumer, partition)
             else:
-                await consumer.seek_to_end(partition)
+                consumer.seek(partition, ends[partition])
             async with asyncio.timeout(self._timeout_s):
                 placed[partition] = await consumer.position(partition)
         if not self._following:

@@ -14,8 +14,9 @@ from unittest.mock import AsyncMock, Mock
 import grpc
 import numpy as np
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.structs import OffsetAndTimestamp
 from click.testing import CliRunner
 from qdrant_client import AsyncQdrantClient
 
@@ -314,6 +315,32 @@ async def test_nothing_is_missed_when_topics_grow(kafka: ApacheKafka) -> None:
         await consumer.stop()
         await producer.stop()
         await admin.close()
+
+
+async def test_what_comes_while_a_place_is_looked_for_is_heard(kafka: ApacheKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A partition that was empty an hour back is followed from its end: from where that was before anything was asked."""
+    router = Router(Mock(), Mock(), Mock(), RoutingCache(0), Mock())
+    catalogue = Mock(get_document=AsyncMock(return_value=None))
+    consumer = LifecycleConsumer(kafka.bootstrap, router, catalogue, catalogue, "own")
+    looked_back = AIOKafkaConsumer.offsets_for_times
+
+    async def meanwhile(self: AIOKafkaConsumer, timestamps: dict[TopicPartition, int]) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        found: dict[TopicPartition, OffsetAndTimestamp | None] = await looked_back(self, timestamps)
+        outcome = events_pb2.AdapterOutcome(adapter_id="a", tenant="public", success=True, weight=1.0)
+        status = events_pb2.ExecutorStatus(address="e", rows=1, reported_at_us=time.time_ns() // 1000)
+        await send_once(kafka.bootstrap, [event(ADAPTER_OUTCOMES, "a", outcome), event(EXECUTORS, "e", status)])
+        return found
+
+    monkeypatch.setattr(AIOKafkaConsumer, "offsets_for_times", meanwhile)
+
+    async def both_known() -> bool:
+        return router.learned.posteriors.evidence("public", "a") == 1 and len(router.executors) == 1
+
+    try:
+        await consumer.start()
+        await until("both being known", 20, both_known)
+    finally:
+        await consumer.stop()
 
 
 async def _followed(consumer: LifecycleConsumer, partitions: int) -> bool:

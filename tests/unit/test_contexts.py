@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from services.router.catalogue.port import Vector
 from services.router.learning import contexts as module
-from services.router.learning.contexts import CONTEXT, KEPT, NOTHING_LEARNED, Contexts, context_of
+from services.router.learning.contexts import CONTEXT, KEPT, NOTHING_LEARNED, Contexts, context_of, projected
 from smoa.embedding.port import unit_rows
 
 RNG = np.random.default_rng(0)
+ORIGIN = np.zeros(CONTEXT, np.float32)
 
 
 def _context(*axes: int) -> bytes:
@@ -21,12 +22,16 @@ def _context(*axes: int) -> bytes:
     return made.tobytes()
 
 
+def _rows(count: int, rng: np.random.Generator = RNG) -> Vector:
+    return unit_rows(rng.standard_normal((count, 384)).astype(np.float32))
+
+
 def test_what_failed_there_is_expected_to_fail_there_and_not_elsewhere() -> None:
     contexts = Contexts()
     for _ in range(3):
         contexts.observe("t", "a", _context(0), -0.9)
         contexts.observe("t", "a", _context(1), 0.05)
-    there, like_it, elsewhere = (contexts.correction("t", "a", _context(*axes)) for axes in ((0,), (0, 1), (2,)))
+    there, like_it, elsewhere = (contexts.correction("t", "a", _context(*axes), ORIGIN) for axes in ((0,), (0, 1), (2,)))
     assert there.mean < -0.6
     assert -0.7 < like_it.mean < -0.3
     assert elsewhere.mean == pytest.approx(0, abs=1e-6)
@@ -36,7 +41,7 @@ def test_what_failed_there_is_expected_to_fail_there_and_not_elsewhere() -> None
 def test_tenants_and_adapters_are_apart() -> None:
     contexts = Contexts()
     contexts.observe("t", "a", _context(0), -0.9)
-    assert contexts.correction("u", "a", _context(0)) == contexts.correction("t", "b", _context(0)) == NOTHING_LEARNED
+    assert contexts.correction("u", "a", _context(0), ORIGIN) == contexts.correction("t", "b", _context(0), ORIGIN) == NOTHING_LEARNED
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -44,7 +49,7 @@ def test_tenants_and_adapters_are_apart() -> None:
 def test_it_is_the_ridge_regression_of_discounted_outcomes(count: int, seed: int) -> None:
     """In its primal form: weights (X'WX / noise + 1)^-1 X'W r / noise."""
     rng, contexts = np.random.default_rng(seed), Contexts()
-    rows, residuals, weights = rng.standard_normal((count, 384)), rng.uniform(-1, 1, count), rng.uniform(0.1, 1, count)
+    rows, residuals, weights = _rows(count, rng), rng.uniform(-1, 1, count), rng.uniform(0.1, 1, count)
     made = [context_of(row.astype(np.float32)) for row in rows]
     for one, residual, weight in zip(made, residuals, weights, strict=True):
         contexts.observe("t", "a", one, float(residual), float(weight))
@@ -53,19 +58,19 @@ def test_it_is_the_ridge_regression_of_discounted_outcomes(count: int, seed: int
     later = np.array([module.DISCOUNT ** weights[place + 1 :].sum() for place in range(count)])
     kept = weights * later / module._NOISES[0]
     primal = np.linalg.solve((units * kept[:, None]).T @ units + np.eye(CONTEXT), (units * kept[:, None]).T @ residuals)
-    query = context_of(rng.standard_normal(384).astype(np.float32))
+    query = context_of(_rows(1, rng)[0])
     unit = np.frombuffer(query, np.int8) / np.linalg.norm(np.frombuffer(query, np.int8).astype(float))
-    assert contexts.correction("t", "a", query).mean == pytest.approx(unit @ primal, abs=1e-3)
+    assert contexts.correction("t", "a", query, ORIGIN).mean == pytest.approx(unit @ primal, abs=1e-3)
 
 
 def test_outcomes_that_follow_no_line_correct_little() -> None:
     noisy, steady = Contexts(), Contexts()
-    places = [context_of(one) for one in RNG.standard_normal((60, 384)).astype(np.float32)]
-    line = context_of(RNG.standard_normal(384).astype(np.float32))
+    places = [context_of(one) for one in _rows(60)]
+    line = context_of(_rows(1)[0])
     for place in places:
         noisy.observe("t", "a", place, float(RNG.choice([-0.5, 0.5])))
         steady.observe("t", "a", place, float(np.sign(np.frombuffer(place, np.int8).astype(int) @ np.frombuffer(line, np.int8))) / 2)
-    wrong, right = (np.std([one.correction("t", "a", place).mean for place in places]) for one in (noisy, steady))
+    wrong, right = (np.std([one.correction("t", "a", place, ORIGIN).mean for place in places]) for one in (noisy, steady))
     assert wrong < 0.6 * right
 
 
@@ -75,7 +80,7 @@ def test_it_follows_an_adapter_that_changes() -> None:
         contexts.observe("t", "a", _context(0), 0.5)
     for _ in range(KEPT):
         contexts.observe("t", "a", _context(0), -0.5)
-    assert contexts.correction("t", "a", _context(0)).mean < -0.25
+    assert contexts.correction("t", "a", _context(0), ORIGIN).mean < -0.25
 
 
 def test_its_memory_is_bounded() -> None:
@@ -106,20 +111,38 @@ def test_its_memory_is_bounded() -> None:
 def test_what_cannot_be_learned_from_teaches_nothing(context: bytes, residual: float, weight: float) -> None:
     contexts = Contexts()
     contexts.observe("t", "a", context, residual, weight)
-    assert contexts.correction("t", "a", _context(0)) == NOTHING_LEARNED
-    assert contexts.correction("t", "a", context) == NOTHING_LEARNED
+    assert contexts.correction("t", "a", _context(0), ORIGIN) == NOTHING_LEARNED
+    assert contexts.correction("t", "a", context, ORIGIN) == NOTHING_LEARNED
 
 
 def test_near_queries_have_near_contexts() -> None:
-    rows = RNG.standard_normal((40, 384)).astype(np.float32)
-    near = rows + 0.3 * RNG.standard_normal(rows.shape).astype(np.float32)
-
-    def units(vectors: Vector) -> Vector:
-        made = np.stack([np.frombuffer(context_of(one), np.int8).astype(np.float32) for one in vectors])
-        return unit_rows(made)
-
-    cosines = units(rows) @ units(near).T
+    rows = _rows(40)
+    near = unit_rows(rows + 0.3 * _rows(40))
+    cosines = _directions(rows, ORIGIN) @ _directions(near, ORIGIN).T
     assert np.diag(cosines).min() > 0.85
     assert np.abs(cosines[~np.eye(40, dtype=bool)]).max() < 0.6
+
+
+def test_where_the_centre_lies_is_said_when_a_context_is_looked_at() -> None:
+    """Of queries that all lie near one another, a pool's centre is what shows how they differ; and what was learned outlives its moves."""
+    common = _rows(1)
+    rows = unit_rows(2 * common + _rows(2))
+    apart, together = (_directions(rows, centre)[0] @ _directions(rows, centre)[1] for centre in (projected(rows.mean(0)), ORIGIN))
+    assert together > 0.7
+    assert apart < -0.95
+    contexts = Contexts()
+    for _ in range(4):
+        contexts.observe("t", "a", context_of(rows[0]), 0.5)
+    for near_the_mean in (0.9, 1.0):
+        first, second = (contexts.correction("t", "a", context_of(row), projected(near_the_mean * rows.mean(0))).mean for row in rows)
+        assert first > 0.3 > 0 > second
+
+
+def test_a_context_is_of_so_many_bytes() -> None:
     assert not any(context_of(np.zeros(384, np.float32)))
-    assert len(context_of(rows[0])) == CONTEXT
+    assert len(context_of(_rows(1)[0])) == CONTEXT
+    assert max(np.frombuffer(context_of(1e6 * _rows(1)[0]), np.int8)) == 127, "no number turns over"
+
+
+def _directions(vectors: Vector, centre: Vector) -> Vector:
+    return unit_rows(np.stack([np.frombuffer(context_of(one), np.int8) for one in vectors]) - centre)

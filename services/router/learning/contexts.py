@@ -1,12 +1,12 @@
 """Where in the space of queries an adapter is right, and where it is wrong: linear corrections that outcomes teach. Pure.
 
-A query's context is a random projection of its vector, seen from its pool's centre, to `CONTEXT` numbers (Johnson and Lindenstrauss 1984);
-as a unit vector x in eight bits it travels with the decision, and comes back with the outcomes. What hybrid expected of an adapter there is
-the prior. What an outcome was above or below it is a sample of a linear function of x, whose weights are normal around zero: a linear
-bandit's model (Li et al. 2010, "A contextual-bandit approach to personalized news article recommendation"), here of residuals, and in its
-dual form (Rasmussen and Williams 2006, "Gaussian processes for machine learning", eq. 2.25): an adapter's last outcomes are its memory, in
-100 bytes each, where 64 weights and their covariance would take 16 KB from the first outcome on. Old outcomes fade (as in Russac et al.
-2019, "Weighted linear bandits for non-stationary environments").
+A query's context is a random projection of its vector to `CONTEXT` numbers (Johnson and Lindenstrauss 1984); in eight bits it travels with
+the decision, and comes back with the outcomes. What hybrid expected of an adapter there is the prior. What an outcome was above or below it
+is a sample of a linear function of x, the direction in which the context is seen from its pool's centre, whose weights are normal around
+zero: a linear bandit's model (Li et al. 2010, "A contextual-bandit approach to personalized news article recommendation"), here of
+residuals, and in its dual form (Rasmussen and Williams 2006, "Gaussian processes for machine learning", eq. 2.25): an adapter's last
+outcomes are its memory, in 100 bytes each, where 64 weights and their covariance would take 16 KB from the first outcome on. Old outcomes
+fade (as in Russac et al. 2019, "Weighted linear bandits for non-stationary environments").
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Vector
+from smoa.embedding.port import unit_rows
 
 Numbers = NDArray[np.float64]
 CONTEXT: Final = 64
@@ -32,6 +33,8 @@ _NOISES: Final = (0.3, 0.1, 1.0, 3.0, 10.0, 30.0)
 """Variance of an outcome, where that of a correction is 1: the first is taken until there are enough outcomes to choose by."""
 _CHOSEN_FROM, _CHOSEN_EACH = 8, 4
 """Outcomes from which on the variance is chosen, and after how many it is chosen again."""
+_UNIT: Final = np.float32(32)
+"""Standard deviation of a context's numbers: few are over 127, four times that."""
 _BYTES: Final = CONTEXT + 36
 _LEAST_WEIGHT: Final = 1e-3
 
@@ -47,17 +50,21 @@ class Correction(NamedTuple):
 NOTHING_LEARNED: Final = Correction()
 
 
-def context_of(seen: Vector) -> bytes:
-    """Context of a query whose vector, from its pool's centre, is `seen` [dimension]; of a vector of zeros, zeros."""
-    projected = seen @ _projection(len(seen))
-    largest = float(np.abs(projected).max(initial=0.0))
-    return bytes(np.rint(projected * (127 / largest if largest else 0.0)).astype(np.int8).tobytes())
+def context_of(vector: Vector) -> bytes:
+    """Context of a query with this unit vector, [dimension]. It does not depend on the pool, whose centre moves as adapters come and go."""
+    return bytes(np.rint(np.clip(projected(vector), -127, 127)).astype(np.int8).tobytes())
+
+
+def projected(vector: Vector) -> Vector:
+    """[dimension] to [`CONTEXT`], in the units of contexts; of a unit vector, mostly within three times `_UNIT`."""
+    made: Vector = vector @ _projection(len(vector))
+    return made
 
 
 @cache
 def _projection(dimension: int) -> Vector:
     """[dimension, `CONTEXT`], normal numbers. `RandomState`, for its numbers are the same in every version of numpy."""
-    made: Vector = np.random.RandomState(64).standard_normal((dimension, CONTEXT)).astype(np.float32)
+    made: Vector = _UNIT * np.random.RandomState(64).standard_normal((dimension, CONTEXT)).astype(np.float32)
     return made
 
 
@@ -77,12 +84,12 @@ class Contexts:
         seen = (self._seen.get(key) or _NONE).with_one(context, residual, min(weight, 1.0))
         self._seen.put(key, seen, ENTRY_BYTES + 400 + _BYTES * len(seen.residuals))
 
-    def correction(self, tenant: str, adapter_id: str, context: bytes) -> Correction:
-        """What is known of an adapter for queries there."""
+    def correction(self, tenant: str, adapter_id: str, context: bytes, centre: Vector) -> Correction:
+        """What is known of an adapter for queries there, as seen from a pool's centre, `projected`."""
         seen = self._seen.get((tenant, adapter_id))
         if seen is None or not any(context):
             return NOTHING_LEARNED
-        return seen.correction(_units(np.frombuffer(context, np.int8))[0])
+        return seen.correction(np.frombuffer(context, np.int8), centre)
 
 
 class _Seen:
@@ -90,7 +97,8 @@ class _Seen:
 
     def __init__(self, contexts: NDArray[np.int8], residuals: Vector, weights: Vector, count: int = 0, noise: float = _NOISES[0]) -> None:
         self._contexts, self.residuals, self._weights, self._count, self._noise = contexts, residuals, weights, count, noise
-        self._dual: Vector | None = None
+        self._dual: tuple[Vector, Vector] | None = None
+        """Weights of the outcomes, and the centre from which they were found."""
 
     def with_one(self, context: bytes, residual: float, weight: float) -> _Seen:
         """And one more."""
@@ -103,14 +111,14 @@ class _Seen:
             self._noise,
         )
 
-    def correction(self, context: Vector) -> Correction:
-        """At a unit context [`CONTEXT`]. The spread is that of outcomes which all lie along it, as far as they do."""
-        units = _units(self._contexts)
-        if self._dual is None:
-            self._dual = self._learned(units)
-        cosines = units @ context
+    def correction(self, context: NDArray[np.int8], centre: Vector) -> Correction:
+        """At a context. The spread is that of outcomes which all lie along it, as far as they do."""
+        units = unit_rows(self._contexts - centre)
+        if self._dual is None or not np.array_equal(self._dual[1], centre):
+            self._dual = self._learned(units), centre
+        cosines = units @ unit_rows((context - centre)[None])[0]
         known = float((cosines * cosines) @ self._weights) / self._noise
-        return Correction(float(cosines @ self._dual), 1 / math.sqrt(1 + known))
+        return Correction(float(cosines @ self._dual[0]), 1 / math.sqrt(1 + known))
 
     def _learned(self, units: Vector) -> Vector:
         """Weights of the outcomes. The noise is that under which they are most likely, whatever their scale (Rasmussen and Williams, eq.
@@ -135,9 +143,3 @@ def _likelihood(products: Numbers, weights: Vector, residuals: Vector, noise: fl
 
 
 _NONE: Final = _Seen(np.empty((0, CONTEXT), np.int8), np.empty(0, np.float32), np.empty(0, np.float32))
-
-
-def _units(contexts: NDArray[np.int8]) -> Vector:
-    wide = contexts.reshape(-1, CONTEXT).astype(np.float32)
-    made: Vector = wide / np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
-    return made

@@ -186,8 +186,7 @@ class Router:
         judged = await self.judge.judged(vector, ranked[: strategy.widest(query.top_k)], query.hints, reach, fit)
         if query.score_threshold is None:  # the likeliest says whether it is for any of them: by that, the share that is lost is known
             judged = [one for one in judged if one.fits and judged[0].fits]
-        seen = vector if fit is None else fit.whole(vector) - fit.centre
-        return await strategy.choose(query, seen, judged, self._defaults, explore=explore)
+        return await strategy.choose(query, vector, fit, judged, self._defaults, explore=explore)
 
     async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted) -> Iterable[Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import AdapterRecord
-from services.router.learning.contexts import Contexts, context_of
+from services.router.learning.contexts import Contexts, Correction, context_of, projected
+from services.router.learning.pool_fit import PoolFit
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
 from services.router.routing.explanation import Judged
@@ -59,19 +60,26 @@ class Learned(Hybrid):
         """See `Strategy`."""
         return max(top_k, CONSIDERED)
 
-    async def choose(self, query: RouteQuery, seen: Vector, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
+    async def choose(
+        self, query: RouteQuery, vector: Vector, fit: PoolFit | None, judged: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool
+    ) -> Choice:
         """See `Strategy`."""
         assert query.top_k is not None
-        if not fits:
+        if not judged:
             return Choice(ranker=self.ranker.version)
-        best, now_us = fits[0].scored.log_odds, time.time_ns() // 1000
-        near = [one for one in fits[:CONSIDERED] if one.scored.log_odds >= best - WITHIN]
+        best, now_us = judged[0].scored.log_odds, time.time_ns() // 1000
+        near = [one for one in judged[:CONSIDERED] if one.scored.log_odds >= best - WITHIN]
         records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
         near = [one for one in near if one.scored.candidate.ref.adapter_id in records]
         if not near:  # they were removed while they were looked at
             return Choice(ranker=self.ranker.version)
-        context = context_of(seen)
-        candidates = [self._considered(query, context, one, records[one.scored.candidate.ref.adapter_id], best, now_us) for one in near]
+        context = context_of(vector if fit is None else fit.whole(vector))
+        centre = projected(np.zeros_like(vector) if fit is None else fit.centre)
+        corrections = [self.contexts.correction(query.tenant, one.scored.candidate.ref.adapter_id, context, centre) for one in near]
+        candidates = [
+            self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us, correction)
+            for one, correction in zip(near, corrections, strict=True)
+        ]
         ranking = order(self.ranker, candidates, self._rng, explore=explore)
         places = ranking.order
         chosen = weigh(
@@ -89,7 +97,9 @@ class Learned(Hybrid):
             context,
         )
 
-    def _considered(self, query: RouteQuery, context: bytes, one: Judged, record: AdapterRecord, best: float, now_us: int) -> Considered:
+    def _considered(
+        self, query: RouteQuery, one: Judged, record: AdapterRecord, best: float, now_us: int, correction: Correction
+    ) -> Considered:
         adapter_id = record.adapter_id
         return considered(
             adapter_id,
@@ -101,5 +111,5 @@ class Learned(Hybrid):
             evidence=self.posteriors.evidence(query.tenant, adapter_id),
             days=(now_us - record.created_at_us) / 86_400e6,
             uses=record.statistics.uses,
-            correction=self.contexts.correction(query.tenant, adapter_id, context),
+            correction=correction,
         )

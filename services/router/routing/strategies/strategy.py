@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from services.router.catalogue.port import Vector
 from services.router.catalogue.records import Candidate
+from services.router.learning.pool_fit import PoolFit
 from services.router.routing.explanation import Judged
 from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Chosen, Hints, Scored, weigh
@@ -79,10 +80,12 @@ class Strategy:
         """Weights of the adapters in whose scope the query is."""
         return weigh(ranked, [one.log_odds for one in ranked], self.min_weight(defaults))
 
-    async def choose(self, query: RouteQuery, seen: Vector, fits: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool) -> Choice:
-        """The choice among the adapters in whose scope the query is, best scored first; the query is complete, and `seen` is its vector
-        from its pool's centre, [dimension].
+    async def choose(
+        self, query: RouteQuery, vector: Vector, fit: PoolFit | None, judged: Sequence[Judged], defaults: RoutingDefaults, *, explore: bool
+    ) -> Choice:
+        """The choice among the adapters in whose scope the query is, best scored first; the query is complete, and `vector` [dimension] its
+        own; `fit` is its pool's.
         """
         assert query.top_k is not None
-        chosen = self.weigh([one.scored for one in fits], query.top_k, defaults)
-        return Choice(tuple(chosen), confidence=fits[0].confidence if fits else 0.0)
+        chosen = self.weigh([one.scored for one in judged], query.top_k, defaults)
+        return Choice(tuple(chosen), confidence=judged[0].confidence if judged else 0.0)
