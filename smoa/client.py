@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import grpc
 
 from smoa.errors import FailedPrecondition
 from smoa.sampling_options import SamplingOptions
+from smoa.turns import Turn, said
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import (
     executor_pb2,
@@ -23,8 +24,6 @@ from smoa.v1 import (
     router_pb2_grpc,
 )
 
-Turn: TypeAlias = executor_pb2.Message | Mapping[str, str]
-"""A turn of a conversation: `{"role": "user", "content": "..."}`; the role is `system`, `user` or `assistant`."""
 _IMPORT_AHEAD = 2
 """Batches of an import that are on their way while one is waited for."""
 
@@ -96,15 +95,22 @@ class SmoaClient:
         explain: bool = False,
         messages: Sequence[Turn] = (),
         vector: Sequence[float] = (),
+        turns: Sequence[str] = (),
+        session: str = "",
+        new_topic: bool = False,
+        user: str = "",
     ) -> router_pb2.Decision:
         """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or how a composition is carried out.
 
-        With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too.
+        With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too. What
+        was said before, in `messages` or in `turns`, or in the `session` that the router remembers, says what the query is about if it does
+        not say so itself; with a `new_topic`, it does not count. The learned strategy learns what is right for a `user`.
         """
+        last, before = said(messages)
         request = router_pb2.RouteRequest(
             tenant=tenant,
             base_model=base_model,
-            query=query or _last_said(messages),
+            query=query or last,
             strategy=strategy,
             top_k=top_k,
             score_threshold=score_threshold,
@@ -114,6 +120,10 @@ class SmoaClient:
             look=look,
             explain=explain,
             vector=vector,
+            turns=turns or before,
+            session=session,
+            new_topic=new_topic,
+            user=user,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
 
@@ -401,9 +411,3 @@ class SmoaClient:
         """Show an adapter's counts in the registry."""
         request = registry_pb2.UpdateAdapterRequest(tenant=tenant, adapter_id=adapter_id, statistics=statistics)
         await self.registry.UpdateAdapter(request, timeout=self._timeout_s)
-
-
-def _last_said(messages: Sequence[Turn]) -> str:
-    """What the user said last; empty if nothing."""
-    turns = executor_pb2.GenerateRequest(messages=messages).messages
-    return next((turn.content for turn in reversed(turns) if turn.role == "user"), "")

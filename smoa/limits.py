@@ -4,6 +4,10 @@ MAX_STAGES = 8
 """Stages of a pipeline."""
 MAX_STAGE_ADAPTERS = 32
 """Adapters of one mixture."""
+MAX_QUERY_CHARACTERS = 8192
+"""Of a query, and of each turn before it."""
+MAX_TURNS = 8
+"""Of a conversation, before a query, that say what it is about: the last ones. Each costs as much as a query."""
 MAX_ID_CHARACTERS = 64
 """Of an id that is passed through and not looked up."""
 MAX_NAME_CHARACTERS = 256

@@ -51,6 +51,7 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.decided_at_us, entry.task_id = decision.decided_at_us, decision.task_id
         entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
         entry.weights.extend(one.weight for one in decision.adapters)
+        entry.user = decision.user
         if decision.context:
             entry.context, expected = decision.context, {one.adapter_id: one.expected for one in decision.ranked}
             entry.expected.extend(expected.get(one.adapter_id, 0.0) for one in decision.adapters)
@@ -153,6 +154,7 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
             occurred_at_us=at_us,
             task_id=entry.task_id,
             context=entry.context if verdict is not None else b"",
+            user=entry.user if verdict is not None else b"",
         )
 
     made = []
@@ -164,7 +166,7 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
         if entry.expected and verdict is not None:
             one.expected = entry.expected[place]
         made.append(one)
-    if verdict is not None and verdict.right_adapter_id and entry.context:
+    if verdict is not None and verdict.right_adapter_id and (entry.context or entry.user):
         right = effect(verdict.right_adapter_id, success=True, weight=1.0)
         right.taught = True
         made.append(right)
@@ -265,6 +267,7 @@ class JoinPartition(Generic[N]):
         if isinstance(message, router_pb2.Decision):
             if is_silent(message.tenant, self._silent):
                 message.ClearField("context")
+                message.ClearField("user")
             made = join_decision(entry, message, position, self._lanes[DECISIONS])
             if entry.early and entry.decided_position == position:
                 example = example_of(entry, entry.verdicts[0])

@@ -70,6 +70,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         temperature=settings.temperature,
         min_weight=settings.min_weight,
         embedding_cache_bytes=settings.embedding_cache_bytes,
+        session_bytes=settings.session_bytes,
+        session_ttl_s=settings.session_ttl_s,
     )
     compositions = Compositions(library.catalogue)
     router = Router(library.near, library.search, embedder, cache, Compositions(library.near), defaults)

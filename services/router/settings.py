@@ -64,6 +64,10 @@ class RouterSettings:
     """Memory of the embeddings that are kept for equal texts."""
     label_cache_bytes: int = 32 * 2**20
     """Memory of the adapters' labels that are kept from disk, for queries with hints."""
+    session_bytes: int = 16 * 2**20
+    """Memory of what conversations are about; 0: sessions are not remembered, and only earlier turns that come with a query count."""
+    session_ttl_s: float = 1800.0
+    """How long after its last turn a session is remembered."""
     cache_ttl_s: float = 300.0
     """How long a decision is given again for an equal query."""
     spool_bytes: int = 128 * 2**20

@@ -20,6 +20,9 @@ from smoa.v1 import executor_pb2, router_pb2
 
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
+ROUTED = ("tenant", "strategy", "top_k", "tags", "turns", "session", "new_topic", "user")
+"""Options of a routing request, as the client names them."""
+
 
 def endpoints(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say where the services are."""
@@ -33,6 +36,10 @@ def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--strategy", type=click.Choice(STRATEGIES), default="hybrid", show_default=True),
         click.option("--top-k", type=int, default=None, help="At most so many adapters."),
         click.option("--tag", "tags", multiple=True, help="A hint for the task and hybrid strategies; may repeat."),
+        click.option("--turn", "turns", multiple=True, help="What was said before QUERY in its conversation, oldest first; may repeat."),
+        click.option("--session", default="", help="Name of the conversation: the router remembers for a while what it is about."),
+        click.option("--new-topic", is_flag=True, help="QUERY begins another topic: what was said before does not count."),
+        click.option("--user", default="", help="Who asks, as a pseudonym: the learned strategy learns what is right for them."),
     ):
         function = option(function)
     return function
@@ -51,7 +58,9 @@ async def _route(client: SmoaClient, query: str, strategy: str, **options: Any) 
 @click.option("--explain", is_flag=True, help="Show the near candidates, too, the parts of their scores, and why each was chosen or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def route_command(query: str, count: bool, explain: bool, as_json: bool, router: str, executor: str, **options: Any) -> None:
-    """Show which adapters would answer QUERY. It is only a look: nothing is counted, and nothing can be reported on it."""
+    """Show which adapters would answer QUERY. It is only a look: nothing is counted, no session goes on by it, and nothing can be
+    reported on it.
+    """
 
     async def work() -> None:
         async with SmoaClient(router=router, executor=executor) as client:
@@ -61,6 +70,7 @@ def route_command(query: str, count: bool, explain: bool, as_json: bool, router:
                 return
             names = await names_of(client, [(options["tenant"], one.adapter_id) for one in decision.adapters])
             how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {_shown(decision)}"
+            how += ", by what the conversation is about" if decision.by_conversation else ""
             title = f"decision {decision.decision_id} {how}" if count else f"a look, {how}"
             if not decision.adapters:
                 click.echo(f"{title}\nno adapter fits: the base model answers")
@@ -85,13 +95,18 @@ def _show_explanations(decision: router_pb2.Decision, title: str) -> None:
             one.adapter_id,
             f"{one.weight:.2f}" if one.weight else "",
             *(f"{value:.3f}" for value in (one.score, one.cosine, one.example_cosine, one.task)),
+            f"{one.before:.3f}" if one.before else "",
             f"{one.probability:.3f}",
             _shown(one),
             one.reason,
         )
         for one in decision.explanations
     ]
-    show_table(("adapter", "id", "weight", "score", "cosine", "nearest example", "hints", "likely", "confidence", "why"), rows, title=title)
+    show_table(
+        ("adapter", "id", "weight", "score", "cosine", "nearest example", "hints", "before", "likely", "confidence", "why"),
+        rows,
+        title=title,
+    )
 
 
 @click.command("generate")
@@ -130,7 +145,7 @@ def generate_command(
                 found = await find_composition(client, composition, options["tenant"])
                 decision = await client.route(base_model=base_model, tenant=options["tenant"], composition=found.name)
             else:
-                decision = await _route(client, query, **{name: options[name] for name in ("tenant", "strategy", "top_k", "tags")})
+                decision = await _route(client, query, **{name: options[name] for name in ROUTED})
             answers = [executor_pb2.GenerateResponse() for _ in range(max(1, sampling.get("n", 1)))]
             prompt = "" if turns else query
             async for response in client.carry_out(prompt, decision, messages=turns, max_tokens=max_tokens, **sampling):

@@ -64,7 +64,7 @@ class UsageEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
-    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught")
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class AdapterOutcome(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     TAUGHT_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     decision_id: str
     tenant: str
@@ -95,7 +96,8 @@ class AdapterOutcome(_message.Message):
     context: bytes
     expected: float
     taught: bool
-    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ...) -> None: ...
+    user: bytes
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ..., user: _Optional[bytes] = ...) -> None: ...
 
 class Example(_message.Message):
     __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids")

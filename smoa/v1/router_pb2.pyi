@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector")
+    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector", "turns", "session", "new_topic", "user")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,10 @@ class RouteRequest(_message.Message):
     LOOK_FIELD_NUMBER: _ClassVar[int]
     EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOPIC_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     base_model: str
     query: str
@@ -35,10 +39,14 @@ class RouteRequest(_message.Message):
     look: bool
     explain: bool
     vector: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ...) -> None: ...
+    turns: _containers.RepeatedScalarFieldContainer[str]
+    session: str
+    new_topic: bool
+    user: str
+    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., new_topic: _Optional[bool] = ..., user: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id", "explanations", "context")
+    __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id", "explanations", "context", "by_conversation", "user")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +63,8 @@ class Decision(_message.Message):
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     EXPLANATIONS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    BY_CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     base_model: str
@@ -71,10 +81,12 @@ class Decision(_message.Message):
     task_id: str
     explanations: _containers.RepeatedCompositeFieldContainer[CandidateExplanation]
     context: bytes
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ..., context: _Optional[bytes] = ...) -> None: ...
+    by_conversation: bool
+    user: bytes
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ..., context: _Optional[bytes] = ..., by_conversation: _Optional[bool] = ..., user: _Optional[bytes] = ...) -> None: ...
 
 class CandidateExplanation(_message.Message):
-    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability")
+    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability", "before")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +97,7 @@ class CandidateExplanation(_message.Message):
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     name: str
     score: float
@@ -95,7 +108,8 @@ class CandidateExplanation(_message.Message):
     weight: float
     reason: str
     probability: float
-    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+    before: float
+    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ..., before: _Optional[float] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("adapter_id", "features", "propensity", "expected")

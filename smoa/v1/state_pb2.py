@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\"C\n\x08Landmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x12\n\nwritten_ms\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\"}\n\tLandmarks\x12.\n\x06topics\x18\x01 \x03(\x0b\x32\x1e.smoa.v1.Landmarks.TopicsEntry\x1a@\n\x0bTopicsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Landmark:\x02\x38\x01\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\x96\x02\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x0c\x12\x10\n\x08\x65xpected\x18\r \x03(\x02\"\xc5\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\tB\x08\n\x06_score\"\xc3\x04\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\"\xa9\x01\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\x12@\n\x0f\x62\x65gan_at_offset\x18\x03 \x03(\x0b\x32\'.smoa.v1.CountsEpoch.BeganAtOffsetEntry\x1a\x34\n\x12\x42\x65ganAtOffsetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xbd\x01\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x03\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\"C\n\x08Landmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x12\n\nwritten_ms\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\"}\n\tLandmarks\x12.\n\x06topics\x18\x01 \x03(\x0b\x32\x1e.smoa.v1.Landmarks.TopicsEntry\x1a@\n\x0bTopicsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Landmark:\x02\x38\x01\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\xa4\x02\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x0c\x12\x10\n\x08\x65xpected\x18\r \x03(\x02\x12\x0c\n\x04user\x18\x0e \x01(\x0c\"\xc5\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\tB\x08\n\x06_score\"\xc3\x04\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\"\xa9\x01\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\x12@\n\x0f\x62\x65gan_at_offset\x18\x03 \x03(\x0b\x32\'.smoa.v1.CountsEpoch.BeganAtOffsetEntry\x1a\x34\n\x12\x42\x65ganAtOffsetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xbd\x01\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x03\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,29 +54,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINSEGMENT']._serialized_start=228
   _globals['_JOINSEGMENT']._serialized_end=258
   _globals['_JOINENTRY']._serialized_start=261
-  _globals['_JOINENTRY']._serialized_end=539
-  _globals['_VERDICT']._serialized_start=542
-  _globals['_VERDICT']._serialized_end=739
-  _globals['_ADAPTERCOUNTS']._serialized_start=742
-  _globals['_ADAPTERCOUNTS']._serialized_end=1321
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=1031
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=1093
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=1095
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=1155
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=1157
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=1204
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=1206
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=1252
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=1254
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1321
-  _globals['_COUNTSEPOCH']._serialized_start=1324
-  _globals['_COUNTSEPOCH']._serialized_end=1493
-  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_start=1441
-  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_end=1493
-  _globals['_TALLY']._serialized_start=1496
-  _globals['_TALLY']._serialized_end=1685
-  _globals['_EXAMPLESET']._serialized_start=1687
-  _globals['_EXAMPLESET']._serialized_end=1717
-  _globals['_PRODUCER']._serialized_start=1719
-  _globals['_PRODUCER']._serialized_end=1767
+  _globals['_JOINENTRY']._serialized_end=553
+  _globals['_VERDICT']._serialized_start=556
+  _globals['_VERDICT']._serialized_end=753
+  _globals['_ADAPTERCOUNTS']._serialized_start=756
+  _globals['_ADAPTERCOUNTS']._serialized_end=1335
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=1045
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=1107
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=1109
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=1169
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=1171
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=1218
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=1220
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=1266
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=1268
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1335
+  _globals['_COUNTSEPOCH']._serialized_start=1338
+  _globals['_COUNTSEPOCH']._serialized_end=1507
+  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_start=1455
+  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_end=1507
+  _globals['_TALLY']._serialized_start=1510
+  _globals['_TALLY']._serialized_end=1699
+  _globals['_EXAMPLESET']._serialized_start=1701
+  _globals['_EXAMPLESET']._serialized_end=1731
+  _globals['_PRODUCER']._serialized_start=1733
+  _globals['_PRODUCER']._serialized_end=1781
 # @@protoc_insertion_point(module_scope)

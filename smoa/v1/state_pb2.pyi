@@ -36,7 +36,7 @@ class JoinSegment(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JoinEntry(_message.Message):
-    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us", "context", "expected")
+    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us", "context", "expected", "user")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class JoinEntry(_message.Message):
     FIRST_SEEN_US_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     decided: bool
@@ -63,7 +64,8 @@ class JoinEntry(_message.Message):
     first_seen_us: int
     context: bytes
     expected: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ...) -> None: ...
+    user: bytes
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")

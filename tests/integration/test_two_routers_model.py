@@ -379,7 +379,7 @@ class TwoRouters(RuleBasedStateMachine):
             assert set(life.router.canaries) == canaries
             for which in range(len(TOPICS)):
                 query = life.router._complete(_query(which))
-                answer, anew = (await life.router._chosen(query, False))[0], await life.router._decide(query)
+                answer, anew = (await life.router._chosen(query, False))[0], (await life.router._decide(query))[0]
                 assert [one.ref for one in answer.chosen] == [one.ref for one in anew.chosen], "a cached answer is of before"
 
     def check_acknowledged(self, records: dict[str, AdapterRecord]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from smoa.client import SmoaClient, Turn
+from smoa.client import SmoaClient
+from smoa.turns import Turn
 from smoa.v1 import executor_pb2, router_pb2
 
 SYSTEM, FIRST, ANSWER, LAST = (

@@ -111,7 +111,7 @@ def test_outcome_then_decision() -> None:
 
 @pytest.mark.parametrize("outcome_first", [False, True])
 def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcome_first: bool) -> None:
-    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5, context=b"c" * 64)
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5, context=b"c" * 64, user=b"u" * 8)
     decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in "ab")
     decision.ranked.add(adapter_id="b", expected=0.25)
     decision.ranked.add(adapter_id="a", expected=0.75)
@@ -131,7 +131,8 @@ def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcom
         (RIGHT, True, True, 1.0),
     ]
     assert [(one.context, one.expected) for one in judged] == [(b"c" * 64, 0.75), (b"c" * 64, 0.25), (b"c" * 64, 0.0)]
-    assert not any(one.context for one in effects if not one.HasField("success")), "a use teaches nothing"
+    assert {one.user for one in judged} == {b"u" * 8}
+    assert not any(one.context or one.user for one in effects if not one.HasField("success")), "a use teaches nothing"
     sent = [
         Received(ADAPTER_OUTCOMES, 0, place, 0, one.adapter_id.encode(), one.SerializeToString(), "", 0)
         for place, one in enumerate(effects)
@@ -140,11 +141,12 @@ def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcom
 
 
 def test_nothing_of_a_silent_tenants_queries_is_kept() -> None:
-    decision = router_pb2.Decision(decision_id="d1", tenant="t", context=b"c" * 64)
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", context=b"c" * 64, user=b"u" * 8)
     decision.adapters.add(adapter_id="a", weight=1)
     part: JoinPartition[str] = JoinPartition(0, 1, [], silent={"t"})
     plan = part.plan([Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0)], 10)
     assert not plan.entries["d1"].context
+    assert not plan.entries["d1"].user
 
 
 def test_another_event_of_the_same_decision_or_outcome_changes_nothing() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from services.router.api.enums import word_of
 from services.router.catalogue.compositions import Stage
 from services.router.catalogue.records import AdapterRef
+from services.router.learning.habits import hash_of_user
 from services.router.metrics import RouterMetrics
 from services.router.routing.explanation import Explanation
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery
@@ -22,6 +23,7 @@ from services.router.routing.router import Router
 from services.router.routing.scoring import Hints
 from smoa.errors import InvalidArgument, ResourceExhausted
 from smoa.events import DECISIONS, event
+from smoa.identifiers import DEFAULT_TENANT
 from smoa.publisher import EventPublisher
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import router_pb2, router_pb2_grpc
@@ -108,6 +110,10 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
         ),
         composition=request.composition,
         vector=np.array(request.vector, np.float32).tobytes() if request.vector else b"",
+        turns=tuple(request.turns),
+        session=request.session,
+        new_topic=request.new_topic,
+        user=hash_of_user(request.tenant or DEFAULT_TENANT, request.user) if request.user else b"",
     )
 
 
@@ -129,6 +135,8 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
             for one, propensity, expected in zip(routed.choice.ranked, routed.choice.propensities, routed.choice.expected, strict=True)
         ],
         context=routed.choice.context,
+        by_conversation=routed.choice.by_conversation,
+        user=routed.query.user,
         ranker=routed.choice.ranker,
         executor=routed.executor,
         task_id=routed.query.hints.task_id,
@@ -148,6 +156,7 @@ def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
         probability=one.probability,
         weight=one.weight,
         reason=one.reason,
+        before=one.before,
     )
 
 

@@ -83,6 +83,8 @@ class PoolFit:
     ranks: bool
     """Whether the discriminant ranks: not in a pool of more than `MAX_FITTED` adapters."""
     known: dict[str, Fitted] = field(default_factory=dict)
+    _groups: tuple[Vector, Vector, Vector] | None = field(default=None, repr=False)
+    """Means that were asked about last, and their weights and biases."""
 
     @property
     def bytes(self) -> int:
@@ -124,6 +126,18 @@ class PoolFit:
         found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
         behind = (found - found.max()) / self.temperature
         return [float(value) for value in np.maximum(behind, -LEAST_ODDS)]
+
+    def ahead(self, query: Vector, means: Vector, adapter_id: str) -> float:
+        """Log odds that a query is of some group with one of these means [groups, dimension], rather than of a known adapter, by the
+        temperature (a class of several normal distributions: Hastie and Tibshirani 1996, "Discriminant analysis by Gaussian mixtures").
+        """
+        if self._groups is None or self._groups[0] is not means:
+            weights = means @ self.metric
+            self._groups = means, weights, -0.5 * np.einsum("gd,gd->g", weights, means)
+        _, weights, biases = self._groups
+        own = self.known[adapter_id]
+        found = (weights @ query + biases - query @ own.weights - own.bias) / self.temperature
+        return float(found.max() + np.log(np.exp(found - found.max()).mean()))
 
     def closeness(self, query: Vector, adapter_id: str, examples: Vector) -> float:
         """How close a query is to an adapter with these examples, in standard deviations of how close those are."""

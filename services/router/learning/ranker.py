@@ -102,6 +102,8 @@ class Considered:
     features: tuple[float, ...]
     posterior: Posterior
     correction: Correction = NOTHING_LEARNED
+    habit: float = 0.0
+    """Log odds for what the user asked before."""
 
 
 def considered(
@@ -115,11 +117,12 @@ def considered(
     days: float,
     uses: int,
     correction: Correction = NOTHING_LEARNED,
+    habit: float = 0.0,
 ) -> Considered:
     """A candidate with its features."""
     success = math.log(posterior.alpha / posterior.beta)
     features = (log_odds, best - log_odds, example, task, success, math.log1p(evidence), math.log1p(max(days, 0.0)), math.log1p(uses))
-    return Considered(adapter_id, features, posterior, correction)
+    return Considered(adapter_id, features, posterior, correction, habit)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def order(ranker: Ranker, candidates: Sequence[Considered], rng: np.random.Gener
     While hybrid's choice is untried, it is first: there is nothing yet that another could be better than.
     """
     features = np.array([candidate.features for candidate in candidates], np.float64)
-    odds = ranker.log_odds(features)
+    odds = ranker.log_odds(features) + [candidate.habit for candidate in candidates]
     expected = _shares(odds)
     means, spreads = np.array([candidate.correction for candidate in candidates], np.float64).T
     if not explore or not is_tried(features[0]):

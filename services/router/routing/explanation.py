@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from services.router.routing.conversation import Belief
 from services.router.routing.scoring import Chosen, Scored, softmax
 
 MAX_EXPLAINED: Final = 10
@@ -42,13 +43,27 @@ class Explanation(NamedTuple):
     weight: float
     """In the decision; 0 of one that is not in it."""
     reason: str
+    before: float = 0.0
+    """That the conversation was about it before."""
     name: str = ""
 
+    @property
+    def adapter_id(self) -> str:
+        """Its id."""
+        return self.judged.scored.candidate.ref.adapter_id
 
-def explain(near: Sequence[Judged], chosen: Sequence[Chosen], limits: Limits, stands_in: Mapping[str, str]) -> list[Explanation]:
+
+def explain(
+    near: Sequence[Judged], chosen: Sequence[Chosen], limits: Limits, stands_in: Mapping[str, str], before: Belief | None = None
+) -> list[Explanation]:
     """Explanations of candidates, likeliest first.
 
-    `stands_in`: adapter id -> the child of a merge on trial that would answer in its place.
+    Args:
+        near: Candidates as they were judged.
+        chosen: The decision's.
+        limits: That it was made by.
+        stands_in: Adapter id -> the child of a merge on trial that would answer in its place.
+        before: What the conversation was about.
     """
     weights = {one.ref.adapter_id: one.weight for one in chosen}
     explained = []
@@ -70,5 +85,6 @@ def explain(near: Sequence[Judged], chosen: Sequence[Chosen], limits: Limits, st
             reason = "the query is not in the scope of the likeliest, so that no adapter answers"
         else:
             reason = f"its share of the weight was under {limits.min_weight:g}"
-        explained.append(Explanation(one, probability, weight, reason))
+        said = before.shares.get(adapter_id, 0.0) if before is not None else 0.0
+        explained.append(Explanation(one, probability, weight, reason, said))
     return explained

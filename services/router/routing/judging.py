@@ -18,6 +18,7 @@ from services.router.routing.query import RoutingDefaults
 from services.router.routing.scoring import Hints, Scored, task_score
 from services.router.routing.strategies.strategy import Strategy
 from smoa.embedding import surface
+from smoa.embedding.port import unit_rows
 
 _LEARNED_AT_ONCE: Final = 8  # a fifth of a millisecond each
 _NONE: Vector = np.empty((0, 0), np.float32)
@@ -81,6 +82,17 @@ class Judge:
                 fits = one.score >= self._defaults.score_threshold
             made.append(Judged(one, fits, confidence, nearest, task))
         return made
+
+    def vague(self, vector: Vector, means: Vector, judged: Sequence[Judged], fit: PoolFit | None) -> float:
+        """Log odds that a query is as lines that say nothing of any topic, of which these are the means of groups [groups, dimension],
+        against the likeliest judged.
+        """
+        if not judged or judged[0].task:
+            return -LEAST_ODDS  # a hint that fits says of what it is
+        best = judged[0].scored.candidate
+        if fit is not None and fit.ranks and best.ref.adapter_id in fit.known:
+            return fit.ahead(fit.whole(vector), means, best.ref.adapter_id)
+        return (float((unit_rows(means) @ vector).max()) - best.cosine) / self._defaults.temperature
 
     async def _examples_of(self, candidates: Sequence[Candidate], reach: Reach) -> dict[str, Vector]:
         """Vectors of examples [n, dimension] by adapter; n is 0 where it has none."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from services.router.catalogue.compositions import Stage
 from services.router.learning.ranker import Considered
+from services.router.routing.conversation import Belief
 from services.router.routing.scoring import Chosen, Hints
 from smoa.identifiers import DEFAULT_TENANT
 
@@ -25,6 +26,14 @@ class RouteQuery(NamedTuple):
     """Name of a composition to carry out instead of choosing."""
     vector: bytes = b""
     """Of the query, float32 [dimension], where it came with it."""
+    turns: tuple[str, ...] = ()
+    """What was said before in its conversation, oldest first."""
+    session: str = ""
+    """Name of the conversation, where the router is to remember what it is about."""
+    new_topic: bool = False
+    """What was said before counts no more."""
+    user: bytes = b""
+    """Hash of who asks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +53,10 @@ class Choice:
     """Version of the ranker."""
     context: bytes = b""
     """Where the query lies, for what its outcome teaches."""
+    before: Belief | None = None
+    """What its conversation was about before it."""
+    by_conversation: bool = False
+    """That is why the first adapter is first."""
 
 
 class RoutedQuery(NamedTuple):
@@ -79,4 +92,6 @@ class RoutingDefaults:
     """The hierarchical strategy looks into so many clusters."""
     example_cache_bytes: int = 32 * 2**20
     fit_cache_bytes: int = 64 * 2**20
+    session_bytes: int = 16 * 2**20
+    session_ttl_s: float = 1800.0
     embedding_cache_bytes: int = 16 * 2**20

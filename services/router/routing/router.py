@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -13,14 +14,17 @@ from ulid import ULID
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
 from services.router.catalogue.port import Catalogue, Vector
-from services.router.catalogue.records import EVERY_STATE, SHARED, Candidate, Reach, Scope
+from services.router.catalogue.records import EVERY_STATE, SHARED, Candidate, Reach, Scope, labels_of
+from services.router.learning.vague_lines import means_of_groups, vague_lines
 from services.router.routing.cache import RoutingCache
 from services.router.routing.canaries import Canaries
+from services.router.routing.conversation import Belief, Sessions
 from services.router.routing.executors import ExecutorDirectory
-from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Limits, explain
+from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Judged, Limits, explain
+from services.router.routing.hearing import Heard
 from services.router.routing.judging import Judge
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
-from services.router.routing.scoring import Chosen, check_hints, task_score
+from services.router.routing.scoring import Chosen, Hints, Scored, check_hints, task_score
 from services.router.routing.single_flight import SingleFlight
 from services.router.routing.strategies.hierarchical import Hierarchical
 from services.router.routing.strategies.hybrid import Hybrid
@@ -33,9 +37,8 @@ from services.router.search.port import VectorIndex
 from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument, NotFound
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
-from smoa.limits import MAX_NAME_CHARACTERS
+from smoa.limits import MAX_NAME_CHARACTERS, MAX_QUERY_CHARACTERS, MAX_TURNS
 
-MAX_QUERY_CHARACTERS = 8192
 MAX_TOP_K = 16
 _CHOSEN_BYTES = 900  # of an adapter of a cached decision, about: the choice, and its message
 
@@ -65,6 +68,8 @@ class Router:
         self._strategies: dict[str, Strategy] = {one.name: one for one in every}
         self.executors = ExecutorDirectory()
         self.canaries = Canaries(seed)
+        self._vague: Vector | None = None
+        self.sessions = Sessions(self._defaults.session_bytes, self._defaults.session_ttl_s)
 
     def adapter_changed(self, adapter_id: str, pool: str, *, arrived: bool) -> None:
         """Forget answers with this adapter, and, when it arrived and may be a better one, all answers from its pool."""
@@ -119,18 +124,21 @@ class Router:
         check_hints(query.hints)
         strategy = self._strategies[query.strategy]
         strategy.check(query.hints)
+        if query.session:
+            return await self._decide_in_session(query, look=look), False
         if not strategy.repeats:
-            return await self._decide(query, explore=not look), False
-        if (choice := self.cache.get(query)) is not None:
-            return choice, True
+            choice, _ = await self._decide(query, await self._before(query), explore=not look)
+            return choice, False
+        if (kept := self.cache.get(query)) is not None:
+            return kept, True
         return await self._flights.run(query, lambda: self._decide_and_keep(query)), False
 
     async def _decide_and_keep(self, query: RouteQuery) -> Choice:
         pools = _reach(query).pools
         state = self.cache.state_of(pools)
-        choice = await self._decide(query)
+        choice, _ = await self._decide(query, await self._before(query))
         if state == self.cache.state_of(pools):  # else the library changed meanwhile, and this answer may be of before
-            characters = len(query.query) + sum(map(len, chain.from_iterable(query.hints.labels)))
+            characters = len(query.query) + sum(map(len, chain(query.turns, chain.from_iterable(query.hints.labels))))
             size = ENTRY_BYTES + _CHOSEN_BYTES * (1 + len(choice.chosen)) + 4 * characters + len(query.vector)
             self.cache.put(query, choice, [item.ref.adapter_id for item in choice.chosen], pools, size)
         return choice
@@ -153,7 +161,27 @@ class Router:
             problem = "is empty" if not query.base_model else f"has {len(query.base_model):,} characters"
             raise InvalidArgument("base_model", problem, "send the fingerprint that the executor's GetStatus shows")
         tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
-        return query._replace(tenant=tenant, top_k=top_k)
+        query = query._replace(tenant=tenant, top_k=top_k)
+        if query.turns or query.session or query.user:
+            query = self._complete_conversation(query)
+        return query
+
+    def _complete_conversation(self, query: RouteQuery) -> RouteQuery:
+        for number, turn in enumerate(query.turns):
+            if len(turn) > MAX_QUERY_CHARACTERS:
+                raise InvalidArgument(
+                    f"turns[{number}]", f"has {len(turn):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part"
+                )
+        if len(query.session) > MAX_NAME_CHARACTERS:
+            problem = f"has {len(query.session):,} characters, over {MAX_NAME_CHARACTERS}"
+            raise InvalidArgument("session", problem, "name it by a shorter id")
+        if not self.sessions.max_bytes or query.composition:
+            query = query._replace(session="")
+        counting = () if query.new_topic or query.composition else [one for one in query.turns if one.strip()][-MAX_TURNS:]
+        query = query._replace(turns=tuple(counting))
+        if self._strategies[query.strategy].repeats:
+            query = query._replace(user=b"")  # who asks changes nothing, so that equal queries have one answer
+        return query
 
     async def _check_tenant_exists(self, tenant: str) -> None:
         if tenant in self._known_tenants:
@@ -175,20 +203,79 @@ class Router:
             self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
         return vector
 
-    async def _decide(self, query: RouteQuery, *, explore: bool = True) -> Choice:
+    async def _decide_in_session(self, query: RouteQuery, *, look: bool) -> Choice:
+        """One after another: of two turns of a session at once, what the first to be answered says of its topic is overwritten."""
+        key, turn = (query.tenant, query.base_model, query.session), query.vector or query.query.encode()
+        known = None if query.new_topic else self.sessions.before(key, turn)
+        before = known or await self._before(query)
+        choice, after = await self._decide(query, before, explore=not look)
+        if not look and after is not None:
+            self.sessions.keep(key, turn, before, after)
+        return choice
+
+    async def _before(self, query: RouteQuery) -> Belief | None:
+        """What the turns before it were about."""
+        before: Belief | None = None
+        for turn in query.turns:
+            before = (await self._hear(query._replace(query=turn, vector=b"", hints=Hints()), before, widest=1)).after
+        return before
+
+    async def _decide(self, query: RouteQuery, before: Belief | None = None, *, explore: bool = True) -> tuple[Choice, Belief | None]:
+        """The choice, and what the conversation is about then."""
+        assert query.top_k is not None
+        strategy = self._strategies[query.strategy]
+        heard = await self._hear(query, before, strategy.widest(query.top_k))
+        # The likeliest says whether it is for any of them: by that, the share that is lost is known.
+        judged = [one for one in heard.judged if one.fits and heard.judged[0].fits]
+        choice = await strategy.choose(query, heard.vector, heard.fit, judged, self._defaults, explore=explore)
+        if before is not None:
+            choice = dataclasses.replace(choice, before=before, by_conversation=heard.by_conversation)
+        if heard.by_conversation:  # what comes of it says nothing of where such a line lies
+            choice = dataclasses.replace(choice, context=b"")
+        return choice, heard.after
+
+    async def _hear(self, query: RouteQuery, before: Belief | None, widest: int, *, closely: bool = False) -> Heard:
+        """What a line is about, after what was said before; so many of the likeliest are judged."""
         assert query.top_k is not None
         strategy, reach = self._strategies[query.strategy], _reach(query)
         vector, fit = await self._vector_of(query), self.judge.fits.of(reach)
-        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=fit is not None and fit.ranks)
-        ranked = await self.judge.ranked(strategy, vector, await self._candidates(query, vector, wanted), query.hints, reach, fit)
+        closely = closely or (fit is not None and fit.ranks)
+        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=closely)
+        found = await self._candidates(query, vector, wanted)
+        if before is not None:
+            found |= await self._remembered(before, found, reach)
+        ranked = await self.judge.ranked(strategy, vector, found.values(), query.hints, reach, fit)
         if query.score_threshold is not None:
             ranked = [one for one in ranked if one.score >= query.score_threshold]
-        judged = await self.judge.judged(vector, ranked[: strategy.widest(query.top_k)], query.hints, reach, fit)
-        if query.score_threshold is None:  # the likeliest says whether it is for any of them: by that, the share that is lost is known
-            judged = [one for one in judged if one.fits and judged[0].fits]
-        return await strategy.choose(query, vector, fit, judged, self._defaults, explore=explore)
 
-    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted) -> Iterable[Candidate]:
+        async def judged(ranked: Sequence[Scored]) -> list[Judged]:
+            made = await self.judge.judged(vector, ranked[:widest], query.hints, reach, fit)
+            return made if query.score_threshold is None else [one._replace(fits=True) for one in made]  # the caller has judged
+
+        heard = Heard(vector, fit, ranked, await judged(ranked))
+        if query.session or query.turns:
+            heard = heard.followed(before, self.judge.vague(vector, await self._means_of_vague_lines(), heard.judged, fit))
+            if before is not None:
+                heard = heard.judged_again(await judged(heard.ranked), before)
+        return heard
+
+    async def _means_of_vague_lines(self) -> Vector:
+        """Made once, when a conversation first needs them."""
+        if self._vague is None:
+            self._vague = await asyncio.to_thread(means_of_groups, await self._embedder.embed(vague_lines()))
+        return self._vague
+
+    async def _remembered(self, before: Belief, found: Mapping[str, Candidate], reach: Reach) -> dict[str, Candidate]:
+        """Those that a conversation was about and that are not near its line, but may still be routed to."""
+        records = await self._catalogue.records([one for one in before.shares if one not in found])
+        farthest = min((one.cosine for one in found.values()), default=0.0)
+        return {
+            adapter_id: Candidate(record.ref, farthest, labels_of(record), bool(record.examples))
+            for adapter_id, record in records.items()
+            if reach.admits(record)
+        }
+
+    async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted) -> dict[str, Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
         reach = _reach(query)
         hinted = tuple(chain.from_iterable(query.hints.labels)) if wanted.labelled else ()
@@ -203,7 +290,7 @@ class Router:
             if wanted.labelled < most and any(task_score(one.labels, query.hints) < 1 for one in those):
                 those = await self._search.search(vector, labelled, most, hinted=hinted)  # a label of another kind: farther ones may fit
             found |= {c.ref.adapter_id: c for c in those}
-        return found.values()
+        return found
 
     async def explain(self, routed: RoutedQuery) -> list[Explanation]:
         """Why the candidates nearest to a query were chosen in its decision, or not; none of a composition, which names its adapters."""
@@ -211,19 +298,13 @@ class Router:
         if query.composition:
             return []
         assert query.top_k is not None
-        vector = await self._vector_of(query)
-        strategy = self._strategies[query.strategy]
-        reach = _reach(query)
-        fit = self.judge.fits.of(reach)
-        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=True)
-        candidates = await self._candidates(query, vector, wanted)
-        ranked = await self.judge.ranked(strategy, vector, candidates, query.hints, reach, fit)
-        near = await self.judge.judged(vector, ranked[:MAX_EXPLAINED], query.hints, reach, fit)
+        heard = await self._hear(query, routed.choice.before, MAX_EXPLAINED, closely=True)
+        strategy, near = self._strategies[query.strategy], heard.judged
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
         records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
         names = {adapter_id: record.name for adapter_id, record in records.items()}
-        explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent)
-        return [one._replace(name=names.get(one.judged.scored.candidate.ref.adapter_id, "")) for one in explained]
+        explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent, routed.choice.before)
+        return [one._replace(name=names.get(one.adapter_id, "")) for one in explained]
 
 
 def _reach(query: RouteQuery) -> Reach:

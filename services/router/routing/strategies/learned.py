@@ -13,6 +13,7 @@ import numpy as np
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.learning.contexts import Contexts, Correction, context_of, projected
+from services.router.learning.habits import Habits
 from services.router.learning.pool_fit import PoolFit
 from services.router.learning.posteriors import Posteriors
 from services.router.learning.ranker import CONSIDERED, WITHIN, Considered, builtin, considered, order
@@ -32,6 +33,8 @@ class Taught(NamedTuple):
     context: bytes = b""
     """The decision's, and the probability of success that it expected."""
     expected: float = 0.0
+    user: bytes = b""
+    """Hash of who asked."""
 
 
 class Learned(Hybrid):
@@ -44,13 +47,14 @@ class Learned(Hybrid):
         self._catalogue, self._rng = catalogue, np.random.default_rng(seed)
         self.ranker = builtin()
         """What it orders by; replaced while it serves."""
-        self.posteriors, self.contexts = Posteriors(), Contexts()
+        self.posteriors, self.contexts, self.habits = Posteriors(), Contexts(), Habits()
 
     def observe(self, tenant: str, adapter_id: str, taught: Taught, *, used: bool = True) -> None:
         """Learn what a decision turned out to be for one of its adapters; or, not `used`, that it is said to have been the right one."""
         if used:
             self.posteriors.observe(tenant, adapter_id, taught.success, taught.weight)
         self.contexts.observe(tenant, adapter_id, taught.context, taught.success - taught.expected, taught.weight)
+        self.habits.observe(taught.user, adapter_id, taught.success, taught.weight)
 
     def wanted(self, top_k: int, most: int, hints: Hints, *, closely: bool) -> Wanted:
         """See `Strategy`."""
@@ -75,10 +79,11 @@ class Learned(Hybrid):
             return Choice(ranker=self.ranker.version)
         context = context_of(vector if fit is None else fit.whole(vector))
         centre = projected(np.zeros_like(vector) if fit is None else fit.centre)
-        corrections = [self.contexts.correction(query.tenant, one.scored.candidate.ref.adapter_id, context, centre) for one in near]
+        ids = [one.scored.candidate.ref.adapter_id for one in near]
+        corrections = [self.contexts.correction(query.tenant, one, context, centre) for one in ids]
         candidates = [
-            self._considered(query, one, records[one.scored.candidate.ref.adapter_id], best, now_us, correction)
-            for one, correction in zip(near, corrections, strict=True)
+            self._considered(query, one, records[adapter_id], best, now_us, correction, habit)
+            for one, adapter_id, correction, habit in zip(near, ids, corrections, self.habits.log_odds(query.user, ids), strict=True)
         ]
         ranking = order(self.ranker, candidates, self._rng, explore=explore)
         places = ranking.order
@@ -98,7 +103,7 @@ class Learned(Hybrid):
         )
 
     def _considered(
-        self, query: RouteQuery, one: Judged, record: AdapterRecord, best: float, now_us: int, correction: Correction
+        self, query: RouteQuery, one: Judged, record: AdapterRecord, best: float, now_us: int, correction: Correction, habit: float
     ) -> Considered:
         adapter_id = record.adapter_id
         return considered(
@@ -112,4 +117,5 @@ class Learned(Hybrid):
             days=(now_us - record.created_at_us) / 86_400e6,
             uses=record.statistics.uses,
             correction=correction,
+            habit=habit,
         )
