@@ -128,6 +128,53 @@ async def test_every_label_finds_its_nearest_whether_few_or_many_have_it(library
         assert cosines[found] == pytest.approx(cosines[wanted], abs=0.005), labels
 
 
+async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_changes(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those with a label are is kept from search to search, cell by cell."""
+    for module, name, value in (
+        (pool, "FLAT_ROWS", 2_500),
+        (pool, "SCORED", 200),
+        (memory_search, "SCORED", 200),
+        (memory_search, "_BROAD", 1),
+    ):
+        monkeypatch.setattr(module, name, value)
+    records, vectors = [*_records(1500, tags=("kept",)), *_records(1500)], _vectors(3000)
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await memory(library).trained()
+    reach = dataclasses.replace(PUBLIC, any_labels=("kept",))
+
+    async def write(place: int, vector: Vector, **changes: object) -> None:
+        records[place] = dataclasses.replace(records[place], **changes)  # type: ignore[arg-type]
+        await library.catalogue.upsert([(records[place], vector)])
+
+    for place in range(0, 1500, 50):
+        assert await _found(library, vectors[place], reach) == records[place].adapter_id
+    assert isinstance(memory(library)._label_places.values()[0].places, pool.Grouped), "or this tests nothing"
+    moved, new = _vectors(2, 7)
+    await write(3, moved)
+    assert await _found(library, moved, reach) == records[3].adapter_id
+    assert await _found(library, vectors[3], reach) != records[3].adapter_id
+    await write(3, moved, state="retired")
+    assert await _found(library, moved, reach) != records[3].adapter_id
+    await write(3, moved, state="active")
+    assert await _found(library, moved, reach) == records[3].adapter_id
+    await write(3, moved, name="renamed", state="retired")
+    assert await _found(library, moved, reach) != records[3].adapter_id
+    await write(3, moved, name="again", state="active")
+    assert await _found(library, moved, reach) == records[3].adapter_id
+    await write(2000, new, tags=("kept",))
+    assert await _found(library, new, reach) == records[2000].adapter_id
+    await write(2000, new, tags=())
+    assert await _found(library, new, reach) != records[2000].adapter_id
+    for place in range(1000, 1500):  # until the pool is made again without marks
+        records[place] = dataclasses.replace(records[place], state="retired")
+    await library.catalogue.upsert(list(zip(records[1000:1500], vectors[1000:1500], strict=True)))
+    await memory(library).trained()
+    for place in range(4, 1500, 50):
+        assert (await _found(library, vectors[place], reach) == records[place].adapter_id) == (place < 1000)
+
+
 async def test_a_snapshot_is_the_index_of_one_moment(library: Library, tmp_path: Path) -> None:
     one, later, vectors = record(), record(), _vectors(2)
     await library.catalogue.upsert([(one, vectors[0])])

@@ -97,15 +97,23 @@ def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: py
     pool.adopt(_trained(pool, rows=FLAT_ROWS + 1))
     named, queries = np.arange(0, 6_000, 2), _vectors(30, 5)
     shares = []
+    assert isinstance(pool.grouped(named[:500]), np.ndarray), "few are all scored"
+    grouped = pool.grouped(named)
+    assert isinstance(grouped, pool_module.Grouped)
+    assert sorted(grouped.positions) == named.tolist()
+    assert len(pool.nearest(queries[0], 6_000, grouped)[0]) < 1_500
+    monkeypatch.setattr(pool_module, "SCORED", 3_000)
+    assert len(pool.nearest(queries[0], 6_000, grouped)[0]) == len(named)
+    monkeypatch.setattr(pool_module, "SCORED", 500)
     for query in queries:
         true = named[np.argsort(-(vectors[named] @ query))[:10]]
-        rows, _ = pool.nearest(query, 10, named)
+        rows, _ = pool.nearest(query, 10, pool.grouped(named))
         assert set(rows) <= set(named)
         shares.append(np.isin(true, rows).mean())
     assert np.mean(shares) > 0.9
     late = _vectors(1, 9)
     first = pool.add(np.array([6_000]), Encoded.of(late))
-    assert pool.nearest(late[0], 1, np.append(named, first))[0][0] == 6_000, "one whose cell is not known yet is scored"
+    assert pool.nearest(late[0], 1, pool.grouped(np.append(named, first)))[0][0] == 6_000, "one whose cell is not known yet is scored"
 
 
 def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyPatch) -> None:

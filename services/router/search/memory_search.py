@@ -12,12 +12,12 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from operator import or_
 from struct import Struct
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import SCORED, Successor, VectorPool
+from services.router.search.pool import SCORED, Grouped, Successor, VectorPool
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a 
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
 _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
+_PLACES_BYTES: Final = 500  # beside the positions
 _REF: Final = Struct("<26si32s?")
 BYTES_AN_ADAPTER: Final = 450
 """Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
@@ -69,6 +70,16 @@ class Refs:
         return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_examples)
 
 
+class _Places(NamedTuple):
+    """Of what has a label, in a pool; and when that holds."""
+
+    rows: NDArray[np.int32]
+    pool: VectorPool
+    scan: Successor | None
+    moves: int
+    places: Grouped | Rows
+
+
 class MemorySearch:
     """Pools over a file. `load`, or `start` and `loaded`, before what is in it is found."""
 
@@ -83,6 +94,9 @@ class MemorySearch:
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
         self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
+        self._label_places: BoundedCache[tuple[str, tuple[str, ...]], _Places] = BoundedCache(label_cache_bytes // 4)
+        self._moves = 0
+        """How often rows that were there before have changed their places."""
         self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
         catalogue.follow(self._take)
 
@@ -103,16 +117,13 @@ class MemorySearch:
         rows, cosines = (part.tolist() for part in near)
         return [self._refs.candidate(row, cosine, labels.get(row)) for row, cosine in zip(rows, cosines, strict=True)]
 
-    def _nearest(self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Rows | None = None) -> tuple[Rows, Vector]:
-        """(rows, cosines) of the nearest in the reach's pools, best first; only of rows `among` these, if they are given."""
-        found: list[tuple[Rows, Vector]] = []
-        for name in reach.pools:
-            if (pool := self._pools.get(name)) is not None and len(pool):
-                positions = None
-                if among is not None:
-                    positions = self._positions[among]
-                    positions = positions[pool.holds(positions, among)]
-                found.append(pool.nearest(vector, limit, positions, clusters))
+    def _nearest(
+        self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Mapping[str, Grouped | Rows] | None = None
+    ) -> tuple[Rows, Vector]:
+        """(rows, cosines) of the nearest in the reach's pools, best first; only of those `among` these positions, if they are given."""
+        found = [
+            pool.nearest(vector, limit, None if among is None else among[name], clusters) for name, pool in self._pools_of(reach).items()
+        ]
         if len(found) == 1:
             return found[0]
         rows, cosines = (
@@ -127,12 +138,10 @@ class MemorySearch:
         """
         rows = await self._rows_with(reach.any_labels)
         if len(rows) <= BROAD_LABEL_ROWS:  # else they are not all that there are
-            known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
-            pools = [pool for name in reach.pools if (pool := self._pools.get(name)) is not None and len(pool)]
-            if len(known) > SCORED and len(pools) < len(self._pools):  # a label that others use much may be rare here
-                known = known[np.any([pool.holds(self._positions[known], known) for pool in pools], 0)] if pools else known[:0]
-            if len(known) <= max(SCORED, sum(map(len, pools)) // _BROAD):
-                return self._nearest(vector, reach, limit, clusters, known)
+            pools = self._pools_of(reach)
+            places = {name: self._places(name, pool, reach.any_labels, rows) for name, pool in pools.items()}
+            if sum(map(len, places.values())) <= max(SCORED, sum(map(len, pools.values())) // _BROAD):
+                return self._nearest(vector, reach, limit, clusters, places)
         wanted = set(reach.any_labels)
         # A scan costs more than what it finds: once is best.
         count = min(_WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels)))
@@ -150,6 +159,21 @@ class MemorySearch:
                 return near[found[:limit]], cosines[found[:limit]]
             count = min(_WIDEST, count * max(2, min(8, 3 * limit // (2 * max(1, len(found))))))
             await asyncio.sleep(0)  # others in between: a round may take milliseconds
+
+    def _pools_of(self, reach: Reach) -> dict[str, VectorPool]:
+        return {name: pool for name in reach.pools if (pool := self._pools.get(name)) is not None and len(pool)}
+
+    def _places(self, name: str, pool: VectorPool, labels: tuple[str, ...], rows: NDArray[np.int32]) -> Grouped | Rows:
+        """Where the rows with these labels are in a pool; kept until one of them is written or moved, or the pool is scanned otherwise."""
+        kept = self._label_places.get((name, labels))
+        if kept is not None and kept.rows is rows and kept.pool is pool and kept.scan is pool.scan and kept.moves == self._moves:
+            return kept.places
+        known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
+        positions = self._positions[known]
+        places = pool.grouped(positions[pool.holds(positions, known)])
+        if len(labels) == 1:  # the rows of several are put together anew each time
+            self._label_places.put((name, labels), _Places(rows, pool, pool.scan, self._moves, places), places.nbytes + _PLACES_BYTES)
+        return places
 
     def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows may have one of the labels."""
@@ -214,6 +238,7 @@ class MemorySearch:
             added = grown - len(self._positions)
             self._positions = np.append(self._positions, np.full(added, -1, np.int64))
             self._marks = np.append(self._marks, np.zeros(added, np.int64))
+        self._moves += any(one.was or not one.labels for one in moved)  # of a new row, all labels are
         self._refs.put(moved)
         self._marks[[one.row for one in moved]] = [one.marks for one in moved]
         for name, group in by_pool.items():
@@ -268,6 +293,8 @@ class MemorySearch:
         if count:
             _log.info("loaded %s adapters in %.1f s", f"{count:,}", time.monotonic() - began_s)
         for name in list(self._pools):
+            if (successor := self._pools[name].scan) is not None and not successor.located:
+                await self._train_call(successor.locate)
             self._train_if_wanted(name)
         await self.trained()
 
@@ -277,7 +304,7 @@ class MemorySearch:
         for one in placed:
             by_pool[one.pool].append(one.vector)
         for name, packed in by_pool.items():
-            if self._pools[name].has_scan:
+            if self._pools[name].scan is not None:
                 await self._train_call(lambda: self._pools[name].fill_ahead(Encoded.of(vectors_of(packed))))  # noqa: B023  awaited at once
 
     def _is_placed(self, row: int) -> bool:
@@ -316,6 +343,8 @@ class MemorySearch:
                 await self._train_call(lambda: successor.fill(chunk))  # noqa: B023
             elif successor.watching:
                 await self._train_call(successor.calibrate)
+            elif not successor.located:
+                await self._train_call(successor.locate)
             else:  # the last few on the loop, so that none comes in between
                 successor.fill(pool.encoded(successor.filled, pool.positions))
                 pool.adopt(successor)

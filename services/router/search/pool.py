@@ -13,6 +13,7 @@ happens on the event loop. Why faiss and not the HNSW of an embedded engine: doc
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -43,6 +44,23 @@ _ROWS_AT_ONCE: Final = 256
 SCORED: Final = 4_096
 """Named positions that are scored; of more, those in the cells nearest to the query."""
 _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Grouped:
+    """Positions of a pool, cell after cell."""
+
+    positions: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    """[cells + 2], where each cell's begin; those of the last were added of late, and their cell is not known yet."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory."""
+        return self.positions.nbytes + self.starts.nbytes
 
 
 class Successor:
@@ -146,26 +164,44 @@ class Successor:
             found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
-    def in_nearest_cells(self, query: Vector, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """At least so many of the positions, if there are as many: those in the nearest cells, and those that were added of late."""
+    @property
+    def located(self) -> bool:
+        """Whether the cells of nearly all are known; those that were added since are looked at by every query."""
+        return self.cells == 1 or self.filled - len(self._cell_of) <= len(self._cell_of) // 8
+
+    def locate(self) -> None:
+        """Look up the cells of all that is filled: on a worker thread, so that no search has to."""
         scan: Any = self.scan
-        if self._centres is None:
-            self._centres = scan.quantizer.reconstruct_n(0, self.cells)
-        if self.filled - len(self._cell_of) > len(self._cell_of) // 8:
+        cell_of = np.full(self.filled, self.cells, np.int32)
+        for cell in range(self.cells):
             with self._lock:
-                self._cell_of = np.full(self.filled, self.cells, np.int32)
-                for cell in range(self.cells):
-                    if size := scan.invlists.list_size(cell):
-                        ids = faiss.rev_swig_ptr(scan.invlists.get_ids(cell), size)
-                        self._cell_of[ids] = cell
-        near = np.append(self._centres @ query, np.float32(np.inf))  # the last is that of those whose cell is not known yet
+                if size := scan.invlists.list_size(cell):
+                    ids = faiss.rev_swig_ptr(scan.invlists.get_ids(cell), size)
+                    cell_of[ids[ids < len(cell_of)]] = cell
+        self._cell_of = cell_of
+
+    def grouped(self, positions: NDArray[np.int64]) -> Grouped:
+        """Positions by their cells: found once, they are looked at by many queries."""
+        if not self.located:
+            self.locate()
         known = positions < len(self._cell_of)
         cells = np.where(known, self._cell_of[np.where(known, positions, 0)], self.cells)
-        order = np.argsort(-near)
-        held = np.cumsum(np.bincount(cells, minlength=len(near))[order])
-        taken = np.zeros(len(near), bool)
-        taken[order[: np.searchsorted(held, count) + 1]] = True
-        return positions[taken[cells]]
+        sizes = np.bincount(cells, minlength=self.cells + 1)
+        return Grouped(positions[np.argsort(cells, kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
+
+    def in_nearest_cells(self, query: Vector, grouped: Grouped, count: int) -> NDArray[np.int64]:
+        """At least so many of the positions, if there are as many: those in the nearest cells, and those that were added of late."""
+        if self._centres is None:
+            scan: Any = self.scan
+            self._centres = scan.quantizer.reconstruct_n(0, self.cells)
+        order = np.argsort(-np.append(self._centres @ query, np.float32(np.inf)))
+        sizes = np.diff(grouped.starts)[order]
+        held = np.cumsum(sizes)
+        last = int(np.searchsorted(held, count)) + 1
+        firsts = grouped.starts[order[:last]]
+        taken = np.arange(held[last - 1] if last <= len(held) else held[-1]) + np.repeat(firsts - (held - sizes)[:last], sizes[:last])
+        found: NDArray[np.int64] = grouped.positions[taken]
+        return found
 
     def to_bytes(self) -> bytes:
         """What training learned, without the vectors."""
@@ -249,18 +285,19 @@ class VectorPool:
             self._dropped += 1
 
     def nearest(
-        self, query: Vector, limit: int, among: NDArray[np.int64] | None = None, clusters: int = 0
+        self, query: Vector, limit: int, among: Grouped | NDArray[np.int64] | None = None, clusters: int = 0
     ) -> tuple[NDArray[np.int64], Vector]:
         """(rows, cosines) of the nearest to the unit vector `query`, best first.
 
-        `among` names the positions that count, of many those in the cells nearest to the query; with `clusters`, only what is in so many
-        nearest clusters does.
+        `among` are the positions that count, of many (`grouped`) those in the cells nearest to the query; with `clusters`, only what is in
+        so many nearest clusters does.
         """
         near_clusters = self._clusters.nearest(query, clusters) if clusters and self._clusters is not None else None
-        if among is not None or self._scan is None:
+        if isinstance(among, Grouped):
+            assert self._scan is not None, "it was grouped by it"
+            positions = self._counted(self._scan.in_nearest_cells(query, among, SCORED), near_clusters)
+        elif among is not None or self._scan is None:
             positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
-            if self._scan is not None and self._scan.cells > 1 and len(positions) > SCORED:
-                positions = self._scan.in_nearest_cells(query, positions, SCORED)
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
@@ -278,6 +315,12 @@ class VectorPool:
         rows = self._rows[positions]
         order = np.lexsort((rows, -cosines))
         return rows[order], cosines[order]
+
+    def grouped(self, positions: NDArray[np.int64]) -> Grouped | NDArray[np.int64]:
+        """Positions as a search `among` them is fastest, until another scan is adopted."""
+        if self._scan is None or self._scan.cells == 1 or len(positions) <= SCORED:
+            return positions
+        return self._scan.grouped(positions)
 
     def _cosines(self, query: Vector, positions: NDArray[np.int64]) -> Vector:
         """Some rows at a time: what they are copied to stays in the processor's cache, and is not asked of the system for each query."""
@@ -305,9 +348,9 @@ class VectorPool:
         return inside & (self._rows[np.where(inside, positions, 0)] == rows) if self._used else np.zeros(len(positions), bool)
 
     @property
-    def has_scan(self) -> bool:
-        """Whether it is scanned; else everything is scored."""
-        return self._scan is not None
+    def scan(self) -> Successor | None:
+        """By what it is scanned."""
+        return self._scan
 
     @property
     def wants_training(self) -> bool:
