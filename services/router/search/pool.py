@@ -34,6 +34,8 @@ RECALL_TARGET: Final = 0.99
 """Share of the true ten nearest that calibration wants among the rescored: more than is needed, for a pool grows up to fourfold until
 the next."""
 _ROWS_A_CELL: Final = 20
+_MOST_CELLS: Final = 1 << 15
+"""So that a cell's number takes 16 bits: the right number for 64 million vectors."""
 _ROUNDS: Final = 4
 """Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
 _GROWTH_ROWS: Final = 65_536
@@ -50,8 +52,8 @@ _CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four number
 class Grouped:
     """Positions of a pool, cell after cell."""
 
-    positions: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    positions: NDArray[np.int32]
+    starts: NDArray[np.int32]
     """[cells + 2], where each cell's begin; those of the last were added of late, and their cell is not known yet."""
 
     def __len__(self) -> int:
@@ -72,7 +74,7 @@ class Successor:
         self._lock = Lock()
         """Of the scan: faiss must not search what it adds to."""
         self._centres: Vector | None = None
-        self._cell_of: NDArray[np.int32] = np.empty(0, np.int32)  # by position, as far as it was looked up
+        self._cell_of: NDArray[np.uint16] = np.empty(0, np.uint16)  # by position, as far as it was looked up
         self._parameters: faiss.SearchParametersIVF | None = None
         self._queries: Vector = np.empty((0, scan.d), np.float32)
         self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
@@ -172,7 +174,7 @@ class Successor:
     def locate(self) -> None:
         """Look up the cells of all that is filled: on a worker thread, so that no search has to."""
         scan: Any = self.scan
-        cell_of = np.full(self.filled, self.cells, np.int32)
+        cell_of = np.full(self.filled, self.cells, np.uint16)
         for cell in range(self.cells):
             with self._lock:
                 if size := scan.invlists.list_size(cell):
@@ -185,9 +187,10 @@ class Successor:
         if not self.located:
             self.locate()
         known = positions < len(self._cell_of)
-        cells = np.where(known, self._cell_of[np.where(known, positions, 0)], self.cells)
+        cells = np.where(known, self._cell_of[np.where(known, positions, 0)], np.uint16(self.cells))
         sizes = np.bincount(cells, minlength=self.cells + 1)
-        return Grouped(positions[np.argsort(cells, kind="stable")], np.concatenate([[0], np.cumsum(sizes)]))
+        order = np.argsort(cells, kind="stable")  # of 16 bits: ten times as fast as of 32
+        return Grouped(positions[order].astype(np.int32), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
 
     def in_nearest_cells(self, query: Vector, grouped: Grouped, count: int) -> NDArray[np.int64]:
         """At least so many of the positions, if there are as many: those in the nearest cells, and those that were added of late."""
@@ -200,7 +203,7 @@ class Successor:
         last = int(np.searchsorted(held, count)) + 1
         firsts = grouped.starts[order[:last]]
         taken = np.arange(held[last - 1] if last <= len(held) else held[-1]) + np.repeat(firsts - (held - sizes)[:last], sizes[:last])
-        found: NDArray[np.int64] = grouped.positions[taken]
+        found: NDArray[np.int64] = grouped.positions[taken].astype(np.int64)
         return found
 
     def to_bytes(self) -> bytes:
@@ -224,7 +227,7 @@ def cells_for(rows: int) -> int:
     """Number of cells: one up to `FLAT_ROWS`, then about four times the root of the rows, a power of two: rows grow fourfold until the next
     training, which makes it twice the root.
     """
-    return 1 if rows <= FLAT_ROWS else 1 << round(float(np.log2(4 * np.sqrt(rows))))
+    return 1 if rows <= FLAT_ROWS else min(_MOST_CELLS, 1 << round(float(np.log2(4 * np.sqrt(rows)))))
 
 
 class VectorPool:
