@@ -37,6 +37,7 @@ class RouterMetrics(Collector):
         gauges: list[tuple[str, str, float]] = [
             ("cache_bytes", "Bytes of cached decisions.", cache.bytes),
             ("embedding_cache_bytes", "Bytes of cached embeddings.", embeddings.bytes),
+            ("sessions", "Conversations that are remembered.", len(self._router.sessions)),
             ("spooled_events", "Events that Kafka has not acknowledged.", self._publisher.waiting),
             ("pools_in_training", "Pools of the index whose successor is being trained.", self._library.search.in_training),
             ("copy_age_seconds", "How long ago the copy of the library was as the Qdrant server has it.", copy.age_s if copy else 0.0),
