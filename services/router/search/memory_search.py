@@ -90,7 +90,7 @@ class MemorySearch:
         self._loading: asyncio.Task[None] | None = None
         self._new_pool = partial(VectorPool, catalogue.dimension)
         self._pools: defaultdict[str, VectorPool] = defaultdict(self._new_pool)
-        self._positions: Rows = np.full(64, -1, np.int64)  # in its pool, by row; -1 in none
+        self._positions: NDArray[np.int32] = np.full(64, -1, np.int32)  # in its pool, by row; -1 in none
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
         self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
@@ -169,7 +169,7 @@ class MemorySearch:
         if kept is not None and kept.rows is rows and kept.pool is pool and kept.scan is pool.scan and kept.moves == self._moves:
             return kept.places
         known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
-        positions = self._positions[known]
+        positions = self._positions[known].astype(np.int64)
         places = pool.grouped(positions[pool.holds(positions, known)])
         if len(labels) == 1:  # the rows of several are put together anew each time
             self._label_places.put((name, labels), _Places(rows, pool, pool.scan, self._moves, places), places.nbytes + _PLACES_BYTES)
@@ -236,7 +236,7 @@ class MemorySearch:
         if highest >= len(self._positions):
             grown = max(highest + 1, len(self._positions) * 9 // 8)
             added = grown - len(self._positions)
-            self._positions = np.append(self._positions, np.full(added, -1, np.int64))
+            self._positions = np.append(self._positions, np.full(added, -1, np.int32))
             self._marks = np.append(self._marks, np.zeros(added, np.int64))
         self._moves += any(one.was or not one.labels for one in moved)  # of a new row, all labels are
         self._refs.put(moved)

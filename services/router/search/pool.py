@@ -236,7 +236,7 @@ class VectorPool:
     def __init__(self, dimension: int) -> None:
         self._codes: Codes = np.empty((0, dimension), np.int8)
         self._steps: Vector = np.empty(0, np.float32)
-        self._rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows: NDArray[np.int32] = np.empty(0, np.int32)
         self._cluster: Ids = np.empty(0, np.int16)
         self._clusters: Clusters | None = None
         self._used = self._dropped = 0
@@ -315,7 +315,7 @@ class VectorPool:
         if len(positions) > limit:
             best = np.argpartition(-cosines, limit)[:limit]
             positions, cosines = positions[best], cosines[best]
-        rows = self._rows[positions]
+        rows = self._rows[positions].astype(np.int64)
         order = np.lexsort((rows, -cosines))
         return rows[order], cosines[order]
 
@@ -382,7 +382,7 @@ class VectorPool:
         """(rows, codes) of what was not dropped between two positions."""
         positions = np.arange(start, min(stop, self._used))
         positions = positions[self._rows[positions] >= 0]
-        return self._rows[positions], Encoded(self._codes[positions], self._steps[positions])
+        return self._rows[positions].astype(np.int64), Encoded(self._codes[positions], self._steps[positions])
 
     def adopt(self, successor: Successor) -> None:
         """Scan with a successor that holds every position.
