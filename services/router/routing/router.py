@@ -267,7 +267,8 @@ class Router:
 
     async def _remembered(self, before: Belief, found: Mapping[str, Candidate], reach: Reach) -> dict[str, Candidate]:
         """Those that a conversation was about and that are not near its line, but may still be routed to."""
-        records = await self._catalogue.records([one for one in before.shares if one not in found])
+        missing = [one for one in before.shares if one not in found]
+        records = await self._catalogue.records(missing) if missing else {}
         farthest = min((one.cosine for one in found.values()), default=0.0)
         return {
             adapter_id: Candidate(record.ref, farthest, labels_of(record), bool(record.examples))
