@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -150,6 +151,10 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
 
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
+    for task in list(memory(library)._tasks):  # that looks up the cells
+        await task
+    for place in range(0, 1500, 50):
+        assert await _found(library, vectors[place], reach) == records[place].adapter_id
     assert isinstance(memory(library)._label_places.values()[0].places, pool.Grouped), "or this tests nothing"
     moved, new = _vectors(2, 7)
     await write(3, moved)
@@ -173,6 +178,20 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
     await memory(library).trained()
     for place in range(4, 1500, 50):
         assert (await _found(library, vectors[place], reach) == records[place].adapter_id) == (place < 1000)
+
+
+async def test_a_search_by_label_in_the_middle_of_a_write_hides_nothing_afterwards(library: Library) -> None:
+    records, vectors = _records(400, tags=("kept",)), _vectors(400)
+    reach = dataclasses.replace(PUBLIC, any_labels=("kept",))
+    await library.catalogue.upsert(list(zip(records[:10], vectors[:10], strict=True)))
+    writing = asyncio.create_task(library.catalogue.upsert(list(zip(records[10:], vectors[10:], strict=True))))
+    seen = set()
+    while not writing.done():
+        seen.add(len(await library.search.search(vectors[0], reach, 400)))
+        await asyncio.sleep(0)
+    await writing
+    assert min(seen) < 400, "or none was made meanwhile"
+    assert len(await library.search.search(vectors[0], reach, 400)) == 400
 
 
 async def test_a_snapshot_is_the_index_of_one_moment(library: Library, tmp_path: Path) -> None:

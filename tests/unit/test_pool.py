@@ -94,10 +94,12 @@ def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: py
     monkeypatch.setattr(pool_module, "SCORED", 500)
     vectors, pool = _vectors(6_000), VectorPool(DIMENSION)
     pool.add(np.arange(6_000), Encoded.of(vectors[:6_000]))
-    pool.adopt(_trained(pool, rows=FLAT_ROWS + 1))
+    pool.adopt(scan := _trained(pool, rows=FLAT_ROWS + 1))
     named, queries = np.arange(0, 6_000, 2), _vectors(30, 5)
     shares = []
     assert isinstance(pool.grouped(named[:500]), np.ndarray), "few are all scored"
+    assert len(pool.nearest(queries[0], 6_000, pool.grouped(named))[0]) == len(named), "all are, until their cells are known"
+    scan.locate()
     grouped = pool.grouped(named)
     assert isinstance(grouped, pool_module.Grouped)
     assert sorted(grouped.positions) == named.tolist()
@@ -114,6 +116,9 @@ def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: py
     late = _vectors(1, 9)
     first = pool.add(np.array([6_000]), Encoded.of(late))
     assert pool.nearest(late[0], 1, pool.grouped(np.append(named, first)))[0][0] == 6_000, "one whose cell is not known yet is scored"
+    many = pool.grouped(np.append(named, pool.add(np.arange(6_001, 6_701), Encoded.of(_vectors(700, 11))) + np.arange(700)))
+    found = [pool.nearest(vectors[place], 1, many)[0][0] == place for place in range(0, 6_000, 200)]
+    assert np.mean(found) > 0.9, "new ones come on top of the nearest cells, not in their place"
 
 
 def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyPatch) -> None:

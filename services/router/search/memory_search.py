@@ -15,9 +15,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from operator import or_
+from operator import is_, or_
 from struct import Struct
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import ReferenceType, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +74,9 @@ class Refs:
 class _Places(NamedTuple):
     """Of what has a label, in a pool; and when that holds."""
 
-    rows: NDArray[np.int32]
-    pool: VectorPool
-    scan: Successor | None
-    moves: int
+    of: tuple[ReferenceType[Any], ...]
+    """The rows, the pool and its scan, none of which is kept for this; of one object there is one reference."""
+    when: tuple[int, int, int]
     places: Grouped | Rows
 
 
@@ -95,6 +95,8 @@ class MemorySearch:
         self._refs = Refs()
         self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
         self._label_places: BoundedCache[tuple[str, tuple[str, ...]], _Places] = BoundedCache(label_cache_bytes // 4)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._locating = False
         self._moves = 0
         """How often rows that were there before have changed their places."""
         self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
@@ -165,15 +167,29 @@ class MemorySearch:
 
     def _places(self, name: str, pool: VectorPool, labels: tuple[str, ...], rows: NDArray[np.int32]) -> Grouped | Rows:
         """Where the rows with these labels are in a pool; kept until one of them is written or moved, or the pool is scanned otherwise."""
+        located = 0
+        if (scan := pool.scan) is not None:
+            located = scan.located_rows
+            if not scan.located and not self._locating:
+                self._locating = True
+                self._tasks.add(task := begin(self._locate(scan), "index-cells"))
+                task.add_done_callback(self._tasks.discard)
+        of = tuple(map(ref, (rows, pool) if scan is None else (rows, pool, scan)))
         kept = self._label_places.get((name, labels))
-        if kept is not None and kept.rows is rows and kept.pool is pool and kept.scan is pool.scan and kept.moves == self._moves:
+        if kept is not None and kept.when == (self._moves, located, len(of)) and all(map(is_, kept.of, of)):
             return kept.places
         known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
         positions = self._positions[known].astype(np.int64)
         places = pool.grouped(positions[pool.holds(positions, known)])
         if len(labels) == 1:  # the rows of several are put together anew each time
-            self._label_places.put((name, labels), _Places(rows, pool, pool.scan, self._moves, places), places.nbytes + _PLACES_BYTES)
+            self._label_places.put((name, labels), _Places(of, (self._moves, located, len(of)), places), places.nbytes + _PLACES_BYTES)
         return places
+
+    async def _locate(self, scan: Successor) -> None:
+        try:
+            await self._train_call(scan.locate)
+        finally:
+            self._locating = False
 
     def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows may have one of the labels."""
@@ -198,7 +214,7 @@ class MemorySearch:
 
     async def close(self) -> None:
         """See `VectorIndex`."""
-        for task in (*self._trainings.values(), *([] if self._loading is None else [self._loading])):
+        for task in (*self._trainings.values(), *self._tasks, *([] if self._loading is None else [self._loading])):
             await end(task)
         await asyncio.to_thread(self._trainer.shutdown)
 
@@ -216,6 +232,8 @@ class MemorySearch:
                 self._marks[one.row] = one.marks
         moved = [one for one in written if one.moved]
         await self._place_all(moved)
+        for label in {label for one in written for label in one.labels}:  # a search in between saw a part of it
+            self._label_rows.drop(label)
         for name in {one.old_pool for one in moved if one.old_pool}:
             if self._pools[name].wants_compaction:
                 await self._compact(name)

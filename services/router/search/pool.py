@@ -171,8 +171,13 @@ class Successor:
         """Whether the cells of nearly all are known; those that were added since are looked at by every query."""
         return self.cells == 1 or self.filled - len(self._cell_of) <= len(self._cell_of) // 8
 
+    @property
+    def located_rows(self) -> int:
+        """Positions whose cells are known."""
+        return len(self._cell_of)
+
     def locate(self) -> None:
-        """Look up the cells of all that is filled: on a worker thread, so that no search has to."""
+        """Look up the cells of all that is filled: on the worker thread, so that no search has to."""
         scan: Any = self.scan
         cell_of = np.full(self.filled, self.cells, np.uint16)
         for cell in range(self.cells):
@@ -184,10 +189,10 @@ class Successor:
 
     def grouped(self, positions: NDArray[np.int64]) -> Grouped:
         """Positions by their cells: found once, they are looked at by many queries."""
-        if not self.located:
-            self.locate()
-        known = positions < len(self._cell_of)
-        cells = np.where(known, self._cell_of[np.where(known, positions, 0)], np.uint16(self.cells))
+        cell_of = self._cell_of
+        known = positions < len(cell_of)
+        cells = np.full(len(positions), self.cells, np.uint16)
+        cells[known] = cell_of[positions[known]]
         sizes = np.bincount(cells, minlength=self.cells + 1)
         order = np.argsort(cells, kind="stable")  # of 16 bits: ten times as fast as of 32
         return Grouped(positions[order].astype(np.int32), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
@@ -200,9 +205,9 @@ class Successor:
         order = np.argsort(-np.append(self._centres @ query, np.float32(np.inf)))
         sizes = np.diff(grouped.starts)[order]
         held = np.cumsum(sizes)
-        last = int(np.searchsorted(held, count)) + 1
+        last = min(int(np.searchsorted(held - held[0], count)) + 1, len(held))  # the first are those without a cell: they come on top
         firsts = grouped.starts[order[:last]]
-        taken = np.arange(held[last - 1] if last <= len(held) else held[-1]) + np.repeat(firsts - (held - sizes)[:last], sizes[:last])
+        taken = np.arange(held[last - 1]) + np.repeat(firsts - (held - sizes)[:last], sizes[:last])
         found: NDArray[np.int64] = grouped.positions[taken].astype(np.int64)
         return found
 
