@@ -106,11 +106,11 @@ class SmoaClient:
         was said before, in `messages` or in `turns`, or in the `session` that the router remembers, says what the query is about if it does
         not say so itself; with a `new_topic`, it does not count. The learned strategy learns what is right for a `user`.
         """
-        last, before = said(messages)
+        query, before = said(query, messages)
         request = router_pb2.RouteRequest(
             tenant=tenant,
             base_model=base_model,
-            query=query or last,
+            query=query,
             strategy=strategy,
             top_k=top_k,
             score_threshold=score_threshold,

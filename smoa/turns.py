@@ -12,9 +12,9 @@ Turn: TypeAlias = executor_pb2.Message | Mapping[str, str]
 """`{"role": "user", "content": "..."}`; the role is `system`, `user` or `assistant`."""
 
 
-def said(messages: Sequence[Turn]) -> tuple[str, list[str]]:
-    """What the user said last, and before it, oldest first, as much as a router takes; empty if nothing."""
+def said(query: str, messages: Sequence[Turn]) -> tuple[str, list[str]]:
+    """The query, or without one what the user said last; and what they said before it, oldest first, as much as a router takes."""
     lines = [turn.content for turn in executor_pb2.GenerateRequest(messages=messages).messages if turn.role == "user"]
-    if not lines:
-        return "", []
-    return lines[-1], [line[:MAX_QUERY_CHARACTERS] for line in lines[:-1] if line.strip()][-MAX_TURNS:]
+    if lines and query in ("", lines[-1]):
+        query = lines.pop()
+    return query, [line[:MAX_QUERY_CHARACTERS] for line in lines if line.strip()][-MAX_TURNS:]

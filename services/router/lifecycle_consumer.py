@@ -156,7 +156,8 @@ class LifecycleConsumer:
             elif self._following:
                 await consumer.seek_to_beginning(partition)
             elif partition == TopicPartition(LIFECYCLE, rankers):
-                await self._take_last_ranker(consumer, partition)
+                await self._take_last_ranker(consumer, partition, ends[partition])
+                consumer.seek(partition, ends[partition])
             else:
                 consumer.seek(partition, ends[partition])
             async with asyncio.timeout(self._timeout_s):
@@ -165,13 +166,13 @@ class LifecycleConsumer:
             self._router.cache.clear()  # what changed before this moment, and after a cached answer, is not heard of
         self._following |= placed  # all or none: what was placed half would pass for a topic that grew
 
-    async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition) -> None:
-        """One may have been published while this router was down; what else is in its partition was in the index by then."""
-        last, end = None, (await consumer.end_offsets([partition]))[partition]
+    async def _take_last_ranker(self, consumer: AIOKafkaConsumer, partition: TopicPartition, end: int) -> None:
+        """One may have been published while this router was down; what else is in its partition before `end` was in the index by then."""
+        last = None
         await consumer.seek_to_beginning(partition)
         while await consumer.position(partition) < end:
             for messages in (await consumer.getmany(partition, timeout_ms=500, max_records=_AT_ONCE)).values():
-                last = next((one for one in reversed(messages) if one.key == RANKER_KEY.encode()), last)
+                last = next((one for one in reversed(messages) if one.key == RANKER_KEY.encode() and one.offset < end), last)
             await asyncio.sleep(0)
         if last is not None:
             await self._read(last)

@@ -16,6 +16,14 @@ from tests.integration.router_support import RouterWorld, refused, running_route
 from tests.kafka_support import until
 
 NAMES = ("support_intent", "home_command", "travel_request", "code_error", "med_department")
+WHAT = "where is the|who has the|how old is my|please repair our|what does a new|is anybody using the|I lost the|send me the".split("|")
+WHEN = "now|today|by now|this week|cost|at the moment|last night|tomorrow".split("|")
+# ruff: noqa: SIM905  a list of forty words
+NOUNS = (
+    "harpsichord telescope lawnmower violin tractor umbrella microscope bicycle kettle sofa ladder compass drill piano carpet mirror "
+    "parachute wheelbarrow anchor saddle lantern typewriter freezer chimney hammock trumpet aquarium canoe thermometer projector wardrobe "
+    "accordion snowboard teapot scarecrow windmill printer helmet chandelier fountain"
+).split()
 FOLLOW_UP = "and the next one as well, please"
 
 
@@ -92,8 +100,10 @@ async def test_equal_conversations_have_one_cached_answer_and_others_another(ask
     await until("an answer in the cache", 10, cached)
     again = await asked.ask(FOLLOW_UP, turns=[_asked("code_error")], user="ben")
     assert (again.cached, asked.names[again.adapters[0].adapter_id]) == (True, "code_error")
-    other = await asked.ask(FOLLOW_UP, turns=[_asked("home_command")])
-    assert (other.cached, asked.names[other.adapters[0].adapter_id]) == (False, "home_command")
+    other = await asked.ask(FOLLOW_UP, turns=[_asked("travel_request")])
+    assert (other.cached, asked.names[other.adapters[0].adapter_id]) == (False, "travel_request")
+    nothing = await asked.ask(FOLLOW_UP, turns=["what is the capital of france", "are you sure?"])
+    assert not nothing.adapters, "what was about no adapter goes on so"
     assert not (await asked.ask(FOLLOW_UP)).adapters
 
 
@@ -122,12 +132,43 @@ async def test_an_adapter_that_is_gone_is_not_remembered(asked: Conversations) -
 
 
 async def test_the_last_turns_count_and_what_cannot_be_one_is_refused(asked: Conversations) -> None:
-    turns = [_asked("code_error"), *[_asked("home_command", number) for number in range(MAX_TURNS)], "  "]
-    assert await asked.first(FOLLOW_UP, turns=turns) == "home_command"
+    turns = [_asked("code_error"), *[_asked("travel_request", number) for number in range(MAX_TURNS)], "  "]
+    assert await asked.first(FOLLOW_UP, turns=turns) == "travel_request"
     code, message, _ = await refused(asked.ask(FOLLOW_UP, turns=["ok", "x" * (MAX_QUERY_CHARACTERS + 1)]))
     assert (code, message) == ("INVALID_ARGUMENT", "turns[1]: has 8,193 characters, over 8,192; send its first part")
     code, message, _ = await refused(asked.ask(FOLLOW_UP, session="s" * 257))
     assert (code, message) == ("INVALID_ARGUMENT", "session: has 257 characters, over 256; name it by a shorter id")
+
+
+async def test_a_threshold_and_hints_of_a_query_are_not_its_turns(asked: Conversations) -> None:
+    turns = [_asked("code_error"), "and the one below it"]
+    for options in ({"score_threshold": -1.0}, {"strategy": "ROUTING_STRATEGY_MIXTURE"}, {"strategy": "ROUTING_STRATEGY_HIERARCHICAL"}):
+        assert await asked.first(FOLLOW_UP, turns=turns, **options) == "code_error"
+    assert not (await asked.ask(FOLLOW_UP, turns=turns, score_threshold=0.9)).adapters, "the caller's word"
+    await asked.ask(_asked("code_error"), session="s")
+    assert not (await asked.ask(FOLLOW_UP, session="s", score_threshold=0.9)).adapters
+    assert await asked.first(FOLLOW_UP, session="s") == "code_error", "what no adapter may answer ends no topic"
+
+
+async def test_among_more_adapters_than_are_looked_at_the_topic_stays_and_moves(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        asked = Conversations(world)
+        for noun in NOUNS:
+            lines = [f"{what} {noun} {when}" for what, when in zip(WHAT, WHEN, strict=True)]
+            asked.names[(await world.register(lines, name=noun)).adapter_id] = noun
+
+        async def fitted() -> bool:
+            return (await asked.ask("where is my harpsichord now", look=True)).HasField("confidence")
+
+        await until("a fit of the pool", 30, fitted)
+        for top_k in (1, 3):
+            session = f"of {top_k}"
+            assert await asked.first("when was the harpsichord tuned", session=session, top_k=top_k) == "harpsichord"
+            decision = await asked.ask("and then once more, please", session=session, top_k=top_k)
+            assert asked.names[decision.adapters[0].adapter_id] == "harpsichord"
+            assert decision.HasField("confidence")
+            assert await asked.first("who has the telescope today", session=session, top_k=top_k) == "telescope"
+            assert await asked.first("and then once more, please", session=session, top_k=top_k) == "telescope"
 
 
 async def test_sessions_can_be_turned_off(tmp_path: Path) -> None:
@@ -166,8 +207,8 @@ async def test_the_command_takes_turns(asked: Conversations, monkeypatch: pytest
     _, said, _ = await said_by("route", FOLLOW_UP, "--turn", _asked("code_error"), *where)
     assert "by what the conversation is about" in said
     assert "code_error" in said
-    await said_by("route", _asked("home_command"), "--session", "s", "--count", *where)
+    await said_by("route", _asked("travel_request"), "--session", "s", "--count", *where)
     _, said, _ = await said_by("route", FOLLOW_UP, "--session", "s", *where)
-    assert "home_command" in said
+    assert "travel_request" in said
     _, said, _ = await said_by("route", FOLLOW_UP, "--session", "s", "--new-topic", *where)
     assert "no adapter fits" in said

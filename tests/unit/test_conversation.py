@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.router.catalogue.records import AdapterRef, Candidate
 from services.router.learning.vague_lines import GROUPS, means_of_groups, vague_lines
 from services.router.routing.conversation import KEPT, MOVES, NONE, VAGUE, Belief, Said, Sessions, follow
+from services.router.routing.hearing import Heard
+from services.router.routing.scoring import Scored
 
 IDS = [f"a{number}" for number in range(16)]
 KEY = ("public", "base", "session")
@@ -82,8 +85,25 @@ def test_it_is_the_forward_step_of_a_hidden_markov_model() -> None:
     assert [after.shares["a"], after.shares["b"], after.none] == pytest.approx(joint / joint.sum())
 
 
-def test_a_conversation_that_nobody_can_answer_is_about_nothing() -> None:
-    assert follow(Belief({"a": 1.0}, 0.0), Said([], [])) == ([], Belief({}, 1.0))
+def test_a_turn_that_nobody_can_answer_says_nothing() -> None:
+    before = Belief({"a": 0.9}, 0.1)
+    assert follow(before, Said([], [])) == ([], before)
+    assert follow(None, Said([], [])) == ([], Belief({}, 1.0))
+
+
+def test_while_a_conversation_is_about_nothing_a_line_speaks_for_itself() -> None:
+    def scored(adapter_id: str, log_odds: float) -> Scored:
+        return Scored(0.5, Candidate(AdapterRef(adapter_id, 1, ""), 0.5), log_odds)
+
+    line = Heard(np.ones(2, np.float32), None, [scored("b", 0.0), scored("a", -0.2)])
+    unsettled = line.following(Belief({"a": 0.3}, 0.65), -4.0, 0.3)
+    assert unsettled.after is not None
+    assert not unsettled.after.settled
+    assert unsettled.together is None
+    settled = line.following(Belief({"a": 0.95}, 0.05), 4.0, 0.1)
+    assert settled.together is not None
+    assert [one.candidate.ref.adapter_id for one in settled.together] == ["a", "b"]
+    assert [one.candidate.ref.adapter_id for one in settled.ranked] == ["b", "a"]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -22,6 +22,7 @@ def means_of_groups(vectors: Vector) -> Vector:
     """Means [groups, dimension] of vectors [n, dimension], n at least `GROUPS`, grouped by k-means: such lines differ more than the
     examples of an adapter do.
     """
+    faiss.omp_set_num_threads(1)  # of this thread: the other cores serve
     grouping = faiss.Kmeans(vectors.shape[1], GROUPS, niter=20, nredo=5, seed=0, min_points_per_centroid=1)
     grouping.train(vectors)
     groups = grouping.assign(vectors)[1]

@@ -26,6 +26,8 @@ STRANGE: Final = 0.01
 """Probability that such a turn is like nothing that is known."""
 NONE: Final = 0.2
 """Probability that a new topic is in no adapter's scope."""
+AHEAD: Final = 1.5
+"""How much likelier the topic must be than any other: lines that say nothing make none of them likelier."""
 KEPT: Final = 8
 """Adapters whose probabilities are remembered."""
 _LEAST, _MOST = 0.01, 0.99
@@ -57,8 +59,9 @@ class Belief(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether it is likelier about some adapter than about none."""
-        return self.none < 0.5
+        """Whether it is likelier about some adapter than about none, and about one clearly more than about any other."""
+        first, second = sorted((0.0, 0.0, *self.shares.values()))[:-3:-1]
+        return self.none < 0.5 and first >= AHEAD * second
 
 
 def follow(before: Belief | None, said: Said) -> tuple[list[float], Belief]:
@@ -67,8 +70,8 @@ def follow(before: Belief | None, said: Said) -> tuple[list[float], Belief]:
     Of a first turn, before which nothing is believed (None), any topic was as likely.
     """
     count = len(said.adapter_ids)
-    if not count:
-        return [], Belief({}, 1.0)
+    if not count:  # nothing may answer now, and it says nothing
+        return [], before or Belief({}, 1.0)
     top = max(said.log_odds)
     own = [math.exp(one - top) for one in said.log_odds]
     told = 0.5 if said.in_scope is None else min(max(said.in_scope, _LEAST), _MOST)

@@ -13,41 +13,43 @@ from services.router.routing.scoring import Scored
 
 
 class Heard(NamedTuple):
-    """A line; of a conversation, with what was said before."""
+    """A line by itself; of a conversation, with what it is about then."""
 
     vector: Vector
     fit: PoolFit | None
     """Of its pool."""
     ranked: Sequence[Scored]
     """Its candidates, likeliest first."""
-    judged: Sequence[Judged]
-    """The first of them, as many as are looked at closely."""
+    before: Belief | None = None
     after: Belief | None = None
-    """What its conversation is about then."""
-    by_conversation: bool = False
-    """By itself, it would be for another adapter, or for none."""
+    together: Sequence[Scored] | None = None
+    """Its candidates in the order that what was said before gives them; None where that does not count."""
 
-    def followed(self, before: Belief | None, vague: float) -> Heard:
-        """In the order that what was said before gives it. The judged are those of the line by itself; `vague` as in `Said`."""
+    def following(self, before: Belief | None, vague: float, in_scope: float | None) -> Heard:
+        """After what was said before; `vague` and `in_scope` as in `Said`. Unless the conversation has settled on an adapter, the
+        line speaks for itself.
+        """
         ids, log_odds = [one.candidate.ref.adapter_id for one in self.ranked], [one.log_odds for one in self.ranked]
-        new, after = follow(before, Said(ids, log_odds, vague, self.judged[0].confidence if self.judged else None))
-        if before is None:
-            return self._replace(after=after)
-        ranked = [one._replace(log_odds=value) for one, value in zip(self.ranked, new, strict=True)]
-        return self._replace(ranked=sorted(ranked, key=lambda one: -one.log_odds), after=after)
+        new, after = follow(before, Said(ids, log_odds, vague, in_scope))
+        together = None
+        if before is not None and after.settled:
+            ranked = [one._replace(log_odds=value) for one, value in zip(self.ranked, new, strict=True)]
+            together = sorted(ranked, key=lambda one: -one.log_odds)
+        return self._replace(before=before, after=after, together=together)
 
-    def judged_again(self, judged: Sequence[Judged], before: Belief) -> Heard:
-        """With the first of the new order: a conversation about an adapter is in its scope, whatever one line of it says."""
+    def in_scope(self, judged: Sequence[Judged]) -> list[Judged]:
+        """Those of `together`, of which any that the conversation was about is in its scope, whatever one line of it says."""
+        assert self.before is not None
         assert self.after is not None
-        alone, settled, likely = self.judged, self.after.settled, 1 - self.after.none
-        if settled:
-            judged = [
-                one._replace(fits=True, confidence=one.confidence if one.confidence is None else max(one.confidence, likely))
-                if one.scored.candidate.ref.adapter_id in before.shares
-                else one
-                for one in judged
-            ]
-        elif alone and not alone[0].fits:
-            judged = [one._replace(fits=False) for one in judged]
-        first = [one[0].scored.candidate.ref.adapter_id if one and one[0].fits else "" for one in (alone, judged)]
-        return self._replace(judged=judged, by_conversation=first[0] != first[1])
+        shares, likely = self.before.shares, 1 - self.after.none
+        return [
+            one._replace(fits=True, confidence=one.confidence if one.confidence is None else max(one.confidence, likely))
+            if one.scored.candidate.ref.adapter_id in shares
+            else one
+            for one in judged
+        ]
+
+
+def answering(judged: Sequence[Judged]) -> list[Judged]:
+    """Those that answer, likeliest first. The likeliest says whether the query is for any: by that, the share that is lost is known."""
+    return [one for one in judged if one.fits and judged[0].fits]

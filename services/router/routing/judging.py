@@ -83,11 +83,21 @@ class Judge:
             made.append(Judged(one, fits, confidence, nearest, task))
         return made
 
-    def vague(self, vector: Vector, means: Vector, judged: Sequence[Judged], fit: PoolFit | None) -> float:
+    async def placed(self, vector: Vector, candidates: Sequence[Candidate], reach: Reach) -> list[Candidate]:
+        """Candidates that no search has found, with the cosines that their examples have; those without examples as they are."""
+        examples = await self._examples_of(candidates, reach)
+        made = []
+        for one in candidates:
+            own = examples[one.ref.adapter_id]
+            cosine = float(unit_rows(own.mean(0, keepdims=True))[0] @ vector) if len(own) else one.cosine
+            made.append(one._replace(cosine=cosine, has_examples=len(own) > 0))
+        return made
+
+    def vague(self, vector: Vector, means: Vector | None, judged: Sequence[Judged], fit: PoolFit | None) -> float:
         """Log odds that a query is as lines that say nothing of any topic, of which these are the means of groups [groups, dimension],
         against the likeliest judged.
         """
-        if not judged or judged[0].task:
+        if means is None or not judged or judged[0].task:
             return -LEAST_ODDS  # a hint that fits says of what it is
         best = judged[0].scored.candidate
         if fit is not None and fit.ranks and best.ref.adapter_id in fit.known:

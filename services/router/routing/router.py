@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -21,7 +22,7 @@ from services.router.routing.canaries import Canaries
 from services.router.routing.conversation import Belief, Sessions
 from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Judged, Limits, explain
-from services.router.routing.hearing import Heard
+from services.router.routing.hearing import Heard, answering
 from services.router.routing.judging import Judge
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Chosen, Hints, Scored, check_hints, task_score
@@ -35,11 +36,13 @@ from services.router.routing.strategies.strategy import Strategy, Wanted
 from services.router.routing.strategies.task import Task
 from services.router.search.port import VectorIndex
 from smoa.embedding.views import Views
-from smoa.errors import InvalidArgument, NotFound
+from smoa.errors import InvalidArgument, NotFound, Unavailable
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant
 from smoa.limits import MAX_NAME_CHARACTERS, MAX_QUERY_CHARACTERS, MAX_TURNS
+from smoa.tasks import begin, end
 
 MAX_TOP_K = 16
+_log = logging.getLogger(__name__)
 _CHOSEN_BYTES = 900  # of an adapter of a cached decision, about: the choice, and its message
 
 
@@ -69,6 +72,7 @@ class Router:
         self.executors = ExecutorDirectory()
         self.canaries = Canaries(seed)
         self._vague: Vector | None = None
+        self._making: asyncio.Task[None] | None = None
         self.sessions = Sessions(self._defaults.session_bytes, self._defaults.session_ttl_s)
 
     def adapter_changed(self, adapter_id: str, pool: str, *, arrived: bool) -> None:
@@ -81,6 +85,8 @@ class Router:
 
     async def close(self) -> None:
         """Begin nothing more."""
+        if self._making is not None:
+            await end(self._making)
         await self.judge.fits.close()
 
     @property
@@ -214,67 +220,84 @@ class Router:
         return choice
 
     async def _before(self, query: RouteQuery) -> Belief | None:
-        """What the turns before it were about."""
+        """What the turns before it were about: each by itself, whatever hints and threshold are meant for the query."""
         before: Belief | None = None
         for turn in query.turns:
-            before = (await self._hear(query._replace(query=turn, vector=b"", hints=Hints()), before, widest=1)).after
+            line = query._replace(query=turn, vector=b"", hints=Hints(), score_threshold=None, strategy="hybrid")
+            before = (await self._hear(line, before)).after
+            await asyncio.sleep(0)  # each is as much work as a query
         return before
 
     async def _decide(self, query: RouteQuery, before: Belief | None = None, *, explore: bool = True) -> tuple[Choice, Belief | None]:
         """The choice, and what the conversation is about then."""
         assert query.top_k is not None
         strategy = self._strategies[query.strategy]
-        heard = await self._hear(query, before, strategy.widest(query.top_k))
-        # The likeliest says whether it is for any of them: by that, the share that is lost is known.
-        judged = [one for one in heard.judged if one.fits and heard.judged[0].fits]
-        choice = await strategy.choose(query, heard.vector, heard.fit, judged, self._defaults, explore=explore)
+        heard = await self._hear(query, before)
+        judged, swayed = await self._judged(query, heard, strategy.widest(query.top_k))
+        choice = await strategy.choose(query, heard.vector, heard.fit, answering(judged), self._defaults, explore=explore)
         if before is not None:
-            choice = dataclasses.replace(choice, before=before, by_conversation=heard.by_conversation)
-        if heard.by_conversation:  # what comes of it says nothing of where such a line lies
+            choice = dataclasses.replace(choice, before=before, by_conversation=swayed)
+        if swayed:  # what comes of it says nothing of where such a line lies
             choice = dataclasses.replace(choice, context=b"")
         return choice, heard.after
 
-    async def _hear(self, query: RouteQuery, before: Belief | None, widest: int, *, closely: bool = False) -> Heard:
-        """What a line is about, after what was said before; so many of the likeliest are judged."""
+    async def _hear(self, query: RouteQuery, before: Belief | None, *, closely: bool = False) -> Heard:
+        """What a line is about, by itself and after what was said before."""
         assert query.top_k is not None
         strategy, reach = self._strategies[query.strategy], _reach(query)
         vector, fit = await self._vector_of(query), self.judge.fits.of(reach)
-        closely = closely or (fit is not None and fit.ranks)
-        wanted = strategy.wanted(query.top_k, self._defaults.candidates, query.hints, closely=closely)
+        talking = bool(query.session or query.turns)
+        wanted = strategy.wanted(
+            query.top_k, self._defaults.candidates, query.hints, closely=closely or talking or (fit is not None and fit.ranks)
+        )
         found = await self._candidates(query, vector, wanted)
         if before is not None:
-            found |= await self._remembered(before, found, reach)
+            found |= await self._remembered(vector, before, found, reach)
         ranked = await self.judge.ranked(strategy, vector, found.values(), query.hints, reach, fit)
-        if query.score_threshold is not None:
-            ranked = [one for one in ranked if one.score >= query.score_threshold]
-
-        async def judged(ranked: Sequence[Scored]) -> list[Judged]:
-            made = await self.judge.judged(vector, ranked[:widest], query.hints, reach, fit)
-            return made if query.score_threshold is None else [one._replace(fits=True) for one in made]  # the caller has judged
-
-        heard = Heard(vector, fit, ranked, await judged(ranked))
-        if query.session or query.turns:
-            heard = heard.followed(before, self.judge.vague(vector, await self._means_of_vague_lines(), heard.judged, fit))
-            if before is not None:
-                heard = heard.judged_again(await judged(heard.ranked), before)
+        heard = Heard(vector, fit, ranked)
+        if talking:
+            first = await self.judge.judged(vector, ranked[:1], query.hints, reach, fit)
+            vague = self.judge.vague(vector, await self._means_of_vague_lines(), first, fit)
+            heard = heard.following(before, vague, first[0].confidence if first else None)
         return heard
 
-    async def _means_of_vague_lines(self) -> Vector:
-        """Made once, when a conversation first needs them."""
+    async def _judged(self, query: RouteQuery, heard: Heard, widest: int) -> tuple[list[Judged], bool]:
+        """So many of the likeliest candidates, and whether the conversation is why the first is first, or answers at all."""
+
+        async def judged(ranked: Sequence[Scored]) -> list[Judged]:
+            threshold = query.score_threshold
+            passing = ranked if threshold is None else [one for one in ranked if one.score >= threshold]
+            made = await self.judge.judged(heard.vector, passing[:widest], query.hints, _reach(query), heard.fit)
+            return made if threshold is None else [one._replace(fits=True) for one in made]  # the caller has judged
+
+        alone = await judged(heard.ranked)
+        if heard.together is None:
+            return alone, False
+        together = heard.in_scope(await judged(heard.together))
+        first, other = ([one.scored.candidate.ref for one in answering(made)[:1]] for made in (alone, together))
+        return together, first != other
+
+    async def _means_of_vague_lines(self) -> Vector | None:
+        """Made once, when a conversation first needs them, whoever waits for it; None while the embedder is away."""
         if self._vague is None:
-            self._vague = await asyncio.to_thread(means_of_groups, await self._embedder.embed(vague_lines()))
+            if self._making is None or self._making.done():
+                self._making = begin(self._make_vague_means(), "vague-lines")
+            await asyncio.shield(self._making)
         return self._vague
 
-    async def _remembered(self, before: Belief, found: Mapping[str, Candidate], reach: Reach) -> dict[str, Candidate]:
+    async def _make_vague_means(self) -> None:
+        try:
+            self._vague = await asyncio.to_thread(means_of_groups, await self._embedder.embed(vague_lines()))
+        except Unavailable as error:
+            _log.warning("turns that say nothing are not told from others yet: %s", error)
+
+    async def _remembered(self, vector: Vector, before: Belief, found: Mapping[str, Candidate], reach: Reach) -> dict[str, Candidate]:
         """Those that a conversation was about and that are not near its line, but may still be routed to."""
         missing = [one for one in before.shares if one not in found]
         records = await self._catalogue.records(missing) if missing else {}
         farthest = min((one.cosine for one in found.values()), default=0.0)
-        return {
-            adapter_id: Candidate(record.ref, farthest, labels_of(record), bool(record.examples))
-            for adapter_id, record in records.items()
-            if reach.admits(record)
-        }
+        there = [Candidate(record.ref, farthest, labels_of(record), True) for record in records.values() if reach.admits(record)]
+        return {one.ref.adapter_id: one for one in await self.judge.placed(vector, there, reach)}
 
     async def _candidates(self, query: RouteQuery, vector: Vector, wanted: Wanted) -> dict[str, Candidate]:
         """What the strategy scores: the nearest, and with hints the nearest of those with a matching label."""
@@ -299,8 +322,8 @@ class Router:
         if query.composition:
             return []
         assert query.top_k is not None
-        heard = await self._hear(query, routed.choice.before, MAX_EXPLAINED, closely=True)
-        strategy, near = self._strategies[query.strategy], heard.judged
+        heard = await self._hear(query, routed.choice.before, closely=True)
+        strategy, (near, _) = self._strategies[query.strategy], await self._judged(query, heard, MAX_EXPLAINED)
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
         records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
         names = {adapter_id: record.name for adapter_id, record in records.items()}
