@@ -56,7 +56,13 @@ async def test_a_copy_is_of_one_place_one_embedder_and_one_way_to_search(own_ser
     ):
         await open_library(plain, "another", DIMENSION)
     own_server.start()
-    await (await open_library(replace(plain, search_bytes=1), "of tests", DIMENSION)).close()  # auto: it does not fit any more
+
+    async def asked() -> bool:  # auto: it does not fit any more; a server that is slow to answer is away, and the copy serves
+        library = await open_library(replace(plain, search_bytes=1), "of tests", DIMENSION)
+        await library.close()
+        return library.copy is None
+
+    await until("the server being asked", 30, asked)
     own_server.kill()
     with pytest.raises(Unavailable, match=r"^index: the Qdrant server did not answer"):
         await open_library(plain, "of tests", DIMENSION)
@@ -203,7 +209,11 @@ async def test_a_cached_answer_of_what_another_router_changed_is_dropped_without
             return await answer() == [knees.adapter_id]
 
         await until("what was registered", 10, arrived)
-        assert (await b.client.route(KNEES[0], base_model="base-a")).cached
+
+        async def cached() -> bool:  # a fit that comes meanwhile drops it once
+            return (await b.client.route(KNEES[0], base_model="base-a")).cached
+
+        await until("an answer in the cache", 10, cached)
         examples = [KNEES[0], *(f"{KNEES[0]} {number}" for number in range(4))]
         better = imported(7, name="better")
         entry = registry_pb2.ImportedAdapter(adapter=better.adapter, examples=examples)
