@@ -29,7 +29,6 @@ from benchmarks.router_processes import BASE
 from benchmarks.routing_quality import example_library
 from services.router.learning.habits import hash_of_user
 from services.router.routing.query import RouteQuery
-from services.router.routing.strategies.learned import Taught
 from smoa.embedding.port import unit_rows
 
 FOLLOW_UPS: Final = tuple(
@@ -215,8 +214,7 @@ async def measure_users(seed: int) -> dict[str, float]:
                 choice = (await world.router.route(query)).choice
                 first = choice.ranked[0].adapter_id
                 right.append(world.place_of[first] == task)
-                taught = Taught(right[-1], 1.0, choice.context, choice.expected[0], who)
-                world.router.learned.observe("public", first, taught)
+                world.turned_out(choice, right[-1], who)
             await world.router.close()
         found[way] = float(np.mean(right[-len(right) // 3 :]))
     return found

@@ -57,9 +57,9 @@ class World:
         asked = RouteQuery(query=query.text, base_model=BASE, strategy=name, top_k=top_k, score_threshold=threshold, hints=hints)
         return (await self.router.route(asked)).choice
 
-    def turned_out(self, choice: Choice, success: bool) -> None:
+    def turned_out(self, choice: Choice, success: bool, user: bytes = b"") -> None:
         """What came of the first adapter of a learned choice; the outcome travels to the router at once."""
-        taught = Taught(success, 1.0, choice.context, choice.expected[0])
+        taught = Taught(success, 1.0, choice.context, choice.expected[0], user)
         self.router.learned.observe("public", choice.ranked[0].adapter_id, taught)
 
     async def places(self, query: Query, strategy: str) -> list[int]:

@@ -155,10 +155,9 @@ class LifecycleConsumer:
                 consumer.seek(partition, found.offset)
             elif self._following:
                 await consumer.seek_to_beginning(partition)
-            elif partition == TopicPartition(LIFECYCLE, rankers):
-                await self._take_last_ranker(consumer, partition, ends[partition])
-                consumer.seek(partition, ends[partition])
             else:
+                if partition == TopicPartition(LIFECYCLE, rankers):
+                    await self._take_last_ranker(consumer, partition, ends[partition])
                 consumer.seek(partition, ends[partition])
             async with asyncio.timeout(self._timeout_s):
                 placed[partition] = await consumer.position(partition)

@@ -339,6 +339,7 @@ async def test_what_comes_while_a_place_is_looked_for_is_heard(kafka: ApacheKafk
     try:
         await consumer.start()
         await until("both being known", 20, both_known)
+        assert consumer.refused == 0
     finally:
         await consumer.stop()
 

@@ -151,8 +151,8 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
 
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
-    for task in list(memory(library)._tasks):  # that looks up the cells
-        await task
+    if (looking_up := memory(library)._locating) is not None:
+        await looking_up
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
     assert isinstance(memory(library)._label_places.values()[0].places, pool.Grouped), "or this tests nothing"

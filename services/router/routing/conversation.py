@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from services.router.learning.pool_fit import LEAST_ODDS
 
 MOVES: Final = 0.25
 """Probability that a turn is of another topic than the one before."""
@@ -32,8 +33,6 @@ KEPT: Final = 8
 """Adapters whose probabilities are remembered."""
 _LEAST, _MOST = 0.01, 0.99
 """Of the probability that a turn is in scope: no single turn is proof."""
-_FARTHEST: Final = 10.0
-"""Log odds by which a turn may be vague, or not: lines do not tell what is a million times less likely."""
 
 
 class Said(NamedTuple):
@@ -43,7 +42,7 @@ class Said(NamedTuple):
     """Its candidates, and those that were believed before it."""
     log_odds: Sequence[float]
     """How likely each is, as logarithms, up to a constant."""
-    vague: float = -_FARTHEST
+    vague: float = -LEAST_ODDS
     """How likely it is that it says nothing of any topic, as the logarithm of the odds against the likeliest."""
     in_scope: float | None = None
     """Probability that it is in the scope of the likeliest of them; None where that cannot be told."""
@@ -76,7 +75,7 @@ def follow(before: Belief | None, said: Said) -> tuple[list[float], Belief]:
     own = [math.exp(one - top) for one in said.log_odds]
     told = 0.5 if said.in_scope is None else min(max(said.in_scope, _LEAST), _MOST)
     strange = sum(own) / count * (1 - told) / told
-    vague = VAGUE * ((1 - STRANGE) * math.exp(min(max(said.vague, -_FARTHEST), _FARTHEST)) + STRANGE * strange)
+    vague = VAGUE * ((1 - STRANGE) * math.exp(min(max(said.vague, -LEAST_ODDS), LEAST_ODDS)) + STRANGE * strange)
     stays = 0.0 if before is None else 1 - MOVES
     shares, none = ({}, 0.0) if before is None else (before.shares, before.none)
     fresh = (1 - stays) * (1 - NONE) / count

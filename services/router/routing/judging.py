@@ -19,6 +19,7 @@ from services.router.routing.scoring import Hints, Scored, task_score
 from services.router.routing.strategies.strategy import Strategy
 from smoa.embedding import surface
 from smoa.embedding.port import unit_rows
+from smoa.embedding.views import centroids
 
 _LEARNED_AT_ONCE: Final = 8  # a fifth of a millisecond each
 _NONE: Vector = np.empty((0, 0), np.float32)
@@ -89,7 +90,7 @@ class Judge:
         made = []
         for one in candidates:
             own = examples[one.ref.adapter_id]
-            cosine = float(unit_rows(own.mean(0, keepdims=True))[0] @ vector) if len(own) else one.cosine
+            cosine = float(centroids(own) @ vector) if len(own) else one.cosine
             made.append(one._replace(cosine=cosine, has_examples=len(own) > 0))
         return made
 

@@ -151,8 +151,7 @@ class Router:
 
     def _complete(self, query: RouteQuery) -> RouteQuery:
         top_k = self._defaults.top_k if query.top_k is None else query.top_k
-        if len(query.query) > MAX_QUERY_CHARACTERS:
-            raise InvalidArgument("query", f"has {len(query.query):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
+        _check_length("query", query.query)
         if query.vector:
             sent = np.frombuffer(query.vector, np.float32)
             query = query._replace(vector=self._embedder.completed(sent, "vector", "the query's text", query.query).tobytes())
@@ -174,10 +173,7 @@ class Router:
 
     def _complete_conversation(self, query: RouteQuery) -> RouteQuery:
         for number, turn in enumerate(query.turns):
-            if len(turn) > MAX_QUERY_CHARACTERS:
-                raise InvalidArgument(
-                    f"turns[{number}]", f"has {len(turn):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part"
-                )
+            _check_length(f"turns[{number}]", turn)
         if len(query.session) > MAX_NAME_CHARACTERS:
             problem = f"has {len(query.session):,} characters, over {MAX_NAME_CHARACTERS}"
             raise InvalidArgument("session", problem, "name it by a shorter id")
@@ -235,10 +231,9 @@ class Router:
         heard = await self._hear(query, before)
         judged, swayed = await self._judged(query, heard, strategy.widest(query.top_k))
         choice = await strategy.choose(query, heard.vector, heard.fit, answering(judged), self._defaults, explore=explore)
-        if before is not None:
-            choice = dataclasses.replace(choice, before=before, by_conversation=swayed)
-        if swayed:  # what comes of it says nothing of where such a line lies
-            choice = dataclasses.replace(choice, context=b"")
+        if before is not None:  # what comes of a line that was swayed says nothing of where such a line lies
+            context = b"" if swayed else choice.context
+            choice = dataclasses.replace(choice, before=before, by_conversation=swayed, context=context)
         return choice, heard.after
 
     async def _hear(self, query: RouteQuery, before: Belief | None, *, closely: bool = False) -> Heard:
@@ -264,16 +259,16 @@ class Router:
     async def _judged(self, query: RouteQuery, heard: Heard, widest: int) -> tuple[list[Judged], bool]:
         """So many of the likeliest candidates, and whether the conversation is why the first is first, or answers at all."""
 
-        async def judged(ranked: Sequence[Scored]) -> list[Judged]:
+        async def judged(ranked: Sequence[Scored], widest: int) -> list[Judged]:
             threshold = query.score_threshold
             passing = ranked if threshold is None else [one for one in ranked if one.score >= threshold]
             made = await self.judge.judged(heard.vector, passing[:widest], query.hints, _reach(query), heard.fit)
             return made if threshold is None else [one._replace(fits=True) for one in made]  # the caller has judged
 
-        alone = await judged(heard.ranked)
         if heard.together is None:
-            return alone, False
-        together = heard.in_scope(await judged(heard.together))
+            return await judged(heard.ranked, widest), False
+        together = heard.in_scope(await judged(heard.together, widest))
+        alone = await judged(heard.ranked, 1)
         first, other = ([one.scored.candidate.ref for one in answering(made)[:1]] for made in (alone, together))
         return together, first != other
 
@@ -329,6 +324,11 @@ class Router:
         names = {adapter_id: record.name for adapter_id, record in records.items()}
         explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent, routed.choice.before)
         return [one._replace(name=names.get(one.adapter_id, "")) for one in explained]
+
+
+def _check_length(field: str, text: str) -> None:
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise InvalidArgument(field, f"has {len(text):,} characters, over {MAX_QUERY_CHARACTERS:,}", "send its first part")
 
 
 def _reach(query: RouteQuery) -> Reach:

@@ -74,9 +74,10 @@ class Refs:
 class _Places(NamedTuple):
     """Of what has a label, in a pool; and when that holds."""
 
-    of: tuple[ReferenceType[Any], ...]
+    of: tuple[ReferenceType[Any] | None, ...]
     """The rows, the pool and its scan, none of which is kept for this; of one object there is one reference."""
-    when: tuple[int, int, int]
+    when: tuple[int, int]
+    """How often rows had moved, and how many had a known cell."""
     places: Grouped | Rows
 
 
@@ -95,8 +96,7 @@ class MemorySearch:
         self._refs = Refs()
         self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
         self._label_places: BoundedCache[tuple[str, tuple[str, ...]], _Places] = BoundedCache(label_cache_bytes // 4)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._locating = False
+        self._locating: asyncio.Task[None] | None = None
         self._moves = 0
         """How often rows that were there before have changed their places."""
         self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
@@ -167,29 +167,20 @@ class MemorySearch:
 
     def _places(self, name: str, pool: VectorPool, labels: tuple[str, ...], rows: NDArray[np.int32]) -> Grouped | Rows:
         """Where the rows with these labels are in a pool; kept until one of them is written or moved, or the pool is scanned otherwise."""
-        located = 0
-        if (scan := pool.scan) is not None:
-            located = scan.located_rows
-            if not scan.located and not self._locating:
-                self._locating = True
-                self._tasks.add(task := begin(self._locate(scan), "index-cells"))
-                task.add_done_callback(self._tasks.discard)
-        of = tuple(map(ref, (rows, pool) if scan is None else (rows, pool, scan)))
+        scan = pool.scan
+        if scan is not None and not scan.located and (self._locating is None or self._locating.done()):
+            self._locating = begin(self._train_call(scan.locate), "index-cells")
+        of = (ref(rows), ref(pool), None if scan is None else ref(scan))
+        when = (self._moves, 0 if scan is None else scan.located_rows)
         kept = self._label_places.get((name, labels))
-        if kept is not None and kept.when == (self._moves, located, len(of)) and all(map(is_, kept.of, of)):
+        if kept is not None and kept.when == when and all(map(is_, kept.of, of)):
             return kept.places
         known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
         positions = self._positions[known].astype(np.int64)
         places = pool.grouped(positions[pool.holds(positions, known)])
         if len(labels) == 1:  # the rows of several are put together anew each time
-            self._label_places.put((name, labels), _Places(of, (self._moves, located, len(of)), places), places.nbytes + _PLACES_BYTES)
+            self._label_places.put((name, labels), _Places(of, when, places), places.nbytes + _PLACES_BYTES)
         return places
-
-    async def _locate(self, scan: Successor) -> None:
-        try:
-            await self._train_call(scan.locate)
-        finally:
-            self._locating = False
 
     def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows may have one of the labels."""
@@ -214,7 +205,7 @@ class MemorySearch:
 
     async def close(self) -> None:
         """See `VectorIndex`."""
-        for task in (*self._trainings.values(), *self._tasks, *([] if self._loading is None else [self._loading])):
+        for task in (*self._trainings.values(), *(task for task in (self._locating, self._loading) if task is not None)):
             await end(task)
         await asyncio.to_thread(self._trainer.shutdown)
 
