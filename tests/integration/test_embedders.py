@@ -15,6 +15,7 @@ from smoa.errors import FailedPrecondition
 from smoa.v1 import router_pb2
 from tests.contract.test_embedder import Service
 from tests.integration.router_support import KNEES, MONEY, refused, running_router
+from tests.kafka_support import until
 
 STATIC = StaticEmbedder()
 
@@ -38,8 +39,12 @@ async def test_a_vector_that_comes_with_the_query_is_as_good_as_its_text(tmp_pat
             assert [one.adapter_id for one in decision.adapters] == [knees.adapter_id]
             assert decision.adapters[0].score == pytest.approx(by_text.adapters[0].score, abs=1e-5)
         alone = await world.client.route("", base_model="base-a", vector=vector.tolist())
-        assert [one.adapter_id for one in alone.adapters] == [knees.adapter_id], "what it is about is enough"
-        assert (await world.client.route("", base_model="base-a", vector=vector.tolist())).cached
+        assert alone.adapters[0].adapter_id == knees.adapter_id, "what it is about is enough"
+
+        async def cached() -> bool:  # unless the pool's fit has come in between
+            return (await world.client.route("", base_model="base-a", vector=vector.tolist())).cached
+
+        await until("a cached answer", 10, cached)
         other = await world.client.route("", base_model="base-a", vector=STATIC.vector_of(MONEY[0]).tolist())
         assert other.adapters[0].adapter_id != knees.adapter_id, "another vector is another query"
         one = router_pb2.RouteRequest(base_model="base-a", vector=vector.tolist())
