@@ -52,6 +52,9 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
         entry.weights.extend(one.weight for one in decision.adapters)
         entry.user = decision.user
+        if decision.HasField("closeness"):
+            entry.closeness.CopyFrom(decision.closeness)
+            entry.base_model = decision.base_model
         if decision.context:
             entry.context, expected = decision.context, {one.adapter_id: one.expected for one in decision.ranked}
             entry.expected.extend(expected.get(one.adapter_id, 0.0) for one in decision.adapters)
@@ -166,10 +169,16 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
         if entry.expected and verdict is not None:
             one.expected = entry.expected[place]
         made.append(one)
-    if verdict is not None and verdict.right_adapter_id and (entry.context or entry.user):
+    if verdict is None:
+        return made
+    close = entry.HasField("closeness")
+    if verdict.right_adapter_id and (entry.context or entry.user or (close and not made)):
         right = effect(verdict.right_adapter_id, success=True, weight=1.0)
         right.taught = True
         made.append(right)
+    if close and made:
+        made[0].closeness.CopyFrom(entry.closeness)
+        made[0].base_model = entry.base_model
     return made
 
 

@@ -194,6 +194,11 @@ class LifecycleConsumer:
             if event.HasField("success"):
                 taught = Taught(event.success, min(max(event.weight, 0.0), 1.0), event.context, event.expected, event.user)
                 self._router.learned.observe(event.tenant, event.adapter_id, taught, used=not event.taught)
+                if event.HasField("closeness"):
+                    close = event.closeness
+                    self._router.judge.thresholds.observe(
+                        event.tenant, event.base_model, close.value, close.stands_for, right=event.success
+                    )
         elif isinstance(event, events_pb2.LifecycleEvent):
             await self._changed(event)
         elif isinstance(event, events_pb2.ExecutorStatus):

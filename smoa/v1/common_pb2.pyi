@@ -153,3 +153,11 @@ class LinearShape(_message.Message):
     outputs: int
     inputs: int
     def __init__(self, outputs: _Optional[int] = ..., inputs: _Optional[int] = ...) -> None: ...
+
+class Closeness(_message.Message):
+    __slots__ = ("value", "stands_for")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    stands_for: int
+    def __init__(self, value: _Optional[float] = ..., stands_for: _Optional[int] = ...) -> None: ...

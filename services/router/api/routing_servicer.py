@@ -137,6 +137,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         context=routed.choice.context,
         by_conversation=routed.choice.by_conversation,
         user=routed.query.user,
+        closeness=None if (close := routed.choice.closeness) is None else common.Closeness(value=close.value, stands_for=close.stands_for),
         ranker=routed.choice.ranker,
         executor=routed.executor,
         task_id=routed.query.hints.task_id,

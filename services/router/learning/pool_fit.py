@@ -13,7 +13,7 @@ and Bates 2021, eq. 1): of queries that are drawn as the examples were, at most 
 
 Every example is judged by what the others tell. For how close it is, the tenth of its adapter's examples that are most like it are left
 out, too: people write examples by variation, and queries vary more (leave-one-out with a buffer: Le Rest et al. 2014). So of queries that
-are quite as the examples are, fewer are lost than may be.
+are quite as the examples are, fewer are lost than may be; outcomes mend that (`thresholds.py`).
 """
 
 from __future__ import annotations

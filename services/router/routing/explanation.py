@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from services.router.learning.thresholds import Closeness
 from services.router.routing.conversation import Belief
 from services.router.routing.scoring import Chosen, Scored, softmax
 
@@ -23,6 +24,8 @@ class Judged(NamedTuple):
     """Cosine with the nearest example, or with the centroid where there is none."""
     task: float
     """Fit to the hints."""
+    closeness: Closeness | None = None
+    """Of the query, where that is what says whether it fits."""
 
 
 class Limits(NamedTuple):

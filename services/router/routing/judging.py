@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import Candidate, Reach
 from services.router.learning.pool_fit import LEAST_ODDS, PoolFit
+from services.router.learning.thresholds import Thresholds
 from services.router.routing.explanation import Judged
 from services.router.routing.pool_fits import Changes, PoolFits
 from services.router.routing.query import RoutingDefaults
@@ -32,6 +34,7 @@ class Judge:
         self._catalogue, self._changes, self._defaults = catalogue, changes, defaults
         self._examples: BoundedCache[str, Vector] = BoundedCache(defaults.example_cache_bytes)
         self.fits = PoolFits(catalogue, changes, defaults.in_scope_loss, defaults.fit_cache_bytes)
+        self.thresholds = Thresholds(defaults.in_scope_loss)
 
     def adapter_changed(self, adapter_id: str) -> None:
         """An adapter is not what it was."""
@@ -69,19 +72,21 @@ class Judge:
     async def judged(self, vector: Vector, ranked: Sequence[Scored], hints: Hints, reach: Reach, fit: PoolFit | None) -> list[Judged]:
         """Each with how close the query is, and the probability that it is in its scope."""
         examples = await self._examples_of([one.candidate for one in ranked], reach)
-        both_views = surface.is_known(vector)  # of examples it is known how close they are in both
+        bar = None
+        if fit is not None and fit.can_tell and surface.is_known(vector):  # of examples it is known how close they are in both views
+            bar = self.thresholds.of(reach.tenant, reach.base_model, fit, time.time())
         made = []
         for one in ranked:
             candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]
             task = task_score(candidate.labels, hints)
             nearest = float((own @ vector).max()) if len(own) else candidate.cosine
-            fits, confidence = True, None
-            if fit is not None and fit.can_tell and len(own) and both_views:
-                closeness = fit.closeness(vector, candidate.ref.adapter_id, own)
-                fits, confidence = closeness >= fit.threshold or bool(task), max(fit.probability(closeness), task)
+            fits, confidence, closeness = True, None, None
+            if fit is not None and bar is not None and len(own):
+                closeness = bar.of(fit.closeness(vector, candidate.ref.adapter_id, own), vector)
+                fits, confidence = bar.passes(closeness) or bool(task), max(fit.probability(closeness.value), task)
             elif not len(own):
                 fits = one.score >= self._defaults.score_threshold
-            made.append(Judged(one, fits, confidence, nearest, task))
+            made.append(Judged(one, fits, confidence, nearest, task, None if task else closeness))
         return made
 
     async def placed(self, vector: Vector, candidates: Sequence[Candidate], reach: Reach) -> list[Candidate]:

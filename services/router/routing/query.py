@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from services.router.catalogue.compositions import Stage
 from services.router.learning.ranker import Considered
+from services.router.learning.thresholds import Closeness
 from services.router.routing.conversation import Belief
 from services.router.routing.scoring import Chosen, Hints
 from smoa.identifiers import DEFAULT_TENANT
@@ -57,6 +58,8 @@ class Choice:
     """What its conversation was about before it."""
     by_conversation: bool = False
     """That is why the first adapter is first."""
+    closeness: Closeness | None = None
+    """Of a query that was answered, or not, for how close it is: what its outcome says of others."""
 
 
 class RoutedQuery(NamedTuple):

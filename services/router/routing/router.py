@@ -234,6 +234,8 @@ class Router:
         if before is not None:  # what comes of a line that was swayed says nothing of where such a line lies
             context = b"" if swayed else choice.context
             choice = dataclasses.replace(choice, before=before, by_conversation=swayed, context=context)
+        elif query.score_threshold is None and judged and judged[0].closeness is not None and judged[0].closeness.stands_for:
+            choice = dataclasses.replace(choice, closeness=judged[0].closeness)
         return choice, heard.after
 
     async def _hear(self, query: RouteQuery, before: Belief | None, *, closely: bool = False) -> Heard:
