@@ -74,6 +74,7 @@ docs-reference: setup ## Write docs/reference again from the code
 bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 100 minutes)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks.routing_quality --json build/routing_quality.json
+	$(BIN)/python -m benchmarks.scope_learning --json build/scope_learning.json
 	$(BIN)/python -m benchmarks.conversations --json build/conversations.json
 	$(BIN)/python -m benchmarks.merging --json build/merging.json
 	$(BIN)/python -m benchmarks.router --json build/router.json

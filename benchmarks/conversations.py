@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.example_library import example_library
 from benchmarks.machine import machine
 from benchmarks.made_tasks import made_tasks
 from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.routed_library import Described, World, build
 from benchmarks.router_processes import BASE
-from benchmarks.routing_quality import example_library
 from services.router.learning.habits import hash_of_user
 from services.router.routing.query import RouteQuery
 from smoa.embedding.port import unit_rows

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.example_library import example_library, example_strangers
 from benchmarks.machine import machine
 from benchmarks.out_of_scope import SMALL_TALK
 from benchmarks.routed_library import Described, Query, World, build
 from benchmarks.task_learning import measure_task_learning
 from benchmarks.task_quality import measure_coverage, measure_scope, measure_tasks
 from examples.generated import Ids, generate
-from examples.library.jobs import DECOY_JOBS, JOBS
 from services.router.learning.ranker import Numbers, Ranker, builtin
 from services.router.learning.ranker_training import Logged, beats_hybrid, train
 from smoa.errors import FailedPrecondition
@@ -34,22 +34,6 @@ from smoa.errors import FailedPrecondition
 STRATEGIES = ("semantic", "task", "hybrid", "hierarchical", "mixture", "learned")
 OUTCOMES, STEP, SEEDS, TASK_SEEDS = 2000, 250, 3, 5
 console = Console(stderr=True)
-
-
-def example_library() -> tuple[list[Described], list[Query]]:
-    """The sixteen jobs; their test queries share neither templates nor words with the examples."""
-    adapters = [Described(job.name, _inputs(job.generate("train", 50, 0)), (job.domain, *job.tags)) for job in JOBS.values()]
-    queries = [
-        Query(text, frozenset([place]), job.domain)
-        for place, job in enumerate(JOBS.values())
-        for seed in (1, 2, 3)
-        for text in _inputs(job.generate("test", 20, seed))
-    ]
-    return adapters, queries
-
-
-def _inputs(examples: Sequence[object]) -> list[str]:
-    return [str(example.input) for example in examples][:50]  # type: ignore[attr-defined]
 
 
 def generated(kind: str, count: int, queries: int, seed: int = 0) -> tuple[list[Described], list[Query], Ids]:
@@ -112,8 +96,7 @@ async def measure_abstention() -> dict[str, float]:
     The threshold at which 5% of the in-scope queries are lost; cross-fitted: read off one half of them, judged on the other.
     """
     adapters, queries = example_library()
-    decoys = [text for job in DECOY_JOBS.values() for text in _inputs(job.generate("test", 20, 1))]
-    outside = [Query(text, frozenset()) for text in (*SMALL_TALK, *decoys)]
+    outside = example_strangers()
     with tempfile.TemporaryDirectory() as folder:
         world = await build(Path(folder), adapters)
         inside = [(await world.choose(query, "hybrid"), query) for query in queries]

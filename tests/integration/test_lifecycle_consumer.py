@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
@@ -194,6 +194,38 @@ async def test_what_was_right_for_such_a_query_is_learned_by_every_replica(repli
             return found.ranked[0].adapter_id == second.adapter_id
 
         await until(f"replica {replica} having learned", 20, chooses_it)
+
+
+async def test_strangers_are_learned_by_every_replica(replicas: Replicas) -> None:
+    await replicas.clients[0].register(await replicas.store.put(adapter_file()), [f"{KNEES[0]} {number}" for number in range(50)])
+    queries = [f"{QUERY} {number}" for number in range(100, 116)]
+
+    async def decisions(replica: int, top_k: int) -> list[router_pb2.Decision]:
+        return [await replicas.route(replica, query, top_k=top_k) for query in queries]
+
+    for replica in (0, 1):
+
+        async def judged(replica: int = replica) -> bool:
+            return all(one.adapters and one.HasField("closeness") for one in await decisions(replica, 3))
+
+        await until(f"replica {replica} having fitted its pool", 20, judged)
+    highest = max(one.closeness.value for one in await decisions(0, 3))
+    made = []
+    for number in range(300):
+        right = number < 200
+        one = events_pb2.AdapterOutcome(
+            adapter_id="an-adapter", decision_id=f"s{number}", tenant="public", success=right, base_model="base-a"
+        )
+        one.closeness.value, one.closeness.stands_for = highest + (1 if right else 0), 1
+        made.append(one)
+    await send_once(replicas.kafka.bootstrap, [event(ADAPTER_OUTCOMES, one.adapter_id, one) for one in made])
+    for replica in (0, 1):
+        asked = iter(range(1, 1_000))
+
+        async def unanswered(replica: int = replica, asked: Iterator[int] = asked) -> bool:  # each time with another top_k: not cached
+            return sum(not one.adapters for one in await decisions(replica, 1 + next(asked) % 16)) > len(queries) / 2
+
+        await until(f"replica {replica} leaving out what is not close", 20, unanswered)
 
 
 async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replicas) -> None:

@@ -17,11 +17,13 @@ from services.router.catalogue.importing import Imported
 from services.router.catalogue.records import AdapterRecord, Reach, home_of
 from services.router.catalogue.registry import Registry
 from services.router.learning import pool_fit
+from services.router.learning.thresholds import SAMPLED
 from services.router.library import Library
 from services.router.routing import pool_fits
 from services.router.routing.cache import RoutingCache
 from services.router.routing.query import Choice, RouteQuery
 from services.router.routing.router import Router
+from services.router.routing.scoring import Hints
 from smoa.adapter import new_adapter_id
 from smoa.embedding.port import Vector
 from smoa.embedding.static import StaticEmbedder
@@ -189,3 +191,45 @@ async def test_a_query_never_waits_for_a_fit(served: Served, monkeypatch: pytest
     await going.wait()
     assert (await asyncio.wait_for(served.ask("1911-11-11"), 5)).chosen
     go_on.set()
+
+
+async def test_strangers_are_told_from_others_by_outcomes(served: Served) -> None:
+    """Once they were answered wrongly more often than others rightly; but for one in eight, so that it is known if that changes."""
+    await served.add("dates", DATES)
+    await served.add("shouts", SHOUTS * 6)
+    await served.settled()
+    clock_s = 0.0
+    served.router.judge.clock = lambda: clock_s
+    asked = [f"19{number}-11-{number - 60}" for number in range(65, 85)]
+    strange = [f"19{year}/{month}/{year - 60}" for year in range(65, 85) for month in (10, 11, 12, "05", "06")]
+
+    async def answered(texts: Sequence[str]) -> list[Choice]:
+        served.router.cache.clear()
+        return [choice for choice in [await served.ask(text) for text in texts] if choice.chosen]
+
+    before = await answered(strange)
+    assert len(before) > len(strange) / 3, "they look much like dates"
+    assert len(await answered(asked)) == len(asked)
+    for choice, right in [*((one, False) for one in before), *((one, True) for one in await answered(asked * 10))]:
+        assert choice.closeness is not None
+        served.router.judge.thresholds.observe("public", BASE, *choice.closeness, right=right)
+    after = await answered(strange)
+    assert 0 < len(after) < len(before) / 3
+    assert len(await answered(asked)) >= 0.95 * len(asked)
+
+    def sampled(choices: Sequence[Choice]) -> set[float]:
+        return {one.closeness.value for one in choices if one.closeness is not None and one.closeness.stands_for == SAMPLED}
+
+    assert sampled(after)
+    clock_s = 3600.0
+    assert sampled(await answered(strange)).isdisjoint(sampled(after)), "others have their turn"
+
+
+async def test_only_queries_that_were_judged_by_how_close_they_are_tell_of_others(served: Served) -> None:
+    await served.add("dates", DATES)
+    await served.settled()
+    assert (await served.ask("1911-11-11")).closeness is not None
+    assert (await served.ask("my knee hurts when i climb the stairs")).closeness is not None, "it may be said which would have been right"
+    assert (await served.ask("1911-11-11", score_threshold=-1.0)).closeness is None, "whoever asked has judged"
+    assert (await served.ask("1911-11-11", hints=Hints(specialization="task"))).closeness is None
+    assert (await served.ask("1911-11-12", turns=("1911-11-11",))).closeness is None

@@ -27,7 +27,7 @@ def test_every_reason() -> None:
     explained = explain(near, chosen, LIMITS, {})
     assert _reasons(explained) == {
         "a": (1.0, "chosen"),
-        "b": (0.0, "the query is less like its examples than they are like each other"),
+        "b": (0.0, "the query is less like its examples than queries in its scope are"),
         "c": (0.0, "its share of the weight was under 0.1"),
         "d": (0.0, "3 are likelier, and 3 are looked at"),
     }
@@ -38,7 +38,7 @@ def test_every_reason() -> None:
 def test_where_the_likeliest_does_not_fit_none_answers() -> None:
     explained = explain([_judged("a", 0.9, fits=False), _judged("b", 0.8)], [], LIMITS, {})
     assert [one.reason for one in explained] == [
-        "the query is less like its examples than they are like each other",
+        "the query is less like its examples than queries in its scope are",
         "the query is not in the scope of the likeliest, so that no adapter answers",
     ]
 

@@ -140,6 +140,33 @@ def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcom
     assert set(CountPartition(HALF_LIFE_S, {}).plan(sent, 10).counts) == {"a", "b"}, "what was not used is not counted"
 
 
+@pytest.mark.parametrize("outcome_first", [False, True])
+@pytest.mark.parametrize(
+    ("adapter_ids", "success", "right", "told_by"),
+    [("ab", True, "", ("a", True)), ("ab", False, RIGHT, ("a", False)), ("", False, RIGHT, (RIGHT, True)), ("", True, "", None)],
+)
+def test_one_outcome_tells_how_close_its_query_was(
+    outcome_first: bool, adapter_ids: str, success: bool, right: str, told_by: tuple[str, bool] | None
+) -> None:
+    """Once, and whether an answer to it was right, or would have been; the texts of a silent tenant are not in it."""
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", base_model="base-a", decided_at_us=5)
+    decision.closeness.value, decision.closeness.stands_for = -1.25, 8
+    decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in adapter_ids)
+    outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", success=success, reported_at_us=6, right_adapter_id=right)
+    events = [
+        Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0),
+        Received(OUTCOMES, 0, 1, 0, b"d1", outcome.SerializeToString(), "", 0),
+    ]
+    join, effects = _Join(), list[AdapterOutcome]()
+    for one in reversed(events) if outcome_first else events:
+        effects += join.take(one)
+        join.restart()
+    told = [one for one in effects if one.HasField("closeness")]
+    assert [(one.adapter_id, one.success) for one in told] == ([] if told_by is None else [told_by])
+    assert all((one.closeness, one.base_model) == (decision.closeness, "base-a") for one in told)
+    assert all(one.HasField("success") for one in told)
+
+
 def test_nothing_of_a_silent_tenants_queries_is_kept() -> None:
     decision = router_pb2.Decision(decision_id="d1", tenant="t", context=b"c" * 64, user=b"u" * 8)
     decision.adapters.add(adapter_id="a", weight=1)

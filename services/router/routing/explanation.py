@@ -83,7 +83,7 @@ def explain(
         elif place >= limits.top_k:
             reason = f"{place} are likelier, and {limits.top_k} are looked at"
         elif limits.score is None and not one.fits:
-            reason = "the query is less like its examples than they are like each other"
+            reason = "the query is less like its examples than queries in its scope are"
         elif limits.score is None and not near[0].fits:
             reason = "the query is not in the scope of the likeliest, so that no adapter answers"
         else:

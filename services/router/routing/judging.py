@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -35,6 +35,8 @@ class Judge:
         self._examples: BoundedCache[str, Vector] = BoundedCache(defaults.example_cache_bytes)
         self.fits = PoolFits(catalogue, changes, defaults.in_scope_loss, defaults.fit_cache_bytes)
         self.thresholds = Thresholds(defaults.in_scope_loss)
+        self.clock: Callable[[], float] = time.time
+        """Seconds since the epoch."""
 
     def adapter_changed(self, adapter_id: str) -> None:
         """An adapter is not what it was."""
@@ -74,7 +76,7 @@ class Judge:
         examples = await self._examples_of([one.candidate for one in ranked], reach)
         bar = None
         if fit is not None and fit.can_tell and surface.is_known(vector):  # of examples it is known how close they are in both views
-            bar = self.thresholds.of(reach.tenant, reach.base_model, fit, time.time())
+            bar = self.thresholds.of(reach.tenant, reach.base_model, fit, self.clock())
         made = []
         for one in ranked:
             candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]
