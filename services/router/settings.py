@@ -56,8 +56,8 @@ class RouterSettings:
     """Share of queries in scope that may be lost by abstaining from those that seem to be in none; 0: never abstain."""
     temperature: float = field(default=0.01, metadata={"least": 1e-06})
     """Of the softmax that makes weights of scores while a pool is not fitted; higher spreads the weight over more adapters."""
-    min_weight: float = 0.1
-    """Adapters with a smaller share are left out of a decision."""
+    min_weight: float = 0.5
+    """Adapters with a smaller weight, as a share of the largest, are left out of a decision."""
     cache_bytes: int = 64 * 2**20
     """Memory of the decisions that are kept for equal queries."""
     embedding_cache_bytes: int = 16 * 2**20

@@ -109,6 +109,8 @@ def test_no_candidates_is_nothing() -> None:
 def test_slivers_are_dropped_and_the_rest_sums_to_one() -> None:
     chosen = choose("semantic", _candidates(a=0.9, b=0.9, c=0.6), Hints(), 3, 0.0, 0.1, 0.1)
     assert [(item.ref.adapter_id, item.weight) for item in chosen] == [("a", 0.5), ("b", 0.5)]
+    near, far = _candidates(a=0.5, b=0.5 - 0.1 * math.log(1.9)), _candidates(a=0.5, b=0.5 - 0.1 * math.log(2.1))
+    assert [len(choose("semantic", ones, Hints(), 3, 0.0, 0.1, 0.5)) for ones in (near, far)] == [2, 1]
 
 
 def test_weights_are_the_softmax_of_scores() -> None:
@@ -117,14 +119,10 @@ def test_weights_are_the_softmax_of_scores() -> None:
     assert [item.score for item in chosen] == [0.5, 0.4]
 
 
-def test_equal_adapters_are_not_all_slivers() -> None:
-    chosen = choose("semantic", _candidates(**{f"a{n}": 0.5 for n in range(10)}), Hints(), 10, 0.0, 0.1, 0.1)
-    assert len(chosen) == 10
-
-
-def test_best_adapter_is_never_a_sliver() -> None:
-    chosen = choose("semantic", _candidates(**{f"a{n:02}": 0.5 for n in range(11)}), Hints(), 11, 0.0, 0.1, 0.1)
-    assert chosen
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_of_equals_all_stay(count: int) -> None:
+    chosen = choose("semantic", _candidates(**{f"a{n:02}": 0.5 for n in range(count)}), Hints(), count, 0.0, 0.1, 1.0)
+    assert [one.weight for one in chosen] == pytest.approx([1 / count] * count)
 
 
 def test_hybrid_is_six_tenths_semantic_and_four_tenths_task() -> None:

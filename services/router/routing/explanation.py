@@ -35,6 +35,7 @@ class Limits(NamedTuple):
     """Where the caller set a threshold, who is then taken at their word."""
     top_k: int
     min_weight: float
+    """As a share of the largest."""
 
 
 class Explanation(NamedTuple):
@@ -87,7 +88,7 @@ def explain(
         elif limits.score is None and not near[0].fits:
             reason = "the query is not in the scope of the likeliest, so that no adapter answers"
         else:
-            reason = f"its share of the weight was under {limits.min_weight:g}"
+            reason = f"it is less than {limits.min_weight:g} times as likely as the likeliest"
         said = before.shares.get(adapter_id, 0.0) if before is not None else 0.0
         explained.append(Explanation(one, probability, weight, reason, said))
     return explained

@@ -89,7 +89,8 @@ class RoutingDefaults:
     temperature: float = 0.01
     """Of scores, where a pool has not been fitted."""
     mixture_temperature: float = 0.05
-    min_weight: float = 0.1
+    min_weight: float = 0.5
+    """As a share of the largest: an answer that is mixed from two tasks is seldom right for either."""
     candidates: int = 32
     clusters: int = 4
     """The hierarchical strategy looks into so many clusters."""

@@ -71,7 +71,7 @@ class Scored(NamedTuple):
 
 
 def weigh(ranked: Sequence[Scored], log_odds: Sequence[float], min_weight: float) -> list[Chosen]:
-    """Adapters weighted by their probabilities, softmax(log odds); slivers under `min_weight` are dropped, never the strongest."""
+    """Adapters weighted by their probabilities, softmax(log odds), without those under `min_weight` times the largest."""
     return without_slivers(ranked, softmax(log_odds, 1.0), min_weight)
 
 
@@ -80,9 +80,9 @@ def effective(weights: Sequence[float]) -> float:
     return 1 / sum(weight * weight for weight in weights) if weights else 0.0
 
 
-def without_slivers(ranked: Sequence[Scored], weights: Sequence[float], least: float) -> list[Chosen]:
-    """Adapters of at least so much weight, which is shared among them; never none."""
-    least = min(least, max(weights, default=0.0))  # many equals are all slivers: keep them rather than none
+def without_slivers(ranked: Sequence[Scored], weights: Sequence[float], share: float) -> list[Chosen]:
+    """Adapters of at least such a share of the largest weight, rescaled to 1 in all: of equals all stay, however many they are."""
+    least = share * max(weights, default=0.0)
     strong = [(one, weight) for one, weight in zip(ranked, weights, strict=True) if weight >= least]
     total = sum(weight for _, weight in strong)
     return [Chosen(one.candidate.ref, one.score, weight / total) for one, weight in strong]

@@ -10,8 +10,8 @@ from services.router.routing.scoring import MAX_MIXED, Chosen, Hints, Scored, ef
 from services.router.routing.strategies.hybrid import Hybrid
 from services.router.routing.strategies.strategy import Wanted
 
-MIN_MIXED: Final = 0.02
-"""Least weight in a mixture."""
+MIN_MIXED: Final = 0.05
+"""Least weight in a mixture, as a share of the largest."""
 _HALVINGS: Final = 30
 
 

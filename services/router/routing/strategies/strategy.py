@@ -73,7 +73,7 @@ class Strategy:
         return top_k
 
     def min_weight(self, defaults: RoutingDefaults) -> float:
-        """The least weight of an adapter in a choice."""
+        """The least weight of an adapter in a choice, as a share of the largest."""
         return defaults.min_weight
 
     def weigh(self, ranked: Sequence[Scored], top_k: int, defaults: RoutingDefaults) -> list[Chosen]:
