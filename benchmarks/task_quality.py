@@ -7,13 +7,13 @@ random libraries, on the other hand, queries are drawn as the examples were: the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
 from benchmarks.made_tasks import MadeTask, made_tasks
-from services.router.learning.pool_fit import PoolFit, fit
+from services.router.learning.pool_fit import LOOKED_AT, PoolFit, fit
 from smoa.embedding import surface
 from smoa.embedding.port import Vector, unit_rows
 from smoa.embedding.static import StaticEmbedder
@@ -55,8 +55,8 @@ class Tasks:
 
     def by_fit(self, view: slice) -> dict[str, float]:
         """By the fit of a pool, in some of the numbers."""
-        made = _fitted({name: unit_rows(one[:, view]) for name, one in self.registered.items()})
-        return self.shares(_odds(made, unit_rows(self.queries[:, view]), list(self.registered)))
+        examples = {name: unit_rows(one[:, view]) for name, one in self.registered.items()}
+        return self.shares(_odds(_fitted(examples), unit_rows(self.queries[:, view]), examples))
 
 
 MEANING, LOOKS, BOTH = slice(256), slice(256, 256 + surface.DIMENSION), slice(None)
@@ -68,14 +68,19 @@ def _fitted(examples: dict[str, Vector]) -> PoolFit:
     return made
 
 
-def _odds(made: PoolFit, queries: Vector, ids: list[str]) -> Vector:
-    return np.array([made.log_odds(query, ids) for query in queries])
+def _odds(made: PoolFit, queries: Vector, examples: Mapping[str, Vector]) -> Vector:
+    ids, found = list(examples), []
+    for query in queries:
+        log_odds = made.log_odds(query, ids)
+        likeliest = np.argsort(-np.array(log_odds))[:LOOKED_AT].tolist()
+        found.append(made.with_nearest(log_odds, {place: float((examples[ids[place]] @ query).max()) for place in likeliest}))
+    return np.array(found)
 
 
 def _unanswered(made: PoolFit, examples: dict[str, Vector], queries: Vector, loss: float | None = None) -> np.ndarray:
     """How close each query is to the likeliest task; or, with a share, which of them are left unanswered."""
     ids = list(examples)
-    firsts = [ids[place] for place in _odds(made, queries, ids).argmax(1)]
+    firsts = [ids[place] for place in _odds(made, queries, examples).argmax(1)]
     close = np.array([made.closeness(query, first, examples[first]) for query, first in zip(queries, firsts, strict=True)])
     return close if loss is None else close < made.threshold
 

@@ -45,7 +45,10 @@ def test_where_the_likeliest_does_not_fit_none_answers() -> None:
 
 def test_a_caller_who_set_a_threshold_is_taken_at_its_word() -> None:
     explained = explain([_judged("b", 0.8, fits=False), _judged("e", 0.1)], [], LIMITS._replace(score=0.15), {})
-    assert [one.reason for one in explained] == ["it is less than 0.1 times as likely as the likeliest", "its score is under the threshold of 0.15"]
+    assert [one.reason for one in explained] == [
+        "it is less than 0.1 times as likely as the likeliest",
+        "its score is under the threshold of 0.15",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -166,3 +166,44 @@ def _scatter(groups: Sequence[Vector]) -> NDArray[np.float64]:
     away = np.concatenate([group - group.mean(0) for group in groups]).astype(np.float64)
     made: NDArray[np.float64] = away.T @ away
     return made
+
+
+def _two_clouds(rng: np.random.Generator, count: int) -> dict[str, Vector]:
+    """Adapters whose examples are of two kinds, far apart, and whose means are alike."""
+    clouds = rng.standard_normal((3, DIMENSION))
+    made = {}
+    for adapter, cloud in enumerate(clouds):
+        signs = np.where(np.arange(count) % 2, 1, -1)[:, None]
+        made[str(adapter)] = unit_rows((signs * cloud + 0.6 * rng.standard_normal((count, DIMENSION))).astype(np.float32))
+    return made
+
+
+def test_the_nearest_example_counts_where_means_say_little() -> None:
+    rng = np.random.default_rng(3)
+    every = _two_clouds(rng, 60)
+    examples, queries = {one: rows[:40] for one, rows in every.items()}, {one: rows[40:] for one, rows in every.items()}
+    made, ids = _fitted(examples), list(examples)
+    assert made.nearness > 0
+    right = {"mean": 0, "nearest": 0}
+    for adapter, rows in queries.items():
+        for query in rows:
+            odds = made.log_odds(query, ids)
+            closer = made.with_nearest(odds, {place: float((examples[one] @ query).max()) for place, one in enumerate(ids)})
+            for name, values in (("mean", odds), ("nearest", closer)):
+                right[name] += ids[int(np.argmax(values))] == adapter
+    assert right["nearest"] >= 55 > right["mean"]
+
+
+def test_a_copy_of_an_adapter_does_not_make_nearness_worthless() -> None:
+    """Its examples are the very texts that the other's are judged by."""
+    every = _two_clouds(np.random.default_rng(3), 40)
+    alone, beside = _fitted(every), _fitted({**every, "copy": every["0"]})
+    assert alone.nearness > 0
+    assert beside.nearness > 0
+
+
+def test_what_is_not_looked_at_is_as_far_as_the_farthest_that_is() -> None:
+    made = _fitted(World(3).examples(10))
+    made.nearness = 10.0
+    assert made.with_nearest([0.0, -1.0, -5.0], {0: 0.25, 1: 0.5}) == [0.0, 1.5, -5.0]
+    assert made.with_nearest([0.0, -1.0], {}) == [0.0, -1.0]

@@ -3,7 +3,8 @@
 Which: a linear discriminant with one covariance for all (Fisher 1936; Hastie, Tibshirani and Friedman, "The Elements of Statistical
 Learning", 4.3): the log-likelihood of an adapter is that of a normal distribution around the mean of its examples. The covariance is that
 of examples within their adapters, shrunk towards a multiple of the identity as far as the data asks for (Ledoit and Wolf 2004, "A
-well-conditioned estimator for large-dimensional covariance matrices"). How likely: the softmax of log-likelihoods, at the temperature
+well-conditioned estimator for large-dimensional covariance matrices"). Of the few likeliest, the nearest example counts, too: not
+every adapter's examples are one cloud around their mean. How likely: the softmax of both, with the temperature, and the worth of nearness,
 under which the examples themselves are most likely (Guo et al. 2017, "On calibration of modern neural networks").
 
 Whether: how close a query is to an adapter is its cosine with the mean plus that with the nearest example, both seen from the pool's
@@ -43,6 +44,13 @@ _OWN_WORTH: Final = 10.0
 _TEMPERATURES: Final = np.geomspace(0.25, 4096, 113)
 _COARSE: Final = 8
 """Every so many of them are tried first, and then those about the best: the likelihood has one top."""
+LOOKED_AT: Final = 4
+"""Likeliest adapters whose nearest examples count."""
+_SAME: Final = 1 - 1e-6
+"""Cosine of equal texts."""
+_NEARNESS: Final = (0.0, 2.0, 4.0, 6.0, 8.0, 11.0, 16.0)
+_COMPARED: Final = 32
+"""Likeliest adapters, among which examples should be likely: as many as the router compares."""
 _LEAST_SPREAD: Final = 0.1
 """Standard deviation of how close examples are, at least."""
 LEAST_ODDS: Final = 10.0
@@ -73,6 +81,8 @@ class PoolFit:
     metric: Vector
     """[dimension, dimension], the inverse covariance."""
     temperature: float
+    nearness: float
+    """Log odds that 1 more of cosine with the nearest example is worth."""
     threshold: float
     """Least closeness of a query that is answered, in standard deviations; minus infinity where there is too little to tell."""
     usual: float
@@ -126,6 +136,11 @@ class PoolFit:
         found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
         behind = (found - found.max()) / self.temperature
         return [float(value) for value in np.maximum(behind, -LEAST_ODDS)]
+
+    def with_nearest(self, log_odds: Sequence[float], cosines: Mapping[int, float]) -> list[float]:
+        """Log odds of adapters, of some of which the cosine with the nearest example is known, by place; of others, it is the least."""
+        least = min(cosines.values(), default=0.0)
+        return [value + self.nearness * (cosines.get(place, least) - least) for place, value in enumerate(log_odds)]
 
     def ahead(self, query: Vector, means: Vector, adapter_id: str) -> float:
         """Log odds that a query is of some group with one of these means [groups, dimension], rather than of a known adapter, by the
@@ -187,16 +202,19 @@ def fit_and_judge(
     centre = (sizes @ means / sizes.sum() * (1 - 1 / len(groups))).astype(np.float32)
     owns = [_own_closeness(group, centre) for group in groups]
     every = np.concatenate(owns)
-    made = PoolFit(centre, metric, 1.0, -np.inf, float(every.mean()), max(float(every.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
+    made = PoolFit(centre, metric, 1.0, 0.0, -np.inf, float(every.mean()), max(float(every.std()), _LEAST_SPREAD), 2.0, 0.0, ranks)
     for adapter_id, mean, each in zip(examples, means, owns, strict=True):
         made.know(adapter_id, mean, each)
     judged = _judged(sizes, most)
     of = np.repeat(np.arange(len(groups)), [len(one) for one in judged])
     rows = np.concatenate([group[one] for group, one in zip(groups, judged, strict=True)])
     own = np.concatenate([each[one] for each, one in zip(owns, judged, strict=True)])
-    likelihoods = _left_out(rows, of, means, sizes, metric, share)
+    odds = _left_out(rows, of, means, sizes, metric, share)
     if len(groups) > 1:
-        made.temperature = _temperature(likelihoods, of)
+        looked, nearest = _nearest(odds, rows, groups)
+        made.temperature, made.nearness = _worth(odds, of, looked, nearest)
+        odds /= made.temperature
+        np.put_along_axis(odds, looked, np.take_along_axis(odds, looked, 1) + made.nearness * nearest, 1)
     fitted = [made.known[one] for one in examples]
 
     def standard(closeness: Numbers | Vector, adapters: Places) -> Numbers:
@@ -205,17 +223,17 @@ def fit_and_judge(
 
     inside, strange = standard(own, of), np.empty(0)
     if len(groups) > 1:
-        wrong = likelihoods.copy()
+        wrong = odds.copy()
         wrong[np.arange(len(of)), of] = -np.inf
         likeliest = wrong.argmax(1)
         strange = standard(_closeness(rows, likeliest, groups, centre), likeliest)
-    answered = np.where(likelihoods.argmax(1) == of, inside, strange) if len(groups) > 1 else inside
+    answered = np.where(odds.argmax(1) == of, inside, strange) if len(groups) > 1 else inside
     # One that is farther than all is counted in: few examples hardly show what there is.
     place = int(in_scope_loss * (len(answered) + 1)) - 1
     if place >= 1:
         made.threshold = min(float(np.partition(answered, place - 1)[place - 1]), _LEAST_WIDTH)
     made.slope, made.middle = _logistic(inside, strange) if len(groups) > 1 else (2.0, made.threshold if place >= 1 else 0.0)
-    return made, LeftOut(of, likelihoods / made.temperature, answered, strange)
+    return made, LeftOut(of, odds, answered, strange)
 
 
 def _judged(sizes: Places, most: int) -> list[Places]:
@@ -270,18 +288,46 @@ def _left_out(rows: Vector, of: Places, means: Vector, sizes: Places, metric: Ve
     return found
 
 
-def _temperature(likelihoods: Numbers, of: Places) -> float:
-    """Under which the examples are likeliest, and one more that was another's: as sure as if none was wrong, nobody may be (Laplace)."""
-    everyone = np.arange(len(of))
-    behind = likelihoods - likelihoods.max(1, keepdims=True)
+def _nearest(odds: Numbers, rows: Vector, groups: Sequence[Vector]) -> tuple[Places, Vector]:
+    """The likeliest adapters of each row [rows, `LOOKED_AT`], and its cosines with the nearest example of each, above the least of them. A
+    row is no example of itself, nor is the same text of an adapter that has been copied.
+    """
+    count = min(LOOKED_AT, len(groups))
+    looked = np.argpartition(-odds, count - 1, 1)[:, :count]
+    found = np.empty(looked.shape, np.float32)
+    for adapter, group in enumerate(groups):
+        here, column = np.nonzero(looked == adapter)
+        cosines = rows[here] @ group.T
+        found[here, column] = np.where(cosines < _SAME, cosines, -1).max(1)
+    return looked, found - found.min(1, keepdims=True)
 
-    def likely(temperature: float) -> float:
-        powers = np.exp(behind / temperature)
-        own = np.clip(powers[everyone, of] / powers.sum(1), 1e-300, 1 - 1e-15)
-        return float(np.log(own).mean() + np.log(1 - own).mean() / len(of))
 
-    near = int(np.argmax([likely(one) for one in _TEMPERATURES[::_COARSE]])) * _COARSE
-    return float(max(_TEMPERATURES[max(0, near - _COARSE + 1) : near + _COARSE], key=likely))
+def _worth(odds: Numbers, of: Places, looked: Places, nearest: Vector) -> tuple[float, float]:
+    """Temperature, and worth of nearness, under which the examples are likeliest, and one more that was another's: as sure as if none was
+    wrong, nobody may be (Laplace).
+    """
+    everyone, count = np.arange(len(of)), min(_COMPARED, odds.shape[1])
+    compared = np.argpartition(-odds, count - 1, 1)[:, :count]
+    strangers = ~(compared == of[:, None]).any(1)
+    compared[strangers, 0] = of[strangers]
+    behind = np.take_along_axis(odds, compared, 1)
+    behind -= behind.max(1, keepdims=True)
+    close = np.zeros(odds.shape, np.float32)
+    np.put_along_axis(close, looked, nearest, 1)
+    closer, own = np.take_along_axis(close, compared, 1), (compared == of[:, None]).argmax(1)
+
+    def likely(temperature: float, nearness: float) -> float:
+        powers = behind / temperature + nearness * closer
+        powers = np.exp(powers - powers.max(1, keepdims=True))
+        right = np.clip(powers[everyone, own] / powers.sum(1), 1e-300, 1 - 1e-15)
+        return float(np.log(right).mean() + np.log(1 - right).mean() / len(of))
+
+    def best(nearness: float) -> tuple[float, float, float]:
+        near = int(np.argmax([likely(one, nearness) for one in _TEMPERATURES[::_COARSE]])) * _COARSE
+        return max((likely(one, nearness), one, nearness) for one in _TEMPERATURES[max(0, near - _COARSE + 1) : near + _COARSE])
+
+    _, temperature, nearness = max(best(one) for one in _NEARNESS)
+    return float(temperature), nearness
 
 
 def _own_closeness(group: Vector, centre: Vector) -> Vector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -12,7 +13,7 @@ import numpy as np
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import Candidate, Reach
-from services.router.learning.pool_fit import LEAST_ODDS, PoolFit
+from services.router.learning.pool_fit import LEAST_ODDS, LOOKED_AT, PoolFit
 from services.router.learning.thresholds import Thresholds
 from services.router.routing.explanation import Judged
 from services.router.routing.pool_fits import Changes, PoolFits
@@ -62,7 +63,7 @@ class Judge:
         described = [one.ref.adapter_id for one in candidates if one.ref.adapter_id in fit.known]
         if not described:
             return None
-        found = dict(zip(described, fit.log_odds(fit.whole(vector), described), strict=True))
+        found = dict(zip(described, await self._likely(fit.whole(vector), candidates, described, reach, fit), strict=True))
         best = max((one for one in candidates if one.ref.adapter_id in found), key=lambda one: one.cosine)
         anchor = found[best.ref.adapter_id]
 
@@ -70,6 +71,19 @@ class Judge:
             return anchor + min(max((one.cosine - best.cosine) / self._defaults.temperature, -LEAST_ODDS), LEAST_ODDS)
 
         return [found[one.ref.adapter_id] if one.ref.adapter_id in found else by_cosine(one) for one in candidates]
+
+    async def _likely(
+        self, vector: Vector, candidates: Sequence[Candidate], described: Sequence[str], reach: Reach, fit: PoolFit
+    ) -> list[float]:
+        """Of those with examples; of the likeliest of them, the nearest example counts."""
+        log_odds = fit.log_odds(vector, described)
+        if not fit.nearness or len(described) == 1:
+            return log_odds
+        likeliest = heapq.nlargest(LOOKED_AT, range(len(described)), key=log_odds.__getitem__)
+        by_id = {one.ref.adapter_id: one for one in candidates}
+        examples = await self._examples_of([by_id[described[place]] for place in likeliest], reach)
+        cosines = {place: float((own @ vector).max()) for place in likeliest if len(own := examples[described[place]])}
+        return fit.with_nearest(log_odds, cosines)
 
     async def judged(self, vector: Vector, ranked: Sequence[Scored], hints: Hints, reach: Reach, fit: PoolFit | None) -> list[Judged]:
         """Each with how close the query is, and the probability that it is in its scope."""
