@@ -197,9 +197,10 @@ def test_the_nearest_example_counts_where_means_say_little() -> None:
 def test_a_copy_of_an_adapter_does_not_make_nearness_worthless() -> None:
     """Its examples are the very texts that the other's are judged by."""
     every = _two_clouds(np.random.default_rng(3), 40)
-    alone, beside = _fitted(every), _fitted({**every, "copy": every["0"]})
+    alone, beside, two = _fitted(every), _fitted({**every, "copy": every["0"]}), _fitted({"0": every["0"], "copy": every["0"]})
     assert alone.nearness > 0
     assert beside.nearness > 0
+    assert max(two.log_odds(every["0"][0], ["0", "copy"])) - min(two.log_odds(every["0"][0], ["0", "copy"])) < 1e-3
 
 
 def test_what_is_not_looked_at_is_as_far_as_the_farthest_that_is() -> None:

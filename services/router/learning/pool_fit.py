@@ -211,8 +211,8 @@ def fit_and_judge(
     own = np.concatenate([each[one] for each, one in zip(owns, judged, strict=True)])
     odds = _left_out(rows, of, means, sizes, metric, share)
     if len(groups) > 1:
-        looked, nearest = _nearest(odds, rows, groups)
-        made.temperature, made.nearness = _worth(odds, of, looked, nearest)
+        looked, nearest, only = _nearest(odds, rows, of, groups)
+        made.temperature, made.nearness = _worth(odds[only], of[only], looked[only], nearest[only])
         odds /= made.temperature
         np.put_along_axis(odds, looked, np.take_along_axis(odds, looked, 1) + made.nearness * nearest, 1)
     fitted = [made.known[one] for one in examples]
@@ -288,18 +288,20 @@ def _left_out(rows: Vector, of: Places, means: Vector, sizes: Places, metric: Ve
     return found
 
 
-def _nearest(odds: Numbers, rows: Vector, groups: Sequence[Vector]) -> tuple[Places, Vector]:
-    """The likeliest adapters of each row [rows, `LOOKED_AT`], and its cosines with the nearest example of each, above the least of them. A
-    row is no example of itself, nor is the same text of an adapter that has been copied.
+def _nearest(odds: Numbers, rows: Vector, of: Places, groups: Sequence[Vector]) -> tuple[Places, Vector, NDArray[np.bool_]]:
+    """The likeliest adapters of each row [rows, `LOOKED_AT`]; its cosines with the nearest example of each but itself, above the least of
+    them; and which rows are examples of one adapter only: the others do not say which one they are for. If there are no such rows, all.
     """
-    count = min(LOOKED_AT, len(groups))
+    count, only = min(LOOKED_AT, len(groups)), np.ones(len(rows), bool)
     looked = np.argpartition(-odds, count - 1, 1)[:, :count]
     found = np.empty(looked.shape, np.float32)
     for adapter, group in enumerate(groups):
         here, column = np.nonzero(looked == adapter)
         cosines = rows[here] @ group.T
-        found[here, column] = np.where(cosines < _SAME, cosines, -1).max(1)
-    return looked, found - found.min(1, keepdims=True)
+        same = cosines >= _SAME
+        only[here[same.any(1) & (of[here] != adapter)]] = False
+        found[here, column] = np.where(same, -1, cosines).max(1)
+    return looked, found - found.min(1, keepdims=True), only if only.any() else ~only
 
 
 def _worth(odds: Numbers, of: Places, looked: Places, nearest: Vector) -> tuple[float, float]:
