@@ -195,8 +195,8 @@ def test_the_nearest_example_counts_where_means_say_little() -> None:
 
 
 def test_a_copy_of_an_adapter_does_not_make_nearness_worthless() -> None:
-    """Its examples are the very texts that the other's are judged by."""
-    every = _two_clouds(np.random.default_rng(3), 40)
+    """Its examples are the very texts that the other's are judged by; as they come from the catalogue, not quite of length 1."""
+    every = {one: np.float32(0.998) * rows for one, rows in _two_clouds(np.random.default_rng(3), 40).items()}
     alone, beside, two = _fitted(every), _fitted({**every, "copy": every["0"]}), _fitted({"0": every["0"], "copy": every["0"]})
     assert alone.nearness > 0
     assert beside.nearness > 0
@@ -208,3 +208,11 @@ def test_what_is_not_looked_at_is_as_far_as_the_farthest_that_is() -> None:
     made.nearness = 10.0
     assert made.with_nearest([0.0, -1.0, -5.0], {0: 0.25, 1: 0.5}) == [0.0, 1.5, -5.0]
     assert made.with_nearest([0.0, -1.0], {}) == [0.0, -1.0]
+
+
+@pytest.mark.parametrize("length", [0.998, 1.0, 1.002])
+def test_no_example_is_its_own_nearest(length: float) -> None:
+    """Or nearness would seem worth all there is, where it says nothing."""
+    rng = np.random.default_rng(4)
+    made = _fitted({str(one): np.float32(length) * unit_rows(rng.standard_normal((40, DIMENSION)).astype(np.float32)) for one in range(4)})
+    assert made.nearness == 0

@@ -46,8 +46,6 @@ _COARSE: Final = 8
 """Every so many of them are tried first, and then those about the best: the likelihood has one top."""
 LOOKED_AT: Final = 4
 """Likeliest adapters whose nearest examples count."""
-_SAME: Final = 1 - 1e-6
-"""Cosine of equal texts."""
 _NEARNESS: Final = (0.0, 2.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 _COMPARED: Final = 32
 """Likeliest adapters, among which examples should be likely: as many as the router compares."""
@@ -294,11 +292,11 @@ def _nearest(odds: Numbers, rows: Vector, of: Places, groups: Sequence[Vector]) 
     """
     count, only = min(LOOKED_AT, len(groups)), np.ones(len(rows), bool)
     looked = np.argpartition(-odds, count - 1, 1)[:, :count]
-    found = np.empty(looked.shape, np.float32)
+    found, squares = np.empty(looked.shape, np.float32), np.einsum("ij,ij->i", rows, rows)
     for adapter, group in enumerate(groups):
         here, column = np.nonzero(looked == adapter)
         cosines = rows[here] @ group.T
-        same = cosines >= _SAME
+        same = cosines >= squares[here, None] - 1e-5  # as stored, vectors of examples are not quite of length 1
         only[here[same.any(1) & (of[here] != adapter)]] = False
         found[here, column] = np.where(same, -1, cosines).max(1)
     return looked, found - found.min(1, keepdims=True), only if only.any() else ~only
