@@ -171,14 +171,13 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
         made.append(one)
     if verdict is None:
         return made
-    close = entry.HasField("closeness")
-    if verdict.right_adapter_id and (entry.context or entry.user or (close and not made)):
+    if made and entry.HasField("closeness"):
+        made[0].closeness.CopyFrom(entry.closeness)
+        made[0].base_model = entry.base_model
+    if verdict.right_adapter_id and (entry.context or entry.user):
         right = effect(verdict.right_adapter_id, success=True, weight=1.0)
         right.taught = True
         made.append(right)
-    if close and made:
-        made[0].closeness.CopyFrom(entry.closeness)
-        made[0].base_model = entry.base_model
     return made
 
 

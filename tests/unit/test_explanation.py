@@ -28,7 +28,7 @@ def test_every_reason() -> None:
     assert _reasons(explained) == {
         "a": (1.0, "chosen"),
         "b": (0.0, "the query is less like its examples than queries in its scope are"),
-        "c": (0.0, "it is less than 0.1 times as likely as the likeliest"),
+        "c": (0.0, "its weight was less than 0.1 of the largest"),
         "d": (0.0, "3 are likelier, and 3 are looked at"),
     }
     assert sum(one.probability for one in explained) == pytest.approx(1)
@@ -46,7 +46,7 @@ def test_where_the_likeliest_does_not_fit_none_answers() -> None:
 def test_a_caller_who_set_a_threshold_is_taken_at_its_word() -> None:
     explained = explain([_judged("b", 0.8, fits=False), _judged("e", 0.1)], [], LIMITS._replace(score=0.15), {})
     assert [one.reason for one in explained] == [
-        "it is less than 0.1 times as likely as the likeliest",
+        "its weight was less than 0.1 of the largest",
         "its score is under the threshold of 0.15",
     ]
 
@@ -55,7 +55,7 @@ def test_a_caller_who_set_a_threshold_is_taken_at_its_word() -> None:
     ("chosen", "reason"),
     [
         ("child", "its merge's child child is on trial and answers in its place"),
-        ("other", "it is less than 0.1 times as likely as the likeliest"),
+        ("other", "its weight was less than 0.1 of the largest"),
     ],
 )
 def test_a_parent_whose_child_is_on_trial(chosen: str, reason: str) -> None:

@@ -206,8 +206,17 @@ def test_a_copy_of_an_adapter_does_not_make_nearness_worthless() -> None:
 def test_what_is_not_looked_at_is_as_far_as_the_farthest_that_is() -> None:
     made = _fitted(World(3).examples(10))
     made.nearness = 10.0
-    assert made.with_nearest([0.0, -1.0, -5.0], {0: 0.25, 1: 0.5}) == [0.0, 1.5, -5.0]
+    assert made.with_nearest([0.0, -1.0, -5.0], {0: 0.25, 1: 0.5}) == [-1.5, 0.0, -6.5]
+    assert made.with_nearest([0.0, -30.0], {0: 0.25, 1: 0.75}) == [0.0, -10.0], "what is far behind does not overtake"
     assert made.with_nearest([0.0, -1.0], {}) == [0.0, -1.0]
+
+
+def test_an_adapter_with_one_example_does_not_make_nearness_worthless() -> None:
+    every = _two_clouds(np.random.default_rng(3), 40)
+    one = unit_rows(np.random.default_rng(5).standard_normal((1, DIMENSION)).astype(np.float32))
+    beside = _fitted({**every, "one": one, "same": np.repeat(-one, 3, 0)})
+    assert beside.nearness == _fitted(every).nearness > 0
+    assert _fitted({"one": one, "other": -one}).nearness >= 0
 
 
 @pytest.mark.parametrize("length", [0.998, 1.0, 1.002])

@@ -127,18 +127,20 @@ class PoolFit:
         self.known[adapter_id] = Fitted(weights, -0.5 * float(weights @ mean), usual, spread)
 
     def log_odds(self, query: Vector, adapter_ids: Sequence[str]) -> list[float]:
-        """Log-likelihood of the query under each of some known adapters, by the temperature and behind the likeliest, but not without end:
-        examples do not tell what is a million times less likely.
-        """
+        """Log-likelihood of the query under each of some known adapters, by the temperature and behind the likeliest."""
         fitted = [self.known[one] for one in adapter_ids]
         found = np.array([one.weights for one in fitted]) @ query + np.array([one.bias for one in fitted])
         behind = (found - found.max()) / self.temperature
-        return [float(value) for value in np.maximum(behind, -LEAST_ODDS)]
+        return [float(value) for value in behind]
 
     def with_nearest(self, log_odds: Sequence[float], cosines: Mapping[int, float]) -> list[float]:
-        """Log odds of adapters, of some of which the cosine with the nearest example is known, by place; of others, it is the least."""
+        """Log odds of adapters, of some of which the cosine with the nearest example is known, by place; of others, the least of these.
+        None is behind the likeliest without end: examples do not tell what is a million times less likely.
+        """
         least = min(cosines.values(), default=0.0)
-        return [value + self.nearness * (cosines.get(place, least) - least) for place, value in enumerate(log_odds)]
+        found = [value + self.nearness * (cosines.get(place, least) - least) for place, value in enumerate(log_odds)]
+        top = max(found)
+        return [max(value - top, -LEAST_ODDS) for value in found]
 
     def ahead(self, query: Vector, means: Vector, adapter_id: str) -> float:
         """Log odds that a query is of some group with one of these means [groups, dimension], rather than of a known adapter, by the
@@ -288,16 +290,16 @@ def _left_out(rows: Vector, of: Places, means: Vector, sizes: Places, metric: Ve
 
 def _nearest(odds: Numbers, rows: Vector, of: Places, groups: Sequence[Vector]) -> tuple[Places, Vector, NDArray[np.bool_]]:
     """The likeliest adapters of each row [rows, `LOOKED_AT`]; its cosines with the nearest example of each but itself, above the least of
-    them; and which rows are examples of one adapter only: the others do not say which one they are for. If there are no such rows, all.
+    them; and which rows say of which adapter they are: not those that several have, nor those beside which theirs has no other; else all.
     """
-    count, only = min(LOOKED_AT, len(groups)), np.ones(len(rows), bool)
+    count, only = min(LOOKED_AT, len(groups)), np.array([len(group) > 1 for group in groups])[of]
     looked = np.argpartition(-odds, count - 1, 1)[:, :count]
     found, squares = np.empty(looked.shape, np.float32), np.einsum("ij,ij->i", rows, rows)
     for adapter, group in enumerate(groups):
         here, column = np.nonzero(looked == adapter)
         cosines = rows[here] @ group.T
         same = cosines >= squares[here, None] - 1e-5  # as stored, vectors of examples are not quite of length 1
-        only[here[same.any(1) & (of[here] != adapter)]] = False
+        only[here[same.all(1) | (same.any(1) & (of[here] != adapter))]] = False
         found[here, column] = np.where(same, -1, cosines).max(1)
     return looked, found - found.min(1, keepdims=True), only if only.any() else ~only
 

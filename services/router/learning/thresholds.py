@@ -8,14 +8,14 @@ for what is in no scope, nothing is lost.
 
 A query that is left unanswered has no outcome, so those that were answered would seem closer and closer. Of queries between the pool's
 threshold and the one that was found, one in `SAMPLED` is therefore answered all the same, and stands for so many (Horvitz and Thompson
-1952; in a conformal threshold: Tibshirani et al. 2019, "Conformal prediction under covariate shift"). Every query has its
-turn for one in so many hours: within an hour it has the same answer from every replica, cached or not.
+1952; in a conformal threshold: Tibshirani et al. 2019, "Conformal prediction under covariate shift"). Which ones hangs on the query and the
+hour alone, so that replicas agree.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import zlib
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Closeness(NamedTuple):
     value: float
     """In standard deviations of how close the adapter's own examples are."""
     stands_for: int
-    """So many queries as close are known by its outcome: 0, if others are. Where none is answered, each is known by its own correction."""
+    """So many queries as close are known by its outcome: 0, if it is left unanswered."""
 
 
 class Bar(NamedTuple):
@@ -46,19 +46,16 @@ class Bar(NamedTuple):
     every: float
     """From there on, every query is answered."""
     some: float
-    """From there on, one in `SAMPLED`; never more than `every`."""
+    """From there on, one in `SAMPLED`: the pool's own threshold."""
     hour: int = 0
     """Since the epoch."""
 
-    def passes(self, closeness: Closeness) -> bool:
-        """Whether a query is answered."""
-        return closeness.value >= (self.some if closeness.stands_for > 1 else self.every)
-
     def of(self, value: float, query: Vector) -> Closeness:
         """How close a query with this vector is, and how many it stands for."""
-        if not self.some <= value < self.every:
-            return Closeness(value, 1)
-        return Closeness(value, SAMPLED if (zlib.crc32(query.tobytes()) + self.hour) % SAMPLED == 0 else 0)
+        if value >= self.every or value < self.some:
+            return Closeness(value, int(value >= self.every))
+        drawn = hashlib.blake2b(query.tobytes() + self.hour.to_bytes(8, "little"), digest_size=4).digest()
+        return Closeness(value, SAMPLED if int.from_bytes(drawn, "little") % SAMPLED == 0 else 0)
 
 
 class Thresholds:
@@ -69,7 +66,7 @@ class Thresholds:
         self._seen: BoundedCache[tuple[str, str], _Seen] = BoundedCache(max_bytes)
 
     def observe(self, tenant: str, base_model: str, closeness: float, stands_for: float, *, right: bool) -> None:
-        """Take in a query that was answered, or would have been, `right` or not. Numbers that no router sends say nothing."""
+        """Take in a query that was answered, rightly or not. Numbers that no router sends say nothing."""
         if not math.isfinite(closeness) or not 1 <= stands_for <= SAMPLED:
             return
         key = (tenant, base_model)
@@ -81,7 +78,7 @@ class Thresholds:
         """For queries of a tenant in the pools of this fit."""
         seen = self._seen.get((tenant, base_model))
         every = fit.threshold if seen is None else seen.threshold(fit.threshold, self._in_scope_loss)
-        return Bar(every, min(every, fit.threshold), int(now_s // 3600))
+        return Bar(every, fit.threshold, int(now_s // 3600))
 
 
 class _Seen:
@@ -108,15 +105,13 @@ class _Seen:
 
 
 def found_threshold(queries: Vector, least: float, in_scope_loss: float) -> float:
-    """What queries [n, 2] (see `_Seen`) make of a threshold `least`."""
+    """What queries [n, 2] (see `_Seen`) make of a threshold `least`: that, or more."""
     closeness, places = np.unique(queries[:, 0], return_inverse=True)
     rightly, wrongly = (np.bincount(places, np.maximum(sign * queries[:, 1], 0)) for sign in (1, -1))
-    # With the next query, and one more that is farther than all: few hardly show what there is.
-    lost = np.cumsum(rightly) - rightly + 2
-    bound = closeness[lost <= in_scope_loss * (rightly.sum() + 1) + 1e-9]
-    if not len(bound) or bound[-1] <= least:
-        return float(bound[-1]) if len(bound) else least
-    within = (closeness >= least) & (closeness <= bound[-1])
-    more = (wrongly - rightly)[within]
-    gained = np.cumsum(more) - more  # by leaving out those before each
-    return float(closeness[within][gained.argmax()]) if gained.max() > 0 else least
+    # With the next query, which may stand for as many as any, and one more that is farther than all: few hardly show what there is.
+    most = max(1.0, float(queries[:, 1].max(initial=1.0)))
+    lost = np.cumsum(rightly) - rightly + most + 1
+    allowed = (closeness >= least) & (lost <= in_scope_loss * (rightly.sum() + most) + 1e-9)
+    more = np.where(closeness >= least, wrongly - rightly, 0)
+    gained = np.where(allowed, np.cumsum(more) - more, 0)  # by leaving out those before each
+    return float(closeness[gained.argmax()]) if gained.max(initial=0) > 0 else least

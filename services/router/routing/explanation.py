@@ -88,7 +88,7 @@ def explain(
         elif limits.score is None and not near[0].fits:
             reason = "the query is not in the scope of the likeliest, so that no adapter answers"
         else:
-            reason = f"it is less than {limits.min_weight:g} times as likely as the likeliest"
+            reason = f"its weight was less than {limits.min_weight:g} of the largest"
         said = before.shares.get(adapter_id, 0.0) if before is not None else 0.0
         explained.append(Explanation(one, probability, weight, reason, said))
     return explained

@@ -78,7 +78,7 @@ class Judge:
         """Of those with examples; of the likeliest of them, the nearest example counts."""
         log_odds = fit.log_odds(vector, described)
         if not fit.nearness or len(described) == 1:
-            return log_odds
+            return fit.with_nearest(log_odds, {})
         likeliest = heapq.nlargest(LOOKED_AT, range(len(described)), key=log_odds.__getitem__)
         by_id = {one.ref.adapter_id: one for one in candidates}
         examples = await self._examples_of([by_id[described[place]] for place in likeliest], reach)
@@ -99,7 +99,7 @@ class Judge:
             fits, confidence, closeness = True, None, None
             if fit is not None and bar is not None and len(own):
                 closeness = bar.of(fit.closeness(vector, candidate.ref.adapter_id, own), vector)
-                fits, confidence = bar.passes(closeness) or bool(task), max(fit.probability(closeness.value), task)
+                fits, confidence = closeness.stands_for > 0 or bool(task), max(fit.probability(closeness.value), task)
             elif not len(own):
                 fits = one.score >= self._defaults.score_threshold
             made.append(Judged(one, fits, confidence, nearest, task, None if task else closeness))

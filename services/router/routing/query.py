@@ -59,7 +59,7 @@ class Choice:
     by_conversation: bool = False
     """That is why the first adapter is first."""
     closeness: Closeness | None = None
-    """Of a query that was answered, or not, for how close it is: what its outcome says of others."""
+    """Of a query that is answered for how close it is: what its outcome says of others."""
 
 
 class RoutedQuery(NamedTuple):

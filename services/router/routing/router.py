@@ -118,7 +118,7 @@ class Router:
         if len(self.canaries) and not query.composition and not look:
             tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
             if tried is not choice.chosen:
-                choice = dataclasses.replace(choice, chosen=tried)
+                choice = dataclasses.replace(choice, chosen=tried, closeness=None)
         executor = (
             self.executors.choose(query.base_model, [one.ref.adapter_id for one in choice.chosen], now_us) if len(self.executors) else ""
         )
@@ -234,8 +234,8 @@ class Router:
         if before is not None:  # what comes of a line that was swayed says nothing of where such a line lies
             context = b"" if swayed else choice.context
             choice = dataclasses.replace(choice, before=before, by_conversation=swayed, context=context)
-        elif query.score_threshold is None and judged and judged[0].closeness is not None and judged[0].closeness.stands_for:
-            choice = dataclasses.replace(choice, closeness=judged[0].closeness)
+        elif query.score_threshold is None and choice.chosen and choice.chosen[0].ref == judged[0].scored.candidate.ref:
+            choice = dataclasses.replace(choice, closeness=judged[0].closeness)  # else its outcome is another's than who is close
         return choice, heard.after
 
     async def _hear(self, query: RouteQuery, before: Belief | None, *, closely: bool = False) -> Heard:

@@ -82,7 +82,7 @@ def effective(weights: Sequence[float]) -> float:
 
 def without_slivers(ranked: Sequence[Scored], weights: Sequence[float], share: float) -> list[Chosen]:
     """Adapters of at least such a share of the largest weight, rescaled to 1 in all: of equals all stay, however many they are."""
-    least = share * max(weights, default=0.0)
+    least = min(share, 1.0) * max(weights, default=0.0)
     strong = [(one, weight) for one, weight in zip(ranked, weights, strict=True) if weight >= least]
     total = sum(weight for _, weight in strong)
     return [Chosen(one.candidate.ref, one.score, weight / total) for one, weight in strong]
