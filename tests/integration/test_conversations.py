@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from examples.library.jobs import JOBS
+from services.router.catalogue.port import Vector
 from services.router.learning.habits import hash_of_user
+from services.router.learning.pool_fit import PoolFit, fit
+from services.router.routing import pool_fits
 from smoa.limits import MAX_QUERY_CHARACTERS, MAX_TURNS
 from smoa.v1 import registry_pb2, router_pb2
 from tests.command_support import said_by
@@ -39,18 +43,21 @@ class Conversations:
         self.names: dict[str, str] = {}
 
     async def register(self) -> None:
-        for name in NAMES:
-            examples = [str(one.input) for one in JOBS[name].generate("train", 40, 0)]
-            self.names[(await self.world.register(examples[:40], name=name)).adapter_id] = name
+        sizes = list[int]()
 
-        in_turn = 0
+        def fitting(examples: Mapping[str, Vector], loss: float, *, ranks: bool) -> PoolFit | None:
+            made = fit(examples, loss, ranks=ranks)
+            sizes.append(len(examples))
+            return made
 
-        async def fitted() -> bool:  # the first fits are of the first adapters, and the next of them comes within tenths of a second
-            nonlocal in_turn
-            in_turn = 0 if (await self.ask(FOLLOW_UP, look=True)).adapters else in_turn + 1
-            return in_turn == 5
+        async def fitted() -> bool:  # the first fits are of the first adapters
+            return len(NAMES) in sizes and not (await self.ask(FOLLOW_UP, look=True)).adapters
 
-        await until("a fit of the whole pool", 30, fitted)
+        with patch.object(pool_fits, "fit", fitting):
+            for name in NAMES:
+                examples = [str(one.input) for one in JOBS[name].generate("train", 40, 0)]
+                self.names[(await self.world.register(examples[:40], name=name)).adapter_id] = name
+            await until("a fit of the whole pool", 60, fitted)
 
     async def ask(self, line: str, **options: object) -> router_pb2.Decision:
         return await self.world.client.route(line, base_model="base-a", **options)  # type: ignore[arg-type]
