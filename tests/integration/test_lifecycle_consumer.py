@@ -226,6 +226,8 @@ async def test_strangers_are_learned_by_every_replica(replicas: Replicas) -> Non
             return sum(not one.adapters for one in await decisions(replica, 1 + next(asked) % 16)) > len(queries) / 2
 
         await until(f"replica {replica} leaving out what is not close", 20, unanswered)
+        for decision in await decisions(replica, 16):
+            assert decision.HasField("closeness") == bool(decision.adapters), "of what is not answered, no outcome comes"
 
 
 async def test_decisions_name_the_executor_that_has_the_adapter(replicas: Replicas) -> None:

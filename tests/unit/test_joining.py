@@ -109,13 +109,8 @@ def test_outcome_then_decision() -> None:
     assert _facts(join.take(_decision(1))) == [("a", True, False, DECISIONS, 0), ("b", True, False, DECISIONS, 0)]
 
 
-@pytest.mark.parametrize("outcome_first", [False, True])
-def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcome_first: bool) -> None:
-    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5, context=b"c" * 64, user=b"u" * 8)
-    decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in "ab")
-    decision.ranked.add(adapter_id="b", expected=0.25)
-    decision.ranked.add(adapter_id="a", expected=0.75)
-    outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", reported_at_us=6, right_adapter_id=RIGHT)
+def _effects_of(decision: router_pb2.Decision, outcome: feedback_pb2.Outcome, outcome_first: bool) -> list[AdapterOutcome]:
+    """Of one decision, `d1`, and its outcome, in either order, with a restart after each."""
     events = [
         Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0),
         Received(OUTCOMES, 0, 1, 0, b"d1", outcome.SerializeToString(), "", 0),
@@ -124,6 +119,17 @@ def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcom
     for one in reversed(events) if outcome_first else events:
         effects += join.take(one)
         join.restart()
+    return effects
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_an_outcome_brings_back_where_its_query_lay_and_what_was_expected(outcome_first: bool) -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5, context=b"c" * 64, user=b"u" * 8)
+    decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in "ab")
+    decision.ranked.add(adapter_id="b", expected=0.25)
+    decision.ranked.add(adapter_id="a", expected=0.75)
+    outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", reported_at_us=6, right_adapter_id=RIGHT)
+    effects = _effects_of(decision, outcome, outcome_first)
     judged = [one for one in effects if one.HasField("success")]
     assert [(one.adapter_id, one.success, one.taught, one.weight) for one in judged] == [
         ("a", False, False, 0.5),
@@ -153,14 +159,7 @@ def test_one_outcome_tells_how_close_its_query_was(
     decision.closeness.value, decision.closeness.stands_for = -1.25, 8
     decision.adapters.extend(common_pb2.WeightedAdapter(adapter_id=name, weight=0.5) for name in adapter_ids)
     outcome = feedback_pb2.Outcome(decision_id="d1", tenant="t", success=success, reported_at_us=6, right_adapter_id=right)
-    events = [
-        Received(DECISIONS, 0, 0, 0, b"d1", decision.SerializeToString(), "", 0),
-        Received(OUTCOMES, 0, 1, 0, b"d1", outcome.SerializeToString(), "", 0),
-    ]
-    join, effects = _Join(), list[AdapterOutcome]()
-    for one in reversed(events) if outcome_first else events:
-        effects += join.take(one)
-        join.restart()
+    effects = _effects_of(decision, outcome, outcome_first)
     told = [one for one in effects if one.HasField("closeness")]
     assert [(one.adapter_id, one.success) for one in told] == ([] if told_by is None else [told_by])
     assert all((one.closeness, one.base_model) == (decision.closeness, "base-a") for one in told)

@@ -22,7 +22,6 @@ import numpy as np
 
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Vector
-from services.router.learning.pool_fit import PoolFit
 
 SAMPLED: Final = 8
 KEPT: Final = 2_048
@@ -74,11 +73,11 @@ class Thresholds:
         seen.add(closeness, stands_for if right else -stands_for)
         self._seen.put(key, seen, ENTRY_BYTES + 500 + seen.queries.nbytes)
 
-    def of(self, tenant: str, base_model: str, fit: PoolFit, now_s: float) -> Bar:
-        """For queries of a tenant in the pools of this fit."""
+    def of(self, tenant: str, base_model: str, least: float, now_s: float) -> Bar:
+        """For queries of a tenant in pools whose own threshold is `least`."""
         seen = self._seen.get((tenant, base_model))
-        every = fit.threshold if seen is None else seen.threshold(fit.threshold, self._in_scope_loss)
-        return Bar(every, fit.threshold, int(now_s // 3600))
+        every = least if seen is None else seen.threshold(least, self._in_scope_loss)
+        return Bar(every, least, int(now_s // 3600))
 
 
 class _Seen:

@@ -90,7 +90,7 @@ class Judge:
         examples = await self._examples_of([one.candidate for one in ranked], reach)
         bar = None
         if fit is not None and fit.can_tell and surface.is_known(vector):  # of examples it is known how close they are in both views
-            bar = self.thresholds.of(reach.tenant, reach.base_model, fit, self.clock())
+            bar = self.thresholds.of(reach.tenant, reach.base_model, fit.threshold, self.clock())
         made = []
         for one in ranked:
             candidate, own = one.candidate, examples[one.candidate.ref.adapter_id]
