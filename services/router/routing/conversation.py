@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.learning.pool_fit import LEAST_ODDS
 
-MOVES: Final = 0.25
+MOVES: Final = 0.4
 """Probability that a turn is of another topic than the one before."""
 VAGUE: Final = 0.7
 """Probability that a turn says nothing of its topic."""
