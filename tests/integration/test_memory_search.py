@@ -15,7 +15,7 @@ from services.router.catalogue.record_file import RecordFile
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope
 from services.router.catalogue.sqlite_catalogue import FILE
 from services.router.library import Library
-from services.router.search import memory_search, pool
+from services.router.search import memory_search, pool, scan
 from smoa.errors import FailedPrecondition
 from tests.contract.test_library import PUBLIC, record
 from tests.library_support import memory, sqlite, sqlite_library
@@ -63,7 +63,7 @@ async def test_a_restart_finds_the_same_and_does_not_train_again(tmp_path: Path,
     await memory(library).trained()
     before = [[c.ref.adapter_id for c in await library.search.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)]
     await library.close()
-    monkeypatch.setattr(pool.Successor, "train", None)
+    monkeypatch.setattr(scan.Scan, "train", None)
     library = await sqlite_library(tmp_path / "index", DIMENSION)
     assert [[c.ref.adapter_id for c in await library.search.search(vector, PUBLIC, 10)] for vector in _vectors(20, 5)] == before
     await library.close()
@@ -134,7 +134,7 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
 ) -> None:
     """Where those with a label are is kept from search to search, cell by cell."""
     for module, name, value in (
-        (pool, "FLAT_ROWS", 2_500),
+        (scan, "FLAT_ROWS", 2_500),
         (pool, "SCORED", 200),
         (memory_search, "SCORED", 200),
         (memory_search, "_BROAD", 1),
@@ -155,7 +155,7 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
         await looking_up
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
-    assert isinstance(memory(library)._label_places.values()[0].places, pool.Grouped), "or this tests nothing"
+    assert isinstance(memory(library)._label_places.values()[0].places, scan.Grouped), "or this tests nothing"
     moved, new = _vectors(2, 7)
     await write(3, moved)
     assert await _found(library, moved, reach) == records[3].adapter_id

@@ -12,7 +12,8 @@ from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.search import clusters
 from services.router.search import pool as pool_module
-from services.router.search.pool import EXACT_ROWS, FLAT_ROWS, Successor, VectorPool, cells_for
+from services.router.search.pool import EXACT_ROWS, VectorPool
+from services.router.search.scan import FLAT_ROWS, Grouped, Scan, cells_for
 
 DIMENSION = 128
 
@@ -25,8 +26,8 @@ def _vectors(count: int, seed: int = 0, dimension: int = DIMENSION) -> Vector:
     return made
 
 
-def _trained(pool: VectorPool, rows: int | None = None) -> Successor:
-    successor = Successor.train(pool.sample(50_000), rows or pool.positions)
+def _trained(pool: VectorPool, rows: int | None = None) -> Scan:
+    successor = Scan.train(pool.sample(50_000), rows or pool.positions)
     successor.watch(pool.sample(64, seed=1))
     for start in range(0, pool.positions, 1000):
         successor.fill(pool.encoded(start, start + 1000))
@@ -101,7 +102,7 @@ def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: py
     assert len(pool.nearest(queries[0], 6_000, pool.grouped(named))[0]) == len(named), "all are, until their cells are known"
     scan.locate()
     grouped = pool.grouped(named)
-    assert isinstance(grouped, pool_module.Grouped)
+    assert isinstance(grouped, Grouped)
     assert sorted(grouped.positions) == named.tolist()
     assert len(pool.nearest(queries[0], 6_000, grouped)[0]) < 1_500
     monkeypatch.setattr(pool_module, "SCORED", 3_000)
@@ -149,8 +150,8 @@ def test_cells_are_calibrated_until_recall_is_there() -> None:
 def test_what_training_learned_is_kept_without_the_vectors() -> None:
     vectors, pool = _vectors(3000), VectorPool(DIMENSION)
     pool.add(np.arange(3000), Encoded.of(vectors))
-    learned = Successor.train(pool.sample(3000), 3000).to_bytes()
-    again = Successor.from_bytes(learned, 3000, 1, 256)
+    learned = Scan.train(pool.sample(3000), 3000).to_bytes()
+    again = Scan.from_bytes(learned, 3000, 1, 256)
     again.fill(pool.encoded(0, 3000))
     pool.adopt(again)
     assert _recall(pool, vectors, _vectors(20, 9)) > 0.97

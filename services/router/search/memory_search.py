@@ -29,7 +29,8 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import SCORED, Grouped, Successor, VectorPool
+from services.router.search.pool import SCORED, VectorPool
+from services.router.search.scan import Grouped, Scan
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
@@ -288,7 +289,7 @@ class MemorySearch:
         """Fill the pools from the file."""
         for name, rows, probes, rescored, scan in await self._catalogue.call(lambda file: file.trained()):
             if not self._pools[name].positions:  # else it was written to already, and is trained again
-                self._pools[name].adopt(Successor.from_bytes(scan, rows, probes, rescored))
+                self._pools[name].adopt(Scan.from_bytes(scan, rows, probes, rescored))
         row, count, began_s = 0, 0, time.monotonic()
         while True:
             async with self._catalogue.writing:
@@ -335,15 +336,15 @@ class MemorySearch:
         pool = self._pools[name]
         while pool.wants_training:
             rows = pool.positions
-            sample = pool.sample(Successor.sample_rows(rows))
-            successor = await self._train_call(lambda: Successor.train(sample, rows))  # noqa: B023  awaited at once
+            sample = pool.sample(Scan.sample_rows(rows))
+            successor = await self._train_call(lambda: Scan.train(sample, rows))  # noqa: B023  awaited at once
             learned = successor.to_bytes()
             successor.watch(pool.sample(64, seed=1))
             await self._adopt(pool, successor)
             kept = (name, rows, successor.probes, successor.rescored, learned)
             await self._catalogue.call(lambda file: file.keep_trained(*kept))  # noqa: B023
 
-    async def _adopt(self, pool: VectorPool, successor: Successor) -> None:
+    async def _adopt(self, pool: VectorPool, successor: Scan) -> None:
         """Fill the successor with all that is in the pool, and let the pool scan with it."""
         while True:
             behind = pool.positions - successor.filled
@@ -370,7 +371,7 @@ class MemorySearch:
             await asyncio.sleep(0)
         for kept, rows, probes, rescored, scan in await self._catalogue.call(lambda file: file.trained()):
             if kept == name and len(fresh):
-                await self._adopt(fresh, Successor.from_bytes(scan, rows, probes, rescored))
+                await self._adopt(fresh, Scan.from_bytes(scan, rows, probes, rescored))
         rows_there, _ = fresh.alive(0, fresh.positions)
         self._positions[rows_there] = np.arange(fresh.positions)
         self._pools[name] = fresh
