@@ -15,7 +15,7 @@ from services.router.catalogue.record_file import RecordFile
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope
 from services.router.catalogue.sqlite_catalogue import FILE
 from services.router.library import Library
-from services.router.search import memory_search, pool, scan
+from services.router.search import memory_search, part, scan
 from smoa.errors import FailedPrecondition
 from tests.contract.test_library import PUBLIC, record
 from tests.library_support import memory, sqlite, sqlite_library
@@ -132,14 +132,9 @@ async def test_every_label_finds_its_nearest_whether_few_or_many_have_it(library
 async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_changes(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where those with a label are is kept from search to search, cell by cell."""
-    for module, name, value in (
-        (scan, "FLAT_ROWS", 2_500),
-        (pool, "SCORED", 200),
-        (memory_search, "SCORED", 200),
-        (memory_search, "_BROAD", 1),
-    ):
-        monkeypatch.setattr(module, name, value)
+    """Where those with a label are is kept from search to search, and scanned when they are many."""
+    monkeypatch.setattr(part, "SCORED", 200)
+    monkeypatch.setattr(memory_search, "_BROAD", 1)
     records, vectors = [*_records(1500, tags=("kept",)), *_records(1500)], _vectors(3000)
     await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
     await memory(library).trained()
@@ -151,11 +146,12 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
 
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
-    if (looking_up := memory(library)._locating) is not None:
-        await looking_up
+    scanning = memory(library)._scanning
+    assert scanning is not None
+    await scanning
     for place in range(0, 1500, 50):
         assert await _found(library, vectors[place], reach) == records[place].adapter_id
-    assert isinstance(memory(library)._label_places.values()[0].places, scan.Grouped), "or this tests nothing"
+    assert not memory(library)._placed.values()[0].part.wants_scan, "or this tests nothing"
     moved, new = _vectors(2, 7)
     await write(3, moved)
     assert await _found(library, moved, reach) == records[3].adapter_id

@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.search import clusters
-from services.router.search import pool as pool_module
+from services.router.search.part import Part
 from services.router.search.pool import EXACT_ROWS, VectorPool
-from services.router.search.scan import FLAT_ROWS, Grouped, Scan, cells_for
+from services.router.search.scan import FLAT_ROWS, Scan, cells_for
 
 DIMENSION = 128
 
@@ -91,37 +91,6 @@ def test_dropped_neighbours_do_not_hide_those_behind_them(rows: int | None) -> N
     assert found.min() >= 900
 
 
-def test_of_very_many_named_vectors_the_nearest_cells_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "SCORED", 500)
-    vectors, pool = _vectors(6_000), VectorPool(DIMENSION)
-    pool.add(np.arange(6_000), Encoded.of(vectors[:6_000]))
-    pool.adopt(scan := _trained(pool, rows=FLAT_ROWS + 1))
-    named, queries = np.arange(0, 6_000, 2), _vectors(30, 5)
-    shares = []
-    assert isinstance(pool.grouped(named[:500]), np.ndarray), "few are all scored"
-    assert len(pool.nearest(queries[0], 6_000, pool.grouped(named))[0]) == len(named), "all are, until their cells are known"
-    scan.locate()
-    grouped = pool.grouped(named)
-    assert isinstance(grouped, Grouped)
-    assert sorted(grouped.positions) == named.tolist()
-    assert len(pool.nearest(queries[0], 6_000, grouped)[0]) < 1_500
-    monkeypatch.setattr(pool_module, "SCORED", 3_000)
-    assert len(pool.nearest(queries[0], 6_000, grouped)[0]) == len(named)
-    monkeypatch.setattr(pool_module, "SCORED", 500)
-    for query in queries:
-        true = named[np.argsort(-(vectors[named] @ query))[:10]]
-        rows, _ = pool.nearest(query, 10, pool.grouped(named))
-        assert set(rows) <= set(named)
-        shares.append(np.isin(true, rows).mean())
-    assert np.mean(shares) > 0.9
-    late = _vectors(1, 9)
-    first = pool.add(np.array([6_000]), Encoded.of(late))
-    assert pool.nearest(late[0], 1, pool.grouped(np.append(named, first)))[0][0] == 6_000, "one whose cell is not known yet is scored"
-    many = pool.grouped(np.append(named, pool.add(np.arange(6_001, 6_701), Encoded.of(_vectors(700, 11))) + np.arange(700)))
-    found = [pool.nearest(vectors[place], 1, many)[0][0] == place for place in range(0, 6_000, 200)]
-    assert np.mean(found) > 0.9, "new ones come on top of the nearest cells, not in their place"
-
-
 def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for the nearest cluster alone, a scan goes on until it has met it."""
     monkeypatch.setattr(clusters, "CLUSTERED_FROM", 0)
@@ -135,6 +104,14 @@ def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyP
     assert pool._clusters is not None
     exact = [int(row) for row, cluster in enumerate(pool._cluster[: pool.positions]) if cluster == pool._clusters.nearest(query, 1)[0]]
     assert len(pool.nearest(query, 1200, clusters=1)[0]) >= 0.9 * min(1200, len(exact))
+
+
+@pytest.mark.parametrize("rows", [None, FLAT_ROWS + 1])
+def test_a_dimension_that_no_code_divides_is_scanned_like_any_other(rows: int | None) -> None:
+    vectors, pool = _vectors(4_000, dimension=51), VectorPool(51)
+    pool.add(np.arange(4_000), Encoded.of(vectors))
+    pool.adopt(_trained(pool, rows))
+    assert _recall(pool, vectors, _vectors(50, 9, 51)) > 0.95
 
 
 def test_cells_are_calibrated_until_recall_is_there() -> None:
@@ -178,11 +155,15 @@ def test_dropped_vectors_are_never_found_again() -> None:
     assert all(row >= 1200 for row in pool.nearest(vectors[0], 50)[0])
 
 
-def test_only_the_named_positions_count() -> None:
+def test_only_the_parts_count() -> None:
     vectors, pool = _vectors(300), VectorPool(DIMENSION)
     pool.add(np.arange(300), Encoded.of(vectors))
-    assert set(pool.nearest(vectors[0], 10, np.array([5, 9]))[0]) == {5, 9}
-    assert list(pool.holds(np.array([5, 5, -1, 900]), np.array([5, 6, 7, 900]))) == [True, False, False, False]
+    some, others = Part(np.array([5, 9], np.int32)), Part(np.array([2, 5], np.int32))
+    assert set(pool.nearest(vectors[0], 10, [some])[0]) == {5, 9}
+    found = pool.nearest(vectors[5], 10, [some, others])[0].tolist()
+    assert found[0] == 5
+    assert sorted(found) == [2, 5, 9], "one that is in both is found once"
+    assert list(pool.holds(np.array([5, 5, -1, 900], np.int32), np.array([5, 6, 7, 900]))) == [True, False, False, False]
 
 
 class PoolMachine(RuleBasedStateMachine):

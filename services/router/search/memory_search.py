@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from operator import is_, or_
+from operator import or_
 from struct import Struct
-from typing import Any, Final, NamedTuple, TypeVar
-from weakref import ReferenceType, ref
+from typing import Final, NamedTuple, TypeVar
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,9 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.pool import SCORED, VectorPool
-from services.router.search.scan import Grouped, Scan
+from services.router.search.part import SCORED, Part
+from services.router.search.pool import VectorPool
+from services.router.search.scan import Scan
 from smoa.tasks import begin, end
 
 T = TypeVar("T")
@@ -45,7 +46,10 @@ _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a 
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
 _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
-_PLACES_BYTES: Final = 500  # beside the positions
+_PLACED_BYTES: Final = 500  # beside the positions
+_CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
+_NUMBERS_A_CODE: Final = 8  # half the memory of a pool's codes: more are scored instead
+_RESCORED: Final = 512
 _REF: Final = Struct("<26si32s?")
 BYTES_AN_ADAPTER: Final = 450
 """Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
@@ -72,14 +76,14 @@ class Refs:
         return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_examples)
 
 
-class _Places(NamedTuple):
-    """Of what has a label, in a pool; and when that holds."""
+class _Placed(NamedTuple):
+    """Where those with a label are in a pool; and when that holds."""
 
-    of: tuple[ReferenceType[Any] | None, ...]
-    """The rows, the pool and its scan, none of which is kept for this; of one object there is one reference."""
-    when: tuple[int, int]
-    """How often rows had moved, and how many had a known cell."""
-    places: Grouped | Rows
+    rows: ReferenceType[NDArray[np.int32]]
+    pool: ReferenceType[VectorPool]
+    moves: int
+    """How often rows had moved."""
+    part: Part
 
 
 class MemorySearch:
@@ -95,9 +99,10 @@ class MemorySearch:
         self._positions: NDArray[np.int32] = np.full(64, -1, np.int32)  # in its pool, by row; -1 in none
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
-        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes)
-        self._label_places: BoundedCache[tuple[str, tuple[str, ...]], _Places] = BoundedCache(label_cache_bytes // 4)
-        self._locating: asyncio.Task[None] | None = None
+        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes // 2)
+        self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes)
+        self._codebooks: WeakKeyDictionary[VectorPool, bytes] = WeakKeyDictionary()
+        self._scanning: asyncio.Task[None] | None = None
         self._moves = 0
         """How often rows that were there before have changed their places."""
         self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
@@ -121,9 +126,9 @@ class MemorySearch:
         return [self._refs.candidate(row, cosine, labels.get(row)) for row, cosine in zip(rows, cosines, strict=True)]
 
     def _nearest(
-        self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Mapping[str, Grouped | Rows] | None = None
+        self, vector: Vector, reach: Reach, limit: int, clusters: int, among: Mapping[str, Sequence[Part]] | None = None
     ) -> tuple[Rows, Vector]:
-        """(rows, cosines) of the nearest in the reach's pools, best first; only of those `among` these positions, if they are given."""
+        """(rows, cosines) of the nearest in the reach's pools, best first; only of those `among` these parts, if they are given."""
         found = [
             pool.nearest(vector, limit, None if among is None else among[name], clusters) for name, pool in self._pools_of(reach).items()
         ]
@@ -139,12 +144,14 @@ class MemorySearch:
         """The nearest with one of the labels: by looking among such adapters; of those that very many have, among the nearest of all,
         farther if there are not enough.
         """
-        rows = await self._rows_with(reach.any_labels)
-        if len(rows) <= BROAD_LABEL_ROWS:  # else they are not all that there are
+        rows = {label: await self._rows_with(label) for label in reach.any_labels}
+        if sum(map(len, rows.values())) <= BROAD_LABEL_ROWS:  # else they are not all that there are
             pools = self._pools_of(reach)
-            places = {name: self._places(name, pool, reach.any_labels, rows) for name, pool in pools.items()}
-            if sum(map(len, places.values())) <= max(SCORED, sum(map(len, pools.values())) // _BROAD):
-                return self._nearest(vector, reach, limit, clusters, places)
+            parts = {name: [self._part(name, pool, *one) for one in rows.items()] for name, pool in pools.items()}
+            every = [part for some in parts.values() for part in some]
+            few = sum(map(len, every)) <= max(SCORED, sum(map(len, pools.values())) // _BROAD)
+            if few and all(part.quick for part in every):
+                return self._nearest(vector, reach, limit, clusters, parts)
         wanted = set(reach.any_labels)
         # A scan costs more than what it finds: once is best.
         count = min(_WIDEST, math.ceil(2 * limit / self._share_marked(reach.any_labels)))
@@ -166,22 +173,35 @@ class MemorySearch:
     def _pools_of(self, reach: Reach) -> dict[str, VectorPool]:
         return {name: pool for name in reach.pools if (pool := self._pools.get(name)) is not None and len(pool)}
 
-    def _places(self, name: str, pool: VectorPool, labels: tuple[str, ...], rows: NDArray[np.int32]) -> Grouped | Rows:
-        """Where the rows with these labels are in a pool; kept until one of them is written or moved, or the pool is scanned otherwise."""
-        scan = pool.scan
-        if scan is not None and not scan.located and (self._locating is None or self._locating.done()):
-            self._locating = begin(self._train_call(scan.locate), "index-cells")
-        of = (ref(rows), ref(pool), None if scan is None else ref(scan))
-        when = (self._moves, 0 if scan is None else scan.located_rows)
-        kept = self._label_places.get((name, labels))
-        if kept is not None and kept.when == when and all(map(is_, kept.of, of)):
-            return kept.places
-        known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
-        positions = self._positions[known].astype(np.int64)
-        places = pool.grouped(positions[pool.holds(positions, known)])
-        if len(labels) == 1:  # the rows of several are put together anew each time
-            self._label_places.put((name, labels), _Places(of, when, places), places.nbytes + _PLACES_BYTES)
-        return places
+    def _part(self, name: str, pool: VectorPool, label: str, rows: NDArray[np.int32]) -> Part:
+        """Where the rows with a label are in a pool; kept until one of them is written or moved."""
+        kept = self._placed.get((name, label))
+        there = kept is not None and kept.pool is ref(pool)
+        if kept is None or not there or kept.rows is not ref(rows) or kept.moves != self._moves:
+            known = rows[rows < len(self._positions)].astype(np.int64)  # the file may know rows that no pool has had yet, or has no more
+            positions = self._positions[known]
+            positions = np.sort(positions[pool.holds(positions, known)])
+            kept = _Placed(ref(rows), ref(pool), self._moves, kept.part.now(positions) if kept is not None and there else Part(positions))
+            self._keep(name, label, kept)
+        if kept.part.wants_scan and (self._scanning is None or self._scanning.done()):
+            self._scanning = begin(self._scan(name, label, pool, kept.part), "index-labels")
+        return kept.part
+
+    def _keep(self, name: str, label: str, placed: _Placed) -> None:
+        self._placed.put((name, label), placed, placed.part.nbytes + _PLACED_BYTES)
+
+    async def _scan(self, name: str, label: str, pool: VectorPool, part: Part) -> None:
+        """Make a scan of a part, aside."""
+        if (learned := self._codebooks.get(pool)) is None:
+            sample = pool.sample(_CODED_ROWS)
+            learned = (await self._train_call(partial(Scan.train, sample, 1, _NUMBERS_A_CODE))).to_bytes()
+            self._codebooks[pool] = learned
+        scan = Scan.from_bytes(learned, 1, 1, _RESCORED)
+        for start in range(0, len(part), _CHUNK_ROWS):
+            await self._train_call(partial(scan.fill, pool.at(part.positions[start : start + _CHUNK_ROWS])))
+        kept = self._placed.get((name, label))
+        if kept is not None and kept.pool is ref(pool):
+            self._keep(name, label, kept._replace(part=Part(kept.part.positions, scan, part.positions)))
 
     def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows may have one of the labels."""
@@ -206,7 +226,7 @@ class MemorySearch:
 
     async def close(self) -> None:
         """See `VectorIndex`."""
-        for task in (*self._trainings.values(), *(task for task in (self._locating, self._loading) if task is not None)):
+        for task in (*self._trainings.values(), *(task for task in (self._scanning, self._loading) if task is not None)):
             await end(task)
         await asyncio.to_thread(self._trainer.shutdown)
 
@@ -272,16 +292,13 @@ class MemorySearch:
             found |= read
         return found
 
-    async def _rows_with(self, labels: Sequence[str]) -> NDArray[np.int32]:
-        """Rows with any of the labels, in order; of a label that more than `BROAD_LABEL_ROWS` have, only so many that it shows."""
-        parts = list[NDArray[np.int32]]()
-        for label in labels:
-            if (rows := self._label_rows.get(label)) is None:
-                read = partial(RecordFile.rows_with, label=label, most=BROAD_LABEL_ROWS + 1)
-                rows = await self._catalogue.call(read)
-                self._label_rows.put(label, rows, rows.nbytes + 200)
-            parts.append(rows)
-        return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
+    async def _rows_with(self, label: str) -> NDArray[np.int32]:
+        """Rows with a label, in order; of one that more than `BROAD_LABEL_ROWS` have, only so many that it shows."""
+        rows = self._label_rows.get(label)
+        if rows is None:
+            rows = await self._catalogue.call(partial(RecordFile.rows_with, label=label, most=BROAD_LABEL_ROWS + 1))
+            self._label_rows.put(label, rows, rows.nbytes + 200)
+        return rows
 
     # Loading, training, compacting
 
@@ -303,8 +320,6 @@ class MemorySearch:
         if count:
             _log.info("loaded %s adapters in %.1f s", f"{count:,}", time.monotonic() - began_s)
         for name in list(self._pools):
-            if (successor := self._pools[name].scan) is not None and not successor.located:
-                await self._train_call(successor.locate)
             self._train_if_wanted(name)
         await self.trained()
 
@@ -353,8 +368,6 @@ class MemorySearch:
                 await self._train_call(lambda: successor.fill(chunk))  # noqa: B023
             elif successor.watching:
                 await self._train_call(successor.calibrate)
-            elif not successor.located:
-                await self._train_call(successor.locate)
             else:  # the last few on the loop, so that none comes in between
                 successor.fill(pool.encoded(successor.filled, pool.positions))
                 pool.adopt(successor)

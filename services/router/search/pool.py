@@ -12,6 +12,7 @@ marks, its owner trains a successor of the scan aside and swaps it in (`scan.py`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,8 @@ from services.router.catalogue.encoded_vectors import Codes, Encoded
 from services.router.catalogue.port import Vector
 from services.router.search import clusters as leading
 from services.router.search.clusters import NO_CLUSTER, Clusters, Ids
-from services.router.search.scan import Grouped, Scan
+from services.router.search.part import Part
+from services.router.search.scan import Scan
 
 EXACT_ROWS: Final = 2_000
 _GROWTH_ROWS: Final = 65_536
@@ -29,8 +31,6 @@ _AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quart
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
 _ROWS_AT_ONCE: Final = 256
-SCORED: Final = 4_096
-"""Named positions that are scored; of more, those in the cells nearest to the query."""
 
 
 class VectorPool:
@@ -91,19 +91,18 @@ class VectorPool:
             self._dropped += 1
 
     def nearest(
-        self, query: Vector, limit: int, among: Grouped | NDArray[np.int64] | None = None, clusters: int = 0
+        self, query: Vector, limit: int, among: Sequence[Part] | None = None, clusters: int = 0
     ) -> tuple[NDArray[np.int64], Vector]:
         """(rows, cosines) of the nearest to the unit vector `query`, best first.
 
-        `among` are the positions that count, of many (`grouped`) those in the cells nearest to the query; with `clusters`, only what is in
-        so many nearest clusters does.
+        With `among`, only what is in one of these parts counts; with `clusters`, only what is in so many nearest clusters does.
         """
         near_clusters = self._clusters.nearest(query, clusters) if clusters and self._clusters is not None else None
-        if isinstance(among, Grouped):
-            assert self._scan is not None, "it was grouped by it"
-            positions = self._counted(self._scan.in_nearest_cells(query, among, SCORED), near_clusters)
-        elif among is not None or self._scan is None:
-            positions = self._counted(np.arange(self._used) if among is None else among, near_clusters)
+        if among is not None:
+            near = [part.near(query, limit).astype(np.int64) for part in among]
+            positions = self._counted(near[0] if len(near) == 1 else np.unique(np.concatenate(near)), near_clusters)
+        elif self._scan is None:
+            positions = self._counted(np.arange(self._used), near_clusters)
         else:
             count = 2 * limit
             positions = self._counted(self._scan.nearest(query, count), near_clusters)
@@ -121,12 +120,6 @@ class VectorPool:
         rows = self._rows[positions].astype(np.int64)
         order = np.lexsort((rows, -cosines))
         return rows[order], cosines[order]
-
-    def grouped(self, positions: NDArray[np.int64]) -> Grouped | NDArray[np.int64]:
-        """Positions as a search `among` them is fastest, until another scan is adopted."""
-        if self._scan is None or self._scan.cells == 1 or len(positions) <= SCORED:
-            return positions
-        return self._scan.grouped(positions)
 
     def _cosines(self, query: Vector, positions: NDArray[np.int64]) -> Vector:
         """Some rows at a time: what they are copied to stays in the processor's cache, and is not asked of the system for each query."""
@@ -148,7 +141,7 @@ class VectorPool:
             positions = positions[(of == NO_CLUSTER) | np.isin(of, clusters)]
         return positions[self._rows[positions] >= 0] if self._dropped else positions
 
-    def holds(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def holds(self, positions: NDArray[np.int32], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the positions are here and hold that row."""
         inside = (positions >= 0) & (positions < self._used)
         return inside & (self._rows[np.where(inside, positions, 0)] == rows) if self._used else np.zeros(len(positions), bool)
@@ -169,6 +162,10 @@ class VectorPool:
     def wants_compaction(self) -> bool:
         """True when more than a fifth of it, and more than a thousand, are marks of dropped vectors."""
         return self._dropped > max(1000, self._used // 5)
+
+    def at(self, positions: NDArray[np.int32]) -> Encoded:
+        """A copy of the codes at these."""
+        return Encoded(np.take(self._codes, positions, 0, mode="clip"), self._steps[positions])
 
     def sample(self, count: int, seed: int = 0) -> Encoded:
         """Codes of some of the vectors, drawn evenly."""

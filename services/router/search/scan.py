@@ -5,7 +5,6 @@ filled aside, and calibrated on vectors like its own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final, cast
 
@@ -27,24 +26,7 @@ _MOST_CELLS: Final = 1 << 15
 """So that a cell's number takes 16 bits: the right number for 64 million vectors."""
 _ROUNDS: Final = 4
 """Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
-_CODES_PER_VECTOR_NUMBER: Final = 4  # a code of four bits for every four numbers
-
-
-@dataclass(frozen=True, eq=False)
-class Grouped:
-    """Positions of a pool, cell after cell."""
-
-    positions: NDArray[np.int32]
-    starts: NDArray[np.int32]
-    """[cells + 2], where each cell's begin; those of the last were added of late, and their cell is not known yet."""
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory."""
-        return self.positions.nbytes + self.starts.nbytes
+_NUMBERS: Final = 4  # of a vector share a code of four bits
 
 
 class Scan:
@@ -55,20 +37,18 @@ class Scan:
         self.filled = 0
         self._lock = Lock()
         """Of the scan: faiss must not search what it adds to."""
-        self._centres: Vector | None = None
-        self._cell_of: NDArray[np.uint16] = np.empty(0, np.uint16)  # by position, as far as it was looked up
         self._parameters: faiss.SearchParametersIVF | None = None
-        self._queries: Vector = np.empty((0, scan.d), np.float32)
+        self._queries: Vector = np.empty((0, 0), np.float32)
         self._truth: NDArray[np.int64] = np.empty((0, 10), np.int64)
         self._best: Vector = np.empty((0, 10), np.float32)
 
     @classmethod
-    def train(cls, sample: Encoded, rows: int) -> Scan:
-        """Learn codebooks, and cells where `rows` vectors are too many to scan them all."""
+    def train(cls, sample: Encoded, rows: int, numbers: int = _NUMBERS) -> Scan:
+        """Learn codebooks, and cells where `rows` vectors are too many to scan them all; so many numbers of a vector share a code."""
         faiss.omp_set_num_threads(1)  # of this thread: the other cores serve
-        vectors = sample.decoded()
+        vectors = _filled_up(sample.decoded(), numbers)
         dimension = vectors.shape[1]
-        subspaces = dimension // _CODES_PER_VECTOR_NUMBER
+        subspaces = dimension // numbers
         cells = cells_for(rows)
         scan: Any
         if cells == 1:
@@ -117,7 +97,7 @@ class Scan:
             self._best = np.take_along_axis(values, best, 1)
             self._truth = np.take_along_axis(np.concatenate([self._truth, positions], 1), best, 1)
         with self._lock:
-            self.scan.add(vectors)
+            self.scan.add(_filled_up(vectors, self.scan.d))
             self.filled += len(vectors)
 
     def calibrate(self) -> None:
@@ -133,7 +113,7 @@ class Scan:
         found: dict[int, NDArray[np.int64]] = {}
         for probes, rescored in sorted(choices, key=lambda choice: 4 * choice[0] + choice[1]):
             if probes not in found:
-                found[probes] = self.scan.search(self._queries, 2 * RESCORED, params=_probing(probes))[1]
+                found[probes] = self.scan.search(_filled_up(self._queries, self.scan.d), 2 * RESCORED, params=_probing(probes))[1]
             near = found[probes][:, :rescored]
             if np.mean([np.isin(true, one).mean() for true, one in zip(self._truth, near, strict=True)]) >= recall:
                 return probes, rescored
@@ -145,64 +125,32 @@ class Scan:
             self._parameters = _probing(self.probes)
         parameters = _probing(self.cells) if everywhere and self.cells > 1 else self._parameters
         with self._lock:
-            found: NDArray[np.int64] = self.scan.search(query[None], max(self.rescored, count), params=parameters)[1][0]
+            found: NDArray[np.int64] = self.scan.search(_filled_up(query[None], self.scan.d), max(self.rescored, count), params=parameters)[
+                1
+            ][0]
         return found if found[-1] >= 0 else found[found >= 0]
-
-    @property
-    def located(self) -> bool:
-        """Whether the cells of nearly all are known; those that were added since are looked at by every query."""
-        return self.cells == 1 or self.filled - len(self._cell_of) <= len(self._cell_of) // 8
-
-    @property
-    def located_rows(self) -> int:
-        """Positions whose cells are known."""
-        return len(self._cell_of)
-
-    def locate(self) -> None:
-        """Look up the cells of all that is filled: on the worker thread, so that no search has to."""
-        scan: Any = self.scan
-        cell_of = np.full(self.filled, self.cells, np.uint16)
-        for cell in range(self.cells):
-            with self._lock:
-                if size := scan.invlists.list_size(cell):
-                    ids = faiss.rev_swig_ptr(scan.invlists.get_ids(cell), size)
-                    cell_of[ids[ids < len(cell_of)]] = cell
-        self._cell_of = cell_of
-
-    def grouped(self, positions: NDArray[np.int64]) -> Grouped:
-        """Positions by their cells: found once, they are looked at by many queries."""
-        cell_of = self._cell_of
-        known = positions < len(cell_of)
-        cells = np.full(len(positions), self.cells, np.uint16)
-        cells[known] = cell_of[positions[known]]
-        sizes = np.bincount(cells, minlength=self.cells + 1)
-        order = np.argsort(cells, kind="stable")  # of 16 bits: ten times as fast as of 32
-        return Grouped(positions[order].astype(np.int32), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
-
-    def in_nearest_cells(self, query: Vector, grouped: Grouped, count: int) -> NDArray[np.int64]:
-        """At least so many of the positions, if there are as many: those in the nearest cells, and those that were added of late."""
-        if self._centres is None:
-            scan: Any = self.scan
-            self._centres = scan.quantizer.reconstruct_n(0, self.cells)
-        order = np.argsort(-np.append(self._centres @ query, np.float32(np.inf)))
-        sizes = np.diff(grouped.starts)[order]
-        held = np.cumsum(sizes)
-        last = min(int(np.searchsorted(held - held[0], count)) + 1, len(held))  # the first are those without a cell: they come on top
-        firsts = grouped.starts[order[:last]]
-        taken = np.arange(held[last - 1]) + np.repeat(firsts - (held - sizes)[:last], sizes[:last])
-        found: NDArray[np.int64] = grouped.positions[taken].astype(np.int64)
-        return found
 
     def to_bytes(self) -> bytes:
         """What training learned, without the vectors."""
         assert not self.filled, "take it before it is filled"
         return bytes(faiss.serialize_index(self.scan))
 
+    @property
+    def code_bytes(self) -> int:
+        """Memory of a vector."""
+        return self.scan.sa_code_size()
+
     @classmethod
     def from_bytes(cls, data: bytes, trained_rows: int, probes: int, rescored: int) -> Scan:
         """Inverse of `to_bytes`; to be filled again."""
         scan = faiss.deserialize_index(np.frombuffer(data, np.uint8))
         return cls(scan, trained_rows, getattr(scan, "nlist", 1), probes, rescored)
+
+
+def _filled_up(vectors: Vector, multiple: int) -> Vector:
+    """With zeros, until the dimension is a multiple: nothing else can be divided into codes, and no product changes."""
+    missing = -vectors.shape[1] % multiple
+    return np.pad(vectors, ((0, 0), (0, missing))) if missing else vectors
 
 
 def _probing(cells: int) -> faiss.SearchParametersIVF:
