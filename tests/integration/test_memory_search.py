@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from services.router.catalogue.port import Vector
-from services.router.catalogue.record_file import RecordFile
+from services.router.catalogue.record_file import RecordFile, Written
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, Scope
 from services.router.catalogue.sqlite_catalogue import FILE
 from services.router.library import Library
 from services.router.search import memory_search, part, scan
+from services.router.search.memory_search import MemorySearch
 from smoa.errors import FailedPrecondition
 from tests.contract.test_library import PUBLIC, record
 from tests.library_support import memory, sqlite, sqlite_library
@@ -188,6 +189,55 @@ async def test_a_search_by_label_in_the_middle_of_a_write_hides_nothing_afterwar
     await writing
     assert min(seen) < 400, "or none was made meanwhile"
     assert len(await library.search.search(vectors[0], reach, 400)) == 400
+
+
+async def test_what_is_written_while_it_loads_is_found_as_it_was_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded is read ahead: what was read before a write must not take its place."""
+    monkeypatch.setattr(memory_search, "_LOADED_ROWS", 40)
+    monkeypatch.setattr(memory_search, "_FILLED_ROWS", 16)
+    records, vectors, moved = _records(4_000), _vectors(4_000), _vectors(4_000, 7)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await memory(library).trained()
+    await library.close()
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    catalogue = sqlite(library)
+    place_of = {one.adapter_id: place for place, one in enumerate(records)}
+    search, writes, retired = MemorySearch(catalogue), list[asyncio.Task[None]](), set[int]()
+    ahead: asyncio.Queue[list[Written]] = asyncio.Queue()
+    read, put = search._placed_after, search._fill_and_place
+
+    async def reading(row: int) -> list[Written]:
+        batch = await read(row)
+        ahead.put_nowait(batch)
+        return batch
+
+    async def putting(placed: Sequence[Written]) -> None:
+        """Until what comes next is read, and somebody waits to write to it."""
+        await put(placed)
+        while (following := await ahead.get()) and following[0].row <= placed[-1].row:
+            pass
+        for one in following[:1]:
+            place = place_of[one.ref.adapter_id]
+            if len(writes) % 2:
+                retired.add(place)
+                records[place] = dataclasses.replace(records[place], state="retired")
+            vectors[place] = moved[place]
+            writes.append(asyncio.create_task(catalogue.upsert([(records[place], vectors[place])])))
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(search, "_placed_after", reading)
+    monkeypatch.setattr(search, "_fill_and_place", putting)
+    await search.load()
+    await asyncio.gather(*writes)
+    assert len(retired) == 49, "every second of those that were read ahead"
+    assert len(search._pools[PUBLIC.pools[0]]) == 4_000 - len(retired)
+    for place in range(0, 4_000, 8):
+        found = (await search.search(vectors[place], PUBLIC, 1))[0].ref.adapter_id
+        assert (found == records[place].adapter_id) == (place not in retired)
+    await search.close()
+    await library.close()
 
 
 async def test_a_snapshot_is_the_index_of_one_moment(library: Library, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ _SAMPLED: Final = 4096  # adapters whose marks tell how many have a label
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
+_FILLED_ROWS: Final = 512  # of them, put into a scan at once
 _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _PLACED_BYTES: Final = 500  # beside the positions
 _CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
@@ -103,6 +104,8 @@ class MemorySearch:
         self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes)
         self._codebooks: WeakKeyDictionary[VectorPool, bytes] = WeakKeyDictionary()
         self._scanning: asyncio.Task[None] | None = None
+        self._taken = 0
+        """Writes so far."""
         self._moves = 0
         """How often rows that were there before have changed their places."""
         self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
@@ -235,6 +238,7 @@ class MemorySearch:
 
     async def _take(self, written: Sequence[Written]) -> None:
         """Put into the pools what was committed; called while nothing else is written."""
+        self._taken += 1
         for one in written:
             if one.labels:
                 self._labels.drop(one.row)
@@ -308,23 +312,41 @@ class MemorySearch:
             if not self._pools[name].positions:  # else it was written to already, and is trained again
                 self._pools[name].adopt(Scan.from_bytes(scan, rows, probes, rescored))
         row, count, began_s = 0, 0, time.monotonic()
-        while True:
-            async with self._catalogue.writing:
-                batch = await self._catalogue.call(lambda file, after=row: file.placed(after, _LOADED_ROWS))  # type: ignore[misc]
-                missing = [one for one in batch if not self._is_placed(one.row)]
-                await self._fill_ahead(missing)
-                await self._place_all(missing)
-            if not batch:
-                break
-            row, count = batch[-1].row, count + len(batch)
+        reading, taken = asyncio.ensure_future(self._placed_after(row)), self._taken
+        try:
+            while batch := await reading:
+                async with self._catalogue.writing:
+                    if taken != self._taken:  # what was read before a write may be otherwise now
+                        batch = await self._placed_after(row)
+                    count += len(batch)
+                    row, taken = batch[-1].row if batch else row, self._taken
+                    reading = asyncio.ensure_future(self._placed_after(row))  # while these are put in
+                    missing = [one for one in batch if not self._is_placed(one.row)]
+                    await self._fill_and_place(missing)
+        finally:
+            await end(reading)
         if count:
             _log.info("loaded %s adapters in %.1f s", f"{count:,}", time.monotonic() - began_s)
         for name in list(self._pools):
             self._train_if_wanted(name)
         await self.trained()
 
+    async def _placed_after(self, row: int) -> list[Written]:
+        return await self._catalogue.call(lambda file: file.placed(row, _LOADED_ROWS))
+
+    async def _fill_and_place(self, placed: Sequence[Written]) -> None:
+        """Into the scans, off the loop, for that is most of the work; meanwhile those before them into the pools."""
+        filled: Sequence[Written] = ()
+        for start in range(0, len(placed), _FILLED_ROWS):
+            following = placed[start : start + _FILLED_ROWS]
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._fill_ahead(following))
+                await self._place_all(filled)
+            filled = following
+        await self._place_all(filled)
+
     async def _fill_ahead(self, placed: Sequence[Written]) -> None:
-        """The scans of what is placed next, off the loop: that is most of the work."""
+        """Into the scans of what is placed next, off the loop."""
         by_pool: defaultdict[str, list[bytes]] = defaultdict(list)
         for one in placed:
             by_pool[one.pool].append(one.vector)
