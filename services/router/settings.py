@@ -62,8 +62,8 @@ class RouterSettings:
     """Memory of the decisions that are kept for equal queries."""
     embedding_cache_bytes: int = 16 * 2**20
     """Memory of the embeddings that are kept for equal texts."""
-    label_cache_bytes: int = 32 * 2**20
-    """Memory of the adapters' labels that are kept from disk, for queries with hints."""
+    label_cache_bytes: int = 64 * 2**20
+    """Memory of the adapters' labels, and of what finds adapters by them, for queries with hints."""
     session_bytes: int = 16 * 2**20
     """Memory of what conversations are about; 0: sessions are not remembered, and only earlier turns that come with a query count."""
     session_ttl_s: float = 1800.0

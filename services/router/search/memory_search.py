@@ -90,7 +90,7 @@ class _Placed(NamedTuple):
 class MemorySearch:
     """Pools over a file. `load`, or `start` and `loaded`, before what is in it is found."""
 
-    def __init__(self, catalogue: SqliteCatalogue, label_cache_bytes: int = 32 * 2**20) -> None:
+    def __init__(self, catalogue: SqliteCatalogue, label_cache_bytes: int = 64 * 2**20) -> None:
         self._catalogue = catalogue
         self._trainer = ThreadPoolExecutor(1, "index-training")
         self._trainings: dict[str, asyncio.Task[None]] = {}
@@ -100,8 +100,8 @@ class MemorySearch:
         self._positions: NDArray[np.int32] = np.full(64, -1, np.int32)  # in its pool, by row; -1 in none
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
-        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes // 2)
-        self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes)
+        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes // 4)
+        self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes // 2)
         self._codebooks: WeakKeyDictionary[VectorPool, bytes] = WeakKeyDictionary()
         self._scanning: asyncio.Task[None] | None = None
         self._taken = 0
