@@ -62,7 +62,7 @@ class RouterSettings:
     """Memory of the decisions that are kept for equal queries."""
     embedding_cache_bytes: int = 16 * 2**20
     """Memory of the embeddings that are kept for equal texts."""
-    label_cache_bytes: int = 64 * 2**20
+    label_cache_bytes: int = 96 * 2**20
     """Memory of the adapters' labels, and of what finds adapters by them, for queries with hints."""
     session_bytes: int = 16 * 2**20
     """Memory of what conversations are about; 0: sessions are not remembered, and only earlier turns that come with a query count."""

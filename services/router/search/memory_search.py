@@ -49,7 +49,6 @@ _FILLED_ROWS: Final = 512  # of them, put into a scan at once
 _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _PLACED_BYTES: Final = 500  # beside the positions
 _CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
-_NUMBERS_A_CODE: Final = 8  # half the memory of a pool's codes: more are scored instead
 _RESCORED: Final = 512
 _REF: Final = Struct("<26si32s?")
 BYTES_AN_ADAPTER: Final = 450
@@ -90,7 +89,7 @@ class _Placed(NamedTuple):
 class MemorySearch:
     """Pools over a file. `load`, or `start` and `loaded`, before what is in it is found."""
 
-    def __init__(self, catalogue: SqliteCatalogue, label_cache_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, catalogue: SqliteCatalogue, label_cache_bytes: int = 96 * 2**20) -> None:
         self._catalogue = catalogue
         self._trainer = ThreadPoolExecutor(1, "index-training")
         self._trainings: dict[str, asyncio.Task[None]] = {}
@@ -100,15 +99,15 @@ class MemorySearch:
         self._positions: NDArray[np.int32] = np.full(64, -1, np.int32)  # in its pool, by row; -1 in none
         self._marks: Rows = np.zeros(64, np.int64)  # of its labels, by row
         self._refs = Refs()
-        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes // 4)
-        self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes // 2)
+        self._labels: BoundedCache[int, Labels] = BoundedCache(label_cache_bytes // 8)
+        self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes * 3 // 4)
         self._codebooks: WeakKeyDictionary[VectorPool, bytes] = WeakKeyDictionary()
         self._scanning: asyncio.Task[None] | None = None
         self._taken = 0
         """Writes so far."""
         self._moves = 0
         """How often rows that were there before have changed their places."""
-        self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 4)
+        self._label_rows: BoundedCache[str, NDArray[np.int32]] = BoundedCache(label_cache_bytes // 8)
         catalogue.follow(self._take)
 
     def start(self) -> None:
@@ -197,7 +196,7 @@ class MemorySearch:
         """Make a scan of a part, aside."""
         if (learned := self._codebooks.get(pool)) is None:
             sample = pool.sample(_CODED_ROWS)
-            learned = (await self._train_call(partial(Scan.train, sample, 1, _NUMBERS_A_CODE))).to_bytes()
+            learned = (await self._train_call(partial(Scan.train, sample, 1))).to_bytes()
             self._codebooks[pool] = learned
         scan = Scan.from_bytes(learned, 1, 1, _RESCORED)
         for start in range(0, len(part), _CHUNK_ROWS):

@@ -43,12 +43,12 @@ class Scan:
         self._best: Vector = np.empty((0, 10), np.float32)
 
     @classmethod
-    def train(cls, sample: Encoded, rows: int, numbers: int = _NUMBERS) -> Scan:
-        """Learn codebooks, and cells where `rows` vectors are too many to scan them all; so many numbers of a vector share a code."""
+    def train(cls, sample: Encoded, rows: int) -> Scan:
+        """Learn codebooks, and cells where `rows` vectors are too many to scan them all."""
         faiss.omp_set_num_threads(1)  # of this thread: the other cores serve
-        vectors = _filled_up(sample.decoded(), numbers)
+        vectors = _filled_up(sample.decoded(), _NUMBERS)
         dimension = vectors.shape[1]
-        subspaces = dimension // numbers
+        subspaces = dimension // _NUMBERS
         cells = cells_for(rows)
         scan: Any
         if cells == 1:
