@@ -194,7 +194,6 @@ async def test_a_search_by_label_in_the_middle_of_a_write_hides_nothing_afterwar
 async def test_what_is_written_while_it_loads_is_found_as_it_was_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is loaded is read ahead: what was read before a write must not take its place."""
     monkeypatch.setattr(memory_search, "_LOADED_ROWS", 40)
-    monkeypatch.setattr(memory_search, "_FILLED_ROWS", 16)
     records, vectors, moved = _records(4_000), _vectors(4_000), _vectors(4_000, 7)
     library = await sqlite_library(tmp_path / "index", DIMENSION)
     await library.catalogue.upsert(list(zip(records, vectors, strict=True)))

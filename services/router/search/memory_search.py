@@ -45,7 +45,6 @@ _SAMPLED: Final = 4096  # adapters whose marks tell how many have a label
 _STEP_ROWS: Final = 128  # vectors put into a pool at once on the loop: about a millisecond
 _CHUNK_ROWS: Final = 8192
 _LOADED_ROWS: Final = 2048  # read at once, while writes wait
-_FILLED_ROWS: Final = 512  # of them, put into a scan at once
 _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _PLACED_BYTES: Final = 500  # beside the positions
 _CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
@@ -334,15 +333,9 @@ class MemorySearch:
         return await self._catalogue.call(lambda file: file.placed(row, _LOADED_ROWS))
 
     async def _fill_and_place(self, placed: Sequence[Written]) -> None:
-        """Into the scans, off the loop, for that is most of the work; meanwhile those before them into the pools."""
-        filled: Sequence[Written] = ()
-        for start in range(0, len(placed), _FILLED_ROWS):
-            following = placed[start : start + _FILLED_ROWS]
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._fill_ahead(following))
-                await self._place_all(filled)
-            filled = following
-        await self._place_all(filled)
+        """One after the other: a scan that is adopted in between has none of them, and takes them when they are placed."""
+        await self._fill_ahead(placed)
+        await self._place_all(placed)
 
     async def _fill_ahead(self, placed: Sequence[Written]) -> None:
         """Into the scans of what is placed next, off the loop."""
