@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from operator import or_
-from struct import Struct
 from typing import Final, NamedTuple, TypeVar
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
@@ -27,10 +26,11 @@ from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
-from services.router.catalogue.records import AdapterRef, Candidate, Labels, Reach, label_mark
+from services.router.catalogue.records import Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
 from services.router.search.part import SCORED, Part
 from services.router.search.pool import VectorPool
+from services.router.search.refs import Refs
 from services.router.search.scan import Scan
 from smoa.tasks import begin, end
 
@@ -49,30 +49,8 @@ _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _PLACED_BYTES: Final = 500  # beside the positions
 _CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
 _RESCORED: Final = 512
-_REF: Final = Struct("<26si32s?")
 BYTES_AN_ADAPTER: Final = 450
 """Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
-
-
-class Refs:
-    """What a decision needs of an adapter, by row, in 63 bytes each: it is made without reading the file."""
-
-    def __init__(self) -> None:
-        self._packed = bytearray()
-
-    def put(self, written: Sequence[Written]) -> None:
-        """Keep those of some rows."""
-        missing = (max(one.row for one in written) + 1) * _REF.size - len(self._packed)
-        if missing > 0:
-            self._packed += bytes(max(missing, len(self._packed) // 8))
-        for one in written:
-            named = (one.ref.adapter_id.encode(), one.ref.version, bytes.fromhex(one.ref.digest))
-            _REF.pack_into(self._packed, one.row * _REF.size, *named, one.has_examples)
-
-    def candidate(self, row: int, cosine: float, labels: Labels | None = None) -> Candidate:
-        """The adapter of a row, found with a cosine."""
-        adapter_id, version, digest, has_examples = _REF.unpack_from(self._packed, row * _REF.size)
-        return Candidate(AdapterRef(adapter_id.decode(), version, digest.hex()), cosine, labels, has_examples)
 
 
 class _Placed(NamedTuple):
@@ -151,6 +129,10 @@ class MemorySearch:
             parts = {name: [self._part(name, pool, *one) for one in rows.items()] for name, pool in pools.items()}
             every = [part for some in parts.values() for part in some]
             few = sum(map(len, every)) <= max(SCORED, sum(map(len, pools.values())) // _BROAD)
+            if few:  # else no scan of them would be used
+                for name, some in parts.items():
+                    for label, part in zip(rows, some, strict=True):
+                        self._scan_if_wanted(name, label, part)
             if few and all(part.quick for part in every):
                 return self._nearest(vector, reach, limit, clusters, parts)
         wanted = set(reach.any_labels)
@@ -184,12 +166,14 @@ class MemorySearch:
             positions = np.sort(positions[pool.holds(positions, known)])
             kept = _Placed(ref(rows), ref(pool), self._moves, kept.part.now(positions) if kept is not None and there else Part(positions))
             self._keep(name, label, kept)
-        if kept.part.wants_scan and (self._scanning is None or self._scanning.done()):
-            self._scanning = begin(self._scan(name, label, pool, kept.part), "index-labels")
         return kept.part
 
     def _keep(self, name: str, label: str, placed: _Placed) -> None:
         self._placed.put((name, label), placed, placed.part.nbytes + _PLACED_BYTES)
+
+    def _scan_if_wanted(self, name: str, label: str, part: Part) -> None:
+        if part.wants_scan and (self._scanning is None or self._scanning.done()):
+            self._scanning = begin(self._scan(name, label, self._pools[name], part), "index-labels")
 
     async def _scan(self, name: str, label: str, pool: VectorPool, part: Part) -> None:
         """Make a scan of a part, aside."""

@@ -124,10 +124,9 @@ class Scan:
         if self.cells > 1 and self._parameters is None:
             self._parameters = _probing(self.probes)
         parameters = _probing(self.cells) if everywhere and self.cells > 1 else self._parameters
+        asked = _filled_up(query[None], self.scan.d)
         with self._lock:
-            found: NDArray[np.int64] = self.scan.search(_filled_up(query[None], self.scan.d), max(self.rescored, count), params=parameters)[
-                1
-            ][0]
+            found: NDArray[np.int64] = self.scan.search(asked, max(self.rescored, count), params=parameters)[1][0]
         return found if found[-1] >= 0 else found[found >= 0]
 
     def to_bytes(self) -> bytes:
