@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written
@@ -130,12 +131,8 @@ async def test_every_label_finds_its_nearest_whether_few_or_many_have_it(library
         assert cosines[found] == pytest.approx(cosines[wanted], abs=0.005), labels
 
 
-async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_changes(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_changes(library: Library, few_are_many: None) -> None:
     """Where those with a label are is kept from search to search, and scanned when they are many."""
-    monkeypatch.setattr(part, "SCORED", 200)
-    monkeypatch.setattr(memory_search, "_BROAD", 1)
     records, vectors = [*_records(1500, tags=("kept",)), *_records(1500)], _vectors(3000)
     await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
     await memory(library).trained()
@@ -175,6 +172,125 @@ async def test_what_a_label_was_found_by_is_found_anew_when_anything_of_it_chang
     await memory(library).trained()
     for place in range(4, 1500, 50):
         assert (await _found(library, vectors[place], reach) == records[place].adapter_id) == (place < 1000)
+
+
+async def _labelled(library: Library, labels: int, each: int) -> tuple[Vector, list[Reach]]:
+    """Vectors that are written with labels in turn, and what reaches each label."""
+    vectors = _vectors(labels * each)
+    records = [record(name=f"n{number}", tags=(f"label-{number % labels}",)) for number in range(len(vectors))]
+    await library.catalogue.upsert(list(zip(records, vectors, strict=True)))
+    await memory(library).trained()
+    return vectors, [dataclasses.replace(PUBLIC, any_labels=(f"label-{number}",)) for number in range(labels)]
+
+
+async def _scanned(search: MemorySearch) -> bool:
+    """Waits for the scan of a label that is being made, if one is."""
+    making, search._scanning = search._scanning, None
+    if making is not None:
+        await making
+    return making is not None
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "SCORED", 200)
+    monkeypatch.setattr(memory_search, "_BROAD", 1)
+
+
+@pytest.mark.usefixtures("few_are_many")
+async def test_labels_in_turn_over_the_room_there_is_are_not_scanned_for_ever(library: Library) -> None:
+    vectors, reaches = await _labelled(library, 4, 600)
+    search = memory(library)
+    search._placed.max_bytes = 60_000  # of a scan of 600: 16 kB of codes, 4 kB of what they mean, 2 kB of positions; without one 3
+    made = 0
+    for _ in range(10):
+        for reach in reaches:
+            await _found(library, vectors[0], reach)
+            made += await _scanned(search)
+    assert 2 <= made <= 4, "those there is room for, and the one that found none"
+    search._scans_from_s = 0.0
+    made = 0
+    for reach in reaches:
+        await _found(library, vectors[0], reach)
+        made += await _scanned(search)
+    assert made == 1, "after a rest, one more"
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("few_are_many")
+async def test_no_label_is_scanned_by_what_a_part_of_a_library_taught(library: Library) -> None:
+    vectors, reaches = await _labelled(library, 2, 1_100)
+    search = memory(library)
+    search._loading = asyncio.create_task(_for_ever())
+    assert await _found(library, vectors[0], reaches[0])
+    assert search._scanning is None, "not while it loads"
+    search._loading.cancel()
+    await asyncio.wait({search._loading})
+    assert await _found(library, vectors[0], reaches[0])
+    assert await _scanned(search)
+    [pool] = search._pools.values()
+    learned = search._codebooks[pool]
+    others = _vectors(7_000, 5)
+    await library.catalogue.upsert([(record(name=f"other{number}"), vector) for number, vector in enumerate(others)])
+    await search.trained()
+    assert await _found(library, vectors[1], reaches[1])
+    assert await _scanned(search)
+    assert search._codebooks[pool] != learned
+
+
+@pytest.mark.usefixtures("few_are_many")
+async def test_labels_together_score_no_more_than_one_may(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_search, "BEARABLE", 1_000)
+    vectors, _ = await _labelled(library, 4, 400)
+    search, asked = memory(library), list[Sequence[part.Part] | None]()
+    monkeypatch.setattr(search, "_scan_if_wanted", lambda name, label, part: None)
+    pool = search._pools[PUBLIC.pools[0]]
+    nearest = pool.nearest
+
+    def near(query: Vector, limit: int, among: Sequence[part.Part] | None, clusters: int) -> tuple[NDArray[np.int64], Vector]:
+        asked.append(among)
+        return nearest(query, limit, among, clusters)
+
+    monkeypatch.setattr(pool, "nearest", near)
+    for labels, scored in ((("label-0", "label-1"), True), (("label-0", "label-1", "label-2"), False)):
+        asked.clear()
+        assert await _found(library, vectors[0], dataclasses.replace(PUBLIC, any_labels=labels))
+        assert {among is not None for among in asked} == {scored}, labels
+
+
+async def test_a_scan_that_is_adopted_while_a_router_loads_finds_what_is_loaded_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_search, "_LOADED_ROWS", 500)
+    records, vectors = _records(6_000), _vectors(6_000)
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    await library.catalogue.upsert(list(zip(records[:2_500], vectors[:2_500], strict=True)))
+    await memory(library).trained()
+    await library.catalogue.upsert(list(zip(records[2_500:], vectors[2_500:], strict=True)))
+    await library.close()
+    library = await sqlite_library(tmp_path / "index", DIMENSION)
+    search = MemorySearch(sqlite(library))
+    fill, adopted = search._fill_ahead, list[int]()
+
+    async def filling(placed: Sequence[Written]) -> None:
+        """Another scan is adopted when what comes next is in the old one, and in no pool."""
+        await fill(placed)
+        pool = search._pools[PUBLIC.pools[0]]
+        if pool.positions == 3_000:
+            other = scan.Scan.train(pool.sample(3_000), 3_000)
+            await search._adopt(pool, other)
+            adopted.append(other.filled)
+
+    monkeypatch.setattr(search, "_fill_ahead", filling)
+    await search.load()
+    assert adopted == [3_000]
+    for place in range(0, 6_000, 25):
+        assert (await search.search(vectors[place], PUBLIC, 1))[0].ref.adapter_id == records[place].adapter_id
+    await search.close()
+    await library.close()
 
 
 async def test_a_search_by_label_in_the_middle_of_a_write_hides_nothing_afterwards(library: Library) -> None:

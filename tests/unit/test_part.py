@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.search import part as part_module
-from services.router.search.part import SCORED, Part
+from services.router.search.part import Part
 from services.router.search.scan import Scan
 from smoa.embedding.port import unit_rows
 
@@ -33,17 +34,35 @@ def _scan(vectors: Vector, rescored: int) -> Scan:
     return scan
 
 
+@pytest.fixture(autouse=True)
+def _fewer_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_module, "SCORED", 2_000)
+
+
 VECTORS = _vectors(6_000)
 SCANNED = np.arange(0, 6_000, 2, dtype=np.int32)
 SCAN = _scan(VECTORS[SCANNED], 512)
 
 
 def test_without_a_scan_all_are_scored_and_many_want_one() -> None:
-    few, many = Part(_places(SCORED)), Part(_places(SCORED + 1))
+    few, many = Part(_places(2_000)), Part(_places(2_001))
     assert (few.wants_scan, many.wants_scan) == (False, True)
-    assert many.near(VECTORS[0], 10).tolist() == list(range(SCORED + 1))
-    assert many.quick
-    assert not Part(_places(part_module._BEARABLE + 1)).quick
+    assert many.near(VECTORS[0], 10).tolist() == list(range(2_001))
+    assert many.scored == 2_001
+
+
+def test_one_that_became_few_is_scored_whole_again_whatever_its_scan_holds() -> None:
+    few = Part(SCANNED, SCAN, SCANNED).now(SCANNED[1_000:])
+    assert not few.wants_scan
+    assert few.near(VECTORS[0], 10).tolist() == SCANNED[1_000:].tolist()
+
+
+def test_as_many_that_count_are_scored_again_however_many_are_gone() -> None:
+    query = _vectors(1, 4)[0]
+    nearest = SCANNED[np.argsort(-(VECTORS[SCANNED] @ query))]
+    rest = Part(SCANNED, SCAN, SCANNED).now(np.sort(nearest[400:]))
+    assert rest.scored == 400
+    assert len(rest.near(query, 10)) >= 400
 
 
 def test_a_scan_finds_nearly_all_of_the_nearest_among_a_few_hundred() -> None:
@@ -59,8 +78,10 @@ def test_a_scan_finds_nearly_all_of_the_nearest_among_a_few_hundred() -> None:
 
 def test_memory_counts_positions_and_codes() -> None:
     assert Part(SCANNED).nbytes == 4 * len(SCANNED)
-    assert Part(SCANNED, SCAN, SCANNED).nbytes == (4 + DIMENSION // 8) * len(SCANNED)
-    assert Part(SCANNED, SCAN, SCANNED).now(SCANNED[1:]).nbytes == (8 + DIMENSION // 8) * len(SCANNED) - 4
+    codes = 65_536  # of 3,008 times 16 bytes, as faiss makes room
+    meant = DIMENSION // 4 * 16 * 4 * 4  # sixteen of four floats for each code
+    assert Part(SCANNED, SCAN, SCANNED).nbytes == 4 * len(SCANNED) + codes + meant
+    assert Part(SCANNED, SCAN, SCANNED).now(SCANNED[1:]).nbytes == 8 * len(SCANNED) - 4 + codes + meant
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -88,4 +109,4 @@ def test_a_scan_is_made_anew_when_an_eighth_came_late_or_is_gone() -> None:
     assert not part.now(positions[:5_700]).wants_scan
     assert part.now(positions[:5_800]).wants_scan
     assert part.now(positions[700:5_000]).wants_scan
-    assert not part.now(positions[1_000:5_000]).wants_scan, "few are all scored"
+    assert not part.now(positions[3_000:5_000]).wants_scan, "few are all scored"

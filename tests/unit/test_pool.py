@@ -106,6 +106,18 @@ def test_other_clusters_do_not_hide_the_nearest_ones(monkeypatch: pytest.MonkeyP
     assert len(pool.nearest(query, 1200, clusters=1)[0]) >= 0.9 * min(1200, len(exact))
 
 
+def test_parts_whose_nearest_are_in_other_clusters_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CLUSTERED_FROM", 0)
+    vectors, pool = _vectors(5_000), VectorPool(DIMENSION)
+    pool.add(np.arange(5_000), Encoded.of(vectors))
+    positions = np.arange(5_000, dtype=np.int32)
+    scan = Scan.from_bytes(Scan.train(pool.sample(5_000), 1).to_bytes(), 1, 1, 10)
+    scan.fill(pool.at(positions))
+    assert pool._clusters is not None
+    exact = np.flatnonzero(np.isin(pool._cluster[:5_000], pool._clusters.nearest(vectors[7], 2)))
+    assert len(pool.nearest(vectors[7], 40, [Part(positions, scan, positions)], clusters=2)[0]) == min(40, len(exact)) > 10
+
+
 @pytest.mark.parametrize("rows", [None, FLAT_ROWS + 1])
 def test_a_dimension_that_no_code_divides_is_scanned_like_any_other(rows: int | None) -> None:
     vectors, pool = _vectors(4_000, dimension=51), VectorPool(51)

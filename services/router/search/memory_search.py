@@ -28,7 +28,7 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
 from services.router.catalogue.records import Candidate, Labels, Reach, label_mark
 from services.router.catalogue.sqlite_catalogue import SqliteCatalogue
-from services.router.search.part import SCORED, Part
+from services.router.search.part import BEARABLE, SCORED, Part
 from services.router.search.pool import VectorPool
 from services.router.search.refs import Refs
 from services.router.search.scan import Scan
@@ -49,6 +49,7 @@ _LABELS_BYTES: Final = 500  # of an adapter's labels in memory, about
 _PLACED_BYTES: Final = 500  # beside the positions
 _CODED_ROWS: Final = 20_000  # by which it is learned how the vectors of a pool are coded in scans of its parts
 _RESCORED: Final = 512
+_RESTS: Final = 9  # times as long as a scan took that another had to go for
 BYTES_AN_ADAPTER: Final = 450
 """Of memory, about: codes of 256 numbers, what is scanned, and a reference."""
 
@@ -80,6 +81,7 @@ class MemorySearch:
         self._placed: BoundedCache[tuple[str, str], _Placed] = BoundedCache(label_cache_bytes * 3 // 4)
         self._codebooks: WeakKeyDictionary[VectorPool, bytes] = WeakKeyDictionary()
         self._scanning: asyncio.Task[None] | None = None
+        self._scans_from_s = 0.0
         self._taken = 0
         """Writes so far."""
         self._moves = 0
@@ -124,7 +126,7 @@ class MemorySearch:
         farther if there are not enough.
         """
         rows = {label: await self._rows_with(label) for label in reach.any_labels}
-        if sum(map(len, rows.values())) <= BROAD_LABEL_ROWS:  # else they are not all that there are
+        if max(map(len, rows.values())) <= BROAD_LABEL_ROWS:  # else they are not all that there are
             pools = self._pools_of(reach)
             parts = {name: [self._part(name, pool, *one) for one in rows.items()] for name, pool in pools.items()}
             every = [part for some in parts.values() for part in some]
@@ -133,7 +135,7 @@ class MemorySearch:
                 for name, some in parts.items():
                     for label, part in zip(rows, some, strict=True):
                         self._scan_if_wanted(name, label, part)
-            if few and all(part.quick for part in every):
+            if few and sum(part.scored for part in every) <= BEARABLE:
                 return self._nearest(vector, reach, limit, clusters, parts)
         wanted = set(reach.any_labels)
         # A scan costs more than what it finds: once is best.
@@ -168,15 +170,19 @@ class MemorySearch:
             self._keep(name, label, kept)
         return kept.part
 
-    def _keep(self, name: str, label: str, placed: _Placed) -> None:
-        self._placed.put((name, label), placed, placed.part.nbytes + _PLACED_BYTES)
+    def _keep(self, name: str, label: str, placed: _Placed) -> bool:
+        """Whether nothing else had to go for it."""
+        gone = self._placed.put((name, label), placed, placed.part.nbytes + _PLACED_BYTES)
+        return (name, label) in self._placed and all(key == (name, label) for key, _ in gone)
 
     def _scan_if_wanted(self, name: str, label: str, part: Part) -> None:
-        if part.wants_scan and (self._scanning is None or self._scanning.done()):
+        busy = any(task is not None and not task.done() for task in (self._scanning, self._loading))
+        if part.wants_scan and not busy and time.monotonic() >= self._scans_from_s:
             self._scanning = begin(self._scan(name, label, self._pools[name], part), "index-labels")
 
     async def _scan(self, name: str, label: str, pool: VectorPool, part: Part) -> None:
         """Make a scan of a part, aside."""
+        began_s = time.monotonic()
         if (learned := self._codebooks.get(pool)) is None:
             sample = pool.sample(_CODED_ROWS)
             learned = (await self._train_call(partial(Scan.train, sample, 1))).to_bytes()
@@ -186,7 +192,9 @@ class MemorySearch:
             await self._train_call(partial(scan.fill, pool.at(part.positions[start : start + _CHUNK_ROWS])))
         kept = self._placed.get((name, label))
         if kept is not None and kept.pool is ref(pool):
-            self._keep(name, label, kept._replace(part=Part(kept.part.positions, scan, part.positions)))
+            placed = kept._replace(part=Part(kept.part.positions, scan, part.positions))
+            if not self._keep(name, label, placed):  # labels in turn, more than there is room for, would be scanned for ever
+                self._scans_from_s = time.monotonic() + _RESTS * (time.monotonic() - began_s)
 
     def _marked(self, rows: Rows | slice, labels: Sequence[str]) -> NDArray[np.bool_]:
         """Which rows may have one of the labels."""
@@ -354,6 +362,7 @@ class MemorySearch:
             learned = successor.to_bytes()
             successor.watch(pool.sample(64, seed=1))
             await self._adopt(pool, successor)
+            self._codebooks.pop(pool, None)  # learned when there were a fourth as many
             kept = (name, rows, successor.probes, successor.rescored, learned)
             await self._catalogue.call(lambda file: file.keep_trained(*kept))  # noqa: B023
 

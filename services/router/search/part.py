@@ -15,7 +15,7 @@ from services.router.search.scan import Scan
 Positions = NDArray[np.int32]
 SCORED: Final = 4_096
 """Positions that are scored at once, in under a millisecond."""
-_BEARABLE: Final = 32_768
+BEARABLE: Final = 32_768
 """Positions that are scored while a scan is made: in eight milliseconds."""
 _LATE_SHARE: Final = 8
 """A new scan is made when one in so many came after it was, or went."""
@@ -44,7 +44,7 @@ class Part:
         if self._scan is None or self._scanned is None:
             return self.positions.nbytes
         scanned = 0 if self._scanned is self.positions else self._scanned.nbytes
-        return self.positions.nbytes + scanned + len(self._scanned) * self._scan.code_bytes
+        return self.positions.nbytes + scanned + self._scan.nbytes
 
     @property
     def wants_scan(self) -> bool:
@@ -52,9 +52,9 @@ class Part:
         return len(self) > SCORED and len(self._late) + self._gone > len(self) // _LATE_SHARE
 
     @property
-    def quick(self) -> bool:
-        """Whether no more are scored than a search may take."""
-        return len(self._late) <= _BEARABLE
+    def scored(self) -> int:
+        """How many a search looks at one by one, beside a few hundred."""
+        return len(self._late) + self._gone
 
     def now(self, positions: Positions) -> Part:
         """The part when these are its positions, by the same scan."""
@@ -62,9 +62,9 @@ class Part:
 
     def near(self, query: Vector, count: int) -> Positions:
         """At least so many of the positions, if there are as many, among which the nearest are."""
-        if self._scan is None or self._scanned is None:
+        if self._scan is None or self._scanned is None or len(self) <= SCORED:
             return self.positions
-        found = self._scanned[self._scan.nearest(query, count + self._gone)]
+        found = self._scanned[self._scan.nearest(query, max(self._scan.rescored, count) + self._gone)]
         if self._gone:
             found = found[_among(found, self.positions)]
         return np.concatenate([found, self._late])

@@ -12,6 +12,7 @@ marks, its owner trains a successor of the scan aside and swaps it in (`scan.py`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,7 +28,11 @@ from services.router.search.scan import Scan
 
 EXACT_ROWS: Final = 2_000
 _GROWTH_ROWS: Final = 65_536
-_AHEAD_ROWS: Final = 1024  # for which a search may have to wait: 10 ms. A quarter as many take three times as long each
+_AHEAD_ROWS: Final = 1024
+"""For which a search may have to wait: 20 ms where there are 4,096 cells. A quarter as many take more than twice as long each."""
+_AHEAD_THREADS: Final = min(2, len(os.sched_getaffinity(0)))
+"""Of a router that loads: it is nearly all that such a one has to do, and its searches wait half as long. No more, for what the machine has
+may be far more than what a container may use."""
 _WIDEST: Final = 65_536
 """Candidates after which a scan gives up looking behind dropped ones: tens of milliseconds."""
 _ROWS_AT_ONCE: Final = 256
@@ -80,7 +85,7 @@ class VectorPool:
         if scan is not None:
             for start in range(0, len(vectors.steps), _AHEAD_ROWS):
                 rows = slice(start, start + _AHEAD_ROWS)
-                scan.fill(Encoded(vectors.codes[rows], vectors.steps[rows]))
+                scan.fill(Encoded(vectors.codes[rows], vectors.steps[rows]), _AHEAD_THREADS)
 
     def drop(self, position: int) -> None:
         """Forget one vector."""
@@ -101,6 +106,8 @@ class VectorPool:
         if among is not None:
             near = [part.near(query, limit).astype(np.int64) for part in among]
             positions = self._counted(near[0] if len(near) == 1 else np.unique(np.concatenate(near)), near_clusters)
+            if near_clusters is not None and len(positions) < limit:  # those found are in others: take all there are
+                positions = self._counted(np.unique(np.concatenate([part.positions for part in among])).astype(np.int64), near_clusters)
         elif self._scan is None:
             positions = self._counted(np.arange(self._used), near_clusters)
         else:

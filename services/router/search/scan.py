@@ -27,6 +27,8 @@ _MOST_CELLS: Final = 1 << 15
 _ROUNDS: Final = 4
 """Of k-means for the cells. Twice the rows and half as many rounds more take three times as long, for half a point of recall at most."""
 _NUMBERS: Final = 4  # of a vector share a code of four bits
+_CODES_AT_ONCE: Final = 32
+_LEAST_CODES: Final = 256  # bytes
 
 
 class Scan:
@@ -86,9 +88,9 @@ class Scan:
         self._truth = np.full((len(vectors), 10), -1, np.int64)
         self._best = np.full((len(vectors), 10), -np.inf, np.float32)
 
-    def fill(self, rows: Encoded) -> None:
+    def fill(self, rows: Encoded, threads: int = 1) -> None:
         """Add the next rows."""
-        faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(threads)
         vectors = rows.decoded()
         if len(self._queries):
             positions = np.broadcast_to(np.arange(self.filled, self.filled + len(vectors)), (len(self._queries), len(vectors)))
@@ -135,9 +137,10 @@ class Scan:
         return bytes(faiss.serialize_index(self.scan))
 
     @property
-    def code_bytes(self) -> int:
-        """Memory of a vector."""
-        return self.scan.sa_code_size()
+    def nbytes(self) -> int:
+        """Memory of the codes and of what they mean, where everything is scanned: faiss makes room for a power of two."""
+        codes = self.scan.sa_code_size() * _CODES_AT_ONCE * -(-self.filled // _CODES_AT_ONCE)
+        return (1 << max(_LEAST_CODES - 1, codes - 1).bit_length()) + 64 * int(self.scan.d)
 
     @classmethod
     def from_bytes(cls, data: bytes, trained_rows: int, probes: int, rescored: int) -> Scan:
