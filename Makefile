@@ -49,7 +49,7 @@ proto-check: setup ## Fail when smoa/v1 is not what proto/ generates
 test: setup ## Run every test: those of whole stacks in one process, which says its part at the end, all others beside it
 	@mkdir -p build
 	@set -m; $(BIN)/python -m pytest tests/e2e > build/e2e.log 2>&1 & stacks=$$!; trap "kill -INT $$stacks" INT TERM; \
-	$(BIN)/python -m pytest tests/contract tests/integration tests/unit; others=$$?; \
+	$(BIN)/python -m pytest tests/contract tests/integration tests/security tests/unit; others=$$?; \
 	echo "waiting for the tests of whole stacks; so far they are in build/e2e.log"; \
 	wait $$stacks; stacks=$$?; cat build/e2e.log; exit $$((others | stacks))
 

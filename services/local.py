@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.machine import check_broker, check_disk, check_port_free, free_port, parse_servers
 from services.supervisor import Spec, Supervisor
+from smoa.access.channels import Channels, ConnectionSettings
 from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
 from smoa.rpc import stop_event
 from smoa.stack import DEFAULT_FOLDER, LOCK, Stack, read_stack
@@ -215,7 +216,6 @@ class LocalStack:
             "SMOA_EXECUTOR": settings.executor,
             "SMOA_ROUTER_ADDRESS": settings.router,
             "SMOA_ROUTER_DATA_FOLDER": str(settings.data / "router"),
-            "SMOA_ROUTER_ALLOW_ALL_TENANTS": "true",
             "SMOA_EXECUTOR_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
@@ -256,7 +256,7 @@ def _exists(pid: int) -> bool:
 
 async def is_serving(address: str) -> bool:
     """True when the gRPC server there says SERVING."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with Channels(ConnectionSettings.of(os.environ)).to(address) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.aio.AioRpcError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Unpack
 
 import grpc
 
+from smoa.access.channels import Channels, ConnectionSettings
 from smoa.errors import FailedPrecondition
 from smoa.sampling_options import SamplingOptions
 from smoa.turns import Turn, said
@@ -42,8 +44,22 @@ class SmoaClient:
     Every method raises `grpc.aio.AioRpcError` with the server's status.
     """
 
-    def __init__(self, *, router: str | None = None, executor: str | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        router: str | None = None,
+        executor: str | None = None,
+        timeout_s: float = 30.0,
+        connection: ConnectionSettings | None = None,
+    ) -> None:
+        """`connection` says by what it is known to the services; left out, the environment does (SMOA_TOKEN_FILE, SMOA_TLS_CA, ...).
+
+        Raises:
+            InvalidArgument: a token that would cross a network in the clear, or files of a certificate that do not go together.
+            FailedPrecondition: one that cannot be read.
+        """
         self._timeout_s = timeout_s
+        self._made_by = Channels(ConnectionSettings.of(os.environ) if connection is None else connection)
         self._channels: list[grpc.aio.Channel] = []
         if router is not None:
             channel = self._channel(router)
@@ -57,9 +73,9 @@ class SmoaClient:
     def _channel(self, target: str) -> grpc.aio.Channel:
         # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes. round_robin spreads calls
         # over all the pods behind a headless service.
-        channel = grpc.aio.insecure_channel(
+        channel = self._made_by.to(
             target,
-            options=[
+            [
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.lb_policy_name", "round_robin"),

@@ -68,3 +68,15 @@ class DeadlineExceeded(SmoaError):
     """The caller's deadline passed before the work could be done."""
 
     code = "DEADLINE_EXCEEDED"
+
+
+class Unauthenticated(SmoaError):
+    """Nobody knows who calls."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SmoaError):
+    """It is known who calls, and they may not."""
+
+    code = "PERMISSION_DENIED"

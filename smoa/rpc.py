@@ -16,7 +16,20 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, SmoaError, Unavailable
+from smoa.access.access import Access, checked
+from smoa.access.addresses import is_loopback
+from smoa.access.settings import AccessSettings
+from smoa.access.tls import ServerTls
+from smoa.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SmoaError,
+    Unauthenticated,
+    Unavailable,
+)
 from smoa.tasks import end
 
 _log = logging.getLogger(__name__)
@@ -47,6 +60,8 @@ def status_of(error: SmoaError) -> status_pb2.Status:
         whole = int(error.retry_delay_s)
         delay = Duration(seconds=whole, nanos=int((error.retry_delay_s - whole) * 1e9))
         detail = error_details_pb2.RetryInfo(retry_delay=delay)
+    elif isinstance(error, PermissionDenied | Unauthenticated):
+        detail = error_details_pb2.ErrorInfo(reason=error.code, domain="smoa", metadata={"subject": said.partition(":")[0]})
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=said)
     if detail is not None:
         packed = AnyMessage()
@@ -65,10 +80,14 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) 
     await context.abort(grpc.StatusCode[error.code], status.message, ((STATUS_KEY, status.SerializeToString()),))
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a `SmoaError` into its status; anything else is a bug: logged with its trace, answered INTERNAL."""
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Admits a call, holds its requests to the caller's rights, and turns a `SmoaError` into its status.
 
-    def __init__(self) -> None:
+    Anything else is a bug: logged with its trace, answered INTERNAL.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
         self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -86,13 +105,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._made[method] = self._guarded(method, handler)
         return self._made[method]
 
-    @staticmethod
-    def _guarded(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _guarded(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        admit = self._access.admit
         if handler.response_streaming:
             stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
             async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
                 try:
+                    principal, rights = await admit(method, context)
+                    if handler.request_streaming:
+                        request = checked(request, principal, rights)
+                    else:
+                        rights.check_request(principal, request)
                     async for response in stream(request, context):
                         yield response
                 except SmoaError as error:
@@ -109,6 +133,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
+                principal, rights = await admit(method, context)
+                rights.check_request(principal, request)
                 return await unary(request, context)
             except SmoaError as error:
                 await _abort(context, error)
@@ -124,9 +150,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 class RpcServer:
     """A `grpc.aio` server with health. Not serving until `ready()`; `stop()` refuses new calls, then lets running ones end."""
 
-    def __init__(self, address: str, max_concurrent_rpcs: int = 1000, *, share_address: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        max_concurrent_rpcs: int = 1000,
+        *,
+        share_address: bool = False,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
+        insecure: bool = False,
+    ) -> None:
+        """Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted."""
+        self._access, self._tls, self._insecure = access or Access(), tls, insecure
         self.server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[CallInterceptor(self._access)],
             maximum_concurrent_rpcs=max_concurrent_rpcs,
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", int(share_address))],
         )
@@ -140,10 +177,18 @@ class RpcServer:
         """Bind and listen; health answers NOT_SERVING until `ready`.
 
         Raises:
-            FailedPrecondition: the address is taken.
+            FailedPrecondition: the address is taken, or others than this machine could reach it and nobody would ask them who they are.
         """
+        if not (self._access.asks or self._insecure or is_loopback(self._address)):
+            raise FailedPrecondition(
+                f"address: {self._address} can be reached from elsewhere, and nothing says who may call; name callers (SMOA_CALLERS) or an "
+                "issuer of tokens (SMOA_TOKEN_ISSUER), or say that everybody may do everything there (SMOA_INSECURE=true)"
+            )
         try:
-            self.port = self.server.add_insecure_port(self._address)
+            if self._tls is not None:
+                self.port = self.server.add_secure_port(self._address, self._tls.credentials())
+            else:
+                self.port = self.server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise FailedPrecondition(f"address: cannot listen on {self._address} ({error}); choose another or stop its owner") from error
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -171,6 +216,19 @@ class RpcServer:
             await end(self._loading)
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+        await self._access.close()
+
+    @classmethod
+    def of(cls, address: str, settings: AccessSettings, *, share_address: bool = False) -> RpcServer:
+        """As the settings say.
+
+        Raises:
+            InvalidArgument, FailedPrecondition: settings that contradict each other, or files that cannot be read.
+        """
+        tls = None
+        if settings.tls_certificate or settings.tls_key or settings.tls_client_ca:
+            tls = ServerTls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        return cls(address, share_address=share_address, access=Access.of(settings), tls=tls, insecure=settings.insecure)
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         await self._health.set("", status)

@@ -19,6 +19,10 @@ ERRORS: tuple[errors.SmoaError, ...] = (
     errors.FailedPrecondition("adapter: 01J9ZC3B5T8QH7M2K4N6P0R1SV is retired; restore it first"),
     errors.ResourceExhausted("max_waiting: 128 requests wait for a row", "send fewer at once, or add an executor"),
     errors.Unavailable("index: the Qdrant server does not answer; try again"),
+    errors.Unauthenticated(
+        "token: Signature has expired; send `authorization: Bearer TOKEN` with one that the issuer made for this service"
+    ),
+    errors.PermissionDenied("tenant: 'beta' is not a tenant of support-bot; name one of yours, or ask for a right to it"),
     errors.DeadlineExceeded("deadline: passed while the request waited for a row; allow more time"),
 )
 """One of each kind, as a caller sees it."""

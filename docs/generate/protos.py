@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import descriptor_pb2
 
 from docs.generate.markdown import NOTE, ROOT, table
+from smoa.access.principal import role_name
+from smoa.v1 import access_pb2
 
 
 def protos_page() -> str:
@@ -29,11 +33,12 @@ def protos_page() -> str:
                     f"`{method.name}`",
                     ("stream of " if method.client_streaming else "") + _short(method.input_type),
                     ("stream of " if method.server_streaming else "") + _short(method.output_type),
+                    _roles(method.options),
                     comments.get((6, number, 2, place), ""),
                 )
                 for place, method in enumerate(service.method)
             ]
-            parts.append(table(("method", "request", "answer", "meaning"), rows))
+            parts.append(table(("method", "request", "answer", "roles", "meaning"), rows))
         for number, message in enumerate(file.message_type):
             parts += _message(message, (4, number), comments, "")
         for number, enum in enumerate(file.enum_type):
@@ -41,14 +46,19 @@ def protos_page() -> str:
     return "\n".join(parts)
 
 
+def _roles(options: Any) -> str:
+    return ", ".join(f"`{role_name(role)}`" for role in options.Extensions[access_pb2.roles])
+
+
 def descriptors() -> list[descriptor_pb2.FileDescriptorProto]:
     """The parsed .proto files with their comments."""
     from grpc_tools import protoc
 
-    files = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto/smoa/v1").glob("*.proto"))
+    sources = sorted(str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto/smoa/v1").glob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "descriptors"
-        arguments = ["protoc", f"-I{ROOT / 'proto'}", "--include_source_info", f"--descriptor_set_out={out}", *files]
+        folders = [f"-I{ROOT / 'proto'}", f"-I{files('grpc_tools') / '_proto'}"]
+        arguments = ["protoc", *folders, "--include_source_info", f"--descriptor_set_out={out}", *sources]
         if protoc.main(arguments):
             raise SystemExit("proto: protoc failed; see above")
         return list(descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file)

@@ -71,6 +71,13 @@ def _type_name(hint: type) -> str:
 
 def field_docstrings(cls: type) -> dict[str, str]:
     """The string under each field of a dataclass."""
+    found = dict[str, str]()
+    for base in reversed(cls.__mro__[:-1]):
+        found |= _docstrings(base)
+    return found
+
+
+def _docstrings(cls: type) -> dict[str, str]:
     (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body if isinstance(node, ast.ClassDef))
     found = {}
     for field, after in itertools.pairwise(body):

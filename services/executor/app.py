@@ -167,7 +167,7 @@ def _sampling_of(folder: Path) -> str:
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
-    server = RpcServer(settings.address)
+    server = RpcServer.of(settings.address, settings)
     loaded = await asyncio.to_thread(load, settings)
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smoa.access.settings import AccessSettings
+
 MIB = 1024 * 1024
 DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
 
@@ -16,7 +18,7 @@ def cache_home() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExecutorSettings:
+class ExecutorSettings(AccessSettings):
     """Read from SMOA_EXECUTOR_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50052"

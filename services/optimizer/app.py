@@ -116,7 +116,7 @@ def build(settings: OptimizerSettings) -> faust.App:
 
     @cache  # made on the app's loop, which channels belong to
     def client() -> SmoaClient:
-        return SmoaClient(router=settings.router, executor=settings.executor or None)
+        return SmoaClient(router=settings.router, executor=settings.executor or None, connection=settings)
 
     @cache
     def optimizer() -> Optimizer:

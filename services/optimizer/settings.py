@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smoa.access.channels import ConnectionSettings
+
 APP_ID = "smoa-optimizer"
 """The Kafka group of the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
+class OptimizerSettings(ConnectionSettings):
     """Read from SMOA_OPTIMIZER_<FIELD>, or the key in the field's metadata."""
 
     data_folder: Path = Path("build/data/optimizer")

@@ -82,7 +82,6 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         embedder,
         changed,
         settings.purge_grace_s,
-        settings.allow_all_tenants,
         lambda base_model: router.executors.shapes_of(base_model, now_us()),
         lambda: library.library_id,
     )
@@ -96,7 +95,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     stack.push_async_callback(consumer.stop)
     metrics = RouterMetrics(router, library, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
-    server = RpcServer(settings.address, share_address=settings.share_address)
+    server = RpcServer.of(settings.address, settings, share_address=settings.share_address)
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse")
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smoa.access.settings import AccessSettings
+
 
 @dataclass(frozen=True, kw_only=True)
-class RouterSettings:
+class RouterSettings(AccessSettings):
     """Read from SMOA_ROUTER_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50051"
@@ -80,8 +82,6 @@ class RouterSettings:
     """How long an adapter must be retired before its weights may be deleted."""
     max_adapter_bytes: int = field(default=2**30, metadata={"least": 1})
     """Largest file of an adapter that a tenant may register. Two are read at a time, each into memory as a whole."""
-    allow_all_tenants: bool = False
-    """Answer listings over all tenants, which the optimizer needs. Then only trusted callers may reach the port."""
     check_interval_s: float = field(default=1.0, metadata={"least": 0.01})
     """How often it is seen whether the index is there."""
     metrics_address: str = ""

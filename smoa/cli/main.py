@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -10,8 +11,10 @@ import click
 import grpc
 
 from smoa import __version__
+from smoa.cli.access import access_group
 from smoa.cli.adapter import adapter_group
 from smoa.cli.composition import composition_group
+from smoa.cli.login import login_command, logout_command, take_profile
 from smoa.cli.options import stack_option, why_unanswered
 from smoa.cli.query import generate_command, report_command, route_command, status_command
 from smoa.cli.top import top_command
@@ -46,12 +49,15 @@ def cli() -> None:
     Add an adapter:         smoa adapter train ..., then smoa adapter push ...
     Ask it:                 smoa route "..."   smoa generate "..."
     Say how it went:        smoa report DECISION --success
+    Call from elsewhere:    smoa login --router HOST:PORT --ca FILE
+    Say who may:            smoa access add NAME --tenant TENANT --role ROLE
 
     Commands take the addresses of router, executor, broker and store from an option (--router ...), else from its variable
     (SMOA_ROUTER ...), else from the data folder of the local stack (--stack, SMOA_STACK, or ./smoa-data), else a default.
     """  # noqa: D301  the escape tells click to keep the lines
 
 
+cli.add_command(access_group)
 cli.add_command(adapter_group)
 cli.add_command(composition_group)
 cli.add_command(route_command)
@@ -59,6 +65,8 @@ cli.add_command(generate_command)
 cli.add_command(report_command)
 cli.add_command(status_command)
 cli.add_command(top_command)
+cli.add_command(login_command)
+cli.add_command(logout_command)
 
 
 def _load_plugins() -> None:
@@ -112,6 +120,7 @@ def main() -> None:
     _load_plugins()
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it tells of a broker that is away, the error says once
     try:
+        take_profile(sys.argv[1:], os.environ)
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()

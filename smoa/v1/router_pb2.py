@@ -22,28 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from smoa.v1 import access_pb2 as smoa_dot_v1_dot_access__pb2
 from smoa.v1 import common_pb2 as smoa_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x14smoa/v1/common.proto\"\x92\x03\n\x0cRouteRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x13\n\x0b\x63omposition\x18\n \x01(\t\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x0e\n\x06vector\x18\r \x03(\x02\x12\r\n\x05turns\x18\x0e \x03(\t\x12\x0f\n\x07session\x18\x0f \x01(\t\x12\x11\n\tnew_topic\x18\x10 \x01(\x08\x12\x0c\n\x04user\x18\x11 \x01(\tB\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\x8f\x04\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12*\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\x17\n\nconfidence\x18\n \x01(\x02H\x00\x88\x01\x01\x12(\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidate\x12\x0e\n\x06ranker\x18\x0c \x01(\t\x12\x10\n\x08\x65xecutor\x18\r \x01(\t\x12\x0f\n\x07task_id\x18\x0e \x01(\t\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\x12\x0f\n\x07\x63ontext\x18\x10 \x01(\x0c\x12\x17\n\x0f\x62y_conversation\x18\x11 \x01(\x08\x12%\n\tcloseness\x18\x13 \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x0c\n\x04user\x18\x12 \x01(\x0c\x42\r\n\x0b_confidence\"\xea\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x17\n\nconfidence\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0bprobability\x18\n \x01(\x02\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x02\x42\r\n\x0b_confidence\"]\n\x0fRankedCandidate\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x02\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x89\x01\n\rRouterService\x12\x31\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\x12\x45\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x14smoa/v1/access.proto\x1a\x14smoa/v1/common.proto\"\x98\x03\n\x0cRouteRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x13\n\x0b\x63omposition\x18\n \x01(\t\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x0e\n\x06vector\x18\r \x03(\x02\x12\r\n\x05turns\x18\x0e \x03(\t\x12\x0f\n\x07session\x18\x0f \x01(\t\x12\x11\n\tnew_topic\x18\x10 \x01(\x08\x12\x0c\n\x04user\x18\x11 \x01(\tB\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\x8f\x04\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12*\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\x17\n\nconfidence\x18\n \x01(\x02H\x00\x88\x01\x01\x12(\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidate\x12\x0e\n\x06ranker\x18\x0c \x01(\t\x12\x10\n\x08\x65xecutor\x18\r \x01(\t\x12\x0f\n\x07task_id\x18\x0e \x01(\t\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\x12\x0f\n\x07\x63ontext\x18\x10 \x01(\x0c\x12\x17\n\x0f\x62y_conversation\x18\x11 \x01(\x08\x12%\n\tcloseness\x18\x13 \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x0c\n\x04user\x18\x12 \x01(\x0c\x42\r\n\x0b_confidence\"\xea\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x17\n\nconfidence\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0bprobability\x18\n \x01(\x02\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x02\x42\r\n\x0b_confidence\"]\n\x0fRankedCandidate\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x02\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x97\x01\n\rRouterService\x12\x38\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\"\x05\xaa\xbb\x18\x01\x01\x12L\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponse\"\x05\xaa\xbb\x18\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smoa.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROUTEREQUEST']._serialized_start=56
-  _globals['_ROUTEREQUEST']._serialized_end=458
-  _globals['_DECISION']._serialized_start=461
-  _globals['_DECISION']._serialized_end=988
-  _globals['_CANDIDATEEXPLANATION']._serialized_start=991
-  _globals['_CANDIDATEEXPLANATION']._serialized_end=1225
-  _globals['_RANKEDCANDIDATE']._serialized_start=1227
-  _globals['_RANKEDCANDIDATE']._serialized_end=1320
-  _globals['_ROUTEBATCHREQUEST']._serialized_start=1322
-  _globals['_ROUTEBATCHREQUEST']._serialized_end=1382
-  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1384
-  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1442
-  _globals['_ROUTERSERVICE']._serialized_start=1445
-  _globals['_ROUTERSERVICE']._serialized_end=1582
+  _globals['_ROUTEREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['tenant']._serialized_options = b'\260\273\030\001'
+  _globals['_ROUTERSERVICE'].methods_by_name['Route']._loaded_options = None
+  _globals['_ROUTERSERVICE'].methods_by_name['Route']._serialized_options = b'\252\273\030\001\001'
+  _globals['_ROUTERSERVICE'].methods_by_name['RouteBatch']._loaded_options = None
+  _globals['_ROUTERSERVICE'].methods_by_name['RouteBatch']._serialized_options = b'\252\273\030\001\001'
+  _globals['_ROUTEREQUEST']._serialized_start=78
+  _globals['_ROUTEREQUEST']._serialized_end=486
+  _globals['_DECISION']._serialized_start=489
+  _globals['_DECISION']._serialized_end=1016
+  _globals['_CANDIDATEEXPLANATION']._serialized_start=1019
+  _globals['_CANDIDATEEXPLANATION']._serialized_end=1253
+  _globals['_RANKEDCANDIDATE']._serialized_start=1255
+  _globals['_RANKEDCANDIDATE']._serialized_end=1348
+  _globals['_ROUTEBATCHREQUEST']._serialized_start=1350
+  _globals['_ROUTEBATCHREQUEST']._serialized_end=1410
+  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1412
+  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1470
+  _globals['_ROUTERSERVICE']._serialized_start=1473
+  _globals['_ROUTERSERVICE']._serialized_end=1624
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,7 @@ ALL = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         yield world
 
 

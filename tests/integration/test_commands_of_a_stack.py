@@ -26,7 +26,7 @@ GROUPS = {"optimizer": optimizer_group, "dlq": dlq_group, "router": router_group
 async def stack(tmp_path: Path) -> AsyncIterator[tuple[RouterWorld, Stack]]:
     data = tmp_path / "smoa-data"
     data.mkdir()
-    async with embedded_broker(tmp_path) as kafka, running_router(data, kafka_bootstrap=kafka, allow_all_tenants=True) as router:
+    async with embedded_broker(tmp_path) as kafka, running_router(data, kafka_bootstrap=kafka) as router:
         stack = Stack(
             data=str(data),
             router=router.address,

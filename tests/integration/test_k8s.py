@@ -198,7 +198,7 @@ def test_parts_find_each_other(variant: tuple[str, list[Object]]) -> None:
     optimizer = environment(only_container(found["optimizer"]))
     assert optimizer["SMOA_ROUTER"] == "router:50051"
     assert optimizer["SMOA_OPTIMIZER_INSTANCE_ID"]["fieldRef"]["fieldPath"] == "metadata.name"
-    assert environment(only_container(found["router"]))["SMOA_ROUTER_ALLOW_ALL_TENANTS"] == "true"
+    assert environment(only_container(found["router"]))["SMOA_INSECURE"] == "true"
 
 
 def test_every_setting_is_one_that_a_service_reads(variant: tuple[str, list[Object]]) -> None:

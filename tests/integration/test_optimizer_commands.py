@@ -43,7 +43,7 @@ class _World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[_World]:
-    async with embedded_broker(tmp_path) as kafka, running_router(tmp_path, kafka_bootstrap=kafka, allow_all_tenants=True) as router:
+    async with embedded_broker(tmp_path) as kafka, running_router(tmp_path, kafka_bootstrap=kafka) as router:
         yield _World(router, kafka)
 
 

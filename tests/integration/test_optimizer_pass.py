@@ -51,7 +51,7 @@ async def _pass(world: RouterWorld, *, dry_run: bool = False, rules: Rules = RUL
 
 async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         await _library(world)
         before = await _states(world)
         files = sorted(Path(world.store.location).rglob("*.safetensors"))
@@ -69,7 +69,7 @@ async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Pat
 
 
 async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_finds_nothing(tmp_path: Path) -> None:
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         await _library(world)
         report = await _pass(world)
         assert report.refused == []
@@ -87,7 +87,7 @@ async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_fi
 
 
 async def test_a_lost_file_is_reported_and_the_rest_goes_on(tmp_path: Path) -> None:
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         await _library(world)
         (twin,) = [a async for a in world.client.list_all() if a.name == "twin-a"]
         await world.store.delete(twin.digest)
@@ -98,7 +98,7 @@ async def test_a_lost_file_is_reported_and_the_rest_goes_on(tmp_path: Path) -> N
 
 
 async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         for name, value in (("a", 0.50), ("b", 0.51), ("c", 0.52), ("other", -0.9)):
             await world.register(KNEES, name=name, value=value)
         reads: list[str] = []
@@ -124,7 +124,7 @@ async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(t
 
 
 async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is_not(tmp_path: Path) -> None:
-    async with running_router(tmp_path, allow_all_tenants=True, purge_grace_s=0.0) as world:
+    async with running_router(tmp_path, purge_grace_s=0.0) as world:
         await _library(world)
         by_hand = await world.register(MONEY, name="by-hand", value=0.1, modules=("o_proj",))
         await world.client.retire("public", by_hand.adapter_id, "its customer left")
@@ -143,7 +143,7 @@ async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is
 
 async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
     """The broker's log is gone: the counts of the new one are a few of one job, and every other adapter was "not used of late"."""
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         await _library(world)
         began_us = time.time_ns() // 1000 + 3600 * 10**6  # an hour after they were registered
         lost = Optimizer(world.client, world.store, RULES, lambda _: began_us, False, 100)
@@ -152,7 +152,7 @@ async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
 
 
 async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(tmp_path: Path) -> None:
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         await _library(world)
         assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
         [failing] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
@@ -176,7 +176,7 @@ async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(
 )
 async def test_counts_that_nobody_can_have_counted_are_refused(tmp_path: Path, statistics: registry_pb2.AdapterStatistics) -> None:
     """Two of them would add up to more than travels, and no list that holds the adapter could be sent any more."""
-    async with running_router(tmp_path, allow_all_tenants=True) as world:
+    async with running_router(tmp_path) as world:
         made = await world.register(KNEES)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await world.client.report_statistics("public", made.adapter_id, statistics)

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.routing.cache import RoutingCache
 from services.router.routing.query import RouteQuery
 from services.router.routing.scoring import Hints
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 
 class _Clock:

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from services.router.catalogue.port import Entry
 from services.router.catalogue.records import AdapterRecord, State
+from smoa.access.principal import caller
 from smoa.errors import AlreadyExists, FailedPrecondition
 
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged", "canary", "promoted", "rolled_back"]
@@ -39,6 +40,16 @@ def check_move(record: AdapterRecord, states: Sequence[State], action: Action) -
         raise FailedPrecondition(
             f"adapter: {record.adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
         )
+
+
+def check_publishable(record: AdapterRecord, *roles: str) -> None:
+    """Refuse what would reach every tenant's queries to a caller who may not publish, and has none of these roles either.
+
+    Raises:
+        PermissionDenied: it is shared, and they may not.
+    """
+    if record.shared:
+        caller().require(frozenset({"publish", *roles}), "shared")
 
 
 def as_it_is(record: AdapterRecord, evidence: Mapping[str, float] | None = None) -> Change:

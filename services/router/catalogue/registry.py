@@ -9,7 +9,19 @@ from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from services.router.catalogue.adapter_files import AdapterFiles
-from services.router.catalogue.changes import Action, Change, as_it_is, came_back, check_move, gone, in_state, now_us, same_content, taken
+from services.router.catalogue.changes import (
+    Action,
+    Change,
+    as_it_is,
+    came_back,
+    check_move,
+    check_publishable,
+    gone,
+    in_state,
+    now_us,
+    same_content,
+    taken,
+)
 from services.router.catalogue.description import described_by
 from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
@@ -56,13 +68,12 @@ class Registry:
         embedder: Views,
         changed: Callable[[Sequence[Change]], None],
         purge_grace_s: float = 7 * 86400.0,
-        allow_all_tenants: bool = False,
         shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
         library_id: Callable[[], str] = str,
     ) -> None:
         """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log."""
         self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, shapes_of), embedder, changed
-        self._purge_grace_s, self._allow_all_tenants = purge_grace_s, allow_all_tenants
+        self._purge_grace_s = purge_grace_s
         self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id, embedder.name)
         self._writes = Uncancelled()
 
@@ -90,6 +101,7 @@ class Registry:
 
         Raises:
             InvalidArgument: bad examples, a bad file, one that does not fit its base model, or a tenant other than the manifest's.
+            PermissionDenied: it is shared, and the caller may not publish.
             NotFound: no such file in the store.
             AlreadyExists: the id is taken by other content, or the name by an adapter with the same examples.
             FailedPrecondition: it was retired or purged, or what it would replace cannot be told or retired.
@@ -100,6 +112,7 @@ class Registry:
             raise InvalidArgument(
                 "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
             )
+        check_publishable(record)
         async with self.writing:
             found = await self.catalogue.get(record.adapter_id)
             kept = None if found is None else same_content(found[0], digest, tenant)
@@ -173,6 +186,7 @@ class Registry:
         for one in await asyncio.to_thread(check_imported, imported, self._embedder):
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
+            check_publishable(record)
             if (twin := made.get(record.adapter_id)) is not None and twin[0].digest != record.digest:
                 raise taken(record.adapter_id)
             made[record.adapter_id] = record, one.vector
@@ -219,10 +233,7 @@ class Registry:
 
         Raises:
             InvalidArgument: a page size out of bounds, or a token of another listing.
-            FailedPrecondition: every tenant's adapters where the server does not allow it.
         """
-        if scope.tenant is None and not self._allow_all_tenants:
-            raise FailedPrecondition("all_tenants: is not allowed here; list one tenant, or set SMOA_ROUTER_ALLOW_ALL_TENANTS=true")
         size, after = page_size_of(page_size), page_after(page_token, scope)
         records = await self.catalogue.scroll(scope, after, size + 1)
         more = len(records) > size
@@ -250,6 +261,8 @@ class Registry:
         check_labels("", "n" if name is None else name, tags or ())
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+            if examples or tags is not None or name is not None:
+                check_publishable(record)
             example_vectors: Vector | None = None
             if examples:
                 checked = checked_examples(examples)
@@ -363,6 +376,7 @@ class Registry:
             check_move(record, tuple(moves), action)
             if moves[record.state] != record.state:
                 if action == "restored":
+                    check_publishable(record, "operate")
                     await self._check_restorable(record)
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())

@@ -18,8 +18,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Vector
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 from smoa.embedding.port import unit_rows
 
 Numbers = NDArray[np.float64]

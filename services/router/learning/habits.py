@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 PRIOR: Final = 4.0
 DISCOUNT: Final = 0.95

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.statistics import Statistics
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 DISCOUNT: Final = 0.94
 """What an outcome leaves of the weight of those before it: about the last 16 count."""

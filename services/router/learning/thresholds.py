@@ -20,8 +20,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Vector
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 SAMPLED: Final = 8
 KEPT: Final = 2_048

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.learning.pool_fit import LEAST_ODDS
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 
 MOVES: Final = 0.4
 """Probability that a turn is of another topic than the one before."""

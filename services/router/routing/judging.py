@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import Candidate, Reach
 from services.router.learning.pool_fit import LEAST_ODDS, LOOKED_AT, PoolFit
@@ -20,6 +19,7 @@ from services.router.routing.pool_fits import Changes, PoolFits
 from services.router.routing.query import RoutingDefaults
 from services.router.routing.scoring import Hints, Scored, task_score
 from services.router.routing.strategies.strategy import Strategy
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 from smoa.embedding import surface
 from smoa.embedding.port import unit_rows
 from smoa.embedding.views import centroids

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.description import examples_of
 from services.router.catalogue.port import Catalogue
 from services.router.catalogue.records import Reach, Scope
 from services.router.learning.pool_fit import MAX_FITTED, PoolFit, fit
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 from smoa.errors import Unavailable
 from smoa.tasks import begin, end
 

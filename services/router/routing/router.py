@@ -12,7 +12,6 @@ from itertools import chain
 import numpy as np
 from ulid import ULID
 
-from services.router.catalogue.bounded_cache import ENTRY_BYTES, BoundedCache
 from services.router.catalogue.compositions import Compositions, Stage
 from services.router.catalogue.port import Catalogue, Vector
 from services.router.catalogue.records import EVERY_STATE, SHARED, Candidate, Reach, Scope, labels_of
@@ -35,6 +34,7 @@ from services.router.routing.strategies.semantic import Semantic
 from services.router.routing.strategies.strategy import Strategy, Wanted
 from services.router.routing.strategies.task import Task
 from services.router.search.port import VectorIndex
+from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 from smoa.embedding.views import Views
 from smoa.errors import InvalidArgument, NotFound, Unavailable
 from smoa.identifiers import DEFAULT_TENANT, checked_tenant

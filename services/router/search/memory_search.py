@@ -22,7 +22,6 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from services.router.catalogue.bounded_cache import BoundedCache
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Vector
 from services.router.catalogue.record_file import RecordFile, Written, vectors_of
@@ -32,6 +31,7 @@ from services.router.search.part import BEARABLE, SCORED, Part
 from services.router.search.pool import VectorPool
 from services.router.search.refs import Refs
 from services.router.search.scan import Scan
+from smoa.bounded_cache import BoundedCache
 from smoa.tasks import begin, end
 
 T = TypeVar("T")

@@ -1,0 +1,110 @@
+"""The one point where it is found out who calls a method, and whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from smoa.access.callers import CallersFile
+from smoa.access.principal import ANYBODY, Principal, answering
+from smoa.access.rights import Rights, rights_of
+from smoa.access.settings import AccessSettings
+from smoa.access.tokens import REMEDY, SigningKeys, Tokens
+from smoa.errors import InvalidArgument, Unauthenticated
+
+Request = TypeVar("Request", bound=Message)
+_NAMES: Final = "x509_subject_alternative_name"
+_SCHEME: Final = "bearer "
+
+
+class Call(Protocol):
+    """What gRPC knows of a call."""
+
+    def invocation_metadata(self) -> Any:
+        """Pairs of names and values."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Of the caller's certificate, once it was checked."""
+
+
+class Access:
+    """Callers by key or certificate, and by token. With neither, everybody may do everything."""
+
+    def __init__(self, callers: CallersFile | None = None, tokens: Tokens | None = None) -> None:
+        self._callers, self._tokens = callers, tokens
+
+    @classmethod
+    def of(cls, settings: AccessSettings) -> Access:
+        """As the settings say.
+
+        Raises:
+            InvalidArgument: an issuer without keys, or the other way round.
+            FailedPrecondition: a file that cannot be read.
+        """
+        if bool(settings.token_issuer) != bool(settings.token_keys):
+            missing = "SMOA_TOKEN_KEYS" if settings.token_issuer else "SMOA_TOKEN_ISSUER"
+            raise InvalidArgument(missing, "is empty", "tokens need an issuer and its keys; name both")
+        tokens = None
+        if settings.token_issuer:
+            keys = SigningKeys(settings.token_keys)
+            tokens = Tokens(keys, settings.token_issuer, settings.token_audience, settings.token_tenants, settings.token_roles)
+        return cls(CallersFile(Path(settings.callers)) if settings.callers else None, tokens)
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody is asked who they are."""
+        return self._callers is not None or self._tokens is not None
+
+    async def admit(self, method: str, call: Call) -> tuple[Principal, Rights]:
+        """Who calls, from here on `caller()` of this task; and what each of their requests is held to.
+
+        Raises:
+            Unauthenticated: nobody knows who it is.
+            PermissionDenied: they may not call the method.
+        """
+        rights = rights_of(method)
+        principal = await self._caller(call) if self.asks else ANYBODY
+        rights.check_call(principal)
+        answering(principal)
+        return principal, rights
+
+    async def _caller(self, call: Call) -> Principal:
+        if token := _token(call.invocation_metadata()):
+            if self._tokens is not None and token.count(".") == 2:
+                return await self._tokens.principal(token)
+            found = self._callers.by_key(token) if self._callers is not None else None
+            if found is None:
+                raise Unauthenticated(
+                    f"key: nobody's here; {REMEDY if self._callers is None else 'send the one that `smoa access add` printed'}"
+                )
+            return found
+        names = [name.decode(errors="replace") for name in call.auth_context().get(_NAMES, ())]
+        found = self._callers.by_certificate(names) if names and self._callers is not None else None
+        if found is None:
+            shown = f"nobody here is known by {', '.join(names)[:200]}" if names else "nothing says who calls"
+            raise Unauthenticated(
+                f"authorization: {shown}; send `authorization: Bearer` with a key or a token, or a certificate that is known"
+            )
+        return found
+
+    async def close(self) -> None:
+        """Stop reading keys."""
+        if self._tokens is not None:
+            await self._tokens.close()
+
+
+async def checked(requests: AsyncIterator[Request], principal: Principal, rights: Rights) -> AsyncIterator[Request]:
+    """Each request of a stream, held to the rights."""
+    async for request in requests:
+        rights.check_request(principal, request)
+        yield request
+
+
+def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    for name, value in metadata or ():
+        if name == "authorization" and isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
+            return value[len(_SCHEME) :].strip()
+    return ""

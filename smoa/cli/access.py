@@ -1,0 +1,116 @@
+"""`smoa access ...`: who may call; the file that SMOA_CALLERS names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smoa.access.callers import checked_principal, entry_of, new_key, read_callers
+from smoa.access.principal import EVERY_TENANT, ROLES
+from smoa.cli.options import json_lines_option
+from smoa.cli.tables import show_table
+from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+
+_file_option = click.option(
+    "--file",
+    "path",
+    envvar="SMOA_CALLERS",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("callers.json"),
+    show_default=True,
+    help="The file [SMOA_CALLERS].",
+)
+
+
+@click.group("access")
+def access_group() -> None:
+    """Say who may call router and executor, in the file that their SMOA_CALLERS names. They read it again when it changes.
+
+    \b
+    A service of your own, for one tenant:   smoa access add support-bot --tenant acme --role infer
+    Who keeps that tenant's library:         smoa access add acme-ml --tenant acme --role infer --role library
+    The optimizer, by its certificate:       smoa access add optimizer --tenant '*' --role optimizer --certificate spiffe://...
+
+    \b
+    infer       route, generate, score and report
+    library     add, change, retire, restore and purge the tenant's adapters and compositions
+    publish     with library: adapters that every tenant may use
+    operate     see every tenant's library; pin, and take back what was optimised
+    optimizer   count, merge and prune
+    executor    see what runs
+    """  # noqa: D301  the escape tells click to keep the lines
+
+
+@access_group.command("add")
+@click.argument("name")
+@click.option("--tenant", "tenants", multiple=True, required=True, help=f"A tenant that is theirs; '{EVERY_TENANT}' for every one.")
+@click.option("--role", "roles", multiple=True, required=True, type=click.Choice(sorted(ROLES)), help="What they may do.")
+@click.option("--certificate", default="", help="A name in their certificate (a SPIFFE id, or another subject alternative name).")
+@_file_option
+def add(name: str, tenants: tuple[str, ...], roles: tuple[str, ...], certificate: str, path: Path) -> None:
+    """Let somebody in. Prints their key, which is kept as a hash only; with --certificate, none is needed."""
+    entries = _read(path)
+    if any(entry.get("name") == name for entry in entries):
+        raise AlreadyExists(f"name: {name!r} is in {path}; remove it with `smoa access remove`, or choose another")
+    key = "" if certificate else new_key()
+    _write(path, [*entries, entry_of(checked_principal(name, tenants, roles), key=key, certificate=certificate)])
+    click.echo(key or f"{name} is known by the certificate of {certificate}")
+
+
+@access_group.command("list")
+@json_lines_option
+@_file_option
+def list_(path: Path, as_json: bool) -> None:
+    """Show who may do what."""
+    entries = _read(path)
+    if as_json:
+        for entry in entries:
+            click.echo(json.dumps(entry))
+        return
+    rows = [
+        (entry["name"], ", ".join(entry["tenants"]), ", ".join(entry["roles"]), entry.get("certificate") or "a key") for entry in entries
+    ]
+    show_table(("name", "tenants", "roles", "known by"), rows)
+
+
+@access_group.command("remove")
+@click.argument("name")
+@_file_option
+def remove(name: str, path: Path) -> None:
+    """Let somebody in no longer."""
+    entries = _read(path)
+    if all(entry.get("name") != name for entry in entries):
+        raise NotFound("caller", name, "see `smoa access list`")
+    _write(path, [entry for entry in entries if entry.get("name") != name])
+    click.echo(f"{name} is out")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailedPrecondition(f"file: {path} cannot be read ({error}); correct --file or SMOA_CALLERS") from error
+    try:
+        read_callers(text)
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"file: {path}: {error}") from error
+    entries: list[dict[str, Any]] = json.loads(text)["callers"]
+    return entries
+
+
+def _write(path: Path, entries: list[dict[str, Any]]) -> None:
+    """In one step, for services read it at any moment; only its owner may."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"callers": entries}, file, indent=2)
+            file.write("\n")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise FailedPrecondition(f"file: {path} cannot be written ({error}); correct --file or SMOA_CALLERS") from error
