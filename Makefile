@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PROTOS := $(sort $(wildcard proto/smoa/v1/*.proto))
+PROTOS := $(sort $(wildcard proto/smoa/v1/*.proto)) proto/buf/validate/validate.proto
 SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -45,6 +45,7 @@ proto-check: setup ## Fail when smoa/v1 is not what proto/ generates
 	@rm -rf build/proto && mkdir -p build/proto
 	$(call generate,build/proto)
 	diff -r -x __pycache__ -x __init__.py build/proto/smoa/v1 smoa/v1
+	diff -r -x __pycache__ -x __init__.py build/proto/smoa/validate smoa/validate
 
 test: setup ## Run every test: those of whole stacks in one process, which says its part at the end, all others beside it
 	@mkdir -p build
@@ -99,7 +100,10 @@ library: setup ## Retrain every adapter of examples/library (about 40 minutes on
 clean: ## Remove the virtual environment and build outputs
 	rm -rf $(VENV) build *.egg-info
 
+# The rules' own file (protovalidate's, unchanged) is generated into smoa/validate: a package of the name `buf` is somebody else's.
 define generate
 $(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(1) --pyi_out=$(1) $(PROTOS)
 $(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --grpc_python_out=$(1) --mypy_grpc_out=$(1) $(SERVICE_PROTOS)
+mkdir -p $(1)/smoa/validate && mv $(1)/buf/validate/validate_pb2.py* $(1)/smoa/validate/ && rm -r $(1)/buf
+sed -i 's/^from buf\.validate import/from smoa.validate import/' $(1)/smoa/v1/*_pb2.py*
 endef

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
 from smoa.limits import MAX_EXAMPLE_CHARACTERS
+from smoa.rules import check_rules
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
 
 SCHEMA: Final = "1"
@@ -130,11 +131,13 @@ def decode(topic: str, value: bytes) -> Message:
     """The message of an event.
 
     Raises:
-        InvalidArgument: an empty value, or bytes that are not the topic's message.
+        InvalidArgument: an empty value, bytes that are not the topic's message, or one that breaks a rule of its contract.
     """
     if not value:
         raise InvalidArgument("value", f"of a {topic} message is empty", f"produce a serialised {TYPES[topic].DESCRIPTOR.full_name}")
-    return _parsed(TYPES[topic], value)
+    message = _parsed(TYPES[topic], value)
+    check_rules(message)
+    return message
 
 
 def check_outcome(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:

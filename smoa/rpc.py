@@ -30,6 +30,7 @@ from smoa.errors import (
     Unauthenticated,
     Unavailable,
 )
+from smoa.rules import check_rules
 from smoa.tasks import end
 
 _log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     if handler.request_streaming:
                         request = checked(request, principal, rights)
                     else:
+                        check_rules(request)
                         rights.check_request(principal, request)
                     async for response in stream(request, context):
                         yield response
@@ -134,6 +136,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 principal, rights = await admit(method, context)
+                check_rules(request)
                 rights.check_request(principal, request)
                 return await unary(request, context)
             except SmoaError as error:

@@ -14,6 +14,7 @@ from smoa.access.rights import Rights, rights_of
 from smoa.access.settings import AccessSettings
 from smoa.access.tokens import REMEDY, SigningKeys, Tokens
 from smoa.errors import InvalidArgument, Unauthenticated
+from smoa.rules import check_rules
 
 Request = TypeVar("Request", bound=Message)
 _NAMES: Final = "x509_subject_alternative_name"
@@ -97,8 +98,9 @@ class Access:
 
 
 async def checked(requests: AsyncIterator[Request], principal: Principal, rights: Rights) -> AsyncIterator[Request]:
-    """Each request of a stream, held to the rights."""
+    """Each request of a stream, held to the contract's rules and the caller's rights."""
     async for request in requests:
+        check_rules(request)
         rights.check_request(principal, request)
         yield request
 

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from smoa.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from smoa.v1 import access_pb2 as smoa_dot_v1_dot_access__pb2
 from smoa.v1 import common_pb2 as smoa_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smoa/v1/executor.proto\x12\x07smoa.v1\x1a\x14smoa/v1/access.proto\x1a\x14smoa/v1/common.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xd5\x04\n\x0fGenerateRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12*\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x06stages\x18\n \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\r\n\x05top_k\x18\x0c \x01(\x05\x12\r\n\x05min_p\x18\r \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0e \x01(\x02\x12\x18\n\x10presence_penalty\x18\x0f \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x10 \x01(\x02\x12;\n\nlogit_bias\x18\x11 \x03(\x0b\x32\'.smoa.v1.GenerateRequest.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x12 \x01(\x05H\x01\x88\x01\x01\x12\t\n\x01n\x18\x13 \x01(\x05\x12\x12\n\nignore_eos\x18\x14 \x01(\x08\x12\x14\n\x0cstream_usage\x18\x15 \x01(\x08\x12\"\n\x08messages\x18\x0b \x03(\x0b\x32\x10.smoa.v1.Message\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\xff\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x16\n\x0e\x66irst_token_us\x18\x04 \x01(\x03\x12\x10\n\x08total_us\x18\x05 \x01(\x03\x12\x14\n\x0c\x61\x64\x61pter_hits\x18\x06 \x01(\x05\x12\x16\n\x0e\x61\x64\x61pter_misses\x18\x07 \x01(\x05\x12,\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x15.smoa.v1.FinishReason\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Usage\x12\x0c\n\x04seed\x18\n \x01(\x04\"\x87\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x1d\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.smoa.v1.Usage\x12\r\n\x05index\x18\x04 \x01(\x05\x12\'\n\x08logprobs\x18\x05 \x03(\x0b\x32\x15.smoa.v1.TokenLogprob\"i\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12+\n\x0c\x61lternatives\x18\x04 \x03(\x0b\x32\x15.smoa.v1.TokenLogprob\"\xad\x01\n\x0cScoreRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12*\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\"\n\x08messages\x18\x05 \x03(\x0b\x32\x10.smoa.v1.Message\x12\x13\n\x0b\x63ompletions\x18\x06 \x03(\t\"b\n\rScoreResponse\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x06scores\x18\x03 \x03(\x0b\x32\x18.smoa.v1.CompletionScore\":\n\x0f\x43ompletionScore\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x12\n\x10GetStatusRequest\"\x80\x04\n\x11GetStatusResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x17\n\x0f\x62\x61se_model_name\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12$\n\tresidents\x18\x04 \x03(\x0b\x32\x11.smoa.v1.Resident\x12\x0e\n\x06queued\x18\x05 \x01(\x05\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x14\n\x0c\x61\x64\x61pter_hits\x18\x07 \x01(\x03\x12\x16\n\x0e\x61\x64\x61pter_misses\x18\x08 \x01(\x03\x12\x11\n\tevictions\x18\t \x01(\x03\x12\x11\n\tmax_batch\x18\n \x01(\x05\x12\x16\n\x0espooled_events\x18\x0b \x01(\x03\x12\x11\n\thost_hits\x18\x0c \x01(\x03\x12\x13\n\x0bstore_loads\x18\r \x01(\x03\x12\x15\n\rstore_load_us\x18\x0e \x01(\x03\x12\x12\n\nslot_bytes\x18\x0f \x01(\x03\x12\x12\n\nhost_bytes\x18\x10 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_blocks\x18\x11 \x01(\x05\x12\x19\n\x11\x63\x61\x63he_blocks_free\x18\x12 \x01(\x05\x12\x16\n\x0eprefix_lookups\x18\x13 \x01(\x03\x12\x13\n\x0bprefix_hits\x18\x14 \x01(\x03\x12\x13\n\x0bpreemptions\x18\x19 \x01(\x03\x12\"\n\x05model\x18\x15 \x01(\x0b\x32\x13.smoa.v1.ModelShape\"^\n\x08Resident\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06leases\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_END\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32\xea\x01\n\x0f\x45xecutorService\x12H\n\x08Generate\x12\x18.smoa.v1.GenerateRequest\x1a\x19.smoa.v1.GenerateResponse\"\x05\xaa\xbb\x18\x01\x01\x30\x01\x12>\n\x05Score\x12\x15.smoa.v1.ScoreRequest\x1a\x16.smoa.v1.ScoreResponse\"\x06\xaa\xbb\x18\x02\x01\x05\x12M\n\tGetStatus\x12\x19.smoa.v1.GetStatusRequest\x1a\x1a.smoa.v1.GetStatusResponse\"\t\xaa\xbb\x18\x05\x01\x02\x04\x05\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smoa/v1/executor.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x14smoa/v1/access.proto\x1a\x14smoa/v1/common.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xd5\x04\n\x0fGenerateRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12*\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x04 \x01(\t\x12\x12\n\nmax_tokens\x18\x05 \x01(\x05\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\r\n\x05top_p\x18\x07 \x01(\x02\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x11\n\x04seed\x18\t \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x06stages\x18\n \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\r\n\x05top_k\x18\x0c \x01(\x05\x12\r\n\x05min_p\x18\r \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x0e \x01(\x02\x12\x18\n\x10presence_penalty\x18\x0f \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x10 \x01(\x02\x12;\n\nlogit_bias\x18\x11 \x03(\x0b\x32\'.smoa.v1.GenerateRequest.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x12 \x01(\x05H\x01\x88\x01\x01\x12\t\n\x01n\x18\x13 \x01(\x05\x12\x12\n\nignore_eos\x18\x14 \x01(\x08\x12\x14\n\x0cstream_usage\x18\x15 \x01(\x08\x12\"\n\x08messages\x18\x0b \x03(\x0b\x32\x10.smoa.v1.Message\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seedB\x0b\n\t_logprobs\"\xff\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x16\n\x0e\x66irst_token_us\x18\x04 \x01(\x03\x12\x10\n\x08total_us\x18\x05 \x01(\x03\x12\x14\n\x0c\x61\x64\x61pter_hits\x18\x06 \x01(\x05\x12\x16\n\x0e\x61\x64\x61pter_misses\x18\x07 \x01(\x05\x12,\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x15.smoa.v1.FinishReason\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Usage\x12\x0c\n\x04seed\x18\n \x01(\x04\"\x87\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x05\x12\x1d\n\x05usage\x18\x03 \x01(\x0b\x32\x0e.smoa.v1.Usage\x12\r\n\x05index\x18\x04 \x01(\x05\x12\'\n\x08logprobs\x18\x05 \x03(\x0b\x32\x15.smoa.v1.TokenLogprob\"i\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12+\n\x0c\x61lternatives\x18\x04 \x03(\x0b\x32\x15.smoa.v1.TokenLogprob\"\xb7\x01\n\x0cScoreRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x12\n\ncompletion\x18\x03 \x01(\t\x12\x34\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapterB\x08\xbaH\x05\x92\x01\x02\x10 \x12\"\n\x08messages\x18\x05 \x03(\x0b\x32\x10.smoa.v1.Message\x12\x13\n\x0b\x63ompletions\x18\x06 \x03(\t\"b\n\rScoreResponse\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x06scores\x18\x03 \x03(\x0b\x32\x18.smoa.v1.CompletionScore\":\n\x0f\x43ompletionScore\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x12\n\x10GetStatusRequest\"\x80\x04\n\x11GetStatusResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x17\n\x0f\x62\x61se_model_name\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12$\n\tresidents\x18\x04 \x03(\x0b\x32\x11.smoa.v1.Resident\x12\x0e\n\x06queued\x18\x05 \x01(\x05\x12\x0f\n\x07running\x18\x06 \x01(\x05\x12\x14\n\x0c\x61\x64\x61pter_hits\x18\x07 \x01(\x03\x12\x16\n\x0e\x61\x64\x61pter_misses\x18\x08 \x01(\x03\x12\x11\n\tevictions\x18\t \x01(\x03\x12\x11\n\tmax_batch\x18\n \x01(\x05\x12\x16\n\x0espooled_events\x18\x0b \x01(\x03\x12\x11\n\thost_hits\x18\x0c \x01(\x03\x12\x13\n\x0bstore_loads\x18\r \x01(\x03\x12\x15\n\rstore_load_us\x18\x0e \x01(\x03\x12\x12\n\nslot_bytes\x18\x0f \x01(\x03\x12\x12\n\nhost_bytes\x18\x10 \x01(\x03\x12\x14\n\x0c\x63\x61\x63he_blocks\x18\x11 \x01(\x05\x12\x19\n\x11\x63\x61\x63he_blocks_free\x18\x12 \x01(\x05\x12\x16\n\x0eprefix_lookups\x18\x13 \x01(\x03\x12\x13\n\x0bprefix_hits\x18\x14 \x01(\x03\x12\x13\n\x0bpreemptions\x18\x19 \x01(\x03\x12\"\n\x05model\x18\x15 \x01(\x0b\x32\x13.smoa.v1.ModelShape\"^\n\x08Resident\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06leases\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_END\x10\x01\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x32\xea\x01\n\x0f\x45xecutorService\x12H\n\x08Generate\x12\x18.smoa.v1.GenerateRequest\x1a\x19.smoa.v1.GenerateResponse\"\x05\xaa\xbb\x18\x01\x01\x30\x01\x12>\n\x05Score\x12\x15.smoa.v1.ScoreRequest\x1a\x16.smoa.v1.ScoreResponse\"\x06\xaa\xbb\x18\x02\x01\x05\x12M\n\tGetStatus\x12\x19.smoa.v1.GetStatusRequest\x1a\x1a.smoa.v1.GetStatusResponse\"\t\xaa\xbb\x18\x05\x01\x02\x04\x05\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,38 +40,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST'].fields_by_name['tenant']._serialized_options = b'\260\273\030\001'
   _globals['_SCOREREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_SCOREREQUEST'].fields_by_name['tenant']._serialized_options = b'\260\273\030\001'
+  _globals['_SCOREREQUEST'].fields_by_name['adapters']._loaded_options = None
+  _globals['_SCOREREQUEST'].fields_by_name['adapters']._serialized_options = b'\272H\005\222\001\002\020 '
   _globals['_EXECUTORSERVICE'].methods_by_name['Generate']._loaded_options = None
   _globals['_EXECUTORSERVICE'].methods_by_name['Generate']._serialized_options = b'\252\273\030\001\001'
   _globals['_EXECUTORSERVICE'].methods_by_name['Score']._loaded_options = None
   _globals['_EXECUTORSERVICE'].methods_by_name['Score']._serialized_options = b'\252\273\030\002\001\005'
   _globals['_EXECUTORSERVICE'].methods_by_name['GetStatus']._loaded_options = None
   _globals['_EXECUTORSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\252\273\030\005\001\002\004\005\006'
-  _globals['_FINISHREASON']._serialized_start=2191
-  _globals['_FINISHREASON']._serialized_end=2316
-  _globals['_MESSAGE']._serialized_start=79
-  _globals['_MESSAGE']._serialized_end=119
-  _globals['_GENERATEREQUEST']._serialized_start=122
-  _globals['_GENERATEREQUEST']._serialized_end=719
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=649
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=697
-  _globals['_USAGE']._serialized_start=722
-  _globals['_USAGE']._serialized_end=977
-  _globals['_GENERATERESPONSE']._serialized_start=980
-  _globals['_GENERATERESPONSE']._serialized_end=1115
-  _globals['_TOKENLOGPROB']._serialized_start=1117
-  _globals['_TOKENLOGPROB']._serialized_end=1222
-  _globals['_SCOREREQUEST']._serialized_start=1225
-  _globals['_SCOREREQUEST']._serialized_end=1398
-  _globals['_SCORERESPONSE']._serialized_start=1400
-  _globals['_SCORERESPONSE']._serialized_end=1498
-  _globals['_COMPLETIONSCORE']._serialized_start=1500
-  _globals['_COMPLETIONSCORE']._serialized_end=1558
-  _globals['_GETSTATUSREQUEST']._serialized_start=1560
-  _globals['_GETSTATUSREQUEST']._serialized_end=1578
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1581
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2093
-  _globals['_RESIDENT']._serialized_start=2095
-  _globals['_RESIDENT']._serialized_end=2189
-  _globals['_EXECUTORSERVICE']._serialized_start=2319
-  _globals['_EXECUTORSERVICE']._serialized_end=2553
+  _globals['_FINISHREASON']._serialized_start=2230
+  _globals['_FINISHREASON']._serialized_end=2355
+  _globals['_MESSAGE']._serialized_start=108
+  _globals['_MESSAGE']._serialized_end=148
+  _globals['_GENERATEREQUEST']._serialized_start=151
+  _globals['_GENERATEREQUEST']._serialized_end=748
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=678
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=726
+  _globals['_USAGE']._serialized_start=751
+  _globals['_USAGE']._serialized_end=1006
+  _globals['_GENERATERESPONSE']._serialized_start=1009
+  _globals['_GENERATERESPONSE']._serialized_end=1144
+  _globals['_TOKENLOGPROB']._serialized_start=1146
+  _globals['_TOKENLOGPROB']._serialized_end=1251
+  _globals['_SCOREREQUEST']._serialized_start=1254
+  _globals['_SCOREREQUEST']._serialized_end=1437
+  _globals['_SCORERESPONSE']._serialized_start=1439
+  _globals['_SCORERESPONSE']._serialized_end=1537
+  _globals['_COMPLETIONSCORE']._serialized_start=1539
+  _globals['_COMPLETIONSCORE']._serialized_end=1597
+  _globals['_GETSTATUSREQUEST']._serialized_start=1599
+  _globals['_GETSTATUSREQUEST']._serialized_end=1617
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1620
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2132
+  _globals['_RESIDENT']._serialized_start=2134
+  _globals['_RESIDENT']._serialized_end=2228
+  _globals['_EXECUTORSERVICE']._serialized_start=2358
+  _globals['_EXECUTORSERVICE']._serialized_end=2592
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from smoa.validate import validate_pb2 as _validate_pb2
 from smoa.v1 import access_pb2 as _access_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

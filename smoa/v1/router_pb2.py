@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from smoa.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from smoa.v1 import access_pb2 as smoa_dot_v1_dot_access__pb2
 from smoa.v1 import common_pb2 as smoa_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x14smoa/v1/access.proto\x1a\x14smoa/v1/common.proto\"\x98\x03\n\x0cRouteRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x0c\n\x04tags\x18\x07 \x03(\t\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x0f\n\x07task_id\x18\t \x01(\t\x12\x13\n\x0b\x63omposition\x18\n \x01(\t\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x0e\n\x06vector\x18\r \x03(\x02\x12\r\n\x05turns\x18\x0e \x03(\t\x12\x0f\n\x07session\x18\x0f \x01(\t\x12\x11\n\tnew_topic\x18\x10 \x01(\x08\x12\x0c\n\x04user\x18\x11 \x01(\tB\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\x8f\x04\n\x08\x44\x65\x63ision\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12*\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapter\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12\x1e\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.Stage\x12\x17\n\nconfidence\x18\n \x01(\x02H\x00\x88\x01\x01\x12(\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidate\x12\x0e\n\x06ranker\x18\x0c \x01(\t\x12\x10\n\x08\x65xecutor\x18\r \x01(\t\x12\x0f\n\x07task_id\x18\x0e \x01(\t\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\x12\x0f\n\x07\x63ontext\x18\x10 \x01(\x0c\x12\x17\n\x0f\x62y_conversation\x18\x11 \x01(\x08\x12%\n\tcloseness\x18\x13 \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x0c\n\x04user\x18\x12 \x01(\x0c\x42\r\n\x0b_confidence\"\xea\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x17\n\nconfidence\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0bprobability\x18\n \x01(\x02\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x02\x42\r\n\x0b_confidence\"]\n\x0fRankedCandidate\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x12\x12\n\npropensity\x18\x03 \x01(\x02\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x97\x01\n\rRouterService\x12\x38\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\"\x05\xaa\xbb\x18\x01\x01\x12L\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponse\"\x05\xaa\xbb\x18\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/router.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x14smoa/v1/access.proto\x1a\x14smoa/v1/common.proto\"\xde\x03\n\x0cRouteRequest\x12\x14\n\x06tenant\x18\x01 \x01(\tB\x04\xb0\xbb\x18\x01\x12\x12\n\nbase_model\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fscore_threshold\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x1d\n\x04tags\x18\x07 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10@\"\x05r\x03\x18\x80\x02\x12/\n\x0especialization\x18\x08 \x01(\x0e\x32\x17.smoa.v1.Specialization\x12\x19\n\x07task_id\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1d\n\x0b\x63omposition\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x0c\n\x04look\x18\x0b \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x0c \x01(\x08\x12\x1a\n\x06vector\x18\r \x03(\x02\x42\n\xbaH\x07\x92\x01\x04\x10\x80\x80\x01\x12\x18\n\x05turns\x18\x0e \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\x12\x0f\n\x07session\x18\x0f \x01(\t\x12\x11\n\tnew_topic\x18\x10 \x01(\x08\x12\x16\n\x04user\x18\x11 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x42\x08\n\x06_top_kB\x12\n\x10_score_threshold\"\xfa\x04\n\x08\x44\x65\x63ision\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06tenant\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nbase_model\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12*\n\x08strategy\x18\x04 \x01(\x0e\x32\x18.smoa.v1.RoutingStrategy\x12\x35\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapterB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x12\n\nhandler_us\x18\x07 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x08 \x01(\x03\x12(\n\x06stages\x18\t \x03(\x0b\x32\x0e.smoa.v1.StageB\x08\xbaH\x05\x92\x01\x02\x10\x08\x12\x17\n\nconfidence\x18\n \x01(\x02H\x00\x88\x01\x01\x12\x32\n\x06ranked\x18\x0b \x03(\x0b\x32\x18.smoa.v1.RankedCandidateB\x08\xbaH\x05\x92\x01\x02\x10@\x12\x18\n\x06ranker\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1a\n\x08\x65xecutor\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x19\n\x07task_id\x18\x0e \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x33\n\x0c\x65xplanations\x18\x0f \x03(\x0b\x32\x1d.smoa.v1.CandidateExplanation\x12\x18\n\x07\x63ontext\x18\x10 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\x17\n\x0f\x62y_conversation\x18\x11 \x01(\x08\x12%\n\tcloseness\x18\x13 \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x15\n\x04user\x18\x12 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18\x08\x42\r\n\x0b_confidence\"\xea\x01\n\x14\x43\x61ndidateExplanation\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63osine\x18\x04 \x01(\x02\x12\x16\n\x0e\x65xample_cosine\x18\x05 \x01(\x02\x12\x0c\n\x04task\x18\x06 \x01(\x02\x12\x17\n\nconfidence\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0e\n\x06weight\x18\x08 \x01(\x02\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x13\n\x0bprobability\x18\n \x01(\x02\x12\x0e\n\x06\x62\x65\x66ore\x18\x0b \x01(\x02\x42\r\n\x0b_confidence\"p\n\x0fRankedCandidate\x12\x1b\n\nadapter_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\x08\x66\x65\x61tures\x18\x02 \x03(\x02\x42\x08\xbaH\x05\x92\x01\x02\x10@\x12\x12\n\npropensity\x18\x03 \x01(\x02\x12\x10\n\x08\x65xpected\x18\x04 \x01(\x02\"<\n\x11RouteBatchRequest\x12\'\n\x08requests\x18\x01 \x03(\x0b\x32\x15.smoa.v1.RouteRequest\":\n\x12RouteBatchResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.smoa.v1.Decision2\x97\x01\n\rRouterService\x12\x38\n\x05Route\x12\x15.smoa.v1.RouteRequest\x1a\x11.smoa.v1.Decision\"\x05\xaa\xbb\x18\x01\x01\x12L\n\nRouteBatch\x12\x1a.smoa.v1.RouteBatchRequest\x1a\x1b.smoa.v1.RouteBatchResponse\"\x05\xaa\xbb\x18\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +36,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ROUTEREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_ROUTEREQUEST'].fields_by_name['tenant']._serialized_options = b'\260\273\030\001'
+  _globals['_ROUTEREQUEST'].fields_by_name['tags']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['tags']._serialized_options = b'\272H\014\222\001\t\020@\"\005r\003\030\200\002'
+  _globals['_ROUTEREQUEST'].fields_by_name['task_id']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['task_id']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_ROUTEREQUEST'].fields_by_name['composition']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['composition']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_ROUTEREQUEST'].fields_by_name['vector']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['vector']._serialized_options = b'\272H\007\222\001\004\020\200\200\001'
+  _globals['_ROUTEREQUEST'].fields_by_name['turns']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['turns']._serialized_options = b'\272H\006\222\001\003\020\200\010'
+  _globals['_ROUTEREQUEST'].fields_by_name['user']._loaded_options = None
+  _globals['_ROUTEREQUEST'].fields_by_name['user']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DECISION'].fields_by_name['decision_id']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['decision_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DECISION'].fields_by_name['tenant']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['tenant']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_DECISION'].fields_by_name['base_model']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['base_model']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DECISION'].fields_by_name['adapters']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['adapters']._serialized_options = b'\272H\006\222\001\003\020\200\002'
+  _globals['_DECISION'].fields_by_name['stages']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['stages']._serialized_options = b'\272H\005\222\001\002\020\010'
+  _globals['_DECISION'].fields_by_name['ranked']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['ranked']._serialized_options = b'\272H\005\222\001\002\020@'
+  _globals['_DECISION'].fields_by_name['ranker']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['ranker']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DECISION'].fields_by_name['executor']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['executor']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DECISION'].fields_by_name['task_id']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['task_id']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_DECISION'].fields_by_name['context']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['context']._serialized_options = b'\272H\004z\002\030@'
+  _globals['_DECISION'].fields_by_name['user']._loaded_options = None
+  _globals['_DECISION'].fields_by_name['user']._serialized_options = b'\272H\004z\002\030\010'
+  _globals['_RANKEDCANDIDATE'].fields_by_name['adapter_id']._loaded_options = None
+  _globals['_RANKEDCANDIDATE'].fields_by_name['adapter_id']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_RANKEDCANDIDATE'].fields_by_name['features']._loaded_options = None
+  _globals['_RANKEDCANDIDATE'].fields_by_name['features']._serialized_options = b'\272H\005\222\001\002\020@'
   _globals['_ROUTERSERVICE'].methods_by_name['Route']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['Route']._serialized_options = b'\252\273\030\001\001'
   _globals['_ROUTERSERVICE'].methods_by_name['RouteBatch']._loaded_options = None
   _globals['_ROUTERSERVICE'].methods_by_name['RouteBatch']._serialized_options = b'\252\273\030\001\001'
-  _globals['_ROUTEREQUEST']._serialized_start=78
-  _globals['_ROUTEREQUEST']._serialized_end=486
-  _globals['_DECISION']._serialized_start=489
-  _globals['_DECISION']._serialized_end=1016
-  _globals['_CANDIDATEEXPLANATION']._serialized_start=1019
-  _globals['_CANDIDATEEXPLANATION']._serialized_end=1253
-  _globals['_RANKEDCANDIDATE']._serialized_start=1255
-  _globals['_RANKEDCANDIDATE']._serialized_end=1348
-  _globals['_ROUTEBATCHREQUEST']._serialized_start=1350
-  _globals['_ROUTEBATCHREQUEST']._serialized_end=1410
-  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1412
-  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1470
-  _globals['_ROUTERSERVICE']._serialized_start=1473
-  _globals['_ROUTERSERVICE']._serialized_end=1624
+  _globals['_ROUTEREQUEST']._serialized_start=107
+  _globals['_ROUTEREQUEST']._serialized_end=585
+  _globals['_DECISION']._serialized_start=588
+  _globals['_DECISION']._serialized_end=1222
+  _globals['_CANDIDATEEXPLANATION']._serialized_start=1225
+  _globals['_CANDIDATEEXPLANATION']._serialized_end=1459
+  _globals['_RANKEDCANDIDATE']._serialized_start=1461
+  _globals['_RANKEDCANDIDATE']._serialized_end=1573
+  _globals['_ROUTEBATCHREQUEST']._serialized_start=1575
+  _globals['_ROUTEBATCHREQUEST']._serialized_end=1635
+  _globals['_ROUTEBATCHRESPONSE']._serialized_start=1637
+  _globals['_ROUTEBATCHRESPONSE']._serialized_end=1695
+  _globals['_ROUTERSERVICE']._serialized_start=1698
+  _globals['_ROUTERSERVICE']._serialized_end=1849
 # @@protoc_insertion_point(module_scope)

@@ -214,7 +214,9 @@ def _reported(report: registry_pb2.AdapterStatistics) -> Statistics:
     values = {name: getattr(report, name) for name in REPORTED}
     # Written so that NaN does not pass.
     sane = all(0 <= value <= (MAX_COUNT if name in COUNTED else sys.float_info.max) for name, value in values.items() if name != "epoch")
-    if not sane or report.successes > report.outcomes:
+    # Sums of weights, added up in another order than each other: equal ones may differ in their last places.
+    more = report.successes > report.outcomes or report.recent_successes > report.recent_outcomes * (1 + 1e-9)
+    if not sane or more:
         problem = "holds a negative count, one that nobody can have counted, or more successes than outcomes"
         raise InvalidArgument("statistics", problem, "send what was counted")
     if len(report.epoch) > MAX_EPOCH_CHARACTERS or report.epoch == OLDER:

@@ -24,7 +24,7 @@ from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Judg
 from services.router.routing.hearing import Heard, answering
 from services.router.routing.judging import Judge
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
-from services.router.routing.scoring import Chosen, Hints, Scored, check_hints, task_score
+from services.router.routing.scoring import Chosen, Hints, Scored, task_score
 from services.router.routing.single_flight import SingleFlight
 from services.router.routing.strategies.hierarchical import Hierarchical
 from services.router.routing.strategies.hybrid import Hybrid
@@ -127,7 +127,6 @@ class Router:
 
     async def _chosen(self, query: RouteQuery, look: bool) -> tuple[Choice, bool]:
         """The choice, and whether it came from the cache. The learned strategy decides anew each time, or it would not explore."""
-        check_hints(query.hints)
         strategy = self._strategies[query.strategy]
         strategy.check(query.hints)
         if query.session:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from services.router.catalogue.records import AdapterRef, Candidate, Labels
-from smoa.errors import InvalidArgument
-from smoa.limits import MAX_NAME_CHARACTERS, MAX_TAGS
 
 MAX_MIXED: Final = 16
 """Most adapters of a choice."""
@@ -53,13 +51,6 @@ def task_score(labels: Labels | None, hints: Hints) -> float:
     if hints.specialization:
         parts.append(float(hints.specialization == labels.specialization))
     return sum(parts) / len(parts) if parts else 0.0
-
-
-def check_hints(hints: Hints) -> None:
-    """Raise InvalidArgument for more or longer hints than any adapter has labels."""
-    if len(hints.tags) > MAX_TAGS or any(len(label) > MAX_NAME_CHARACTERS for label in (*hints.tags, hints.task_id)):
-        problem = f"are over {MAX_TAGS}, or one of them or task_id is over {MAX_NAME_CHARACTERS} characters"
-        raise InvalidArgument("tags", problem, "send fewer or shorter ones: no adapter has such labels")
 
 
 class Scored(NamedTuple):
