@@ -22,7 +22,9 @@ import numpy as np
 from ulid import ULID
 
 from smoa.errors import InvalidArgument
-from smoa.limits import MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_RANK, MAX_TAGS, MAX_VERSION
+from smoa.identifiers import check_ulid, checked_tenant
+from smoa.limits import MAX_LAYERS, MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_RANK, MAX_TAGS, MAX_VERSION
+from smoa.strict_json import parse_json
 from smoa.tensor_file import DTYPES, Array, all_finite, read_tensors, write_tensors
 
 Kind = Literal["lora", "lora_xs"]
@@ -146,10 +148,10 @@ def decode(data: bytes) -> Adapter:
     except ValueError as error:
         raise InvalidArgument("file", f"is not a whole safetensors file ({error})", "write it again and push the new one") from error
     try:
-        raw = json.loads(metadata["smoa"])
+        raw = parse_json(metadata["smoa"])
         sequences = {key: tuple(raw[key]) for key in ("modules", "layers", "tags", "parents") if key in raw}
         manifest = Manifest(**{**raw, **sequences})
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidArgument(
             "manifest", f"is missing or malformed ({error})", "write the file with `smoa adapter train` or import it"
         ) from error
@@ -189,6 +191,10 @@ def check(adapter: Adapter) -> None:
         )
     if not 1 <= manifest.rank <= MAX_RANK:
         raise InvalidArgument("manifest.rank", f"{manifest.rank} is outside 1..{MAX_RANK}", "retrain with a rank inside it")
+    check_ulid(manifest.adapter_id, "manifest.adapter_id", "leave it out of `smoa adapter import`, or make one with `new_adapter_id`")
+    checked_tenant(manifest.tenant, "manifest.tenant")
+    if not all(0 <= layer < MAX_LAYERS for layer in manifest.layers) or len(manifest.layers) > MAX_LAYERS:
+        raise InvalidArgument("manifest.layers", f"are not all in 0..{MAX_LAYERS - 1}", "number the decoder's layers from 0")
     check_labels("manifest.", manifest.name, manifest.tags)
     check_texts("manifest.base_model", (manifest.base_model,), 1)
     check_texts("manifest.base_model_name", (manifest.base_model_name,), 1)
@@ -233,11 +239,12 @@ def check_labels(where: str, name: str, tags: Sequence[str]) -> None:
     """
     if not 0 < len(name) <= MAX_NAME_CHARACTERS:
         raise InvalidArgument(f"{where}name", f"has {len(name)} characters", f"give 1 to {MAX_NAME_CHARACTERS}")
+    check_texts(f"{where}name", (name,), 1)
     check_texts(f"{where}tags", tags, MAX_TAGS)
 
 
 def check_texts(field: str, texts: Sequence[str], most: int) -> None:
-    """Raise unless they are few and short.
+    """Raise unless they are few and short, and can be printed.
 
     Raises:
         InvalidArgument: they are not.
@@ -246,6 +253,9 @@ def check_texts(field: str, texts: Sequence[str], most: int) -> None:
         raise InvalidArgument(field, f"holds {len(texts)}", f"send at most {most}")
     if any(len(text) > MAX_NAME_CHARACTERS for text in texts):
         raise InvalidArgument(field, f"holds one over {MAX_NAME_CHARACTERS} characters", "shorten it")
+    for text in texts:
+        if not text.isprintable():
+            raise InvalidArgument(field, f"{text[:80]!r} holds a character that cannot be printed", "leave it out")
 
 
 def _check_lora(adapter: Adapter) -> None:

@@ -11,7 +11,7 @@ TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
-def checked_tenant(tenant: str) -> str:
+def checked_tenant(tenant: str, field: str = "tenant") -> str:
     """The tenant, `public` when empty.
 
     Raises:
@@ -19,7 +19,7 @@ def checked_tenant(tenant: str) -> str:
     """
     name = tenant or DEFAULT_TENANT
     if not TENANT_PATTERN.fullmatch(name):
-        raise InvalidArgument("tenant", f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
+        raise InvalidArgument(field, f"{name[:80]!r} is not a valid name", "use 1 to 63 of a-z, 0-9, '.', '_' and '-'")
     return name
 
 

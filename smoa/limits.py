@@ -16,6 +16,8 @@ MAX_TAGS = 64
 """Tags of an adapter."""
 MAX_MODULES = 64
 """Kinds of linear layer that an adapter changes."""
+MAX_LAYERS = 4096
+"""Of a model's decoder."""
 MAX_RANK = 1024
 """Of an adapter's pairs, in a file; an executor serves up to a limit of its own."""
 MAX_PARENTS = 64

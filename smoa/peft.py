@@ -19,6 +19,7 @@ from smoa.errors import InvalidArgument
 from smoa.folder_kinds import CONFIG_FILE, WEIGHTS_FILE, describe
 from smoa.model_shape import model_name
 from smoa.peft_config import LoraSettings, parse_config
+from smoa.strict_json import parse_json
 from smoa.tensor_file import Array, read_tensors
 
 _WRAPPERS: Final = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -57,9 +58,9 @@ def import_folder(
     """
     config, weights = _read(folder)
     try:
-        settings = parse_config(json.loads(config))
+        settings = parse_config(parse_json(config))
         named, _ = read_tensors(weights)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidArgument("folder", f"{folder} holds a damaged file ({error})", "save the adapter again") from error
     tensors, scalings = _by_path(named, settings)
     scaling = Counter(filter(None, scalings.values())).most_common(1)[0][0] if any(scalings.values()) else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from mmap import mmap
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from smoa.errors import InvalidArgument
+from smoa.strict_json import parse_json
 
 Array = NDArray[np.floating]
 """Of a numpy float, or of BFLOAT16, which numpy does not count among them and which computes as they do."""
@@ -25,6 +25,8 @@ _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "F64": np.dtype(np.float64),
 }
 DTYPES: Final = frozenset(_DTYPES.values())
+MAX_HEADER_BYTES: Final = 2**20
+"""Of an adapter, which needs about 120 for each of its tensors."""
 _BFLOAT16_INFINITY: Final = 0x7F80
 
 
@@ -53,15 +55,20 @@ def read_tensors(data: bytes | mmap) -> tuple[dict[str, Array], dict[str, str]]:
     body = 8 + int.from_bytes(data[:8], "little")
     if not 8 < body <= len(data):
         raise ValueError(f"{len(data):,} bytes do not hold its header")
+    if body > MAX_HEADER_BYTES:  # what is parsed takes some twenty times as much
+        raise ValueError(f"its header has {body:,} bytes, over {MAX_HEADER_BYTES:,}")
     try:
-        header = json.loads(data[8:body])
+        header = parse_json(data[8:body])
+    except ValueError as error:
+        raise ValueError(f"its header is no JSON: {error}") from error
+    try:
         metadata = header.pop("__metadata__", {})
         entries = [_Entry(*_offsets(entry), name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()]
         sound = all(type(value) is str for value in metadata.values()) and all(
             type(one.dtype) is str and all(type(number) is int and number >= 0 for number in (one.begin, one.end, *one.shape))
             for one in entries
         )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its header lacks something: {error!r}") from error
     if not sound:
         raise ValueError("its header holds a value of a wrong type")

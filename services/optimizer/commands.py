@@ -19,7 +19,7 @@ from services.optimizer.propose import propose_command
 from services.optimizer.settings import APP_ID
 from smoa.cli.names import PROTECTED, RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
-from smoa.cli.tables import show_table
+from smoa.cli.tables import say, show_table
 from smoa.cli.top import words_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
@@ -137,15 +137,15 @@ def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json:
     if as_json:
         counted = MessageToDict(counts) if counts else {}
         return click.echo(json.dumps({"adapter": MessageToDict(found), "counts": counted, "history": [_event_json(one) for one in events]}))
-    click.echo(f"{found.name} {found.adapter_id} is {state_of(found)}" + (", pinned" if found.pinned else ""))
+    say(f"{found.name} {found.adapter_id} is {state_of(found)}" + (", pinned" if found.pinned else ""))
     if found.state_reason:
-        click.echo(f"because: {found.state_reason}")
+        say(f"because: {found.state_reason}")
     if counts is not None:
         _show_tallies("tenant", counts.tenants)
         if counts.tasks:
             _show_tallies("task", counts.tasks)
         if counts.together:
-            click.echo("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in _most_together(counts)))
+            say("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in _most_together(counts)))
     if events:
         _show_events(events, names)
     return None
@@ -183,7 +183,7 @@ def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: b
         )
 
     sentence, told = with_client(router, work)
-    click.echo(json.dumps(told) if as_json else sentence)
+    say(json.dumps(told) if as_json else sentence)
 
 
 async def _names(client: SmoaClient, events: Iterable[LifecycleEvent]) -> dict[str, str]:

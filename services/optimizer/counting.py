@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.optimizer.examples import ExamplePartition
+from services.optimizer.isolating import without_failing
 from services.optimizer.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
@@ -173,6 +174,11 @@ class CountPartition:
 
     def plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
         """What the events come to; nothing is changed."""
+        plan, left_out = without_failing(lambda these: self._plan(these, now_us), events)
+        plan.refused += left_out
+        return plan
+
+    def _plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
         plan = CountPlan()
         fresh: dict[str, AdapterCounts] = {}
         examples: list[Example] = []

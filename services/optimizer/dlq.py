@@ -12,7 +12,7 @@ import click
 from google.protobuf.json_format import MessageToDict
 
 from smoa.cli.options import json_lines_option, kafka_option
-from smoa.cli.tables import show_table
+from smoa.cli.tables import say, show_table
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, TYPES, decode, headers
 from smoa.outbox import Outbox, Record, Refused
@@ -57,7 +57,7 @@ def list_command(kafka: str, topic: str, reason: str, as_json: bool) -> None:
     if len(chosen) > SHOWN:
         click.echo(f"the newest {SHOWN} of {len(chosen):,}; --json shows all")
     for (where, why), many in Counter((one.topic, one.reason.partition(":")[0]) for one in chosen.values()).most_common():
-        click.echo(f"{many:,} of {where}: {why}")
+        say(f"{many:,} of {where}: {why}")
 
 
 @dlq_group.command("replay")
@@ -86,11 +86,11 @@ def replay_command(ids: Sequence[str], kafka: str, topic: str, reason: str, ever
         del chosen[name]
     hopeless = {name: why for name, one in chosen.items() if (why := _unreadable(one))}
     for name, why in hopeless.items():
-        click.echo(f"left: {name}: {why}", err=True)
+        say(f"left: {name}: {why}", err=True)
     chosen = {name: one for name, one in chosen.items() if name not in hopeless}
     if not dry_run:
         for name, error in asyncio.run(_replay(kafka, chosen)).items():
-            click.echo(f"left: {name}: {error}", err=True)
+            say(f"left: {name}: {error}", err=True)
             hopeless[name] = error
             del chosen[name]
     left = len(derived) + len(hopeless)

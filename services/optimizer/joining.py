@@ -13,6 +13,7 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
+from services.optimizer.isolating import without_failing
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_outcome, decode, event
 from smoa.topics import partition_of
@@ -250,6 +251,11 @@ class JoinPartition(Generic[N]):
 
     def plan(self, events: Sequence[Received], now_us: int) -> JoinPlan:
         """What the events come to; nothing is changed."""
+        plan, left_out = without_failing(lambda these: self._plan(these, now_us), events)
+        plan.refused += left_out
+        return plan
+
+    def _plan(self, events: Sequence[Received], now_us: int) -> JoinPlan:
         plan = JoinPlan()
         # Decisions first: an outcome that waits for its decision keeps its texts meanwhile. Lanes may interleave in any way.
         for one in sorted(events, key=lambda one: one.topic != DECISIONS):

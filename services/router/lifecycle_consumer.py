@@ -188,6 +188,11 @@ class LifecycleConsumer:
         except InvalidArgument as error:
             self.refused += 1
             _log.warning("%s/%d/%d was not understood: %s", message.topic, message.partition, message.offset, error)
+        except _ERRORS:
+            raise
+        except Exception:  # noqa: BLE001  a bug that one message finds must not end the feed of all that come after it
+            self.refused += 1
+            _log.exception("%s/%d/%d was left out", message.topic, message.partition, message.offset)
 
     async def _take(self, event: Message) -> None:
         if isinstance(event, events_pb2.AdapterOutcome):

@@ -6,7 +6,6 @@ For small installations, and for services.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from typing import Any, Final
 from smoa.access.principal import EVERY_TENANT, ROLES, Principal
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.identifiers import TENANT_PATTERN
+from smoa.strict_json import parse_json
 
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
@@ -67,8 +67,8 @@ def read_callers(text: str) -> Callers:
         InvalidArgument: naming the entry and the field.
     """
     try:
-        entries = json.loads(text)["callers"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        entries = parse_json(text)["callers"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument("callers", f"is not what `smoa access` writes ({error})", 'write {"callers": [...]}') from error
     by_key, by_certificate = dict[str, Principal](), dict[str, Principal]()
     for place, entry in enumerate(entries if isinstance(entries, list) else [entries]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from smoa.access.callers import checked_principal
 from smoa.access.principal import ROLES, Principal
 from smoa.bounded_cache import ENTRY_BYTES, BoundedCache
 from smoa.errors import InvalidArgument, Unauthenticated, Unavailable
+from smoa.strict_json import parse_json
 from smoa.tasks import begin, end
 
 _log = logging.getLogger(__name__)
@@ -103,9 +103,9 @@ class SigningKeys:
     async def _read_again(self) -> None:
         self._read_s = self._clock_s()
         try:
-            read = json.loads(await asyncio.wait_for(asyncio.to_thread(self._read, self._where), 2 * _TIMEOUT_S))
+            read = parse_json(await asyncio.wait_for(asyncio.to_thread(self._read, self._where), 2 * _TIMEOUT_S))
             keys = {one.key_id: one for one in jwt.PyJWKSet.from_dict(read).keys if one.algorithm_name in _ALGORITHMS}
-        except (OSError, URLError, TimeoutError, ValueError, AttributeError, RecursionError, jwt.PyJWTError) as error:
+        except (OSError, URLError, TimeoutError, ValueError, AttributeError, jwt.PyJWTError) as error:
             _log.error("the keys of %s cannot be read; the last ones stay: %s", self._where, error)
             return
         self._keys = keys

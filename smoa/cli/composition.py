@@ -11,9 +11,10 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from smoa.cli.names import find_composition, with_ids
 from smoa.cli.options import json_lines_option, router_option, tenant_option, with_client
-from smoa.cli.tables import show_table
+from smoa.cli.tables import say, show_table
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
+from smoa.strict_json import parse_json
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -67,7 +68,7 @@ def _long_child(child: Any) -> Any:
 def create(name: str, tree: Path, by_success: bool, tenant: str, as_json: bool, router: str) -> None:
     """Name the tree in the JSON file TREE."""
     try:
-        root = tree_from_json(json.loads(tree.read_text()))
+        root = tree_from_json(parse_json(tree.read_text()))
     except ValueError as error:
         raise InvalidArgument("tree", f"{tree} is not JSON ({error})", "see `smoa composition --help`") from error
     weighting = registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS if by_success else registry_pb2.COMPOSITION_WEIGHTING_UNSPECIFIED
@@ -140,4 +141,4 @@ def delete(name: str, tenant: str, as_json: bool, router: str) -> None:
     deleted = with_client(router, work)
     if as_json:
         return click.echo(json.dumps({"deleted": deleted.name, "composition_id": deleted.composition_id}))
-    return click.echo(f"{deleted.name} is deleted")
+    return say(f"{deleted.name} is deleted")

@@ -17,6 +17,7 @@ from smoa.cli.composition import composition_group
 from smoa.cli.login import login_command, logout_command, take_profile
 from smoa.cli.options import stack_option, why_unanswered
 from smoa.cli.query import generate_command, report_command, route_command, status_command
+from smoa.cli.tables import say
 from smoa.cli.top import top_command
 from smoa.errors import SmoaError, Unavailable
 from smoa.identifiers import is_utf8, shown
@@ -129,8 +130,8 @@ def main() -> None:
         click.echo("stopped", err=True)
         raise SystemExit(130) from None
     except SmoaError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         raise SystemExit(1) from error
     except grpc.aio.AioRpcError as error:
-        click.echo(f"error: {error.code().name}: {error.details() or ''}", err=True)
+        say(f"error: {error.code().name}: {error.details() or ''}", err=True)
         raise SystemExit(1) from error

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from smoa.cli.names import find_adapter, find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option, with_client
 from smoa.cli.sampling import sampling_of, sampling_options
-from smoa.cli.tables import show_table
+from smoa.cli.tables import say, show_table
 from smoa.client import SmoaClient
 from smoa.v1 import executor_pb2, router_pb2
 
@@ -154,12 +154,12 @@ def generate_command(
                 answer.logprobs.extend(response.logprobs)
                 answer.usage.CopyFrom(response.usage)
                 if not as_json and len(answers) == 1:
-                    click.echo(response.text, nl=False)
+                    say(response.text, nl=False)
             if as_json:
                 click.echo(json.dumps(_as_json(decision, answers)))
                 return
             for number, answer in enumerate(answers, 1):
-                click.echo(f"[{number}] {answer.text}" if len(answers) > 1 else "")
+                say(f"[{number}] {answer.text}" if len(answers) > 1 else "")
                 _tell_usage(decision, answer.usage, f", seed {answer.usage.seed}" if sampling.get("temperature") else "")
 
     asyncio.run(work())

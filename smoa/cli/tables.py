@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
@@ -16,10 +17,23 @@ PROSE_WIDTH: Final = 16
 _FRAME_WIDTH: Final = 3  # of a column: two blanks and a line
 
 
+def printable(text: str) -> str:
+    """Without what would change the terminal: names and reasons are others'."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def say(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print what others have written; a terminal gets no control characters of it, a file or a program all of it."""
+    stream = sys.stderr if err else sys.stdout
+    click.echo(printable(text) if stream.isatty() else text, nl=nl, err=err)
+
+
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", prose: Collection[str] = ()) -> Table:
     """A table whose columns in `prose` fold where it is narrow, and whose other values stay whole on their line."""
     table = Table(title=title or None, title_justify="left")
-    listed = [list(row) for row in rows]
+    listed = [[printable(cell) for cell in row] for row in rows]
     for number, name in enumerate(columns):
         widest = max(cell_len(name), *(cell_len(row[number]) for row in listed)) if listed else cell_len(name)
         if name in prose:

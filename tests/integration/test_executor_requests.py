@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
+from smoa.rpc import MAX_ERROR_BYTES
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
 from tests.integration.executor_support import PROMPT, World, refused, running_executor
@@ -44,16 +45,24 @@ async def test_bad_request(world: World, changes: dict[str, object], message: st
 
 async def test_a_long_wrong_value_is_still_a_bad_request(world: World) -> None:
     """A status is metadata, of which clients take 16 KiB: over that they would see RESOURCE_EXHAUSTED, which they retry."""
+    code, details = await refused(world, prompt="", messages=[executor_pb2.Message(role="\U0001f600" * 5000, content="x")])
+    assert code == "INVALID_ARGUMENT"
+    assert details.startswith("messages: have the role ")
+    assert len(details.encode()) <= MAX_ERROR_BYTES
+
+
+async def test_an_adapter_that_nobody_can_have_named(world: World) -> None:
     adapter = common.WeightedAdapter(adapter_id="\U0001f600" * 5000, version=1, digest="0" * 64, weight=1.0)
-    code, details = await refused(world, adapters=[adapter])
-    assert code == "FAILED_PRECONDITION"
-    assert details.startswith("adapter: the weights of \U0001f600")
+    said = "adapters[0].adapter_id: has 5,000 characters; must be at most 64 characters"
+    assert await refused(world, adapters=[adapter]) == ("INVALID_ARGUMENT", said)
 
 
 @pytest.mark.parametrize("weight", [-5.0, 4.5, float("nan")])
 async def test_weight_over_the_limit(world: World, weight: float) -> None:
     adapter = await world.adapter(1, weight)
     expected = f"adapters.weight: {weight:g} is outside -4..4; a decision's weights add up to 1"
+    if weight != weight:
+        expected = "adapters[0].weight: is nan; must be finite"
     assert await refused(world, adapters=[adapter]) == ("INVALID_ARGUMENT", expected)
 
 

@@ -8,6 +8,7 @@ import json
 
 from services.router.catalogue.records import Scope
 from smoa.errors import InvalidArgument
+from smoa.strict_json import parse_json
 
 MAX_PAGE = 1000
 
@@ -41,7 +42,7 @@ def page_after(token: str, scope: Scope) -> str:
     if not token:
         return ""
     try:
-        last_id, listing = json.loads(base64.urlsafe_b64decode(token))
+        last_id, listing = parse_json(base64.urlsafe_b64decode(token))
     except (ValueError, TypeError) as error:
         raise InvalidArgument("page_token", "is not one this server gave", "start again without a token") from error
     if listing != _listing(scope):

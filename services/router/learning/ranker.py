@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from services.router.learning.contexts import NOTHING_LEARNED, Correction
 from services.router.learning.posteriors import Posterior
 from smoa.errors import InvalidArgument
+from smoa.strict_json import parse_json
 
 Numbers = NDArray[np.float64]
 FEATURES: Final = ("log_odds", "behind", "example", "task", "success", "evidence", "age", "load")
@@ -74,7 +75,7 @@ class Ranker:
             InvalidArgument: not an artefact of this version, or numbers that cannot be used.
         """
         try:
-            body = json.loads(data)
+            body = parse_json(data)
             if (body.pop("format"), tuple(body.pop("features"))) != (FORMAT, FEATURES):
                 raise InvalidArgument("ranker", "was trained for other features", "train again with this version")
             weights, mean, scale = (tuple(float(number) for number in body[key]) for key in ("weights", "mean", "scale"))
@@ -83,7 +84,7 @@ class Ranker:
             numbers = [made.bias, *made.weights, *made.mean, *made.scale]
             if len(numbers) != 1 + 3 * len(FEATURES) or not np.isfinite(np.array(numbers, np.float64)).all() or 0 in made.scale:
                 raise InvalidArgument("ranker", "holds numbers that cannot be used", "train again")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise InvalidArgument("ranker", f"is not an artefact of `smoa router train` ({error})", "train again") from error
         return made
 

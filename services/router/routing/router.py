@@ -64,7 +64,7 @@ class Router:
         self._defaults = defaults or RoutingDefaults()
         self._known_tenants = {DEFAULT_TENANT}
         self._flights: SingleFlight[RouteQuery, Choice] = SingleFlight()
-        self.embeddings: BoundedCache[str, Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
+        self.embeddings: BoundedCache[tuple[str, str], Vector] = BoundedCache(self._defaults.embedding_cache_bytes)
         self.judge = Judge(catalogue, cache, self._defaults)
         self.learned = Learned(catalogue, seed)
         every = (Hybrid(), Semantic(), Task(), Hierarchical(), Mixture(), self.learned)
@@ -197,11 +197,11 @@ class Router:
         """Of the query: as it came with it, or of its text."""
         if query.vector:
             return np.frombuffer(query.vector, np.float32)
-        text = query.query
-        vector = self.embeddings.get(text)
+        key = query.tenant, query.query  # of each tenant its own: how long an answer took would tell what others asked
+        vector = self.embeddings.get(key)
         if vector is None:
-            vector = (await self._embedder.embed([text]))[0]
-            self.embeddings.put(text, vector, ENTRY_BYTES + vector.nbytes + 4 * len(text))
+            vector = (await self._embedder.embed([query.query]))[0]
+            self.embeddings.put(key, vector, ENTRY_BYTES + vector.nbytes + 4 * len(query.query))
         return vector
 
     async def _decide_in_session(self, query: RouteQuery, *, look: bool) -> Choice:
