@@ -25,6 +25,7 @@ from services.router.catalogue.port import Vector
 from services.router.catalogue.qdrant_connection import Limits
 from services.router.catalogue.records import Reach
 from services.router.search.qdrant_search import search_parameters
+from smoa.access.channels import ConnectionSettings
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import router_pb2, router_pb2_grpc
 
@@ -80,11 +81,11 @@ class RouterProcess:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> float:
+    async def start(self, connection: ConnectionSettings | None = None) -> float:
         """Start it and wait until it serves; seconds that took."""
         started = time.perf_counter()
         self.process = subprocess.Popen([sys.executable, "-m", "services.router"], env=self._environment, stderr=subprocess.DEVNULL)
-        while not await is_serving(self.address):
+        while not await is_serving(self.address, connection):
             await asyncio.sleep(0.05)
         return time.perf_counter() - started
 

@@ -1,153 +1,31 @@
-"""A gRPC server's life: one mapping of errors to statuses, health, readiness, and a drain in order."""
+"""A gRPC server's life: health, readiness, and a drain in order."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from smoa.access.access import Access, checked
+from smoa.access.access import Access
 from smoa.access.addresses import is_loopback
+from smoa.access.calls import CallInterceptor
+from smoa.access.places import Places
 from smoa.access.settings import AccessSettings
 from smoa.access.tls import ServerTls
-from smoa.errors import (
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    SmoaError,
-    Unauthenticated,
-    Unavailable,
-)
-from smoa.rules import check_rules
+from smoa.errors import FailedPrecondition
 from smoa.tasks import end
 
 _log = logging.getLogger(__name__)
-STATUS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_ERROR_BYTES = 1500
+MAX_CALLS = 1000
 LIVE = "live"
 """Health's name for "the process answers", whatever it needs may be away: restarting it would not bring that back."""
-
-
-def status_of(error: SmoaError) -> status_pb2.Status:
-    """The `google.rpc.Status` of an error: which field, id, limit, precondition or delay."""
-    said = _short(str(error))
-    detail: Message | None = None
-    if isinstance(error, InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=_short(f"{error.problem}; {error.remedy}"))
-        detail = error_details_pb2.BadRequest(field_violations=[violation])
-    elif isinstance(error, NotFound):
-        detail = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=_short(error.identifier), description=said)
-    elif isinstance(error, FailedPrecondition):
-        subject = said.partition(":")[0]
-        failed = error_details_pb2.PreconditionFailure.Violation(type="STATE", subject=subject, description=said)
-        detail = error_details_pb2.PreconditionFailure(violations=[failed])
-    elif isinstance(error, ResourceExhausted):
-        quota = error_details_pb2.QuotaFailure.Violation(subject=error.limit.partition(":")[0], description=said)
-        detail = error_details_pb2.QuotaFailure(violations=[quota])
-    elif isinstance(error, Unavailable):
-        whole = int(error.retry_delay_s)
-        delay = Duration(seconds=whole, nanos=int((error.retry_delay_s - whole) * 1e9))
-        detail = error_details_pb2.RetryInfo(retry_delay=delay)
-    elif isinstance(error, PermissionDenied | Unauthenticated):
-        detail = error_details_pb2.ErrorInfo(reason=error.code, domain="smoa", metadata={"subject": said.partition(":")[0]})
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=said)
-    if detail is not None:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    return status
-
-
-def _short(text: str) -> str:
-    """A part of a status: it goes out as metadata, in up to three copies, of which clients take 16 KiB."""
-    return text.encode()[:MAX_ERROR_BYTES].decode(errors="ignore")
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: SmoaError) -> None:
-    status = status_of(error)
-    await context.abort(grpc.StatusCode[error.code], status.message, ((STATUS_KEY, status.SerializeToString()),))
-
-
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Admits a call, holds its requests to the caller's rights, and turns a `SmoaError` into its status.
-
-    Anything else is a bug: logged with its trace, answered INTERNAL.
-    """
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """See `grpc.aio.ServerInterceptor`."""
-        method = handler_call_details.method
-        if (made := self._made.get(method)) is not None:  # a server's methods do not change
-            return made
-        handler = await continuation(handler_call_details)
-        if handler is None or not method.startswith("/smoa."):
-            return handler
-        self._made[method] = self._guarded(method, handler)
-        return self._made[method]
-
-    def _guarded(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        admit = self._access.admit
-        if handler.response_streaming:
-            stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
-            async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-                try:
-                    principal, rights = await admit(method, context)
-                    if handler.request_streaming:
-                        request = checked(request, principal, rights)
-                    else:
-                        check_rules(request)
-                        rights.check_request(principal, request)
-                    async for response in stream(request, context):
-                        yield response
-                except SmoaError as error:
-                    await _abort(context, error)
-                except grpc.aio.AbortError:
-                    raise
-                except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
-                    _log.exception("%s failed", method)
-                    await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
-
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-        unary: Any = handler.unary_unary
-
-        async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                principal, rights = await admit(method, context)
-                check_rules(request)
-                rights.check_request(principal, request)
-                return await unary(request, context)
-            except SmoaError as error:
-                await _abort(context, error)
-            except grpc.aio.AbortError:
-                raise
-            except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
-                _log.exception("%s failed", method)
-                await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
-
-        return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
 
 
 class RpcServer:
@@ -156,18 +34,21 @@ class RpcServer:
     def __init__(
         self,
         address: str,
-        max_concurrent_rpcs: int = 1000,
+        max_calls: int = MAX_CALLS,
         *,
         share_address: bool = False,
         access: Access | None = None,
         tls: ServerTls | None = None,
         insecure: bool = False,
     ) -> None:
-        """Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted."""
+        """Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted.
+
+        Of callers who are known, none has more than a quarter of the places; where nobody is asked, all calls are of one.
+        """
         self._access, self._tls, self._insecure = access or Access(), tls, insecure
+        places = Places(max_calls, max(1, max_calls // 4) if self._access.asks else max_calls)
         self.server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._access)],
-            maximum_concurrent_rpcs=max_concurrent_rpcs,
+            interceptors=[CallInterceptor(self._access, places)],
             options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", int(share_address))],
         )
         self._health = health.aio.HealthServicer()
@@ -231,7 +112,14 @@ class RpcServer:
         tls = None
         if settings.tls_certificate or settings.tls_key or settings.tls_client_ca:
             tls = ServerTls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
-        return cls(address, share_address=share_address, access=Access.of(settings), tls=tls, insecure=settings.insecure)
+        return cls(
+            address,
+            settings.max_calls,
+            share_address=share_address,
+            access=Access.of(settings),
+            tls=tls,
+            insecure=settings.insecure,
+        )
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         await self._health.set("", status)

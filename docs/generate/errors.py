@@ -10,7 +10,7 @@ from google.rpc import code_pb2
 
 from docs.generate.markdown import NOTE
 from smoa import errors
-from smoa.rpc import status_of
+from smoa.statuses import status_of
 
 ERRORS: tuple[errors.SmoaError, ...] = (
     errors.InvalidArgument("query", "is empty", "send 1 to 8,192 characters"),

@@ -11,6 +11,8 @@ class AccessSettings:
 
     insecure: bool = field(default=False, metadata={"key": "SMOA_INSECURE"})
     """Listen on other than loopback addresses although anybody who reaches the port may do everything there."""
+    max_calls: int = field(default=1000, metadata={"key": "SMOA_MAX_CALLS", "least": 4})
+    """Calls that are answered at once, streams among them; of one caller a quarter of them, where callers are known."""
     callers: str = field(default="", metadata={"key": "SMOA_CALLERS"})
     """File of who calls with a key or a certificate, and what they may do: `smoa access` writes it."""
     token_issuer: str = field(default="", metadata={"key": "SMOA_TOKEN_ISSUER"})

@@ -17,7 +17,7 @@ from services.router.app import build
 from services.router.settings import RouterSettings
 from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
 from smoa.client import SmoaClient
-from smoa.rpc import STATUS_KEY
+from smoa.statuses import STATUS_KEY
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2
 

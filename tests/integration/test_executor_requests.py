@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
-from smoa.rpc import MAX_ERROR_BYTES
+from smoa.statuses import MAX_ERROR_BYTES
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
 from tests.integration.executor_support import PROMPT, World, refused, running_executor

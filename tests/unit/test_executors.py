@@ -61,6 +61,16 @@ def test_those_that_fell_silent_are_forgotten() -> None:
     assert executors.choose("b", ["a"], later) == "alive"
 
 
+def test_a_clock_that_is_ahead_keeps_nobody_fresh_and_hides_nothing_that_comes_later() -> None:
+    executors = _directory(_executor("one", active="a", age_s=-3600), _executor("two", free=1))
+    assert executors.choose("b", ["a"], NOW) == "one"
+    later = NOW + int(1e6)
+    executors.report(dataclasses.replace(_executor("one"), reported_at_us=later), later)
+    assert executors.choose("b", ["a"], later) == "two", "what it said last is what counts"
+    gone = NOW + int((STALE_S + 2) * 1e6)
+    assert executors.choose("b", ["a"], gone) == ""
+
+
 def test_an_older_status_does_not_replace_a_later_one() -> None:
     executors = _directory(_executor("one", active="a"), _executor("one", age_s=5), _executor("two", free=1))
     assert executors.choose("b", ["a"], NOW) == "one"

@@ -26,6 +26,10 @@ V = [np.linalg.qr(_bases.standard_normal((WIDTH, RANK)))[0] for _ in range(LAYER
 S = np.sort(_bases.uniform(1, 5, (LAYERS, RANK)))[:, ::-1].astype(np.float32)
 
 
+ID = "01J0000000000000000000000"
+"""The beginning of one that a file may have; a letter more is one."""
+
+
 def _manifest(adapter_id: str, kind: str, rank: int, module: str, scaling: float) -> Manifest:
     return Manifest(
         adapter_id=adapter_id,
@@ -181,11 +185,11 @@ def _uneven(adapter_id: str, seed: int) -> Adapter:
 
 
 def test_ranks_and_scalings_of_each_pair_are_merged() -> None:
-    first, second = _uneven("a", 1), _uneven("b", 2)
+    first, second = _uneven(f"{ID}A", 1), _uneven(f"{ID}B", 2)
     assert lora_inner(first, second) == pytest.approx(_inner(first, second), rel=1e-9)
     wanted = [(one + 3 * two) / 4 for one, two in zip(*map(_dense, (first, second)), strict=True)]
     for method, largest in (("average", 2 * RANK + 4), ("ties", 10)):
-        child = merged([first, second], (1, 3), "m", method=checked_method(method), rank=20, density=1.0)
+        child = merged([first, second], (1, 3), f"{ID}M", method=checked_method(method), rank=20, density=1.0)
         assert (child.adapter.manifest.rank, dict(child.adapter.manifest.scalings)) == (largest, {})
         decode(encode(child.adapter))
         if method == "average":
@@ -239,7 +243,7 @@ def test_cosines_of_sketches_are_about_those_of_the_deltas(make: Callable[..., A
 
 
 def test_a_sketch_follows_from_the_file_alone() -> None:
-    adapter = _lora("a", 1, 2.0)
+    adapter = _lora(f"{ID}A", 1, 2.0)
     again = random_sketch(decode(encode(adapter)))
     np.testing.assert_array_equal(random_sketch(adapter), again)
     assert (again.dtype, again.shape) == (np.dtype(np.float32), (256,))

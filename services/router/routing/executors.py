@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -59,6 +59,8 @@ class ExecutorDirectory:
 
     def report(self, executor: Executor, now_us: int) -> None:
         """Take a status, unless a later one is known, and forget executors that fell silent."""
+        if executor.reported_at_us > now_us:  # a clock that is ahead must not keep it fresh for ever, nor hide what it reports later
+            executor = replace(executor, reported_at_us=now_us)
         known = self._executors.pop(executor.address, None)
         self._executors[executor.address] = known if known and known.reported_at_us > executor.reported_at_us else executor
         for oldest in tuple(islice(self._executors.values(), 2)):  # in the order of their reports

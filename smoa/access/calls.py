@@ -1,0 +1,135 @@
+"""What every call goes through before its method: who calls, whether there is a place for it, the contract's rules, the caller's rights."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from smoa.access.access import Access, checked
+from smoa.access.places import Places
+from smoa.errors import DeadlineExceeded, SmoaError
+from smoa.rules import check_rules
+from smoa.statuses import abort
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+STALLED_S: Final = 60.0
+"""For so long a caller may leave its stream alone: take no answer, or send no request."""
+_WATCH: Final = "/grpc.health.v1.Health/Watch"
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Admits a call, holds its requests to the caller's rights, and turns a `SmoaError` into its status.
+
+    Anything else is a bug: logged with its trace, answered INTERNAL.
+    """
+
+    def __init__(self, access: Access, places: Places) -> None:
+        self._access, self._places, self._stalled_s = access, places, STALLED_S
+        self._watches = Places(places.each, places.each)
+        self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See `grpc.aio.ServerInterceptor`."""
+        method = handler_call_details.method
+        if (made := self._made.get(method)) is not None:  # a server's methods do not change
+            return made
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if method.startswith("/smoa."):
+            self._made[method] = self._streaming(method, handler) if handler.response_streaming else self._single(method, handler)
+        elif method == _WATCH:
+            self._made[method] = self._watching(handler)
+        else:
+            return handler  # a probe must be answered whoever else calls
+        return self._made[method]
+
+    def _streaming(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            async def answer() -> None:
+                principal, rights = await self._access.admit(method, context)
+                with self._places.held(principal.name):
+                    if handler.request_streaming:
+                        requests = checked(_in_time(request, self._stalled_s), principal, rights)
+                    else:
+                        check_rules(request)
+                        rights.check_request(principal, request)
+                        requests = request
+                    async for response in stream(requests, context):
+                        try:
+                            async with asyncio.timeout(self._stalled_s):
+                                await context.write(response)
+                        except TimeoutError:
+                            raise DeadlineExceeded(f"stream: no answer was taken for {self._stalled_s:g} s; read as they come") from None
+
+            await _guarded(method, context, answer())
+
+        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return make(streaming, handler.request_deserializer, handler.response_serializer)
+
+    def _single(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        unary: Any = handler.unary_unary
+
+        async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async def answer() -> Any:
+                principal, rights = await self._access.admit(method, context)
+                with self._places.held(principal.name):
+                    check_rules(request)
+                    rights.check_request(principal, request)
+                    return await unary(request, context)
+
+            return await _guarded(method, context, answer())
+
+        return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
+
+    def _watching(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """Health as a stream: anybody may watch, and some of them at once."""
+        watch: Any = handler.unary_stream
+
+        async def watching(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            async def answer() -> None:
+                with self._watches.held("health"):
+                    await watch(request, context)
+
+            await _guarded(_WATCH, context, answer())
+
+        return grpc.unary_stream_rpc_method_handler(watching, handler.request_deserializer, handler.response_serializer)
+
+
+async def _in_time(requests: AsyncIterator[Any], stalled_s: float) -> AsyncIterator[Any]:
+    """The requests of a stream, each within a time after the one before was answered."""
+    waiting = aiter(requests)
+    while True:
+        try:
+            async with asyncio.timeout(stalled_s):
+                request = await anext(waiting)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise DeadlineExceeded(f"stream: no request came for {stalled_s:g} s; end it, and begin another when there is more") from None
+        yield request
+
+
+async def _guarded(method: str, context: grpc.aio.ServicerContext[Any, Any], answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; of an error its status, and of a bug, which is logged with its trace, INTERNAL."""
+    try:
+        return await answer
+    except SmoaError as error:
+        await abort(context, error)
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
+        _log.exception("%s failed", method)
+        await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
+    raise AssertionError("an abort raises")
