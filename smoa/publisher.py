@@ -46,17 +46,22 @@ class EventPublisher:
         """Events accepted and not yet acknowledged by Kafka."""
         return len(self._spool)
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Accept events durably, without waiting for Kafka. A commit takes microseconds, so it runs on the loop.
+    def publish(self, events: Sequence[Event], leave_bytes: int = 0) -> None:
+        """Accept events durably, without waiting for Kafka. A commit takes microseconds, so it runs on the loop. `leave_bytes` of the spool
+        stay free for others.
 
         Raises:
             InvalidArgument: an event is larger than Kafka takes.
             ResourceExhausted: Kafka has been away for so long that the spool is full.
             Unavailable: the disk does not take it.
         """
-        self._spool.append(events)
+        self._spool.append(events, leave_bytes)
         self._empty.clear()
         self._wake.set()
+
+    def check_room(self, size: int) -> None:
+        """Raise ResourceExhausted unless the spool has so many bytes left."""
+        self._spool.check_room(size)
 
     @contextmanager
     def room_for(self, events: Sequence[Event]) -> Iterator[Callable[[Sequence[Event]], None]]:

@@ -120,8 +120,8 @@ class Spool:
     def __len__(self) -> int:
         return self._count
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Accept all of the events or none.
+    def append(self, events: Sequence[Event], leave_bytes: int = 0) -> None:
+        """Accept all of the events or none; `leave_bytes` stay free for others.
 
         Raises:
             InvalidArgument: an event is larger than a broker takes.
@@ -129,7 +129,7 @@ class Spool:
             Unavailable: the spool's file cannot be written.
         """
         framed = [_framed(event) for event in events]
-        added = self._fitting(framed)
+        added = self._fitting(framed, leave_bytes)
         try:
             with self._environment.begin(write=True, db=self._events) as writing:
                 for number, one in enumerate(framed, self._next):
@@ -153,15 +153,23 @@ class Spool:
         """End what `keep_room` began."""
         self._kept_bytes -= size
 
-    def _fitting(self, framed: Sequence[bytes]) -> int:
+    def _fitting(self, framed: Sequence[bytes], leave_bytes: int = 0) -> int:
         """Bytes that the rows take, if there is room for them."""
         size = sum(map(self._cost, framed))
+        self.check_room(size + leave_bytes)
+        return size
+
+    def check_room(self, size: int) -> None:
+        """Raise unless so many bytes are free.
+
+        Raises:
+            ResourceExhausted: Kafka has been away for long.
+        """
         if self._bytes + self._kept_bytes + size > self.max_bytes:
             raise ResourceExhausted(
                 f"spool: {self._count:,} events fill {self._bytes:,} of {self.max_bytes:,} bytes and wait for Kafka",
                 "retry when Kafka is back",
             )
-        return size
 
     def peek(self, limit: int) -> list[Spooled]:
         """The oldest events, which stay until `remove`.

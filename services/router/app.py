@@ -50,6 +50,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
+    kept_bytes = settings.spool_bytes // 8  # of the spool, for what happens to adapters: decisions and outcomes leave it free
     cache: RoutingCache[RouteQuery, Choice] = RoutingCache(settings.cache_bytes, settings.cache_ttl_s)
 
     def changed(changes: Sequence[Change]) -> None:
@@ -84,6 +85,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         settings.purge_grace_s,
         lambda base_model: router.executors.shapes_of(base_model, now_us()),
         lambda: library.library_id,
+        lambda: publisher.check_room(kept_bytes // 2),
     )
     stack.push_async_callback(registry.close)
     stack.push_async_callback(router.close)
@@ -96,10 +98,10 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     metrics = RouterMetrics(router, library, publisher)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
     server = RpcServer.of(settings.address, settings, share_address=settings.share_address)
-    routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse")
+    routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse", leave_bytes=kept_bytes)
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
-    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher), server.server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher, kept_bytes), server.server)
     if settings.share_address:  # the others answer meanwhile, and know more
         await library.whole()
     await server.start()

@@ -15,6 +15,7 @@ import pytest
 from services.local import free_port
 from services.router.routing.query import RoutedQuery, RouteQuery
 from services.router.routing.router import Router
+from smoa.adapter import new_adapter_id
 from smoa.embedding.static import StaticEmbedder
 from smoa.errors import InvalidArgument
 from smoa.v1 import common_pb2 as common
@@ -167,6 +168,33 @@ async def test_routing_goes_on_when_the_spool_is_full_unless_it_must_count(tmp_p
     with pytest.raises(InvalidArgument, match=r"^SMOA_ROUTER_WHEN_SPOOL_IS_FULL: 'wait' is unknown; use drop or refuse$"):
         async with running_router(tmp_path, when_spool_is_full="wait"):
             pass
+
+
+async def test_what_nobody_could_be_told_of_is_not_done(tmp_path: Path) -> None:
+    """Decisions and outcomes leave an eighth of the spool to what happens to adapters; and once half of that is full, nothing happens."""
+    async with running_router(tmp_path, spool_bytes=512 * 1024) as world:
+        made = await world.register(KNEES)
+        for _ in range(200):
+            await world.client.route("my knee hurts", base_model="base-a", task_id="x" * 256)
+        outcome = feedback_pb2.Outcome(decision_id=new_adapter_id(), input="x" * 8192)
+
+        async def report() -> None:
+            while True:
+                await world.client.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=5)
+
+        code, _, _ = await refused(report())
+        assert code == "RESOURCE_EXHAUSTED"
+        assert (await world.client.pin("public", made.adapter_id)).pinned, "there is room for that"
+
+        async def change() -> None:
+            for number in range(200):
+                done.append(await world.client.retire("public", made.adapter_id, f"{number}" + "x" * 1990))
+                done.append(await world.client.restore("public", made.adapter_id))
+
+        done: list[registry_pb2.Adapter] = []
+        code, details, _ = await refused(change())
+        assert (code, details.endswith("retry when Kafka is back")) == ("RESOURCE_EXHAUSTED", True)
+        assert await world.client.get(made.adapter_id) == done[-1], "what was refused was not done"
 
 
 async def test_many_with_a_common_tag_do_not_crowd_out_the_one_of_the_task_id(world: RouterWorld) -> None:

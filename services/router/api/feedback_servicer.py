@@ -17,8 +17,9 @@ Context = Any
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
     """`smoa.v1.FeedbackService`: an outcome is acknowledged once it is on disk, on its way to Kafka."""
 
-    def __init__(self, publisher: EventPublisher) -> None:
-        self._publisher = publisher
+    def __init__(self, publisher: EventPublisher, leave_bytes: int = 0) -> None:
+        """`leave_bytes` of the spool are for others."""
+        self._publisher, self._leave_bytes = publisher, leave_bytes
 
     async def ReportOutcome(  # noqa: N802
         self, request: feedback_pb2.ReportOutcomeRequest, context: Context
@@ -31,5 +32,5 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         outcome.tenant = checked_tenant(outcome.tenant)
         check_outcome(outcome, "outcome.")
         outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
-        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)])
+        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)], self._leave_bytes)
         return feedback_pb2.ReportOutcomeResponse()

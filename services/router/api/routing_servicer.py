@@ -39,9 +39,12 @@ _log = logging.getLogger(__name__)
 class RouterServicer(router_pb2_grpc.RouterServiceServicer):
     """`smoa.v1.RouterService`: a decision is answered once it is on disk, on its way to Kafka (see `RouterSettings`)."""
 
-    def __init__(self, router: Router, publisher: EventPublisher, metrics: RouterMetrics, *, refuses_when_full: bool = False) -> None:
-        """`refuses_when_full`: no decision is given that cannot be counted."""
+    def __init__(
+        self, router: Router, publisher: EventPublisher, metrics: RouterMetrics, *, refuses_when_full: bool = False, leave_bytes: int = 0
+    ) -> None:
+        """`refuses_when_full`: no decision is given that cannot be counted. `leave_bytes` of the spool are for others."""
         self._router, self._publisher, self._metrics, self._refuses = router, publisher, metrics, refuses_when_full
+        self._leave_bytes = leave_bytes
         self._told_at_s = -math.inf
         self._messages: WeakKeyDictionary[Choice, router_pb2.Decision] = WeakKeyDictionary()
 
@@ -71,7 +74,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Let them be counted, but for those without an id, which were only a look."""
         if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
             try:
-                self._publisher.publish(events)
+                self._publisher.publish(events, self._leave_bytes)
             except ResourceExhausted as error:
                 if self._refuses:
                     raise

@@ -70,8 +70,12 @@ class Registry:
         purge_grace_s: float = 7 * 86400.0,
         shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
         library_id: Callable[[], str] = str,
+        check_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log."""
+        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log.
+        `check_room` raises where what is changed could not be told.
+        """
+        self._check_room = check_room
         self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, shapes_of), embedder, changed
         self._purge_grace_s = purge_grace_s
         self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id, embedder.name)
@@ -81,9 +85,10 @@ class Registry:
         """The work as a task of its own, which goes on when its caller goes away: a write must not end between the catalogue and its event.
 
         Raises:
-            ResourceExhausted: too many wait.
+            ResourceExhausted: too many wait, or nobody could be told of it.
             Unavailable: other routers always wrote first.
         """
+        self._check_room()  # before anything is done, not after
         if len(self._writes) >= MAX_WRITES:
             raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the catalogue", "retry later")
         return await self._writes.run(until_taken(work))
