@@ -69,11 +69,11 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         modules=tuple(adapter.modules),
         age_s=(now_us - max(adapter.created_at_us, adapter.restored_at_us)) / 1e6,
         uses=max(0, counts.uses - before.uses),
-        outcomes=max(0, counts.outcomes - before.outcomes),
-        successes=max(0, counts.successes - before.successes),
+        outcomes=(outcomes := max(0, counts.outcomes - before.outcomes)),
+        successes=min(outcomes, max(0, counts.successes - before.successes)),
         recent_uses=recent("recent_uses"),
-        recent_outcomes=recent("recent_outcomes"),
-        recent_successes=recent("recent_successes"),
+        recent_outcomes=(recent_outcomes := recent("recent_outcomes")),
+        recent_successes=min(recent_outcomes, recent("recent_successes")),
         file_bytes=adapter.file_bytes,
         shared=adapter.shared,
         protected=protected,
@@ -85,4 +85,5 @@ def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterSt
     now, before = counts.epochs[counts.epoch], registry_pb2.EpochCounts()
     if began is not None and counts.epoch in began.epochs:
         before = began.epochs[counts.epoch]
-    return Arm(max(0, now.outcomes - before.outcomes), max(0, now.successes - before.successes))
+    outcomes = max(0, now.outcomes - before.outcomes)
+    return Arm(outcomes, min(outcomes, max(0, now.successes - before.successes)))

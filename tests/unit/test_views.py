@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from services.optimizer.trial import Arm
+from services.optimizer.policy import Rules, prunes
+from services.optimizer.trial import Arm, TrialRules, judge
 from services.optimizer.views import arm_of, protection_of, view_of
 from smoa.v1 import registry_pb2
 from smoa.v1.registry_pb2 import AdapterStatistics, EpochCounts
@@ -62,3 +65,30 @@ def test_a_trial_is_judged_by_the_epoch_that_is_whole() -> None:
     lost = AdapterStatistics(epoch="b", epochs={"a": EpochCounts(outcomes=105, successes=95), "b": EpochCounts(outcomes=30, successes=3)})
     assert arm_of(lost, began) == Arm(30, 3), "not 35: of the others some are unknown"
     assert arm_of(AdapterStatistics()) == Arm(0, 0)
+
+
+_COUNTS = st.builds(
+    AdapterStatistics,
+    uses=st.integers(0, 2**40),
+    outcomes=st.integers(0, 2**40),
+    successes=st.integers(0, 2**40),
+    recent_uses=st.floats(0, 1e12),
+    recent_outcomes=st.floats(0, 1e12),
+    recent_successes=st.floats(0, 1e12),
+    recent_at_us=st.integers(0, 2**62),
+    epoch=st.sampled_from(["", "a", "b"]),
+    epochs=st.dictionaries(
+        st.sampled_from("ab"),
+        st.builds(EpochCounts, outcomes=st.integers(0, 2**40), successes=st.integers(0, 2**40)),
+    ),
+)
+
+
+@given(now=_COUNTS, before=_COUNTS, now_us=st.integers(0, 2**62))
+def test_no_counts_that_an_adapter_may_have_break_a_pass_or_a_trial(now: AdapterStatistics, before: AdapterStatistics, now_us: int) -> None:
+    """More successes than outcomes, which nobody counted: whoever wrote them, the others are judged all the same."""
+    adapter = registry_pb2.Adapter(adapter_id="a", name="n", statistics=now, restored_baseline=before, restored_at_us=1)
+    prunes([view_of(adapter, "", 100.0, now_us)], Rules())
+    arm = arm_of(now, before)
+    assert 0 <= arm.successes <= arm.outcomes
+    judge(arm, arm, 0.0, TrialRules())
