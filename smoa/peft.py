@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from ulid import ULID
 
 from smoa.adapter import Adapter, Manifest, new_adapter_id, site_of
@@ -19,12 +19,14 @@ from smoa.errors import InvalidArgument
 from smoa.folder_kinds import CONFIG_FILE, WEIGHTS_FILE, describe
 from smoa.model_shape import model_name
 from smoa.peft_config import LoraSettings, parse_config
+from smoa.plain_files import read_plain, write_plain
 from smoa.strict_json import parse_json
 from smoa.tensor_file import Array, read_tensors
 
 _WRAPPERS: Final = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts of a name that torch.compile, DDP, DeepSpeed and FSDP leave in it."""
 _PREFIX: Final = "base_model.model."
+MAX_CONFIG_BYTES: Final = 2**20
 _KEY: Final = re.compile(
     r"((?:(?:base_model|model|language_model|text_model)\.)*(layers\.\d+\.(?:self_attn|mlp)\.\w+))\.lora_(A|B)(?:\.([^.]+))?\.weight"
 )
@@ -138,7 +140,7 @@ def content_id(folder: Path, tenant: str, base_model: str) -> str:
 def _read(folder: Path) -> tuple[bytes, bytes]:
     """Its configuration and its weights."""
     try:
-        return (folder / CONFIG_FILE).read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+        return read_plain(folder / CONFIG_FILE, "folder", MAX_CONFIG_BYTES), read_plain(folder / WEIGHTS_FILE, "folder")
     except (FileNotFoundError, NotADirectoryError) as error:
         problem, remedy = describe(folder)
         raise InvalidArgument("folder", f"{folder} {problem}", remedy) from error
@@ -174,6 +176,6 @@ def export_folder(adapter: Adapter, folder: Path) -> None:
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_plain(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
     named = {f"{_PREFIX}{name}.weight": np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()}
-    save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})
+    write_plain(folder / WEIGHTS_FILE, save(named, {"format": "pt"}))

@@ -51,6 +51,7 @@ def end_with_supervisor() -> None:
 def settings_or_exit(name: str, cls: type[Settings], prefix: str, arguments: Sequence[str]) -> Settings:
     """Read the settings; `--help` prints every key with its default; anything else is refused."""
     end_with_supervisor()
+    os.umask(0o077)  # what a service writes is its own: texts, counts, weights
     if arguments:
         lines = [f"SMoA {name}. Settings come from the environment:", ""]
         lines += [

@@ -9,6 +9,7 @@ import click
 
 from smoa.adapter import KINDS, SPECIALIZATIONS, Kind, encode
 from smoa.cli.options import tenant_option
+from smoa.plain_files import write_plain
 from smoa.threads import PASSIVE, WAIT_POLICY
 
 
@@ -115,7 +116,7 @@ def train(
     with reporting(settings) as report:
         trained = run(model, folder, tokenizer, pairs, settings, report)
     adapter = trained.adapter
-    output.write_bytes(encode(adapter))
+    write_plain(output, encode(adapter))
     size = output.stat().st_size
     click.echo(how_it_ended(trained, settings), err=True)
     click.echo(

@@ -29,6 +29,7 @@ from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
 from smoa.example_inputs import read_examples
 from smoa.peft import export_folder
+from smoa.plain_files import read_plain
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -83,7 +84,7 @@ def push(file: Path, examples_path: Path, replace: bool, as_json: bool, router: 
     It is checked against the base model first, where the executor serves that.
     """
     check_store()
-    data, examples = file.read_bytes(), read_examples(examples_path)
+    data, examples = read_plain(file, "file"), read_examples(examples_path)
     adapter = decode(data)
     tenant = adapter.manifest.tenant
 

@@ -22,6 +22,7 @@ from smoa.errors import InvalidArgument
 from smoa.example_inputs import read_examples
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import import_folder
+from smoa.plain_files import write_plain
 from smoa.store import AdapterStore
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -91,7 +92,7 @@ def import_command(
         base = asyncio.run(_base_model(base_model, executor))
         adapter = import_folder(found[0], base.fingerprint, name=names[found[0]], **labels)
         base.check(adapter, any_name=any_base)
-        output.write_bytes(encode(adapter))
+        write_plain(output, encode(adapter))
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
     check_store()
