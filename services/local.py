@@ -198,7 +198,7 @@ class LocalStack:
 
         return Spec(
             name="broker",
-            command=[sys.executable, "-m", "services.broker", str(address), "--data", str(self.settings.data / "broker")],
+            command=[sys.executable, "-P", "-m", "services.broker", str(address), "--data", str(self.settings.data / "broker")],
             environment={"PYTHONUNBUFFERED": "1", **self.settings.environment},
             inherited=self.settings.inherited,
             held=self._held,
@@ -228,7 +228,7 @@ class LocalStack:
 
         def spec(name: str, ready: object) -> Spec:
             assert callable(ready)
-            command = [sys.executable, "-m", f"services.{name}"]
+            command = [sys.executable, "-P", "-m", f"services.{name}"]
             return Spec(name=name, command=command, environment=shared, inherited=settings.inherited, held=self._held, ready=ready)
 
         heartbeat.unlink(missing_ok=True)

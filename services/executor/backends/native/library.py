@@ -14,12 +14,14 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 from functools import cache
 from pathlib import Path
 
 from services.executor.models.base_model import cache_home
 from smoa.errors import FailedPrecondition
+from smoa.plain_files import write_plain
 
 SOURCES = ("forward.cpp", "linear.h", "team.h", "vectors.h", "interface.h")
 PREBUILT = Path(__file__).parent / "prebuilt"
@@ -65,9 +67,28 @@ def compiled(flags: Flags | None = None) -> Path:
     flags = flags or next(iter(processor_variants()), None)
     if flags is None:
         raise FailedPrecondition("backend: this processor has no AVX2; set SMOA_EXECUTOR_BACKEND=torch")
-    folders = [PREBUILT, cache_home() / "native"]
-    found = next((path for folder in folders if (path := folder / _file_name(flags)).exists()), None)
-    return found or compile_into(folders[-1], flags)
+    if (prebuilt := PREBUILT / _file_name(flags)).exists():
+        return prebuilt
+    kept = cache_home() / "native" / _file_name(flags)
+    return kept if is_as_compiled(kept) else compile_into(kept.parent, flags)
+
+
+def is_as_compiled(library: Path) -> bool:
+    """Whether a kept library is the one that was compiled here, and nobody else could have put another in its place."""
+    try:
+        for path in (library.parent, library):
+            found = path.stat()
+            if found.st_uid not in (os.getuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                _log.warning("%s could be written by others, so it is compiled anew", path)
+                return False
+        return _noted(library).read_text() == hashlib.sha256(library.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return False
+
+
+def _noted(library: Path) -> Path:
+    """Where it is noted what was compiled."""
+    return library.with_suffix(".sha256")
 
 
 def compile_into(folder: Path, flags: Flags) -> Path:
@@ -80,6 +101,7 @@ def compile_into(folder: Path, flags: Flags) -> Path:
     if compiler is None:
         raise FailedPrecondition("backend: no C++ compiler was found; install g++, or set SMOA_EXECUTOR_BACKEND=torch")
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(folder.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
     target = folder / _file_name(flags)
     scratch = target.with_suffix(f".{os.getpid()}.tmp")
     _log.info("compiling the forward pass with %s, about 10 s, once", " ".join(flags))
@@ -87,7 +109,9 @@ def compile_into(folder: Path, flags: Flags) -> Path:
     done = subprocess.run([compiler, *_FLAGS, *flags, str(source), "-o", str(scratch)], capture_output=True, text=True)
     if done.returncode:
         raise FailedPrecondition(f"backend: {compiler} failed: {done.stderr.strip()[:500]}; set SMOA_EXECUTOR_BACKEND=torch")
-    os.replace(scratch, target)  # another process may have done the same: either file will do
+    scratch.chmod(scratch.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+    write_plain(_noted(target), hashlib.sha256(scratch.read_bytes()).hexdigest().encode())
+    os.replace(scratch, target)  # another process may have done the same: where the two differ, the next one compiles again
     return target
 
 
