@@ -40,6 +40,7 @@ class RpcServer:
         access: Access | None = None,
         tls: ServerTls | None = None,
         insecure: bool = False,
+        health_address: str = "",
     ) -> None:
         """Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted.
 
@@ -53,9 +54,13 @@ class RpcServer:
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        self._address = address
+        self._address, self._health_address = address, health_address
+        self._probed = grpc.aio.server() if health_address else None
+        """Answers health checks only."""
+        if self._probed is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
         self._loading: asyncio.Task[None] | None = None
-        self.port = 0
+        self.port = self.health_port = 0
 
     async def start(self) -> None:
         """Bind and listen; health answers NOT_SERVING until `ready`.
@@ -75,6 +80,12 @@ class RpcServer:
                 self.port = self.server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise FailedPrecondition(f"address: cannot listen on {self._address} ({error}); choose another or stop its owner") from error
+        if self._probed is not None:
+            try:
+                self.health_port = self._probed.add_insecure_port(self._health_address)
+            except RuntimeError as error:
+                raise FailedPrecondition(f"health_address: cannot listen on {self._health_address} ({error}); choose another") from error
+            await self._probed.start()
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         await self.server.start()
@@ -100,6 +111,8 @@ class RpcServer:
             await end(self._loading)
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+        if self._probed is not None:
+            await self._probed.stop(0)
         await self._access.close()
 
     @classmethod
@@ -119,6 +132,7 @@ class RpcServer:
             access=Access.of(settings),
             tls=tls,
             insecure=settings.insecure,
+            health_address=settings.health_address,
         )
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -11,6 +11,8 @@ class AccessSettings:
 
     insecure: bool = field(default=False, metadata={"key": "SMOA_INSECURE"})
     """Listen on other than loopback addresses although anybody who reaches the port may do everything there."""
+    health_address: str = ""
+    """host:port of a server that answers health checks only, without TLS and whoever asks, as Kubernetes' probes do; empty: none."""
     max_calls: int = field(default=1000, metadata={"key": "SMOA_MAX_CALLS", "least": 4})
     """Calls that are answered at once, streams among them; of one caller a quarter of them, where callers are known."""
     callers: str = field(default="", metadata={"key": "SMOA_CALLERS"})

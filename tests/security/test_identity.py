@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from services.local import free_port, is_serving
 from smoa.access.access import Access
 from smoa.access.channels import Channels, ConnectionSettings
 from smoa.adapter import new_adapter_id
@@ -146,6 +147,23 @@ async def test_tls_hides_calls_and_a_certificate_says_who_calls(tmp_path: Path) 
         assert await _said(world.address, shows(None)) == "UNAVAILABLE"
         assert await _said(world.address, ConnectionSettings()) == "UNAVAILABLE", "in the clear"
         assert await _said(world.address, ConnectionSettings(tls_ca=str(other.file))) == "UNAVAILABLE", "another server, for all it knows"
+
+
+async def test_probes_ask_a_server_of_their_own_which_answers_nothing_else(tmp_path: Path) -> None:
+    authority, port = Authority(tmp_path), free_port()
+    server = authority.signed("server")
+    keys = callers_file(tmp_path / "callers.json", caller("bot", "acme", "infer"))
+    settings = {
+        "callers": str(tmp_path / "callers.json"),
+        "tls_certificate": str(server.certificate),
+        "tls_key": str(server.key),
+        "health_address": f"127.0.0.1:{port}",
+    }
+    async with running_router(tmp_path, **settings) as world:
+        assert await is_serving(f"127.0.0.1:{port}", ConnectionSettings())
+        assert not await is_serving(world.address, ConnectionSettings()), "in the clear"
+        assert await _said(f"127.0.0.1:{port}", _with(tmp_path, keys["bot"])) == "UNIMPLEMENTED"
+    assert not await is_serving(f"127.0.0.1:{port}", ConnectionSettings())
 
 
 async def test_certificates_are_exchanged_while_calls_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
