@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -66,17 +67,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         check_rules(request)
                         rights.check_request(principal, request)
                         requests = request
-                    async for response in stream(requests, context):
-                        try:
-                            async with asyncio.timeout(self._stalled_s):
-                                await context.write(response)
-                        except TimeoutError:
-                            raise DeadlineExceeded(f"stream: no answer was taken for {self._stalled_s:g} s; read as they come") from None
+                    async with aclosing(stream(requests, context)) as responses:  # whoever goes away, what it held is given back at once
+                        async for response in responses:
+                            await self._written(context, response)
 
             await _guarded(method, context, answer())
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         return make(streaming, handler.request_deserializer, handler.response_serializer)
+
+    async def _written(self, context: grpc.aio.ServicerContext[Any, Any], response: Any) -> None:
+        try:
+            async with asyncio.timeout(self._stalled_s):
+                await context.write(response)
+        except TimeoutError:
+            raise DeadlineExceeded(f"stream: no answer was taken for {self._stalled_s:g} s; read as they come") from None
 
     def _single(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         unary: Any = handler.unary_unary
