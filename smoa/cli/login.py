@@ -10,11 +10,20 @@ from typing import Final
 
 import click
 
+from smoa.cli.options import PROFILE_OF
 from smoa.errors import FailedPrecondition
 
 VARIABLE: Final = "SMOA_PROFILE"
 DEFAULT: Final = "default"
-_VARIABLES: Final = ("SMOA_ROUTER", "SMOA_EXECUTOR", "SMOA_TLS_CA", "SMOA_TLS_CLIENT_CERTIFICATE", "SMOA_TLS_CLIENT_KEY", "SMOA_TOKEN_FILE")
+_VARIABLES: Final = (
+    "SMOA_TENANT",
+    "SMOA_ROUTER",
+    "SMOA_EXECUTOR",
+    "SMOA_TLS_CA",
+    "SMOA_TLS_CLIENT_CERTIFICATE",
+    "SMOA_TLS_CLIENT_KEY",
+    "SMOA_TOKEN_FILE",
+)
 
 
 def profiles_folder(environment: Mapping[str, str]) -> Path:
@@ -42,12 +51,15 @@ def take_profile(arguments: Sequence[str], environment: MutableMapping[str, str]
     except (OSError, ValueError, AttributeError) as error:
         raise FailedPrecondition(f"{VARIABLE}: {path} is not what `smoa login` writes ({error}); log in again") from error
     for key, value in values.items():
-        environment.setdefault(key, value)
+        if key not in environment:
+            environment[key] = value
+            PROFILE_OF[key] = name or DEFAULT
     return name or DEFAULT
 
 
 @click.command("login")
 @click.option("--router", required=True, help="Address of the router.")
+@click.option("--tenant", default="", help="Your tenant, where commands name none.")
 @click.option("--executor", default="", help="Address of the executor, if decisions name none.")
 @click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path), help="File of the key or token; else it is asked for.")
 @click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="Your certificate, instead of a key or token.")
@@ -55,7 +67,14 @@ def take_profile(arguments: Sequence[str], environment: MutableMapping[str, str]
 @click.option("--ca", default="", help="File of who signs the services' certificates, or `system`; left out: no TLS.")
 @click.option("--profile", default=DEFAULT, show_default=True, envvar=VARIABLE, help=f"Its name [{VARIABLE}].")
 def login_command(
-    router: str, executor: str, token_file: Path | None, certificate: str | None, certificate_key: str | None, ca: str, profile: str
+    router: str,
+    tenant: str,
+    executor: str,
+    token_file: Path | None,
+    certificate: str | None,
+    certificate_key: str | None,
+    ca: str,
+    profile: str,
 ) -> None:
     """Keep where to call and who you are there, for every command from now on.
 
@@ -73,6 +92,7 @@ def login_command(
     own = {"SMOA_TLS_CLIENT_CERTIFICATE": certificate, "SMOA_TLS_CLIENT_KEY": certificate_key}
     files = {key: str(Path(value).absolute()) for key, value in own.items() if value}
     said = {
+        "SMOA_TENANT": tenant,
         "SMOA_ROUTER": router,
         "SMOA_EXECUTOR": executor,
         "SMOA_TLS_CA": ca if ca in ("", "system") else str(Path(ca).absolute()),

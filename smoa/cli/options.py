@@ -23,6 +23,8 @@ from smoa.stack import DEFAULT_FOLDER, FILE, VARIABLE, FoundStack, Stack, find_s
 
 T = TypeVar("T")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+PROFILE_OF: Final[dict[str, str]] = {}
+"""Variables that a profile of `smoa login` gave, and its name."""
 _STACK: Final = "smoa.stack"
 _FOUND: Final = "smoa.found_stack"
 _ADDRESSES: Final = "smoa.addresses"
@@ -46,7 +48,8 @@ class Address:
         if self.source is ParameterSource.COMMANDLINE:
             return f"from {self.option}"
         if self.source is ParameterSource.ENVIRONMENT:
-            return f"from {self.variable}"
+            profile = PROFILE_OF.get(self.variable)
+            return f"of the profile {profile}" if profile else f"from {self.variable}"
         assert self.found is not None
         if self.found.stack is None:
             return f"the built-in default: no {FILE} is in {self.found.folder}"
@@ -54,6 +57,8 @@ class Address:
 
     def remedy(self) -> str:
         """What to do when nothing is there."""
+        if self.source is ParameterSource.ENVIRONMENT and self.variable in PROFILE_OF:
+            return f"log in with another address, forget the profile with `smoa logout`, or give {self.option}"
         if self.source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
             named = self.option if self.source is ParameterSource.COMMANDLINE else self.variable
             return f"correct {named}, or leave it out to take the address from a local stack's folder (--stack, {VARIABLE})"
@@ -133,7 +138,7 @@ kafka_option = address_option("--kafka", "SMOA_KAFKA_BOOTSTRAP", "broker", _brok
 store_option = address_option(
     "--store", "SMOA_STORE", "store", lambda stack: stack.store, f"{DEFAULT_FOLDER}/store", "Folder or URL of the adapter store"
 )
-tenant_option = click.option("--tenant", default="public", show_default=True)
+tenant_option = click.option("--tenant", default="public", show_default=True, envvar="SMOA_TENANT", help="Whose [SMOA_TENANT].")
 json_lines_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 

@@ -7,11 +7,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from click.core import ParameterSource
 from click.testing import CliRunner
 
 from smoa.access.callers import CallersFile
 from smoa.cli.access import access_group
 from smoa.cli.login import login_command, logout_command, take_profile
+from smoa.cli.options import Address
 from smoa.errors import AlreadyExists, FailedPrecondition, NotFound
 from tests.access_support import caller
 
@@ -57,9 +59,11 @@ def test_what_is_wrong_is_refused_and_nothing_is_written(tmp_path: Path) -> None
 
 def test_a_profile_is_its_owners_alone_and_goes_behind_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("smoa.cli.options.PROFILE_OF", known := dict[str, str]())
+    monkeypatch.setattr("smoa.cli.login.PROFILE_OF", known)
     here = {"XDG_CONFIG_HOME": str(tmp_path)}
     assert take_profile(["route"], here) == ""
-    ran = CliRunner().invoke(login_command, ["--router", "router:1", "--ca", "system"], input="secret\n", env=here)
+    ran = CliRunner().invoke(login_command, ["--router", "router:1", "--ca", "system", "--tenant", "acme"], input="secret\n", env=here)
     assert ran.exit_code == 0, ran.output
     assert "secret" not in ran.output
     folder = tmp_path / "smoa"
@@ -67,7 +71,10 @@ def test_a_profile_is_its_owners_alone_and_goes_behind_what_is_said(tmp_path: Pa
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     environment = dict(here)
     assert take_profile(["route"], environment) == "default"
-    assert (environment["SMOA_ROUTER"], environment["SMOA_TLS_CA"]) == ("router:1", "system")
+    address = Address("router", "router:1", "--router", "SMOA_ROUTER", ParameterSource.ENVIRONMENT)
+    assert address.came_from() == "of the profile default"
+    assert address.remedy() == "log in with another address, forget the profile with `smoa logout`, or give --router"
+    assert [environment[f"SMOA_{name}"] for name in ("ROUTER", "TLS_CA", "TENANT")] == ["router:1", "system", "acme"]
     assert Path(environment["SMOA_TOKEN_FILE"]).read_text() == "secret\n"
     said = {**here, "SMOA_ROUTER": "other:1"}
     take_profile(["route"], said)
