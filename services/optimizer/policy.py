@@ -128,10 +128,10 @@ def wilson_upper(successes: float, trials: float, z: float) -> float:
     """Upper end of Wilson's score interval for a proportion (Wilson 1927); 1 without trials."""
     if trials == 0:
         return 1.0
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return min(1.0, (centre + spread) / (1 + z * z / trials))
+    # Times the trials, which may have faded to next to nothing: their square would be 0.
+    centre = successes + z * z / 2
+    spread = z * math.sqrt(successes * (1 - successes / trials) + z * z / 4)
+    return min(1.0, (centre + spread) / (trials + z * z))
 
 
 def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:

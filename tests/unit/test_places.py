@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoa.access.places import Places
 from smoa.errors import ResourceExhausted
 
 
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(total=st.integers(1, 12), each=st.integers(1, 12), calls=st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
 def test_places_are_bounded_in_all_and_for_each(total: int, each: int, calls: list[tuple[str, bool]]) -> None:
     places, held = Places(total, each), dict[str, list[ExitStack]]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoa.strict_json import parse_json
@@ -16,11 +16,13 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(VALUES)
 def test_what_json_writes_is_read(value: object) -> None:
     assert parse_json(json.dumps(value)) == value
 
 
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.text() | st.binary())
 def test_anything_else_is_a_value_error(text: str | bytes) -> None:
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.policy import Rules, prunes
@@ -84,6 +84,11 @@ _COUNTS = st.builds(
 )
 
 
+_FADED = AdapterStatistics(recent_outcomes=3.2442131208741293e-198, recent_at_us=1)
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@example(now=_FADED, before=AdapterStatistics(), now_us=0)
 @given(now=_COUNTS, before=_COUNTS, now_us=st.integers(0, 2**62))
 def test_no_counts_that_an_adapter_may_have_break_a_pass_or_a_trial(now: AdapterStatistics, before: AdapterStatistics, now_us: int) -> None:
     """More successes than outcomes, which nobody counted: whoever wrote them, the others are judged all the same."""
