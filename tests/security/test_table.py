@@ -56,6 +56,7 @@ MODULES: Final = (
     (feedback_pb2, feedback_pb2_grpc, "router"),
     (executor_pb2, executor_pb2_grpc, "executor"),
 )
+LOST_RACE: Final = "Internal error from Core"
 REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
@@ -80,9 +81,10 @@ class Servers:
         self._addresses, self._keys, self._folder = addresses, keys, folder
 
     async def answer(self, name: str, who: str, tenant: str = "acme") -> str:
-        """The status of a call. gRPC's own client says INTERNAL, once in a thousand times, of a stream that is refused while it still sends."""
-        while (code := await self._answer(name, who, tenant)) == "Internal error from Core":
-            pass
+        """The status of a call. Of a stream that is refused while it sends, gRPC's client itself says INTERNAL once in a thousand times."""
+        code = LOST_RACE
+        while code == LOST_RACE:
+            code = await self._answer(name, who, tenant)
         return code
 
     async def _answer(self, name: str, who: str, tenant: str) -> str:
@@ -110,7 +112,7 @@ class Servers:
                 else:
                     await call(request, timeout=10)
             except grpc.aio.AioRpcError as error:
-                return "Internal error from Core" if error.details() == "Internal error from Core" else str(error.code().name)
+                return LOST_RACE if error.details() == LOST_RACE else str(error.code().name)
             return "OK"
 
 
