@@ -24,6 +24,8 @@ def without_failing(
     while True:
         try:
             return plan(rest), left_out
+        except MemoryError:  # nobody's fault: it may be read again
+            raise
         except Exception as error:
             found = _failing(plan, rest)
             if found is None:
@@ -42,6 +44,8 @@ def _failing(plan: Callable[[Sequence[Received]], object], events: Sequence[Rece
         try:
             plan(events[:middle])
             low = middle
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001  as above
             high = middle
     return events[low] if events else None

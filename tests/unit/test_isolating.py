@@ -50,6 +50,22 @@ def test_what_fails_without_any_event_and_what_lacks_memory_is_nobodys_fault() -
     with pytest.raises(MemoryError):
         without_failing(full, [_received(1)])
 
+    def full_with_one(these: Sequence[Received]) -> None:
+        if any(one.offset == 1 for one in these):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        without_failing(full_with_one, [_received(0), _received(1)])
+
+    def full_while_it_looks(these: Sequence[Received]) -> None:
+        if len(these) == 1:
+            raise MemoryError
+        if these:
+            raise ValueError
+
+    with pytest.raises(MemoryError):
+        without_failing(full_while_it_looks, [_received(0), _received(1)])
+
 
 def test_a_join_and_a_count_go_on_without_an_event_that_finds_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     decide, count = joining.join_decision, counting.count_outcome
