@@ -6,21 +6,18 @@ For small installations, and for services.
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from smoa.access.principal import EVERY_TENANT, ROLES, Principal
+from smoa.access.watched import Watched
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.identifiers import TENANT_PATTERN
 from smoa.strict_json import parse_json
 
-_log = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
 _KEY_PREFIX: Final = "smoa_"
 
@@ -94,40 +91,23 @@ class CallersFile:
             InvalidArgument: it says nothing that can be understood.
         """
         self._path = path
-        self._looked_s, self._stamp = time.monotonic(), self._stamped()
-        try:
-            self._callers = read_callers(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise FailedPrecondition(f"SMOA_CALLERS: {path} cannot be read ({error}); write it with `smoa access add`") from error
+        self._said = Watched([path], self._read, _LOOK_EVERY_S)
 
     def by_key(self, key: str) -> Principal | None:
         """Whose key that is."""
-        return self._now().by_key.get(hash_of(key))
+        return self._said.now().by_key.get(hash_of(key))
 
     def by_certificate(self, names: Sequence[str]) -> Principal | None:
         """Whose certificate has these names: of the first that is known."""
-        known = self._now().by_certificate
+        known = self._said.now().by_certificate
         return next((known[name] for name in names if name in known), None)
 
-    def _stamped(self) -> tuple[int, ...]:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return ()
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
-    def _now(self) -> Callers:
+    def _read(self) -> Callers:
         """A file of a few kilobytes is read on the loop."""
-        if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
-            self._looked_s = time.monotonic()
-            if (stamp := self._stamped()) != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._callers = read_callers(self._path.read_text())
-                    _log.info("read %s again", self._path)
-                except (OSError, UnicodeDecodeError, InvalidArgument) as error:
-                    _log.error("what was known of callers stays, for %s cannot be read: %s", self._path, error)
-        return self._callers
+        try:
+            return read_callers(self._path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise FailedPrecondition(f"SMOA_CALLERS: {self._path} cannot be read ({error}); write it with `smoa access add`") from error
 
 
 def entry_of(principal: Principal, *, key: str = "", certificate: str = "") -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from smoa.access.addresses import is_loopback
+from smoa.access.watched import Watched
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
 
@@ -53,7 +52,7 @@ class _Files:
 class Channels:
     """Makes channels; what their files hold is looked at again while they are used."""
 
-    def __init__(self, settings: ConnectionSettings, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: ConnectionSettings) -> None:
         """Read the files.
 
         Raises:
@@ -66,9 +65,8 @@ class Channels:
             raise InvalidArgument(
                 "SMOA_TLS_CA", "is empty", f"a certificate is shown in TLS only; name who signs the services', or {SYSTEM}"
             )
-        self._settings, self._clock_s = settings, clock_s
-        self._looked_s, self._stamp = clock_s(), self._stamped()
-        self._files = self._read()
+        self._settings = settings
+        self._said = Watched([Path(path) for path in self._paths() if path], self._read, _LOOK_EVERY_S)
 
     def to(self, target: str, options: Options = ()) -> grpc.aio.Channel:
         """A channel to a service.
@@ -91,15 +89,7 @@ class Channels:
 
     def now(self) -> _Files:
         """What the files hold; what they held, while one of them cannot be read."""
-        if self._clock_s() - self._looked_s > _LOOK_EVERY_S:
-            self._looked_s = self._clock_s()
-            if (stamp := self._stamped()) != self._stamp:
-                try:
-                    self._files = self._read()
-                    self._stamp = stamp
-                except FailedPrecondition:  # it is being written: again in a second
-                    pass
-        return self._files
+        return self._said.now()
 
     def _paths(self) -> list[str]:
         settings = self._settings
@@ -109,9 +99,6 @@ class Channels:
             settings.tls_client_key,
             settings.tls_client_certificate,
         ]
-
-    def _stamped(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(_stamp_of(path) for path in self._paths() if path)
 
     def _read(self) -> _Files:
         token, *tls = (_contents(path) if path else b"" for path in self._paths())
@@ -138,8 +125,6 @@ class _Channel(grpc.aio.Channel):
         self._files = channels.now()
         self._inner = channels.open(target, options, self._files)
         self._closing = set[asyncio.Task[None]]()
-        self.made = 0
-        """How often it was made anew."""
 
     def inner(self) -> grpc.aio.Channel:
         """The channel for a call that begins now."""
@@ -148,7 +133,7 @@ class _Channel(grpc.aio.Channel):
             task = asyncio.ensure_future(self._inner.close(_OLD_CALLS_S))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-            self._inner, self.made = self._channels.open(self._target, self._options, files), self.made + 1
+            self._inner = self._channels.open(self._target, self._options, files)
         self._files = files
         return self._inner
 
@@ -216,11 +201,3 @@ def _contents(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise FailedPrecondition(f"{path}: cannot be read ({error}); correct the setting that names it") from error
-
-
-def _stamp_of(path: str) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 from typing import Final
 
@@ -11,9 +9,9 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from smoa.access.watched import Watched
 from smoa.errors import FailedPrecondition, InvalidArgument
 
-_log = logging.getLogger(__name__)
 _VARIABLES: Final = ("SMOA_TLS_CERTIFICATE", "SMOA_TLS_KEY", "SMOA_TLS_CLIENT_CA")
 
 
@@ -31,29 +29,18 @@ class ServerTls:
             missing = _VARIABLES[0] if not certificate else _VARIABLES[1]
             raise InvalidArgument(missing, "is empty", "TLS needs a certificate and its key; name both files")
         self._files = [Path(one) for one in (certificate, key, client_ca) if one]
-        self._stamp = self._stamped()
-        self._good = self._read()
+        self._said = Watched(self._files, self._read)
+        self._given = self._said.now()
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a port. gRPC asks before each handshake whether they are still the same."""
         mutual = len(self._files) == 3
         # None means: as before. grpc's stub does not know.
-        return grpc.dynamic_ssl_server_credentials(self._good, self._changed, mutual)  # type: ignore[arg-type]
+        return grpc.dynamic_ssl_server_credentials(self._given, self._changed, mutual)  # type: ignore[arg-type]
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        if (stamp := self._stamped()) == self._stamp:
-            return None
-        self._stamp = stamp
-        try:
-            self._good = self._read()
-        except (InvalidArgument, FailedPrecondition) as error:
-            _log.error("the last good certificate stays: %s", error)
-            return None
-        _log.info("read %s again", ", ".join(map(str, self._files)))
-        return self._good
-
-    def _stamped(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(map(_stamp_of, self._files))
+        before, self._given = self._given, self._said.now()
+        return None if self._given is before else self._given
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, *client_ca = [_contents(variable, path) for variable, path in zip(_VARIABLES, self._files, strict=False)]
@@ -95,11 +82,3 @@ def _contents(variable: str, path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FailedPrecondition(f"{variable}: {path} cannot be read ({error}); correct it") from error
-
-
-def _stamp_of(path: Path) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
