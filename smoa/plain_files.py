@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Final
@@ -28,15 +29,15 @@ def read_plain(path: Path, field: str, most_bytes: int = MOST_BYTES) -> bytes:
         return file.read(most_bytes + 1)
 
 
-def write_plain(path: Path, data: bytes) -> None:
-    """Put a file there, whole or not at all; of a link, it takes the place.
+def write_plain(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Put a file there, whole or not at all; of a link, it takes the place. `mode` goes through the process's mask.
 
     Raises:
         OSError: it cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # a process that was killed has left its own
     try:
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
             file.write(data)
         os.replace(scratch, path)
     except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from smoa.errors import FailedPrecondition
+from smoa.plain_files import write_plain
 
 FILE: Final = "stack.json"
 LOCK: Final = "lock"
@@ -59,9 +59,7 @@ class Stack:
     def write(self) -> None:
         """Write the file: readers see the one before or this one, never a part."""
         path = Path(self.data) / FILE
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        os.replace(scratch, path)
+        write_plain(path, (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode())
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_at_s))

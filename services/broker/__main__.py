@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ import click
 from services.broker.server import Broker
 from services.broker.store import Store
 from smoa.errors import FailedPrecondition, SmoaError
+from smoa.plain_files import write_plain
 from smoa.rpc import stop_event
 from smoa.service import end_with_supervisor
 from smoa.telemetry import configure_logging
@@ -46,8 +46,8 @@ async def _run(address_file: Path, data: Path, port: int, partition_bytes: int) 
             if port or address_file.exists():  # others know this address: it has to be the same one
                 raise FailedPrecondition(f"port: {chosen} is taken ({error.strerror}); stop its owner or give another") from error
             await broker.start(0)
-        _write(last, str(broker.port))
-        _write(address_file, f"127.0.0.1:{broker.port}")
+        write_plain(last, str(broker.port).encode())
+        write_plain(address_file, f"127.0.0.1:{broker.port}".encode())
         _log.info("broker on 127.0.0.1:%d, log in %s", broker.port, data)
         await stopped.wait()
     finally:
@@ -61,12 +61,6 @@ def _noted(path: Path) -> int:
         return int(path.read_text()) % 65536
     except (FileNotFoundError, ValueError):
         return 0
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
-    os.replace(scratch, path)
 
 
 if __name__ == "__main__":

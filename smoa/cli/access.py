@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from smoa.access.principal import EVERY_TENANT, ROLES
 from smoa.cli.options import json_lines_option
 from smoa.cli.tables import show_table
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from smoa.plain_files import write_plain
 
 _file_option = click.option(
     "--file",
@@ -106,11 +106,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _write(path: Path, entries: list[dict[str, Any]]) -> None:
     """In one step, for services read it at any moment; only its owner may."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"callers": entries}, file, indent=2)
-            file.write("\n")
-        os.replace(scratch, path)
+        write_plain(path, (json.dumps({"callers": entries}, indent=2) + "\n").encode(), 0o600)
     except OSError as error:
         raise FailedPrecondition(f"file: {path} cannot be written ({error}); correct --file or SMOA_CALLERS") from error

@@ -12,6 +12,7 @@ import click
 
 from smoa.cli.options import PROFILE_OF
 from smoa.errors import FailedPrecondition
+from smoa.plain_files import write_plain
 
 VARIABLE: Final = "SMOA_PROFILE"
 DEFAULT: Final = "default"
@@ -88,7 +89,7 @@ def login_command(
     kept = folder / f"{profile}.token"
     if not certificate:
         token = token_file.read_text().strip() if token_file else click.prompt("Key or token", hide_input=True)
-        _write(kept, token + "\n")
+        write_plain(kept, f"{token}\n".encode(), 0o600)
     own = {"SMOA_TLS_CLIENT_CERTIFICATE": certificate, "SMOA_TLS_CLIENT_KEY": certificate_key}
     files = {key: str(Path(value).absolute()) for key, value in own.items() if value}
     said = {
@@ -99,7 +100,7 @@ def login_command(
         "SMOA_TOKEN_FILE": "" if certificate else str(kept),
         **files,
     }
-    _write(folder / f"{profile}.json", json.dumps(said, indent=2) + "\n")
+    write_plain(folder / f"{profile}.json", (json.dumps(said, indent=2) + "\n").encode(), 0o600)
     click.echo(f"{folder / f'{profile}.json'} is taken by every command{'' if profile == DEFAULT else f' with {VARIABLE}={profile}'}")
 
 
@@ -112,10 +113,3 @@ def logout_command(profile: str) -> None:
     for path in there:
         path.unlink()
     click.echo(f"{profile} is forgotten" if there else f"there is no profile {profile}")
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    os.replace(scratch, path)
