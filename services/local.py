@@ -256,7 +256,7 @@ def _exists(pid: int) -> bool:
 
 async def is_serving(address: str, connection: ConnectionSettings | None = None) -> bool:
     """True when the gRPC server there says SERVING."""
-    async with Channels(ConnectionSettings.of(os.environ) if connection is None else connection).to(address) as channel:
+    async with Channels(connection).to(address) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.aio.AioRpcError:

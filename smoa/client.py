@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Unpack
@@ -59,7 +58,7 @@ class SmoaClient:
             FailedPrecondition: one that cannot be read.
         """
         self._timeout_s = timeout_s
-        self._made_by = Channels(ConnectionSettings.of(os.environ) if connection is None else connection)
+        self._made_by = Channels(connection)
         self._channels: list[grpc.aio.Channel] = []
         if router is not None:
             channel = self._channel(router)

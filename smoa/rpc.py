@@ -60,7 +60,7 @@ class RpcServer:
         if self._probed is not None:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
         self._loading: asyncio.Task[None] | None = None
-        self.port = self.health_port = 0
+        self.port = 0
 
     async def start(self) -> None:
         """Bind and listen; health answers NOT_SERVING until `ready`.
@@ -82,7 +82,7 @@ class RpcServer:
             raise FailedPrecondition(f"address: cannot listen on {self._address} ({error}); choose another or stop its owner") from error
         if self._probed is not None:
             try:
-                self.health_port = self._probed.add_insecure_port(self._health_address)
+                self._probed.add_insecure_port(self._health_address)
             except RuntimeError as error:
                 raise FailedPrecondition(f"health_address: cannot listen on {self._health_address} ({error}); choose another") from error
             await self._probed.start()

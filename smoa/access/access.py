@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -29,6 +29,29 @@ class Call(Protocol):
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """Of the caller's certificate, once it was checked."""
+
+
+class Admitted(NamedTuple):
+    """A call that may go on, and what each of its requests is held to."""
+
+    principal: Principal
+    rights: Rights
+
+    def check(self, request: Message) -> None:
+        """Hold a request to the contract's rules and the caller's rights; an empty tenant becomes the caller's.
+
+        Raises:
+            InvalidArgument: it breaks a rule, or does not say which of several tenants is meant.
+            PermissionDenied: it is for another's tenant, or gives a field that is not the caller's to give.
+        """
+        check_rules(request)
+        self.rights.check_request(self.principal, request)
+
+    async def checked(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
+        """Those of a stream, each of them held."""
+        async for request in requests:
+            self.check(request)
+            yield request
 
 
 class Access:
@@ -59,8 +82,8 @@ class Access:
         """Whether anybody is asked who they are."""
         return self._callers is not None or self._tokens is not None
 
-    async def admit(self, method: str, call: Call) -> tuple[Principal, Rights]:
-        """Who calls, from here on `caller()` of this task; and what each of their requests is held to.
+    async def admit(self, method: str, call: Call) -> Admitted:
+        """Find out who calls, from here on `caller()` of this task, and whether they may call the method.
 
         Raises:
             Unauthenticated: nobody knows who it is.
@@ -70,7 +93,7 @@ class Access:
         principal = await self._caller(call) if self.asks else ANYBODY
         rights.check_call(principal)
         answering(principal)
-        return principal, rights
+        return Admitted(principal, rights)
 
     async def _caller(self, call: Call) -> Principal:
         if token := _token(call.invocation_metadata()):
@@ -95,14 +118,6 @@ class Access:
         """Stop reading keys."""
         if self._tokens is not None:
             await self._tokens.close()
-
-
-async def checked(requests: AsyncIterator[Request], principal: Principal, rights: Rights) -> AsyncIterator[Request]:
-    """Each request of a stream, held to the contract's rules and the caller's rights."""
-    async for request in requests:
-        check_rules(request)
-        rights.check_request(principal, request)
-        yield request
 
 
 def _token(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -10,10 +10,9 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from smoa.access.access import Access, checked
+from smoa.access.access import Access
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, SmoaError
-from smoa.rules import check_rules
 from smoa.statuses import abort
 
 T = TypeVar("T")
@@ -59,15 +58,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async def answer() -> None:
-                principal, rights = await self._access.admit(method, context)
-                with self._places.held(principal.name):
+                admitted = await self._access.admit(method, context)
+                with self._places.held(admitted.principal.name):
+                    asked = request
                     if handler.request_streaming:
-                        requests = checked(_in_time(request, self._stalled_s), principal, rights)
+                        asked = admitted.checked(_in_time(request, self._stalled_s))
                     else:
-                        check_rules(request)
-                        rights.check_request(principal, request)
-                        requests = request
-                    async with aclosing(stream(requests, context)) as responses:  # whoever goes away, what it held is given back at once
+                        admitted.check(request)
+                    async with aclosing(stream(asked, context)) as responses:  # whoever goes away, what it held is given back at once
                         async for response in responses:
                             await self._written(context, response)
 
@@ -88,10 +86,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             async def answer() -> Any:
-                principal, rights = await self._access.admit(method, context)
-                with self._places.held(principal.name):
-                    check_rules(request)
-                    rights.check_request(principal, request)
+                admitted = await self._access.admit(method, context)
+                with self._places.held(admitted.principal.name):
+                    admitted.check(request)
                     return await unary(request, context)
 
             return await _guarded(method, context, answer())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +53,14 @@ class _Files:
 class Channels:
     """Makes channels; what their files hold is looked at again while they are used."""
 
-    def __init__(self, settings: ConnectionSettings) -> None:
-        """Read the files.
+    def __init__(self, settings: ConnectionSettings | None = None) -> None:
+        """Read the files; left out, those that the environment names.
 
         Raises:
             InvalidArgument: a certificate without a key, or without TLS.
             FailedPrecondition: a file that cannot be read.
         """
+        settings = ConnectionSettings.of(os.environ) if settings is None else settings
         if bool(settings.tls_client_certificate) != bool(settings.tls_client_key):
             raise InvalidArgument("SMOA_TLS_CLIENT_KEY", "and SMOA_TLS_CLIENT_CERTIFICATE are not both given", "name both files")
         if settings.tls_client_key and not settings.tls_ca:

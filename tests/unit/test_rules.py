@@ -44,9 +44,18 @@ def test_a_broken_rule_names_its_field_what_is_wrong_and_what_may_be_there(messa
     assert str(caught.value) == said
 
 
-def test_what_keeps_to_the_rules_passes() -> None:
-    check_rules(router_pb2.RouteRequest(task_id="x" * 256, tags=["é" * 256] * 64))
-    check_rules(registry_pb2.RetireAdapterRequest(evidence={f"e{n}": -1.5 for n in range(64)}))
+@pytest.mark.parametrize(
+    "message",
+    [
+        router_pb2.RouteRequest(task_id="x" * 256, tags=["é" * 256] * 64),
+        registry_pb2.RetireAdapterRequest(evidence={f"e{n}": -1.5 for n in range(64)}),
+        registry_pb2.GetAdapterRequest(),
+    ],
+)
+def test_what_keeps_to_the_rules_passes_as_it_is(message: Message) -> None:
+    before = message.SerializeToString(deterministic=True)
+    check_rules(message)
+    assert message.SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize(
