@@ -28,6 +28,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from smoa.errors import Unavailable
 from smoa.events import MAX_PACKED, PACKED, TYPES, Event, headers, pack
+from smoa.kafka import Kafka
 from smoa.topics import partition_of
 from smoa.v1 import events_pb2
 
@@ -70,8 +71,8 @@ class Record(NamedTuple):
 class Outbox:
     """Owns the producer. What was sent when it failed may have arrived or not: the caller sends it again, so that it can be told."""
 
-    def __init__(self, bootstrap: str, timeout_s: float = 10.0) -> None:
-        self._bootstrap, self._timeout_s = bootstrap, timeout_s
+    def __init__(self, kafka: Kafka | str, timeout_s: float = 10.0) -> None:
+        self._kafka, self._timeout_s = Kafka.at(kafka), timeout_s
         self._producer: AIOKafkaProducer | None = None
 
     async def partitions(self, topic: str) -> int:
@@ -86,8 +87,8 @@ class Outbox:
         except KAFKA_ERRORS as error:
             await self.close()
             raise Unavailable(
-                f"kafka: no answer from {self._bootstrap} ({error!r}); {remedy_of(error)}",
-                address=self._bootstrap,
+                f"kafka: no answer from {self._kafka} ({error!r}); {remedy_of(error)}",
+                address=self._kafka.address,
             ) from error
 
     async def send(self, records: Iterable[Record]) -> None:
@@ -109,8 +110,8 @@ class Outbox:
             await self.close()
             kind = Refused if isinstance(error, _REFUSALS) else Unavailable
             raise kind(
-                f"kafka: {self._bootstrap} does not take records ({error!r}); {remedy_of(error)}",
-                address=self._bootstrap,
+                f"kafka: {self._kafka} does not take records ({error!r}); {remedy_of(error)}",
+                address=self._kafka.address,
             ) from error
 
     async def close(self) -> None:
@@ -135,7 +136,7 @@ class Outbox:
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
             self._producer = AIOKafkaProducer(
-                bootstrap_servers=self._bootstrap,
+                **self._kafka.options(),
                 acks="all",
                 enable_idempotence=True,
                 request_timeout_ms=int(self._timeout_s * 1000),
@@ -165,13 +166,13 @@ def remedy_of(error: BaseException) -> str:
     return "see what the broker asks of a record" if isinstance(error, _REFUSALS) else "check SMOA_KAFKA_BOOTSTRAP"
 
 
-async def send_once(bootstrap: str, events: Iterable[Event], timeout_s: float = 30.0) -> None:
+async def send_once(kafka: Kafka | str, events: Iterable[Event], timeout_s: float = 30.0) -> None:
     """Send a few events, for commands.
 
     Raises:
         Unavailable: Kafka does not take them.
     """
-    outbox, listed = Outbox(bootstrap, timeout_s), list(events)
+    outbox, listed = Outbox(kafka, timeout_s), list(events)
     try:
         partitions = {topic: await outbox.partitions(topic) for topic in {one.topic for one in listed}}
         await outbox.send(records_of([(one, 0) for one in listed], partitions))

@@ -12,6 +12,7 @@ from typing import Final
 from smoa.dead_letters import letter, shortened
 from smoa.errors import SmoaError
 from smoa.events import DEAD_LETTER, Event, Received, event
+from smoa.kafka import Kafka
 from smoa.outbox import Outbox, Refused, records_of
 from smoa.spool import Spool
 from smoa.tasks import begin, end
@@ -27,10 +28,10 @@ REFUSED_TIMES: Final = 8
 class EventPublisher:
     """Owns the spool and one producer. `publish` returns once the event is on disk."""
 
-    def __init__(self, bootstrap: str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
-        self._bootstrap, self._spool, self._batch_events = bootstrap, spool, batch_events
+    def __init__(self, kafka: Kafka | str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
+        self._spool, self._batch_events = spool, batch_events
         self._at_once, self._refusal = batch_events, ""
-        self._outbox = Outbox(bootstrap, timeout_s)
+        self._outbox = Outbox(kafka, timeout_s)
         self.put_aside = 0
         """Events that Kafka never took; they are among the dead letters."""
         self._wake, self._empty = asyncio.Event(), asyncio.Event()

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import decode, unpack
+from smoa.kafka import Kafka
 from smoa.outbox import KAFKA_ERRORS, remedy_of
 from smoa.tasks import end
 
@@ -25,15 +26,16 @@ FETCH_WAIT_MS: Final = 50
 
 @asynccontextmanager
 async def consumer_of(
-    bootstrap: str, *, group: str | None = None, latest: bool = False, start_s: float = SILENCE_S
+    kafka: Kafka | str, *, group: str | None = None, latest: bool = False, start_s: float = SILENCE_S
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer without partitions that commits nothing by itself.
 
     Raises:
         Unavailable: the broker does not answer, here or to what the block asks.
     """
+    kafka = Kafka.at(kafka)
     consumer: AIOKafkaConsumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
+        **kafka.options(),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="latest" if latest else "earliest",
@@ -46,7 +48,7 @@ async def consumer_of(
             await consumer.start()
         yield consumer
     except KAFKA_ERRORS as error:
-        raise Unavailable(f"kafka: {bootstrap} does not answer ({error!r}); {remedy_of(error)}", address=bootstrap) from error
+        raise Unavailable(f"kafka: {kafka} does not answer ({error!r}); {remedy_of(error)}", address=kafka.address) from error
     finally:
         await let_go(consumer)
 
@@ -75,14 +77,14 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
 
 
 async def read_topic(
-    bootstrap: str, topic: str, partition: int | None = None, silence_s: float = SILENCE_S
+    kafka: Kafka | str, topic: str, partition: int | None = None, silence_s: float = SILENCE_S
 ) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
     """Every record of a topic, or of one of its partitions, that is there when the reading begins; each partition's in order.
 
     Raises:
         Unavailable: the broker does not answer, or sends nothing for `silence_s`.
     """
-    async with consumer_of(bootstrap, start_s=silence_s) as consumer:
+    async with consumer_of(kafka, start_s=silence_s) as consumer:
         async with asyncio.timeout(silence_s):
             numbers = {partition} if partition is not None else await partitions_of(consumer, topic)
             places = [TopicPartition(topic, number) for number in sorted(numbers)]
@@ -113,7 +115,7 @@ def messages_of(record: ConsumerRecord[bytes, bytes]) -> list[Message]:
 
 
 async def read_range(
-    bootstrap: str, topic: str, partition: int, first: int, end: int, most: int, silence_s: float = SILENCE_S
+    kafka: Kafka | str, topic: str, partition: int, first: int, end: int, most: int, silence_s: float = SILENCE_S
 ) -> list[ConsumerRecord[bytes, bytes]]:
     """The records at [first, end) of a partition, at most `most` of them. Fewer are there only where the log has holes.
 
@@ -122,7 +124,7 @@ async def read_range(
     """
     place = TopicPartition(topic, partition)
     found: list[ConsumerRecord[bytes, bytes]] = []
-    async with consumer_of(bootstrap) as consumer:
+    async with consumer_of(kafka) as consumer:
         async with asyncio.timeout(SILENCE_S):
             consumer.assign([place])
             consumer.seek(place, max(first, (await consumer.beginning_offsets([place]))[place]))
@@ -136,7 +138,7 @@ async def read_range(
 
 
 async def read_at(
-    bootstrap: str, where: Mapping[TopicPartition, int], silence_s: float = SILENCE_S
+    kafka: Kafka | str, where: Mapping[TopicPartition, int], silence_s: float = SILENCE_S
 ) -> dict[TopicPartition, ConsumerRecord[bytes, bytes]]:
     """The first record of each partition that stands at its offset or after it, where there is one.
 
@@ -146,7 +148,7 @@ async def read_at(
     found: dict[TopicPartition, ConsumerRecord[bytes, bytes]] = {}
     if not where:
         return found
-    async with consumer_of(bootstrap) as consumer, asyncio.timeout(silence_s):
+    async with consumer_of(kafka) as consumer, asyncio.timeout(silence_s):
         consumer.assign(list(where))
         firsts, ends = await consumer.beginning_offsets(list(where)), await consumer.end_offsets(list(where))
         for place, offset in where.items():
@@ -159,27 +161,27 @@ async def read_at(
     return found
 
 
-async def first_after(bootstrap: str, where: TopicPartition, written_ms: int) -> int:
+async def first_after(kafka: Kafka | str, where: TopicPartition, written_ms: int) -> int:
     """Offset of a partition's first message that was written after a time; its end, if there is none.
 
     Raises:
         Unavailable: as `read_topic`.
     """
-    async with consumer_of(bootstrap) as consumer, asyncio.timeout(SILENCE_S):
+    async with consumer_of(kafka) as consumer, asyncio.timeout(SILENCE_S):
         consumer.assign([where])
         found = (await consumer.offsets_for_times({where: written_ms + 1})).get(where)
         return int(found.offset) if found is not None else int((await consumer.end_offsets([where]))[where])
 
 
-async def behind_s(bootstrap: str, group: str, topics: Iterable[str]) -> float:
+async def behind_s(kafka: Kafka | str, group: str, topics: Iterable[str]) -> float:
     """How long ago the oldest message was written that a group has not done; 0 if it has done all.
 
     Raises:
         Unavailable: the broker does not answer.
     """
-    async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
+    async with consumer_of(kafka, group=group) as consumer, asyncio.timeout(SILENCE_S):
         waiting = {place: done for place, (_, done, end) in (await _progress(consumer, topics)).items() if done < end}
-    written_ms = [one.timestamp for one in (await read_at(bootstrap, waiting)).values()]
+    written_ms = [one.timestamp for one in (await read_at(kafka, waiting)).values()]
     return max(0.0, time.time() - min(written_ms) / 1000) if written_ms else 0.0
 
 
@@ -189,14 +191,14 @@ async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
     return set((await consumer._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
 
 
-async def lag_of(bootstrap: str, group: str, topics: Iterable[str], *, by_partition: bool = False) -> dict[str, tuple[int, int]]:
+async def lag_of(kafka: Kafka | str, group: str, topics: Iterable[str], *, by_partition: bool = False) -> dict[str, tuple[int, int]]:
     """(messages there, messages that the group has committed) of each topic, or of each of its partitions (`topic:number`).
 
     Raises:
         Unavailable: the broker does not answer.
     """
     topics = list(topics)
-    async with consumer_of(bootstrap, group=group) as consumer, asyncio.timeout(SILENCE_S):
+    async with consumer_of(kafka, group=group) as consumer, asyncio.timeout(SILENCE_S):
         progress = await _progress(consumer, topics)
     pairs = {place: (end - first, done - first) for place, (first, done, end) in progress.items()}
     if by_partition:

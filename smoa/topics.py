@@ -15,6 +15,7 @@ from aiokafka.partitioner import murmur2
 
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.kafka import Kafka
 
 _log = logging.getLogger(__name__)
 _NOT_ALLOWED: Final = (TopicAuthorizationFailedError, ClusterAuthorizationFailedError)
@@ -41,7 +42,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
-async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:
+async def ensure_topics(kafka: Kafka | str, topics: Sequence[Topic], partitions: int, timeout_s: float = 30.0) -> int:
     """Make what is missing; returns how many partitions they have, all the same, for they are joined by partition.
 
     Where some are there, they decide: the others are made, or grow, to as many as the largest has. But a topic of one partition decides
@@ -51,26 +52,27 @@ async def ensure_topics(bootstrap: str, topics: Sequence[Topic], partitions: int
     Raises:
         Unavailable: no broker answered in time, or it does not let this client make or grow topics.
     """
+    kafka = Kafka.at(kafka)
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         counts: dict[str, int] = {}
         try:
-            counts = await _try(bootstrap, topics, partitions)
+            counts = await _try(kafka, topics, partitions)
         except _NOT_ALLOWED as error:
             raise Unavailable(
-                f"kafka: this client may not make or grow topics at {bootstrap} ({error!r}); make them all with the same number of "
+                f"kafka: this client may not make or grow topics at {kafka} ({error!r}); make them all with the same number of "
                 f"partitions ({', '.join(one.name for one in topics)}), or allow it",
-                address=bootstrap,
+                address=kafka.address,
             ) from error
         except (KafkaError, OSError) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise Unavailable(
-                    f"kafka: no answer from {bootstrap} ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=bootstrap
+                    f"kafka: no answer from {kafka} ({error!r}); check SMOA_KAFKA_BOOTSTRAP", address=kafka.address
                 ) from error
         if counts and all(counts.values()) and len(set(counts.values())) == 1:
             return next(iter(counts.values()))
         if asyncio.get_running_loop().time() > deadline:
-            raise Unavailable(f"kafka: topics did not appear at {bootstrap}, each with as many partitions ({counts})", address=bootstrap)
+            raise Unavailable(f"kafka: topics did not appear at {kafka}, each with as many partitions ({counts})", address=kafka.address)
         await asyncio.sleep(0.2)  # a broker needs a moment after a topic's first use; there is no event to wait for
 
 
@@ -78,9 +80,9 @@ def _settings(topic: Topic) -> dict[str, str]:
     return {**({"cleanup.policy": "compact"} if topic.compacted else {}), **dict(topic.settings)}
 
 
-async def _try(bootstrap: str, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
+async def _try(kafka: Kafka, topics: Sequence[Topic], partitions: int) -> dict[str, int]:
     """Make and grow what has to be; returns how many partitions each has after that, as far as it shows already."""
-    client, admin = AIOKafkaClient(bootstrap_servers=bootstrap), AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    client, admin = AIOKafkaClient(**kafka.options()), AIOKafkaAdminClient(**kafka.options())
     try:  # a broker that is just starting may fail it after it connected
         await client.bootstrap()
         there = (await client.fetch_all_metadata()).partitions_for_topic  # asking for one by its name would have some brokers make it

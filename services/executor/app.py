@@ -169,7 +169,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
     server = RpcServer.of(settings.address, settings)
     loaded = await asyncio.to_thread(load, settings)
-    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
+    publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
     await loaded.engine.start()

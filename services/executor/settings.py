@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smoa.access.settings import AccessSettings
+from smoa.kafka import KafkaSettings
 
 MIB = 1024 * 1024
 DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
@@ -18,7 +19,7 @@ def cache_home() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExecutorSettings(AccessSettings):
+class ExecutorSettings(AccessSettings, KafkaSettings):
     """Read from SMOA_EXECUTOR_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50052"
@@ -27,8 +28,6 @@ class ExecutorSettings(AccessSettings):
     """Folder of the event spool."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
-    kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
-    """Kafka's address."""
     base_model: str = field(default=DEFAULT_BASE_MODEL, metadata={"key": "SMOA_BASE_MODEL"})
     """Name of the model that ships with SMoA, or a folder or hub id of a model that `docs/reference/base-models.md` lists."""
     chat_template: str = ""

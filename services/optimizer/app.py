@@ -23,7 +23,7 @@ from services.optimizer.reporting import Reporter
 from services.optimizer.settings import APP_ID, OptimizerSettings
 from services.optimizer.stage import MESSAGES_AT_ONCE
 from services.optimizer.stream import Count, Join
-from services.optimizer.transport import mend
+from services.optimizer.transport import credentials_of, mend
 from services.optimizer.trial import TrialRules
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
@@ -56,6 +56,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     app = faust.App(
         APP_ID,
         broker=[f"kafka://{one.strip()}" for one in settings.kafka_bootstrap.split(",")],
+        broker_credentials=credentials_of(settings.kafka),
         store="memory://",
         key_serializer="raw",
         value_serializer="raw",
@@ -132,7 +133,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     async def lags() -> bool:
         """True while what happened is not in the counts yet, of any worker: nothing is judged by them."""
         try:
-            behind = await behind_s(settings.kafka_bootstrap, APP_ID, (*join.topics, *count.topics))
+            behind = await behind_s(settings.kafka, APP_ID, (*join.topics, *count.topics))
         except Unavailable as error:
             _log.warning("nothing is judged now: %s", error)
             return True
@@ -258,7 +259,7 @@ def build(settings: OptimizerSettings) -> faust.App:
 
 async def ensure(settings: OptimizerSettings) -> int:
     """Make every topic; returns their number of partitions."""
-    return await ensure_topics(settings.kafka_bootstrap, (*TOPICS, JOINS, COUNTS), settings.partitions)
+    return await ensure_topics(settings.kafka, (*TOPICS, JOINS, COUNTS), settings.partitions)
 
 
 def default_instance_id() -> str:

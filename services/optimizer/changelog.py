@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from smoa.kafka import Kafka
 from smoa.outbox import Record
 from smoa.reader import consumer_of, partitions_of, read_topic
 from smoa.topics import Topic, partition_of
@@ -55,8 +56,8 @@ class Kept(NamedTuple):
 class Changelog:
     """Reads whole partitions, and names records for writing."""
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
-        self._bootstrap, self.topic = bootstrap, topic
+    def __init__(self, kafka: Kafka | str, topic: str) -> None:
+        self._kafka, self.topic = kafka, topic
 
     def record(self, partition: int, name: bytes, stamp: Stamp, value: bytes | None) -> Record:
         """What to send so that `name` has this value, or none, under this stamp."""
@@ -68,7 +69,7 @@ class Changelog:
         Raises:
             Unavailable: as `read`.
         """
-        async with consumer_of(self._bootstrap) as consumer:
+        async with consumer_of(self._kafka) as consumer:
             partitions = len(await partitions_of(consumer, self.topic))
         return await self.read(partition_of(key.encode(), partitions)) if partitions else []
 
@@ -79,7 +80,7 @@ class Changelog:
             Unavailable: the broker does not answer, or sends nothing for long.
         """
         found: dict[bytes, bytes] = {}
-        async for one in read_topic(self._bootstrap, self.topic, partition):
+        async for one in read_topic(self._kafka, self.topic, partition):
             goes_on()
             if one.key is not None and one.value is not None:
                 found[one.key] = one.value

@@ -6,21 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smoa.access.channels import ConnectionSettings
+from smoa.kafka import KafkaSettings
 
 APP_ID = "smoa-optimizer"
 """The Kafka group of the workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings(ConnectionSettings):
+class OptimizerSettings(ConnectionSettings, KafkaSettings):
     """Read from SMOA_OPTIMIZER_<FIELD>, or the key in the field's metadata."""
 
     data_folder: Path = Path("build/data/optimizer")
     """Folder of the worker's heartbeat."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
-    kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
-    """Kafka's address."""
     router: str = field(default="127.0.0.1:50051", metadata={"key": "SMOA_ROUTER"})
     """Address of the router, through which adapters are changed."""
     instance_id: str = ""

@@ -51,8 +51,8 @@ class Stage(ABC, Generic[P]):
 
     def __init__(self, app: faust.App, settings: OptimizerSettings, changelog: Topic) -> None:
         self._app, self._settings = app, settings
-        self._changelog = Changelog(settings.kafka_bootstrap, changelog.name)
-        self._outbox = Outbox(settings.kafka_bootstrap)
+        self._changelog = Changelog(settings.kafka, changelog.name)
+        self._outbox = Outbox(settings.kafka)
         self._lock = asyncio.Lock()
         self._moved()
         self._heard_s: dict[TP, float] = {}
@@ -209,7 +209,7 @@ class Stage(ABC, Generic[P]):
     async def _read_on(self, tp: TP, begin: int, end: int) -> bool:
         """A batch of what stands at [begin, end); False when this worker must not go on."""
         self._moved()
-        found = await read_range(self._settings.kafka_bootstrap, *tp, begin, end, MESSAGES_AT_ONCE)
+        found = await read_range(self._settings.kafka, *tp, begin, end, MESSAGES_AT_ONCE)
         _log.info("%s %d: the client passed over %d to %d; %d messages are read from the log now", *tp, begin, end, len(found))
         if not found:
             self._next[tp] = end  # a hole, which nothing will come from
@@ -227,7 +227,7 @@ class Stage(ABC, Generic[P]):
             tp = TP(one.topic, one.partition)
             wanted = taken[tp][-1].offset + 1 if taken.get(tp) else self._next[tp]
             if one.offset > wanted and not self._consumer.is_hole(tp, wanted, one.offset):
-                left_out = await read_range(self._settings.kafka_bootstrap, *tp, wanted, one.offset, GAP_AT_ONCE)
+                left_out = await read_range(self._settings.kafka, *tp, wanted, one.offset, GAP_AT_ONCE)
                 _log.info(
                     "%s %d: Kafka's client passed over %d to %d; %d messages are read from the log now",
                     *tp,

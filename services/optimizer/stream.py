@@ -89,7 +89,7 @@ class Join(Stage[JoinPartition[_Segment]]):
         """
         marks = {tp: mark for tp in places if (mark := part.landmarks.get(tp.topic)) is not None}
         at = {TopicPartition(*tp): mark.offset for tp, mark in marks.items() if mark.written_ms and mark.offset < places[tp].end}
-        there = {TP(*tp): one for tp, one in (await read_at(self._settings.kafka_bootstrap, at)).items()}
+        there = {TP(*tp): one for tp, one in (await read_at(self._settings.kafka, at)).items()}
         elsewhere: dict[TP, int] = {}
         for tp, mark in marks.items():
             place = places[tp]
@@ -99,10 +99,10 @@ class Join(Stage[JoinPartition[_Segment]]):
                 continue
             # Another message stands there, or none: the log's first one tells whether it is another log, or lost its last part.
             where = TopicPartition(*tp)
-            first = (await read_at(self._settings.kafka_bootstrap, {where: place.begin})).get(where)
+            first = (await read_at(self._settings.kafka, {where: place.begin})).get(where)
             is_same = first is not None and first.timestamp <= mark.written_ms
             _log.error("%s %d %s; what comes is counted on", *tp, "lost messages that were counted" if is_same else "was made anew")
-            elsewhere[tp] = await first_after(self._settings.kafka_bootstrap, where, mark.written_ms) if is_same else place.begin
+            elsewhere[tp] = await first_after(self._settings.kafka, where, mark.written_ms) if is_same else place.begin
             part.landmarks[tp.topic] = Landmark(offset=elsewhere[tp] - 1, incarnation=mark.incarnation + 1)
         return elsewhere
 

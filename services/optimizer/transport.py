@@ -19,12 +19,15 @@ import faust
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.auth import OAuthCredentials, SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
+from faust.types.auth import CredentialsT
 from faust.types.tuples import ack_lock
 
 import smoa.coordinator  # noqa: F401  for its effect
 from smoa.errors import Unavailable
+from smoa.kafka import Kafka
 from smoa.outbox import KAFKA_ERRORS
 
 _log = logging.getLogger(__name__)
@@ -256,6 +259,22 @@ class Transport(driver.Transport):
     """See the module."""
 
     Consumer = Consumer
+
+
+def credentials_of(kafka: Kafka) -> CredentialsT | None:
+    """How Faust's clients say who they are; nothing where Kafka asks for nothing.
+
+    Raises:
+        FailedPrecondition: a file that cannot be read.
+    """
+    options = kafka.options()
+    context = options.get("ssl_context")
+    if provider := options.get("sasl_oauth_token_provider"):
+        return OAuthCredentials(oauth_cb=provider, ssl_context=context)
+    if mechanism := options.get("sasl_mechanism"):
+        user, password = options["sasl_plain_username"], options["sasl_plain_password"]
+        return SASLCredentials(username=user, password=password, mechanism=mechanism, ssl_context=context)
+    return SSLCredentials(context) if context is not None else None
 
 
 def mend(app: faust.App) -> None:

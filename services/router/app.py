@@ -47,7 +47,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     stack.push_async_callback(embedder.close)
     library = library or await open_library(settings, embedder.name, embedder.dimension)
     stack.push_async_callback(library.close)
-    publisher = EventPublisher(settings.kafka_bootstrap, Spool(settings.data_folder / "spool", settings.spool_bytes))
+    publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
     kept_bytes = settings.spool_bytes // 8  # of the spool, for what happens to adapters: decisions and outcomes leave it free
@@ -92,7 +92,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     if library.copy is not None:
         library.copy.start(copied)
     want = None if library.copy is None else library.copy.want
-    consumer = LifecycleConsumer(settings.kafka_bootstrap, router, library.catalogue, library.near, publisher.producer_id, want)
+    consumer = LifecycleConsumer(settings.kafka, router, library.catalogue, library.near, publisher.producer_id, want)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
     metrics = RouterMetrics(router, library, publisher)

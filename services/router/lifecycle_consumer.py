@@ -30,6 +30,7 @@ from services.router.routing.strategies.learned import Taught
 from smoa.errors import InvalidArgument, SmoaError, Unavailable
 from smoa.events import ADAPTER_OUTCOMES, EXECUTORS, LIFECYCLE, decode, unpack
 from smoa.identifiers import check_ulid
+from smoa.kafka import Kafka
 from smoa.model_shape import ModelShape
 from smoa.reader import let_go
 from smoa.tasks import begin, connected, end
@@ -62,7 +63,7 @@ class LifecycleConsumer:
 
     def __init__(
         self,
-        bootstrap: str,
+        kafka: Kafka | str,
         router: Router,
         catalogue: Catalogue,
         near: Catalogue,
@@ -71,7 +72,7 @@ class LifecycleConsumer:
         timeout_s: float = 10.0,
     ) -> None:
         """`near` is what routing reads. Where it is a copy, `want` has an adapter copied, and who copies it tells the router."""
-        self._bootstrap, self._router, self._catalogue, self._near = bootstrap, router, catalogue, near
+        self._kafka, self._router, self._catalogue, self._near = Kafka.at(kafka), router, catalogue, near
         self._want, self._timeout_s = want, timeout_s
         self._unkept: Ranker | None = None
         self._own = ("smoa-producer", own_producer_id.encode())
@@ -105,7 +106,7 @@ class LifecycleConsumer:
                 LIFECYCLE,
                 ADAPTER_OUTCOMES,
                 EXECUTORS,
-                bootstrap_servers=self._bootstrap,
+                **self._kafka.options(),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",  # of a topic that was made anew; where else to begin, `_place` says
                 isolation_level="read_committed",
@@ -116,7 +117,7 @@ class LifecycleConsumer:
                     await connected(consumer.start())
                 await self._listen(consumer)
             except _ERRORS as error:
-                _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._bootstrap, error)
+                _log.info("news from %s cannot be read or kept (%r); other replicas' changes show late", self._kafka, error)
             finally:
                 await let_go(consumer, self._timeout_s)
             await asyncio.sleep(delay_s)

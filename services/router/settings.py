@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smoa.access.settings import AccessSettings
+from smoa.kafka import KafkaSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterSettings(AccessSettings):
+class RouterSettings(AccessSettings, KafkaSettings):
     """Read from SMOA_ROUTER_<FIELD>, or the key in the field's metadata."""
 
     address: str = "127.0.0.1:50051"
@@ -20,8 +21,6 @@ class RouterSettings(AccessSettings):
     """Folder of the library, or of the copy of it that is searched in memory, and of the event spool."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
-    kafka_bootstrap: str = field(default="127.0.0.1:9092", metadata={"key": "SMOA_KAFKA_BOOTSTRAP"})
-    """Kafka's address."""
     qdrant_url: str = field(default="", metadata={"key": "SMOA_QDRANT_URL"})
     """A Qdrant server for the library (https:// for TLS); empty: SQLite in the data folder, and one router."""
     qdrant_grpc_port: int = field(default=6334, metadata={"key": "SMOA_QDRANT_GRPC_PORT"})

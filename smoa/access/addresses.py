@@ -1,8 +1,12 @@
-"""Which addresses only this machine reaches. Pure."""
+"""Which addresses only this machine reaches, and what stands for the authorities that it trusts. Pure."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Final
+
+SYSTEM: Final = "system"
+"""In the place of a file of authorities: the machine's own."""
 
 
 def is_loopback(address: str) -> bool:

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import grpc
 
-from smoa.access.addresses import is_loopback
+from smoa.access.addresses import SYSTEM, is_loopback
 from smoa.access.watched import Watched
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
 
-SYSTEM: Final = "system"
 _LOOK_EVERY_S: Final = 1.0
 _OLD_CALLS_S: Final = 60.0
 Options = Sequence[tuple[str, Any]]
