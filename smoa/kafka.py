@@ -75,16 +75,22 @@ class Kafka:
         _check(settings)
 
     @classmethod
-    def at(cls, kafka: Kafka | str) -> Kafka:
-        """Itself; of an address, the Kafka there, as the environment says how to be known.
+    def said(cls, environment: Mapping[str, str]) -> Kafka:
+        """As an environment says.
 
         Raises:
             InvalidArgument: settings that contradict each other.
         """
-        if isinstance(kafka, Kafka):
-            return kafka
-        environment: Mapping[str, str] = {**os.environ, "SMOA_KAFKA_BOOTSTRAP": kafka}
         return from_environment(KafkaSettings, environment, "SMOA_").kafka
+
+    @classmethod
+    def at(cls, kafka: Kafka | str) -> Kafka:
+        """Itself; of an address, the Kafka there, as this process's environment says how to be known.
+
+        Raises:
+            InvalidArgument: settings that contradict each other.
+        """
+        return kafka if isinstance(kafka, Kafka) else cls.said({**os.environ, "SMOA_KAFKA_BOOTSTRAP": kafka})
 
     def __str__(self) -> str:
         return self.address

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def broker_port(nodes: int = 1) -> int:
 class ApacheKafka:
     """One broker, or several; `kill` is kill -9, and `start` starts again, on the same folder, what does not run."""
 
-    def __init__(self, folder: Path, port: int, nodes: int = 1) -> None:
-        self._folder, self._port, self._nodes = folder, port, nodes
+    def __init__(self, folder: Path, port: int, nodes: int = 1, environment: Mapping[str, str] | None = None) -> None:
+        self._folder, self._port, self._nodes, self._environment = folder, port, nodes, environment or {}
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
@@ -57,7 +57,12 @@ class ApacheKafka:
             if node not in self._processes:
                 command = [str(Path(HOME) / "serve"), str(self._folder), str(self._port), str(node), str(self._nodes)]
                 with (self._folder / f"log-{node}").open("ab") as log:
-                    self._processes[node] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+                    environment = {**os.environ, **self._environment}
+                    self._processes[node] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        await self.make_topics()
+
+    async def make_topics(self) -> None:
+        """Make every topic, once it answers."""
         await ensure_topics(self.bootstrap, TOPICS, 4, timeout_s=60)
 
     def kill(self, node: int = 1) -> None:
