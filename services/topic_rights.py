@@ -36,7 +36,9 @@ RIGHTS: Final[dict[str, TopicRights]] = {
         reads=(*_COUNTED, *_OWN), writes=(*_COUNTED, DEAD_LETTER, *_OWN), sees=(LIFECYCLE, EXECUTORS), groups=(APP_ID,)
     ),
     "learner": TopicRights(reads=(DECISIONS, OUTCOMES, LIFECYCLE), writes=(LIFECYCLE,)),
-    "operator": TopicRights(reads=(*_COUNTED, LIFECYCLE, EXECUTORS, DEAD_LETTER, *_OWN), writes=(*_COUNTED, LIFECYCLE, DEAD_LETTER), groups=(APP_ID,)),
+    "operator": TopicRights(
+        reads=(*_COUNTED, LIFECYCLE, EXECUTORS, DEAD_LETTER, *_OWN), writes=(*_COUNTED, LIFECYCLE, DEAD_LETTER), groups=(APP_ID,)
+    ),
     "reporter": TopicRights(writes=(OUTCOMES,)),
 }
-"""By who it is: the services; `smoa router learn`; whoever runs `smoa optimizer` and `smoa dlq`; and a caller's service that sends outcomes."""
+"""By who it is: the services; `smoa router learn`; who runs `smoa optimizer` and `smoa dlq`; and a caller that sends outcomes itself."""

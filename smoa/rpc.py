@@ -122,15 +122,12 @@ class RpcServer:
         Raises:
             InvalidArgument, FailedPrecondition: settings that contradict each other, or files that cannot be read.
         """
-        tls = None
-        if settings.tls_certificate or settings.tls_key or settings.tls_client_ca:
-            tls = ServerTls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
         return cls(
             address,
             settings.max_calls,
             share_address=share_address,
             access=Access.of(settings),
-            tls=tls,
+            tls=ServerTls.of(settings),
             insecure=settings.insecure,
             health_address=settings.health_address,
         )

@@ -175,7 +175,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     await loaded.engine.start()
     stack.push_async_callback(loaded.engine.stop)
     metrics, shape = ExecutorMetrics(loaded.engine.state), loaded.shape.to_message()
-    await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
+    await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
         ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, folder_name(loaded.folder), shape), server.server
     )

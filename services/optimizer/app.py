@@ -221,7 +221,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     @app.task()
     async def measure() -> None:
         """Serve metrics."""
-        async with serve_metrics(settings.metrics_address, OptimizerMetrics(join, count).registry):
+        async with serve_metrics(settings.metrics_address, OptimizerMetrics(join, count).registry, settings):
             await asyncio.Event().wait()
 
     @app.task()

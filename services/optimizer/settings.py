@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smoa.access.channels import ConnectionSettings
+from smoa.access.settings import CallersSettings
 from smoa.kafka import KafkaSettings
 
 APP_ID = "smoa-optimizer"
@@ -13,7 +14,7 @@ APP_ID = "smoa-optimizer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerSettings(ConnectionSettings, KafkaSettings):
+class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """Read from SMOA_OPTIMIZER_<FIELD>, or the key in the field's metadata."""
 
     data_folder: Path = Path("build/data/optimizer")

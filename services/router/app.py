@@ -96,7 +96,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     await consumer.start()
     stack.push_async_callback(consumer.stop)
     metrics = RouterMetrics(router, library, publisher)
-    await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry))
+    await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
     server = RpcServer.of(settings.address, settings, share_address=settings.share_address)
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse", leave_bytes=kept_bytes)
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)

@@ -11,13 +11,14 @@ from google.protobuf.message import Message
 from smoa.access.callers import CallersFile
 from smoa.access.principal import ANYBODY, Principal, answering
 from smoa.access.rights import Rights, rights_of
-from smoa.access.settings import AccessSettings
+from smoa.access.settings import CallersSettings
 from smoa.access.tokens import REMEDY, SigningKeys, Tokens
 from smoa.errors import InvalidArgument, Unauthenticated
 from smoa.rules import check_rules
 
 Request = TypeVar("Request", bound=Message)
-_NAMES: Final = "x509_subject_alternative_name"
+NAMES: Final = "x509_subject_alternative_name"
+"""Key of a certificate's names in a call's `auth_context`."""
 _SCHEME: Final = "bearer "
 
 
@@ -61,7 +62,7 @@ class Access:
         self._callers, self._tokens = callers, tokens
 
     @classmethod
-    def of(cls, settings: AccessSettings) -> Access:
+    def of(cls, settings: CallersSettings) -> Access:
         """As the settings say.
 
         Raises:
@@ -95,6 +96,17 @@ class Access:
         answering(principal)
         return Admitted(principal, rights)
 
+    async def admit_to(self, what: str, roles: frozenset[str], call: Call) -> Principal:
+        """Find out who asks for something that is no method, and whether they may.
+
+        Raises:
+            Unauthenticated: nobody knows who it is.
+            PermissionDenied: they have none of the roles.
+        """
+        principal = await self._caller(call) if self.asks else ANYBODY
+        principal.require(roles, what)
+        return principal
+
     async def _caller(self, call: Call) -> Principal:
         if token := _token(call.invocation_metadata()):
             if self._tokens is not None and token.count(".") == 2:
@@ -105,7 +117,7 @@ class Access:
                     f"key: nobody's here; {REMEDY if self._callers is None else 'send the one that `smoa access add` printed'}"
                 )
             return found
-        names = [name.decode(errors="replace") for name in call.auth_context().get(_NAMES, ())]
+        names = [name.decode(errors="replace") for name in call.auth_context().get(NAMES, ())]
         found = self._callers.by_certificate(names) if names and self._callers is not None else None
         if found is None:
             shown = f"nobody here is known by {', '.join(names)[:200]}" if names else "nothing says who calls"

@@ -6,15 +6,11 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
-class AccessSettings:
-    """Read from the keys in the fields' metadata."""
+class CallersSettings:
+    """Of every port; read from the keys in the fields' metadata."""
 
     insecure: bool = field(default=False, metadata={"key": "SMOA_INSECURE"})
     """Listen on other than loopback addresses although anybody who reaches the port may do everything there."""
-    health_address: str = ""
-    """host:port of a server that answers health checks only, without TLS and whoever asks, as Kubernetes' probes do; empty: none."""
-    max_calls: int = field(default=1000, metadata={"key": "SMOA_MAX_CALLS", "least": 4})
-    """Calls that are answered at once, streams among them; of one caller a quarter of them, where callers are known."""
     callers: str = field(default="", metadata={"key": "SMOA_CALLERS"})
     """File of who calls with a key or a certificate, and what they may do: `smoa access` writes it."""
     token_issuer: str = field(default="", metadata={"key": "SMOA_TOKEN_ISSUER"})
@@ -33,3 +29,13 @@ class AccessSettings:
     """File of its private key."""
     tls_client_ca: str = field(default="", metadata={"key": "SMOA_TLS_CLIENT_CA"})
     """File of the authorities one of which must have signed a caller's certificate; empty: callers need none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessSettings(CallersSettings):
+    """Of a service that is called by gRPC."""
+
+    health_address: str = ""
+    """host:port of a server that answers health checks only, without TLS and whoever asks, as Kubernetes' probes do; empty: none."""
+    max_calls: int = field(default=1000, metadata={"key": "SMOA_MAX_CALLS", "least": 4})
+    """Calls that are answered at once, streams among them; of one caller a quarter of them, where callers are known."""

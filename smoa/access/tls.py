@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from smoa.access.settings import CallersSettings
 from smoa.access.watched import Watched
 from smoa.errors import FailedPrecondition, InvalidArgument
 
@@ -31,6 +33,39 @@ class ServerTls:
         self._files = [Path(one) for one in (certificate, key, client_ca) if one]
         self._said = Watched(self._files, self._read)
         self._given = self._said.now()
+        self._latest: ssl.SSLContext | None = None
+
+    @classmethod
+    def of(cls, settings: CallersSettings) -> ServerTls | None:
+        """As the settings say; None for a port in the clear.
+
+        Raises:
+            InvalidArgument, FailedPrecondition: as the constructor.
+        """
+        if not (settings.tls_certificate or settings.tls_key or settings.tls_client_ca):
+            return None
+        return cls(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+
+    def context(self) -> ssl.SSLContext:
+        """For a port of asyncio's. Each handshake is with the certificate of the moment; who signs callers' is read once."""
+        context = self._context()
+
+        def handshake(connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+            if self._changed() is not None:
+                self._latest = self._context()
+            if self._latest is not None:
+                connection.context = self._latest
+
+        context.sni_callback = handshake
+        return context
+
+    def _context(self) -> ssl.SSLContext:
+        certificate, key, *client_ca = map(str, self._files)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca[0] if client_ca else None)
+        context.load_cert_chain(certificate, key)
+        if client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a port. gRPC asks before each handshake whether they are still the same."""

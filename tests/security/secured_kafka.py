@@ -8,17 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-from confluent_kafka.admin import (
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialUpsertion,
-)
+import confluent_kafka.admin
 
 from services.optimizer.changelog import COUNTS, JOINS
 from services.topic_rights import RIGHTS
@@ -27,6 +17,8 @@ from smoa.topics import TOPICS, ensure_topics
 from tests.access_support import AUDIENCE, ISSUER, Authority, Issuer, key_set
 from tests.kafka_support import ApacheKafka, broker_port
 
+KAFKA: Final[Any] = confluent_kafka.admin
+"""Its names are not declared as exported."""
 ADMIN: Final = "admin"
 SCRAM: Final = "SCRAM-SHA-512"
 MECHANISMS: Final = {"router": "PLAIN", "executor": OAUTH, "optimizer": SCRAM, "operator": SCRAM, "learner": OAUTH, "reporter": "PLAIN"}
@@ -100,24 +92,22 @@ class SecuredKafka(ApacheKafka):
         await asyncio.to_thread(self._give_rights)
 
     def _give_rights(self) -> None:
-        admin = AdminClient(librdkafka_options(self.environment(ADMIN)))
-        credentials = [
-            UserScramCredentialUpsertion(user, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), f"{user}-secret".encode())
-            for user, how in MECHANISMS.items()
-            if how == SCRAM
-        ]
+        admin = KAFKA.AdminClient(librdkafka_options(self.environment(ADMIN)))
+        scram = KAFKA.ScramCredentialInfo(KAFKA.ScramMechanism.SCRAM_SHA_512, 4096)
+        users = [user for user, how in MECHANISMS.items() if how == SCRAM]
+        credentials = [KAFKA.UserScramCredentialUpsertion(user, scram, f"{user}-secret".encode()) for user in users]
         _wait(admin.alter_user_scram_credentials(credentials))
         _wait(admin.create_acls([one for user in RIGHTS for one in _acls(user)]))
 
 
-def _acls(user: str) -> list[AclBinding]:
+def _acls(user: str) -> list[Any]:
     rights = RIGHTS[user]
-    wanted = [(ResourceType.TOPIC, name, AclOperation.READ) for name in rights.reads]
-    wanted += [(ResourceType.TOPIC, name, AclOperation.WRITE) for name in rights.writes]
-    wanted += [(ResourceType.TOPIC, name, AclOperation.DESCRIBE) for name in rights.sees]
-    wanted += [(ResourceType.GROUP, name, AclOperation.READ) for name in rights.groups]
-    literal, allow = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
-    return [AclBinding(kind, name, literal, f"User:{user}", "*", operation, allow) for kind, name, operation in wanted]
+    wanted = [(KAFKA.ResourceType.TOPIC, name, KAFKA.AclOperation.READ) for name in rights.reads]
+    wanted += [(KAFKA.ResourceType.TOPIC, name, KAFKA.AclOperation.WRITE) for name in rights.writes]
+    wanted += [(KAFKA.ResourceType.TOPIC, name, KAFKA.AclOperation.DESCRIBE) for name in rights.sees]
+    wanted += [(KAFKA.ResourceType.GROUP, name, KAFKA.AclOperation.READ) for name in rights.groups]
+    literal, allow = KAFKA.ResourcePatternType.LITERAL, KAFKA.AclPermissionType.ALLOW
+    return [KAFKA.AclBinding(kind, name, literal, f"User:{user}", "*", operation, allow) for kind, name, operation in wanted]
 
 
 def _wait(futures: Mapping[Any, Future[Any]]) -> None:
