@@ -15,12 +15,12 @@ from smoa.errors import InvalidArgument
 from tests.integration.router_support import adapter_file
 
 
-def _file(header: bytes, body: bytes = b"") -> bytes:
+def file_of(header: bytes, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
 def _with_manifest(manifest: str) -> bytes:
-    return _file(json.dumps({"__metadata__": {"smoa": manifest}}).encode())
+    return file_of(json.dumps({"__metadata__": {"smoa": manifest}}).encode())
 
 
 def _changed(**changes: Any) -> bytes:
@@ -30,7 +30,7 @@ def _changed(**changes: Any) -> bytes:
     header = json.loads(data[8 : 8 + length])
     manifest = {**json.loads(header["__metadata__"]["smoa"]), **changes}
     header["__metadata__"]["smoa"] = json.dumps(manifest)
-    return _file(json.dumps(header).encode(), data[8 + length :])
+    return file_of(json.dumps(header).encode(), data[8 + length :])
 
 
 FILES: dict[str, bytes] = {
@@ -39,17 +39,17 @@ FILES: dict[str, bytes] = {
     "no header": struct.pack("<Q", 0),
     "a header longer than the file": struct.pack("<Q", 2**40) + b"{}",
     "the longest number": b"\xff" * 8 + b"{}",
-    "no JSON": _file(b"\xff\xff"),
-    "a list": _file(b"[]"),
-    "nested without end": _file(b"[" * 200_000),
-    "nested objects": _file(b'{"a":' * 100_000),
-    "no manifest": _file(b"{}"),
+    "no JSON": file_of(b"\xff\xff"),
+    "a list": file_of(b"[]"),
+    "nested without end": file_of(b"[" * 200_000),
+    "nested objects": file_of(b'{"a":' * 100_000),
+    "no manifest": file_of(b"{}"),
     "a manifest nested without end": _with_manifest("[" * 200_000),
     "a manifest of NaN": _with_manifest("NaN"),
     "a manifest that is a list": _with_manifest("[]"),
     "a manifest that is a number": _with_manifest("3"),
-    "metadata that is a number": _file(b'{"__metadata__": 3}'),
-    "metadata of lists": _file(b'{"__metadata__": {"smoa": []}}'),
+    "metadata that is a number": file_of(b'{"__metadata__": 3}'),
+    "metadata of lists": file_of(b'{"__metadata__": {"smoa": []}}'),
     "an unknown field": _changed(root=True),
     "an id that is a key of another kind": _changed(adapter_id="examples/01J9ZC3B5T8QH7M2K4N6P0R1SV/acme"),
     "an id of two lines": _changed(adapter_id="01J9ZC3B5T8QH7M2K4N6P0R1SV\n"),
@@ -84,7 +84,7 @@ def test_a_file_of_anything_is_refused_by_its_field(data: bytes) -> None:
 
 def test_a_header_of_hundreds_of_thousands_of_tensors_takes_no_memory() -> None:
     empty = '"dtype":"F32","shape":[0],"data_offsets":[0,0]'
-    data = _file(("{" + ",".join(f'"{number}":{{{empty}}}' for number in range(900_000)) + "}").encode())
+    data = file_of(("{" + ",".join(f'"{number}":{{{empty}}}' for number in range(900_000)) + "}").encode())
     tracemalloc.start()
     with pytest.raises(InvalidArgument, match=r"file: is not a whole safetensors file \(its header has [\d,]+ bytes, over 1,048,576\)"):
         decode(data)

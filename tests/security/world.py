@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from smoa.client import SmoaClient
 from smoa.store import AdapterStore
 from smoa.v1 import executor_pb2
 from tests.access_support import Authority, caller, callers_file
+from tests.integration.router_support import MONEY
 from tests.security.secured_kafka import SecuredKafka
 
 CALLERS: Final = (
@@ -52,6 +53,8 @@ class World:
     processes: Supervisor
     started: Mapping[str, int]
     base_model: str = ""
+    first: dict[str, str] = field(default_factory=dict)
+    """Id of an adapter that each tenant has from the beginning."""
     shape: executor_pb2.GetStatusResponse | None = None
 
     def connection(self, who: str) -> ConnectionSettings:
@@ -189,6 +192,10 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
             async with world.client("victim") as client:
                 world.shape = await client.status()
                 world.base_model = world.shape.base_model
+            for who, tenant in (("victim", "acme"), ("mallory", "mallory")):
+                async with world.client(who) as client:
+                    made = await client.register(await world.put(world.adapter(tenant=tenant, name="first")), MONEY, tenant)
+                    world.first[tenant] = made.adapter_id
             yield world
         finally:
             await processes.stop()

@@ -18,6 +18,7 @@ from services.router.catalogue.pagination import page_after, page_size_of, page_
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
+from smoa.adapter import check_texts
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from smoa.identifiers import checked_tenant
 
@@ -73,6 +74,7 @@ class Compositions:
         tenant = checked_tenant(tenant)
         if not 0 < len(name) <= MAX_NAME_CHARACTERS:
             raise InvalidArgument("name", f"has {len(name)} characters", f"name the composition in 1 to {MAX_NAME_CHARACTERS}")
+        check_texts("name", (name,), 1)
         tree = trees.parse(root)
         adapter_ids = tuple(dict.fromkeys(leaf.adapter_id for leaf in trees.leaves(tree) if leaf.adapter_id))
         children = tuple(dict.fromkeys(leaf.composition for leaf in trees.leaves(tree) if leaf.composition))

@@ -64,6 +64,7 @@ def _checked(one: Imported, where: str, views: Views) -> Imported:
         ("base_model", bool(record.base_model), "is empty", "send the fingerprint that the executor's GetStatus shows"),
         ("rank", 1 <= record.rank <= MAX_RANK, f"{record.rank} is outside 1..{MAX_RANK}", "send the rank in the manifest"),
         ("parameter_count", record.parameter_count > 0, f"{record.parameter_count} is not positive", "count its trained numbers"),
+        ("file_bytes", record.file_bytes >= 0, f"{record.file_bytes} is negative", "send the file's size, or 0"),
     )
     for field, good, problem, remedy in limits:
         if not good:
