@@ -9,10 +9,11 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from smoa.access.access import Access
 from smoa.access.places import Places
-from smoa.errors import DeadlineExceeded, SmoaError
+from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
 from smoa.statuses import abort
 
 T = TypeVar("T")
@@ -60,11 +61,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def answer() -> None:
                 admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
-                    asked = request
                     if handler.request_streaming:
-                        asked = admitted.checked(_in_time(request, self._stalled_s))
+                        asked = admitted.checked(_parsed(_in_time(request, self._stalled_s), handler))
                     else:
-                        admitted.check(request)
+                        admitted.check(asked := _parse(request, handler))
                     async with aclosing(stream(asked, context)) as responses:  # whoever goes away, what it held is given back at once
                         async for response in responses:
                             await self._written(context, response)
@@ -72,7 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _guarded(method, context, answer())
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        return make(streaming, handler.request_deserializer, handler.response_serializer)
+        return make(streaming, None, handler.response_serializer)  # parsed by us: see `_parse`
 
     async def _written(self, context: grpc.aio.ServicerContext[Any, Any], response: Any) -> None:
         try:
@@ -88,12 +88,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def answer() -> Any:
                 admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
-                    admitted.check(request)
-                    return await unary(request, context)
+                    admitted.check(asked := _parse(request, handler))
+                    return await unary(asked, context)
 
             return await _guarded(method, context, answer())
 
-        return grpc.unary_unary_rpc_method_handler(single, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(single, None, handler.response_serializer)
 
     def _watching(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """Health as a stream: anybody may watch, and some of them at once."""
@@ -107,6 +107,24 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _guarded(_WATCH, context, answer())
 
         return grpc.unary_stream_rpc_method_handler(watching, handler.request_deserializer, handler.response_serializer)
+
+
+def _parse(data: bytes, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
+    """A request. gRPC itself would answer UNKNOWN to bytes that are none, and log a trace of them.
+
+    Raises:
+        InvalidArgument: it is not the method's message.
+    """
+    parse: Any = handler.request_deserializer
+    try:
+        return parse(data)
+    except DecodeError as error:
+        raise InvalidArgument("request", "is not the message that this method takes", "make it by the contracts in proto/") from error
+
+
+async def _parsed(requests: AsyncIterator[bytes], handler: grpc.RpcMethodHandler[Any, Any]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _parse(data, handler)
 
 
 async def _in_time(requests: AsyncIterator[Any], stalled_s: float) -> AsyncIterator[Any]:

@@ -23,6 +23,7 @@ from services.executor.settings import ExecutorSettings
 from smoa.adapter import encode
 from smoa.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from smoa.store import AdapterStore
+from tests.kafka_support import until
 from tests.model_support import BACKENDS, isolated_cache, make_model, random_adapter
 
 
@@ -262,6 +263,44 @@ async def test_many_answers_are_taken_in_together_or_not_at_all(tmp_path: Path, 
             assert world.executor.engine.state().step_tokens > steps
         with pytest.raises(InvalidArgument, match=r"^n: 5 is over the 4 requests that may be in flight; ask for fewer answers$"):
             _ = [piece async for piece in requests.answers([one] * 5)]
+
+
+async def test_a_place_is_given_back_with_the_answer_and_not_by_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, rows=1, max_waiting=0, max_tokens=190) as world:
+        requests, slow = world.executor.requests, Generation(tenant="a", messages=user_turn("w1 w2"), max_tokens=20)
+        async with aclosing(requests.generate(slow)) as pieces:
+            await anext(pieces)
+            with pytest.raises(ResourceExhausted, match=r"^queue: 1 of 1 requests"):
+                await world.text()
+
+            async def is_done() -> bool:
+                return world.executor.engine.state().running == 0
+
+            await until("all its tokens", 10, is_done)
+            assert await world.text()
+            assert len([piece async for piece in pieces]) == 19
+
+
+async def test_a_tenant_that_fills_the_queue_fills_it_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of("native", tmp_path, monkeypatch, rows=2, max_waiting=3, max_tokens=190) as world:
+        requests = world.executor.requests
+
+        async def answer(tenant: str, tokens: int = 185) -> str:
+            generation = Generation(tenant=tenant, messages=user_turn("w1 w2"), max_tokens=tokens)
+            return "".join([piece.text async for piece in requests.generate(generation)])
+
+        greedy = [asyncio.create_task(answer("greedy")) for _ in range(5)]
+
+        async with asyncio.timeout(10):
+            while world.executor.engine.state().waiting < 3:
+                await asyncio.sleep(0)
+        with pytest.raises(ResourceExhausted, match=r"^queue: 5 of 5 requests are in flight"):
+            await answer("greedy")
+        assert await asyncio.wait_for(answer("other", 3), 10)
+        assert [task.done() for task in greedy] == [False] * 4 + [True], "of a row, and of a place: the newest gave its up"
+        with pytest.raises(ResourceExhausted, match=r"^queue: is full, and greedy has the most in it; retry with backoff$"):
+            await greedy[4]
+        assert len({await task for task in greedy[:4]}) == 1, "who gave a row up says what it would have said"
 
 
 async def test_a_score_has_a_place_before_its_texts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

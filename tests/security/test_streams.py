@@ -33,6 +33,10 @@ async def _held(calls: list[Any]) -> AsyncIterator[Counter[str]]:
         await asyncio.wait(codes)
 
 
+async def _all(stream: Any) -> list[Any]:
+    return [one async for one in stream]
+
+
 async def _is_answered(world: World) -> None:
     """The victim's route and answer, and the probes."""
     async with world.client("victim") as client:
@@ -104,10 +108,15 @@ async def test_bytes_that_are_no_message(world: World) -> None:
     """Of every kind of caller: what cannot be parsed is nobody's fault but theirs."""
     async with world.channel("mallory") as channel:
         for data in (b"\xff" * 100, b"\x0a\xff\xff\xff\xff\x0f", b"\x00"):
-            call: Any = channel.unary_unary("/smoa.v1.RouterService/Route")
-            assert (await status_of(call(data, timeout=10)))[0] in ("INTERNAL", "INVALID_ARGUMENT")
+            for method in ("RouterService/Route", "FeedbackService/ReportOutcome", "RegistryService/RegisterAdapter"):
+                call: Any = channel.unary_unary(f"/smoa.v1.{method}")
+                code, said = await status_of(call(data, timeout=10))
+                assert (code, said.partition(":")[0]) == ("INVALID_ARGUMENT", "request")
+            stream: Any = channel.stream_stream("/smoa.v1.RegistryService/ImportAdapters")
+            assert (await status_of(_all(stream(iter([data]), timeout=10))))[0] == "INVALID_ARGUMENT"
         for method in ("/smoa.v1.RouterService/Nothing", "/smoa.v2.Other/Route", "/"):
-            assert (await status_of(channel.unary_unary(method)(b"", timeout=10)))[0] == "UNIMPLEMENTED"
+            nothing: Any = channel.unary_unary(method)
+            assert (await status_of(nothing(b"", timeout=10)))[0] == "UNIMPLEMENTED"
 
 
 async def test_connections_that_say_nothing(world: World) -> None:

@@ -255,6 +255,63 @@ def test_a_job_that_waits_for_slots_costs_nobody_a_cached_prefix() -> None:
     assert again.computed == 64
 
 
+def test_a_tenant_without_a_row_is_given_one_of_whoever_has_several() -> None:
+    scheduler = _scheduler(rows=3, step_tokens=64)
+    greedy = [_job("greedy", new=1000) for _ in range(5)]
+    for job in greedy:
+        scheduler.add(job)
+    for _ in range(5):
+        _step(scheduler)
+    one, two, three = _job("one"), _job("two"), _job("three")
+    scheduler.add(one)
+    assert scheduler.admit() == [one]
+    assert scheduler.running == [*greedy[:2], one]
+    scheduler.add(two)
+    assert scheduler.admit() == [], "the one that gave its row is not made to wait for a second"
+    scheduler.remove(one)
+    assert scheduler.admit() == []
+    assert scheduler.running == greedy[:3], "it is the next to go on"
+    assert scheduler.admit() == [two]
+    scheduler.remove(two)
+    scheduler.admit()
+    scheduler.add(three)
+    assert [job.tenant for job in scheduler.admit()] == ["three"]
+    scheduler.check_integrity()
+    assert greedy[2].charged > 0
+
+
+def test_no_row_is_taken_for_a_job_that_does_not_fit_nor_of_whoever_has_one() -> None:
+    scheduler, slots = _scheduler(rows=2, step_tokens=64), SlotPool(1, 1000)
+    greedy = [_job("greedy", new=1000, adapters="x", slots=slots) for _ in range(2)]
+    for job in greedy:
+        scheduler.add(job)
+    _step(scheduler)
+    scheduler.add(_job("other", adapters="y", slots=slots))
+    for _ in range(3):
+        _step(scheduler)
+    assert (scheduler.running, scheduler.preemptions) == (greedy, 0)
+    fair = _scheduler(rows=2, step_tokens=64)
+    for tenant in ("a", "b", "c"):
+        fair.add(_job(tenant, new=1000))
+    for _ in range(3):
+        _step(fair)
+    assert ([job.tenant for job in fair.running], fair.preemptions) == (["a", "b"], 0)
+
+
+def test_a_full_queue_gives_up_the_newest_of_whoever_has_most() -> None:
+    scheduler = _scheduler(rows=1, max_waiting=20)
+    greedy, modest = [_job("greedy") for _ in range(6)], [_job("modest") for _ in range(2)]
+    for job in (*greedy, *modest):
+        scheduler.add(job)
+    scheduler.admit()
+    assert scheduler.displaceable("new", 1) == [greedy[5]]
+    assert scheduler.displaceable("new", 3) == [greedy[5], greedy[4], greedy[3]], "three are left to it, as many as the new one has then"
+    assert scheduler.displaceable("new", 4) == []
+    assert scheduler.displaceable("greedy", 1) == []
+    assert scheduler.displaceable("modest", 2) == [greedy[5], greedy[4]]
+    assert len(scheduler.jobs) == 8
+
+
 def test_what_is_computed_again_is_charged_once() -> None:
     scheduler = _scheduler(rows=2, blocks=8, step_tokens=64)
     jobs = [_job(tenant, prompt=40, new=40, key=tenant.encode()) for tenant in "ab"]

@@ -25,7 +25,7 @@ from services.executor.engine.scheduler import Scheduler
 from services.executor.engine.sequences import Generating, Reading, Sequence
 from services.executor.engine.text import Answer
 from services.executor.models.prompt import PromptTokenizer
-from smoa.errors import Unavailable
+from smoa.errors import ResourceExhausted, Unavailable
 
 FAILED: Final = "executor: its engine does not run; retry on another"
 MAX_FAILED_STEPS: Final = 3
@@ -110,6 +110,7 @@ class BatchingEngine(Generic[MixtureT]):
             sampler=Sampler(stage.sampling, stage.prompt),
             answer=Answer(self._tokenizer.text, stage.stop, () if stage.sampling.ignore_eos else self._tokenizer.eos_ids, stage.max_tokens),
             arrived_ns=arrived_ns,
+            ended=stage.ended,
         )
         async with self._submitted(sequence):
             while True:
@@ -147,6 +148,13 @@ class BatchingEngine(Generic[MixtureT]):
             finally:
                 for task in others:
                     task.cancel()
+
+    def make_room(self, tenant: str, count: int) -> bool:
+        """See `Engine`."""
+        displaced = self._scheduler.displaceable(tenant, count)
+        for sequence in displaced:
+            self._fail(sequence, ResourceExhausted(f"queue: is full, and {sequence.tenant} has the most in it", "retry with backoff"))
+        return bool(displaced)
 
     def state(self) -> EngineState:
         """See `Engine`."""
@@ -258,6 +266,7 @@ class BatchingEngine(Generic[MixtureT]):
 
     def _remove(self, sequence: Sequence[MixtureT]) -> None:
         self._scheduler.remove(sequence)
+        sequence.ended()
         self._work.set()  # others may fit now
 
 

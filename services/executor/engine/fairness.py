@@ -48,6 +48,10 @@ class Fairness:
         elif len(self._served) > len(self._jobs) + 2 * self._most_away:
             self._forget()
 
+    def jobs(self) -> Counter[str]:
+        """How many jobs each tenant has."""
+        return self._jobs.copy()
+
     def by_turn(self, tenants: Iterable[str]) -> list[str]:
         """The one served least first."""
         return sorted(tenants, key=lambda tenant: self._served[tenant])

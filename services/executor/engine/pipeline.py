@@ -91,17 +91,17 @@ class Requests:
             FailedPrecondition: an adapter cannot be loaded, or a stage gave no text for the next.
             ResourceExhausted: too many requests are in flight.
         """
-        async with self._places(len(generations)):
+        async with self._places(generations[0].tenant, len(generations)) as places:
             began_ns, first = time.perf_counter_ns(), generations[0]
             prompt = await self._checked_prompt("prompt", first.messages, first.stages[0].max_tokens)
             for stage in first.stages[1:]:
                 await self._checked_prompt("prompt", first.following(""), stage.max_tokens)
-            runs = [partial(self._run, generation, prompt, began_ns) for generation in generations]
+            runs = [partial(self._run, *each, prompt, began_ns) for each in zip(generations, places, strict=True)]
             async with aclosing(run_answers(runs)) as pieces:
                 async for index, piece in pieces:
                     yield index, piece
 
-    async def _run(self, generation: Generation, prompt: Sequence[int], began_ns: int) -> AsyncGenerator[Piece, None]:
+    async def _run(self, generation: Generation, place: _Place, prompt: Sequence[int], began_ns: int) -> AsyncGenerator[Piece, None]:
         async with AsyncExitStack() as held:
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
             if generation.before:
@@ -119,7 +119,8 @@ class Requests:
                 following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
                 prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
             started_us = (time.perf_counter_ns() - began_ns) // 1000
-            async with aclosing(self._engine.run_stage(generation.request(len(generation.before), prompt))) as pieces:
+            last = replace(generation.request(len(generation.before), prompt), ended=place.give_back)
+            async with aclosing(self._engine.run_stage(last)) as pieces:
                 async for piece in pieces:
                     await held.aclose()  # the last stage has what it needs: a slow reader keeps nothing else
                     yield replace(piece, usage=_whole([*spent, piece.usage], started_us)) if spent else piece
@@ -133,7 +134,7 @@ class Requests:
             InvalidArgument: an empty completion, or more tokens than the context.
             ResourceExhausted: too many requests are in flight.
         """
-        async with self._places(1):
+        async with self._places(tenant, 1):
             before = await self._prompt_ids("prompt", messages)
             size = sum(len(turn.content) for turn in messages)
             longest = max(map(len, completions))
@@ -185,19 +186,36 @@ class Requests:
         return texts
 
     @asynccontextmanager
-    async def _places(self, count: int) -> AsyncIterator[None]:
-        """So many of the requests in flight, however many stages they have."""
+    async def _places(self, tenant: str, count: int) -> AsyncIterator[list[_Place]]:
+        """So many of the requests in flight, however many stages they have. When all are taken, one that waits gives its place up, of the
+        tenant that has most, to one of a tenant that has fewer.
+        """
         if count > self._max_in_flight:
             raise InvalidArgument("n", f"{count} is over the {self._max_in_flight} requests that may be in flight", "ask for fewer answers")
-        if self._in_flight + count > self._max_in_flight:
+        missing = self._in_flight + count - self._max_in_flight
+        if missing > 0 and not self._engine.make_room(tenant, missing):
             raise ResourceExhausted(
                 f"queue: {self._in_flight} of {self._max_in_flight} requests are in flight", "retry with backoff or add executors"
             )
-        self._in_flight += count
+        places = [_Place(self) for _ in range(count)]
         try:
-            yield
+            yield places
         finally:
-            self._in_flight -= count
+            for place in places:
+                place.give_back()
+
+
+class _Place:
+    """Of a request in flight, until it computes no more."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests, self._held = requests, True
+        requests._in_flight += 1
+
+    def give_back(self) -> None:
+        """Others may have it; again is fine."""
+        self._requests._in_flight -= self._held
+        self._held = False
 
 
 def _whole(spent: Sequence[GenerationUsage], started_us: int) -> GenerationUsage:

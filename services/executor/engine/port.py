@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -26,6 +26,8 @@ class StageRequest:
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    ended: Callable[[], None] = lambda: None
+    """Called when it computes no more, however slow its reader is; perhaps again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,9 @@ class Engine(Protocol):
         Raises:
             As `run_stage`.
         """
+
+    def make_room(self, tenant: str, count: int) -> bool:
+        """End so many waiting stages of tenants that have more, for as many of this one's; False: there are too few, and none was ended."""
 
     def state(self) -> EngineState:
         """Now."""

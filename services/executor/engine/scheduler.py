@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -61,7 +61,8 @@ class Scheduler(Generic[JobT]):
 
     A job is admitted when a row, slots for all its adapters and cache for what it has so far are there. Its cache grows with its answer;
     when there is no more, the job that was admitted last gives its blocks up and waits, with its slots, before all others (vLLM's
-    recomputation, arXiv 2309.06180). The tenant that has been served least goes first; within a tenant, first come first served. A job
+    recomputation, arXiv 2309.06180). The tenant that has been served least goes first; one without a row need not wait until another
+    that has several is done with one: it is taken for it. Within a tenant, first come first served. A job
     that does not fit is passed by as many others as there are rows, so the batch stays full; then it keeps those behind it waiting, so it
     cannot starve.
     """
@@ -112,11 +113,25 @@ class Scheduler(Generic[JobT]):
         self._fairness.enter(job.tenant)
         self._waiting.setdefault(job.tenant, deque()).append(job)
 
+    def displaceable(self, tenant: str, count: int) -> list[JobT]:
+        """Waiting jobs that may be given up for so many of a tenant's: each the newest of whoever has most, and has more than the tenant
+        even so. None if there are too few: a queue is full for whoever has the most in it (McKenney, Stochastic Fairness Queueing, 1990).
+        """
+        jobs, left, chosen = self._fairness.jobs(), {one: list(queue) for one, queue in self._waiting.items()}, list[JobT]()
+        while len(chosen) < count:
+            most = max((one for one, queue in left.items() if queue), key=jobs.__getitem__, default=tenant)
+            if jobs[most] <= jobs[tenant] + len(chosen) + 1:
+                return []
+            jobs[most] -= 1
+            chosen.append(left[most].pop())
+        return chosen
+
     def admit(self) -> list[JobT]:
         """Start waiting jobs while what they need is there; returns those started for the first time, not yet ready."""
+        makes_way = self._make_way()
         while self._preempted and len(self._running) < self.rows and self._take_blocks(self._preempted[0]):
             self._running[self._preempted.popleft()] = None
-        admitted: list[JobT] = []
+        admitted: list[JobT] = makes_way
         blocked: list[JobT] = []
         for job in self._by_turn():
             if self._preempted or len(self._running) >= self.rows:
@@ -172,6 +187,35 @@ class Scheduler(Generic[JobT]):
         if known:
             self._fairness.leave(job.tenant)
 
+    def _make_way(self) -> list[JobT]:
+        """Where all rows are taken, and a tenant waits without one: a row of the tenant that has most, if it has several and was served no
+        less, that of its job that was admitted last. This one is the next to go on; what it computed may still be in the cache.
+        """
+        if self._preempted or len(self._running) < self.rows:
+            return []
+        rows = Counter(job.tenant for job in self._running)
+        without = [tenant for tenant in self._waiting if not rows[tenant]]
+        most, held = rows.most_common(1)[0]
+        if held < 2 or not without:
+            return []
+        first = self._fairness.by_turn([*without, most])[0]
+        if first == most:  # they have had their share, in other rows or before
+            return []
+        job = self._waiting[first][0]
+        if not (self._fits(job) and job.lease.acquire()):  # before a row is taken for it
+            return []
+        self._preempt(next(one for one in reversed(self._running) if one.tenant == most))
+        assert self._take_blocks(job), "there were enough, and have become more"
+        self._take_waiting(job)
+        self._running[job] = None
+        return [job]
+
+    def _preempt(self, job: JobT) -> None:
+        del self._running[job]
+        self._give_up_blocks(job)
+        self._preempted.appendleft(job)
+        self.preemptions += 1
+
     def _by_turn(self) -> Iterator[JobT]:
         """Waiting jobs, those of the tenant served least first."""
         for tenant in self._fairness.by_turn(self._waiting):
@@ -208,11 +252,7 @@ class Scheduler(Generic[JobT]):
             if (taken := self.blocks.take(1)) is not None:
                 job.blocks += taken[0]
                 continue
-            last = next(reversed(self._running))
-            del self._running[last]
-            self._give_up_blocks(last)
-            self._preempted.appendleft(last)
-            self.preemptions += 1
+            self._preempt(next(reversed(self._running)))
         return job in self._running
 
     def _give_up_blocks(self, job: JobT) -> None:

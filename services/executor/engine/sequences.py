@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -26,6 +27,8 @@ class Sequence(Job, ABC, Generic[MixtureT]):
     mixture: MixtureT | None = None
     arrived_ns: int = field(default_factory=time.perf_counter_ns)
     admitted_ns: int = 0
+    ended: Callable[[], None] = lambda: None
+    """Called when it is out of the scheduler; perhaps again."""
 
     @abstractmethod
     def work(self, count: int) -> Work[MixtureT]:
