@@ -36,7 +36,7 @@ def _secured(folder: Path) -> tuple[dict[str, str], ConnectionSettings]:
     authority, issuer = Authority(folder), Issuer()
     pair = authority.signed("server")
     (folder / "keys.json").write_text(key_set(issuer))
-    (folder / "token").write_text(issuer.token(["public"], ["infer", "library"], exp=time.time() + 86_400))
+    (folder / "token").write_text(issuer.token(["public"], ["infer", "library", "operate"], exp=time.time() + 86_400))
     settings = {
         "SMOA_TLS_CERTIFICATE": str(pair.certificate),
         "SMOA_TLS_KEY": str(pair.key),

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -79,11 +80,12 @@ class RouterProcess:
             "SMOA_ROUTER_TEMPERATURE": "1",
             **settings,
         }
+        self._connection = ConnectionSettings()
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self, connection: ConnectionSettings | None = None) -> float:
         """Start it and wait until it serves; seconds that took."""
-        started = time.perf_counter()
+        self._connection, started = connection or ConnectionSettings(), time.perf_counter()
         self.process = subprocess.Popen([sys.executable, "-m", "services.router"], env=self._environment, stderr=subprocess.DEVNULL)
         while not await is_serving(self.address, connection):
             await asyncio.sleep(0.05)
@@ -113,7 +115,12 @@ class RouterProcess:
 
     async def _scrape(self) -> dict[str, float]:
         def read() -> str:
-            with urllib.request.urlopen(f"http://{self._metrics}/metrics") as answer:
+            shown, headers = self._connection, dict[str, str]()
+            if shown.token_file:
+                headers["Authorization"] = f"Bearer {Path(shown.token_file).read_text().strip()}"
+            context = ssl.create_default_context(cafile=shown.tls_ca) if shown.tls_ca else None
+            request = urllib.request.Request(f"http{'s' if context else ''}://{self._metrics}/metrics", headers=headers)
+            with urllib.request.urlopen(request, context=context) as answer:
                 return str(answer.read().decode())
 
         lines = (line.rpartition(" ") for line in (await asyncio.to_thread(read)).splitlines() if not line.startswith("#"))
