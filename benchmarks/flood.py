@@ -57,7 +57,7 @@ class Greedy:
     async def prepare(self) -> None:
         """An adapter of its own."""
         self.adapter_id = new_adapter_id()
-        async for _ in self._client.import_adapters([[self._adapter(self.adapter_id)]], GREEDY):
+        async for _ in self._client.import_adapters([[self._adapter(self.adapter_id)]], GREEDY, files_unchecked=True):
             pass
 
     def _adapter(self, adapter_id: str) -> registry_pb2.ImportedAdapter:
@@ -208,7 +208,7 @@ class Victim:
 
 
 def _figures(quiet: tuple[list[float], list[float]], flooded: tuple[list[float], list[float]]) -> dict[str, float]:
-    found = {}
+    found = dict[str, float]()
     for what, before, after in (("route p50", *_at(0, 50, quiet, flooded)), ("route p99", *_at(0, 99, quiet, flooded))):
         found |= {f"{what} quiet, ms": before, f"{what} flooded, ms": after, f"{what} ratio": after / before}
     before, after = _at(1, 50, quiet, flooded)

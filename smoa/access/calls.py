@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from smoa.access.access import Access
+from smoa.access.access import Access, Admitted
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
+from smoa.fair_turns import LoopTurns
 from smoa.statuses import abort
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, access: Access, places: Places) -> None:
         self._access, self._places, self._stalled_s = access, places, STALLED_S
-        self._watches = Places(places.each, places.each)
+        self._watches, self._turns = Places(places.each, places.each), LoopTurns()
         self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -65,14 +66,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         asked = admitted.checked(_parsed(_in_time(request, self._stalled_s), handler))
                     else:
                         admitted.check(asked := _parse(request, handler))
-                    async with aclosing(stream(asked, context)) as responses:  # whoever goes away, what it held is given back at once
-                        async for response in responses:
-                            await self._written(context, response)
+                    await self._in_turn(admitted, self._streamed(stream(asked, context), context))
 
             await _guarded(method, context, answer())
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         return make(streaming, None, handler.response_serializer)  # parsed by us: see `_parse`
+
+    async def _in_turn(self, admitted: Admitted, work: Coroutine[Any, Any, T]) -> T:
+        """The work of a call. Where callers are known, no one's keeps the others' waiting."""
+        return await (self._turns.run(admitted.principal.name, work) if self._access.asks else work)
+
+    async def _streamed(self, stream: AsyncGenerator[Any, None], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async with aclosing(stream) as responses:  # whoever goes away, what it held is given back at once
+            async for response in responses:
+                await self._written(context, response)
 
     async def _written(self, context: grpc.aio.ServicerContext[Any, Any], response: Any) -> None:
         try:
@@ -89,7 +97,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
                     admitted.check(asked := _parse(request, handler))
-                    return await unary(asked, context)
+                    return await self._in_turn(admitted, unary(asked, context))
 
             return await _guarded(method, context, answer())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -14,8 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
+from smoa.embedding.parts import in_parts
 from smoa.embedding.port import LONG_CHARACTERS, Vector, normalised
 from smoa.errors import FailedPrecondition
+from smoa.fair_turns import ThreadTurns
 
 _WORD: Final = re.compile("[ ▁]+[^ ▁]*")
 _CACHED_WORDS, _CACHED_WORD_CHARACTERS = 65_536, 24
@@ -78,7 +79,7 @@ class StaticEmbedder:
         folder = Path(spec.origin).parent
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         self._tokenizer.no_padding()
-        self._words = Words(self._tokenizer)
+        self._words, self._turns = Words(self._tokenizer), ThreadTurns()
         table = next(iter(load_file(folder / "weights" / "l2_supercat_256.safetensors").values())).astype(np.float32)
         # Token vectors differ tenfold in length; the root of it routes the example library better (docs/decisions/0003).
         self._table: Vector = table / np.sqrt(np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-6))
@@ -97,7 +98,7 @@ class StaticEmbedder:
         """See `Embedder`. Much text at once, as fifty long examples, takes a tenth of a second: on a thread."""
         if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
             return self.vector_of(texts[0])[None]
-        return await asyncio.to_thread(lambda: np.stack([self.vector_of(one) for one in texts]))
+        return await in_parts(self._turns, texts, self.vector_of)
 
     async def close(self) -> None:
         """See `Embedder`: it holds nothing."""

@@ -6,21 +6,22 @@ in both views. A vector that somebody sends may hold the first view alone: its s
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 
 from smoa.embedding import surface
+from smoa.embedding.parts import in_parts
 from smoa.embedding.port import LONG_CHARACTERS, Embedder, Vector, checked_unit, normalised, unit_rows
 from smoa.errors import InvalidArgument
+from smoa.fair_turns import ThreadTurns
 
 
 class Views:
     """An `Embedder` of both views."""
 
     def __init__(self, meaning: Embedder) -> None:
-        self._meaning = meaning
+        self._meaning, self._turns = meaning, ThreadTurns()
         surface.flags_of_plane()  # now, and not in the first query
 
     @property
@@ -38,8 +39,7 @@ class Views:
         meanings = await self._meaning.embed(texts)
         if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
             return joined(meanings[0], surface.vector_of(texts[0]))[None]
-        looks = await asyncio.to_thread(lambda: np.stack([surface.vector_of(text) for text in texts]))
-        return beside(meanings, looks)
+        return beside(meanings, await in_parts(self._turns, texts, surface.vector_of))
 
     def completed(self, sent: Vector, field: str, instead: str, text: str = "") -> Vector:
         """A vector that somebody sent, of the first view or of both, as `embed` gives it; the second view is of the text, if there is one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.executor.engine.fairness import Fairness
+from smoa.fairness import Fairness
 
 
 def test_a_newcomer_starts_level_and_a_debt_is_kept() -> None:

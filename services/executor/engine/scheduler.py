@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.executor.engine.blocks import BlockPool, PrefixKeys
-from services.executor.engine.fairness import Fairness
 from smoa.errors import ResourceExhausted
+from smoa.fairness import Fairness
 
 PROMPT_COST, NEW_COST = 1, 2
 """What a prompt token and a new token count for in a tenant's service (Sheng et al., Fairness in Serving LLMs, arXiv 2401.00588)."""

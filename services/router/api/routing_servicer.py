@@ -30,7 +30,6 @@ from smoa.v1 import router_pb2, router_pb2_grpc
 
 Context = Any
 MAX_BATCH = 256
-AT_ONCE = 8
 """Queries of a batch that are routed in one go: a few milliseconds."""
 TELL_S = 60.0
 _log = logging.getLogger(__name__)
@@ -63,10 +62,9 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
         decisions = []
-        for number, one in enumerate(request.requests):
+        for one in request.requests:
             decisions.append(self._to_decision(await self._router.route(_to_query(one), look=one.look)))
-            if number % AT_ONCE == AT_ONCE - 1:
-                await asyncio.sleep(0)  # a search in memory waits for nothing: let others' queries in between
+            await asyncio.sleep(0)  # a search in memory waits for nothing: let others' queries in between
         self._publish(decisions)
         return router_pb2.RouteBatchResponse(decisions=decisions)
 
