@@ -23,6 +23,7 @@ EXAMPLES: Final = "smoa.examples.v1"
 LIFECYCLE: Final = "smoa.lifecycle.v1"
 EXECUTORS: Final = "smoa.executors.v1"
 DEAD_LETTER: Final = "smoa.dead-letter.v1"
+AUDIT: Final = "smoa.audit.v1"
 PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES})
 """Topics whose messages may hold many events each (`EventBatch`): the compacted ones cannot, for compaction goes by a message's key."""
 
@@ -38,6 +39,7 @@ TYPES: Final[dict[str, type[Message]]] = {
     LIFECYCLE: events_pb2.LifecycleEvent,
     EXECUTORS: events_pb2.ExecutorStatus,
     DEAD_LETTER: events_pb2.DeadLetter,
+    AUDIT: events_pb2.AuditEvent,
 }
 
 

@@ -11,11 +11,13 @@ import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from smoa.fairness import Fairness
 
 T = TypeVar("T")
+RESTS: Final = 4
+"""Rounds of the loop between two slices: a call is taken in over about as many."""
 
 
 class _Waiting:
@@ -65,7 +67,8 @@ class _Waiting:
 
 
 class LoopTurns:
-    """The loop's time. In each of its rounds one slice of a call runs: what it does from where it waited to where it waits again.
+    """The loop's time. Now and then a slice of a call runs: what it does from where it waited to where it waits again. In between is time
+    to take calls in, or they would wait in a line where nobody knows whose they are.
 
     Who is alone waits for nothing.
     """
@@ -83,16 +86,16 @@ class LoopTurns:
         error: BaseException | None = None
         try:
             while True:
-                if self._is_taken:
+                if self._is_taken and len(self._waiting.fairness) > 1:
                     waiter = self._waiting.add(caller)
                     try:
                         yield from waiter.__await__()
                     except BaseException as cancelled:  # noqa: BLE001  not passed over: the work has it
                         self._waiting.gone(caller, waiter)
                         error = cancelled
-                else:
+                elif not self._is_taken:
                     self._is_taken = True
-                    asyncio.get_running_loop().call_soon(self._round)
+                    asyncio.get_running_loop().call_soon(self._round, RESTS)
                 began_ns = self._clock_ns()
                 try:
                     asked = work.send(None) if error is None else work.throw(error)
@@ -108,10 +111,11 @@ class LoopTurns:
         finally:
             work.close()
 
-    def _round(self) -> None:
-        self._is_taken = self._waiting.call()
+    def _round(self, rests: int) -> None:
+        if not rests:
+            self._is_taken = self._waiting.call()
         if self._is_taken:
-            asyncio.get_running_loop().call_soon(self._round)
+            asyncio.get_running_loop().call_soon(self._round, rests - 1 if rests else RESTS)
 
 
 class ThreadTurns:

@@ -21,6 +21,7 @@ class Fairness:
         self._most_away = most_away
         self._served: dict[str, int] = {}
         self._jobs: Counter[str] = Counter()
+        self._count = 0
         self._level = 0
         """The least that anybody there has been served; of the last one there, when nobody is."""
 
@@ -29,6 +30,7 @@ class Fairness:
         if not self._jobs[tenant]:
             self._served[tenant] = max(self._served.get(tenant, 0), self._level)
         self._jobs[tenant] += 1
+        self._count += 1
 
     def serve(self, tenant: str, cost: int) -> None:
         """It was served so much more."""
@@ -38,6 +40,7 @@ class Fairness:
     def leave(self, tenant: str) -> None:
         """It has one job less."""
         self._jobs[tenant] -= 1
+        self._count -= 1
         if self._jobs[tenant]:
             return
         del self._jobs[tenant]
@@ -47,6 +50,10 @@ class Fairness:
             del self._served[tenant]
         elif len(self._served) > len(self._jobs) + 2 * self._most_away:
             self._forget()
+
+    def __len__(self) -> int:
+        """Jobs that are there."""
+        return self._count
 
     def jobs(self) -> Counter[str]:
         """How many jobs each tenant has."""

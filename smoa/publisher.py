@@ -28,7 +28,7 @@ REFUSED_TIMES: Final = 8
 class EventPublisher:
     """Owns the spool and one producer. `publish` returns once the event is on disk."""
 
-    def __init__(self, kafka: Kafka | str, spool: Spool, batch_events: int = 500, timeout_s: float = 10.0) -> None:
+    def __init__(self, kafka: Kafka | str, spool: Spool, batch_events: int = 64, timeout_s: float = 10.0) -> None:
         self._spool, self._batch_events = spool, batch_events
         self._at_once, self._refusal = batch_events, ""
         self._outbox = Outbox(kafka, timeout_s)

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from smoa.access.access import Access
 from smoa.access.addresses import is_loopback
+from smoa.access.audit import Audit
 from smoa.access.calls import CallInterceptor
 from smoa.access.places import Places
 from smoa.access.settings import AccessSettings
@@ -41,16 +42,25 @@ class RpcServer:
         tls: ServerTls | None = None,
         insecure: bool = False,
         health_address: str = "",
+        streams: int = 0,
+        audit: Audit | None = None,
     ) -> None:
-        """Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted.
+        """`streams` are the calls at once on one connection (0: any number); more wait at their client, and not here.
+
+        Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted.
 
         Of callers who are known, none has more than a quarter of the places; where nobody is asked, all calls are of one.
         """
         self._access, self._tls, self._insecure = access or Access(), tls, insecure
+        self.audit = audit or Audit(lambda _: None)
         places = Places(max_calls, max(1, max_calls // 4) if self._access.asks else max_calls)
         self.server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._access, places)],
-            options=[("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", int(share_address))],
+            interceptors=[CallInterceptor(self._access, places, self.audit)],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", int(share_address)),
+                *([("grpc.max_concurrent_streams", streams)] if streams else []),
+            ],
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -111,12 +121,15 @@ class RpcServer:
             await end(self._loading)
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+        self.audit.tell()
         if self._probed is not None:
             await self._probed.stop(0)
         await self._access.close()
 
     @classmethod
-    def of(cls, address: str, settings: AccessSettings, *, share_address: bool = False) -> RpcServer:
+    def of(
+        cls, address: str, settings: AccessSettings, *, share_address: bool = False, streams: int = 0, audit: Audit | None = None
+    ) -> RpcServer:
         """As the settings say.
 
         Raises:
@@ -130,6 +143,8 @@ class RpcServer:
             tls=ServerTls.of(settings),
             insecure=settings.insecure,
             health_address=settings.health_address,
+            streams=streams,
+            audit=audit,
         )
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -29,6 +29,8 @@ else:
 
 SUPERVISOR_PID = "SMOA_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1
+_SWITCH_S = 0.001
+"""For so long a thread that computes in Python may keep the loop from going on, each time that it wakes; Python's own is 5 ms."""
 
 
 def end_now(code: int) -> NoReturn:
@@ -51,6 +53,7 @@ def end_with_supervisor() -> None:
 def settings_or_exit(name: str, cls: type[Settings], prefix: str, arguments: Sequence[str]) -> Settings:
     """Read the settings; `--help` prints every key with its default; anything else is refused."""
     end_with_supervisor()
+    sys.setswitchinterval(_SWITCH_S)
     os.umask(0o077)  # what a service writes is its own: texts, counts, weights
     if arguments:
         lines = [f"SMoA {name}. Settings come from the environment:", ""]

@@ -31,6 +31,7 @@ from services.executor.models.weights import check_files, load_weights
 from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
+from smoa.access.audit import Audit
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
 from smoa.model_shape import ModelShape, folder_name
@@ -167,14 +168,15 @@ def _sampling_of(folder: Path) -> str:
 
 async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
-    server = RpcServer.of(settings.address, settings)
-    loaded = await asyncio.to_thread(load, settings)
     publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
-    await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
+    audit = Audit(publisher.publish)
+    server = RpcServer.of(settings.address, settings, audit=audit)
+    loaded = await asyncio.to_thread(load, settings)
+    await publisher.start()
     await loaded.engine.start()
     stack.push_async_callback(loaded.engine.stop)
-    metrics, shape = ExecutorMetrics(loaded.engine.state), loaded.shape.to_message()
+    metrics, shape = ExecutorMetrics(loaded.engine.state, audit), loaded.shape.to_message()
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
         ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, folder_name(loaded.folder), shape), server.server

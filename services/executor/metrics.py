@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from services.executor.engine.port import EngineState, GenerationUsage
+from smoa.access.audit import Audit, refusals_of
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -16,8 +17,8 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 class ExecutorMetrics(Collector):
     """Counts are kept where they happen and read here; only the times of requests are kept here."""
 
-    def __init__(self, state: Callable[[], EngineState]) -> None:
-        self._state = state
+    def __init__(self, state: Callable[[], EngineState], audit: Audit) -> None:
+        self._state, self._audit = state, audit
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._queue = Histogram(
@@ -63,6 +64,7 @@ class ExecutorMetrics(Collector):
             ("preemptions", "Requests that gave up their blocks of the cache for others, to compute them again.", state.preemptions),
             ("adapter_loads", "Adapters read from the store.", state.store_loads),
             ("adapter_load_seconds", "What reading them took.", state.store_load_us / 1e6),
+            *refusals_of(self._audit),
         ]
         for name, text, value in counters:
             yield CounterMetricFamily(f"smoa_executor_{name}", text, value)

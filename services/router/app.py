@@ -22,6 +22,7 @@ from services.router.routing.query import Choice, RouteQuery, RoutingDefaults
 from services.router.routing.router import Router
 from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
+from smoa.access.audit import Audit
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
@@ -95,9 +96,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     consumer = LifecycleConsumer(settings.kafka, router, library.catalogue, library.near, publisher.producer_id, want)
     await consumer.start()
     stack.push_async_callback(consumer.stop)
-    metrics = RouterMetrics(router, library, publisher)
+    audit = Audit(publisher.publish)
+    metrics = RouterMetrics(router, library, publisher, audit)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
-    server = RpcServer.of(settings.address, settings, share_address=settings.share_address)
+    streams = settings.connection_streams
+    server = RpcServer.of(settings.address, settings, share_address=settings.share_address, streams=streams, audit=audit)
+
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse", leave_bytes=kept_bytes)
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from services.router.library import Library
 from services.router.routing.router import Router
+from smoa.access.audit import Audit, refusals_of
 from smoa.publisher import EventPublisher
 
 _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 microseconds to 150 milliseconds, each a fifth more
@@ -18,8 +19,8 @@ _SECONDS = tuple(round(0.00002 * 1.2**step, 7) for step in range(50))  # 20 micr
 class RouterMetrics(Collector):
     """Counts are kept where they happen and read here; only the times of routing are kept here."""
 
-    def __init__(self, router: Router, library: Library, publisher: EventPublisher) -> None:
-        self._router, self._library, self._publisher = router, library, publisher
+    def __init__(self, router: Router, library: Library, publisher: EventPublisher, audit: Audit) -> None:
+        self._router, self._library, self._publisher, self._audit = router, library, publisher, audit
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.route_seconds = Histogram(
@@ -49,6 +50,7 @@ class RouterMetrics(Collector):
             ("cache_misses", "Queries that were not.", cache.misses),
             ("joined", "Queries that waited for the same one under way.", self._router.joined),
             ("embedding_cache_hits", "Texts whose embedding was cached.", embeddings.hits),
+            *refusals_of(self._audit),
         ]
         for name, text, value in counters:
             yield CounterMetricFamily(f"smoa_router_{name}", text, value)

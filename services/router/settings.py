@@ -15,6 +15,8 @@ class RouterSettings(AccessSettings, KafkaSettings):
 
     address: str = "127.0.0.1:50051"
     """host:port to listen on."""
+    connection_streams: int = field(default=8, metadata={"least": 1})
+    """Calls at once on one connection, imports among them; more wait at their client, where they keep nobody else waiting."""
     share_address: bool = False
     """Several routers of one host, each with its own data folder, listen on the same port over one Qdrant server."""
     data_folder: Path = Path("build/data/router")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
@@ -16,7 +16,6 @@ from smoa.access.tokens import REMEDY, SigningKeys, Tokens
 from smoa.errors import InvalidArgument, Unauthenticated
 from smoa.rules import check_rules
 
-Request = TypeVar("Request", bound=Message)
 NAMES: Final = "x509_subject_alternative_name"
 """Key of a certificate's names in a call's `auth_context`."""
 _SCHEME: Final = "bearer "
@@ -47,12 +46,6 @@ class Admitted(NamedTuple):
         """
         check_rules(request)
         self.rights.check_request(self.principal, request)
-
-    async def checked(self, requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
-        """Those of a stream, each of them held."""
-        async for request in requests:
-            self.check(request)
-            yield request
 
 
 class Access:

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from smoa.access.access import Access, Admitted
+from smoa.access.audit import Asked, Audit
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
 from smoa.fair_turns import LoopTurns
@@ -30,8 +31,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Anything else is a bug: logged with its trace, answered INTERNAL.
     """
 
-    def __init__(self, access: Access, places: Places) -> None:
-        self._access, self._places, self._stalled_s = access, places, STALLED_S
+    def __init__(self, access: Access, places: Places, audit: Audit) -> None:
+        self._access, self._places, self._audit, self._stalled_s = access, places, audit, STALLED_S
         self._watches, self._turns = Places(places.each, places.each), LoopTurns()
         self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -59,16 +60,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            asked = Asked(method)
+
             async def answer() -> None:
-                admitted = await self._access.admit(method, context)
+                asked.admitted = admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
                     if handler.request_streaming:
-                        asked = admitted.checked(_parsed(_in_time(request, self._stalled_s), handler))
+                        wanted = _held(asked, _in_time(request, self._stalled_s), handler)
                     else:
-                        admitted.check(asked := _parse(request, handler))
-                    await self._in_turn(admitted, self._streamed(stream(asked, context), context))
+                        asked.held(wanted := _parse(request, handler))
+                    await self._in_turn(admitted, self._streamed(stream(wanted, context), context))
 
-            await _guarded(method, context, answer())
+            await self._guarded(asked, context, answer())
 
         make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         return make(streaming, None, handler.response_serializer)  # parsed by us: see `_parse`
@@ -93,13 +96,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         unary: Any = handler.unary_unary
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async def answer() -> Any:
-                admitted = await self._access.admit(method, context)
-                with self._places.held(admitted.principal.name):
-                    admitted.check(asked := _parse(request, handler))
-                    return await self._in_turn(admitted, unary(asked, context))
+            asked = Asked(method)
 
-            return await _guarded(method, context, answer())
+            async def answer() -> Any:
+                asked.admitted = admitted = await self._access.admit(method, context)
+                with self._places.held(admitted.principal.name):
+                    asked.held(wanted := _parse(request, handler))
+                    return await self._in_turn(admitted, unary(wanted, context))
+
+            return await self._guarded(asked, context, answer())
 
         return grpc.unary_unary_rpc_method_handler(single, None, handler.response_serializer)
 
@@ -112,9 +117,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 with self._watches.held("health"):
                     await watch(request, context)
 
-            await _guarded(_WATCH, context, answer())
+            await self._guarded(Asked(_WATCH), context, answer())
 
         return grpc.unary_stream_rpc_method_handler(watching, handler.request_deserializer, handler.response_serializer)
+
+    async def _guarded(self, asked: Asked, context: grpc.aio.ServicerContext[Any, Any], answer: Coroutine[Any, Any, T]) -> T:
+        """The answer; of an error its status, and of a bug, which is logged with its trace, INTERNAL. How it ended is told."""
+        status = "CANCELLED"
+        try:
+            found = await answer
+            status = "OK"
+            return found
+        except SmoaError as error:
+            status = error.code
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
+            status = "INTERNAL"
+            _log.exception("%s failed", asked.method)
+            await context.abort(grpc.StatusCode.INTERNAL, f"{asked.method} failed; see the server's log")
+        finally:
+            self._audit.ended(asked, status)
+        raise AssertionError("an abort raises")
 
 
 def _parse(data: bytes, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
@@ -130,9 +155,10 @@ def _parse(data: bytes, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
         raise InvalidArgument("request", "is not the message that this method takes", "make it by the contracts in proto/") from error
 
 
-async def _parsed(requests: AsyncIterator[bytes], handler: grpc.RpcMethodHandler[Any, Any]) -> AsyncIterator[Any]:
+async def _held(asked: Asked, requests: AsyncIterator[bytes], handler: grpc.RpcMethodHandler[Any, Any]) -> AsyncIterator[Any]:
     async for data in requests:
-        yield _parse(data, handler)
+        asked.held(request := _parse(data, handler))
+        yield request
 
 
 async def _in_time(requests: AsyncIterator[Any], stalled_s: float) -> AsyncIterator[Any]:
@@ -147,17 +173,3 @@ async def _in_time(requests: AsyncIterator[Any], stalled_s: float) -> AsyncItera
         except TimeoutError:
             raise DeadlineExceeded(f"stream: no request came for {stalled_s:g} s; end it, and begin another when there is more") from None
         yield request
-
-
-async def _guarded(method: str, context: grpc.aio.ServicerContext[Any, Any], answer: Coroutine[Any, Any, T]) -> T:
-    """The answer; of an error its status, and of a bug, which is logged with its trace, INTERNAL."""
-    try:
-        return await answer
-    except SmoaError as error:
-        await abort(context, error)
-    except grpc.aio.AbortError:
-        raise
-    except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
-        _log.exception("%s failed", method)
-        await context.abort(grpc.StatusCode.INTERNAL, f"{method} failed; see the server's log")
-    raise AssertionError("an abort raises")

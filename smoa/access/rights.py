@@ -26,6 +26,7 @@ class Rights:
     roles: frozenset[str]
     tenants: tuple[Path, ...]
     needs: tuple[tuple[Path, frozenset[str]], ...]
+    audited: bool = False
 
     def check_call(self, principal: Principal) -> None:
         """Refuse who may not call it.
@@ -74,6 +75,7 @@ def rights_of(method: str) -> Rights:
         roles,
         tuple(path for path in fields if _option(path[-1], access_pb2.names_tenant)),
         tuple((path, wanted) for path, wanted in needs if wanted),
+        bool(_option(described, access_pb2.audited)),
     )
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+from google.protobuf.json_format import MessageToJson
 
+from smoa.access.audit import REFUSALS
 from smoa.access.callers import checked_principal, entry_of, new_key, read_callers
 from smoa.access.principal import EVERY_TENANT, ROLES
-from smoa.cli.options import json_lines_option
+from smoa.cli.options import json_lines_option, kafka_option
 from smoa.cli.tables import show_table
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from smoa.events import AUDIT
 from smoa.plain_files import write_plain
+from smoa.reader import messages_of, read_topic
+from smoa.v1.events_pb2 import AuditEvent
 
 _file_option = click.option(
     "--file",
@@ -87,6 +94,44 @@ def remove(name: str, path: Path) -> None:
         raise NotFound("caller", name, "see `smoa access list`")
     _write(path, [entry for entry in entries if entry.get("name") != name])
     click.echo(f"{name} is out")
+
+
+@access_group.command("audit")
+@kafka_option
+@click.option("--caller", default="", help="Only what this one did.")
+@click.option("--tenant", default="", help="Only what was done for this tenant.")
+@click.option("--refused", is_flag=True, help="Only calls that were refused because of who called.")
+@click.option("--last", default=50, show_default=True, help="So many events; 0 means all.")
+@json_lines_option
+def audit(kafka: str, caller: str, tenant: str, refused: bool, last: int, as_json: bool) -> None:
+    """Show who changed what with which right, and who was refused, oldest first. Refusals that are alike are told together."""
+    events = asyncio.run(_audited(kafka))
+    events = [
+        one for one in events if caller in ("", one.caller) and tenant in ("", one.tenant) and (not refused or one.status in REFUSALS)
+    ]
+    for_show = events[-last:] if last else events
+    if as_json:
+        for one in for_show:
+            click.echo(MessageToJson(one, indent=None))
+        return
+    rows = [
+        (
+            datetime.fromtimestamp(one.occurred_at_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            one.caller or "(nobody known)",
+            one.method,
+            one.tenant,
+            one.subject,
+            ", ".join(one.roles),
+            one.status if one.count == 1 else f"{one.status} x {one.count:,}",
+        )
+        for one in for_show
+    ]
+    show_table(("when (UTC)", "caller", "method", "tenant", "which", "by the role", "how it ended"), rows)
+
+
+async def _audited(kafka: str) -> list[AuditEvent]:
+    events = [one async for record in read_topic(kafka, AUDIT) for one in messages_of(record)]
+    return sorted((one for one in events if isinstance(one, AuditEvent)), key=lambda one: one.occurred_at_us)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ in both views. A vector that somebody sends may hold the first view alone: its s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from smoa.embedding.parts import in_parts
 from smoa.embedding.port import LONG_CHARACTERS, Embedder, Vector, checked_unit, normalised, unit_rows
 from smoa.errors import InvalidArgument
 from smoa.fair_turns import ThreadTurns
+
+_FEW: Final = 64
 
 
 class Views:
@@ -39,7 +43,8 @@ class Views:
         meanings = await self._meaning.embed(texts)
         if len(texts) == 1 and len(texts[0]) <= LONG_CHARACTERS:
             return joined(meanings[0], surface.vector_of(texts[0]))[None]
-        return beside(meanings, await in_parts(self._turns, texts, surface.vector_of))
+        looks = await in_parts(self._turns, texts, surface.vector_of)
+        return beside(meanings, looks) if len(texts) <= _FEW else await asyncio.to_thread(beside, meanings, looks)
 
     def completed(self, sent: Vector, field: str, instead: str, text: str = "") -> Vector:
         """A vector that somebody sent, of the first view or of both, as `embed` gives it; the second view is of the text, if there is one.

@@ -23,6 +23,8 @@ ROLE_OPTIMIZER: Role
 ROLE_EXECUTOR: Role
 ROLES_FIELD_NUMBER: _ClassVar[int]
 roles: _descriptor.FieldDescriptor
+AUDITED_FIELD_NUMBER: _ClassVar[int]
+audited: _descriptor.FieldDescriptor
 NAMES_TENANT_FIELD_NUMBER: _ClassVar[int]
 names_tenant: _descriptor.FieldDescriptor
 NEEDS_FIELD_NUMBER: _ClassVar[int]

@@ -208,3 +208,23 @@ class DeadLetter(_message.Message):
     producer_id: str
     sequence: int
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., reason: _Optional[str] = ..., dead_at_us: _Optional[int] = ..., index: _Optional[int] = ..., producer_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class AuditEvent(_message.Message):
+    __slots__ = ("caller", "method", "tenant", "subject", "roles", "status", "count", "occurred_at_us")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    caller: str
+    method: str
+    tenant: str
+    subject: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    status: str
+    count: int
+    occurred_at_us: int
+    def __init__(self, caller: _Optional[str] = ..., method: _Optional[str] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., status: _Optional[str] = ..., count: _Optional[int] = ..., occurred_at_us: _Optional[int] = ...) -> None: ...

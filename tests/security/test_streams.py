@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -18,6 +19,12 @@ from tests.security.world import World, status_of
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 SHARE = 250
 """Of 1,000 places, those that one caller may have."""
+STREAMS = 8
+"""Of them, those of one connection to a router."""
+
+
+async def _connections(world: World, stack: AsyncExitStack, who: str, count: int, to: str = "") -> list[grpc.aio.Channel]:
+    return [await stack.enter_async_context(world.channel(who, to=to)) for _ in range(count)]
 
 
 @asynccontextmanager
@@ -45,20 +52,30 @@ async def _is_answered(world: World) -> None:
     await world.check_alive()
 
 
-async def test_a_thousand_idle_imports(world: World) -> None:
-    async with world.channel("mallory") as channel:
-        stub = registry_pb2_grpc.RegistryServiceStub(channel)
-        async with _held([stub.ImportAdapters() for _ in range(1000)]) as ended:
-            assert ended == {"RESOURCE_EXHAUSTED": 1000 - SHARE}
+async def test_idle_imports_on_many_connections(world: World) -> None:
+    async with AsyncExitStack() as stack:
+        stubs: list[Any] = [registry_pb2_grpc.RegistryServiceStub(one) for one in await _connections(world, stack, "mallory", 40)]
+        async with _held([stub.ImportAdapters() for stub in stubs for _ in range(STREAMS)]) as ended:
+            assert ended == {"RESOURCE_EXHAUSTED": 40 * STREAMS - SHARE}
             await _is_answered(world)
 
 
+async def test_idle_imports_on_one_connection_wait_at_their_client(world: World) -> None:
+    async with world.channel("mallory") as channel:
+        stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        async with _held([stub.ImportAdapters() for _ in range(1000)]) as ended:
+            assert not ended
+            await _is_answered(world)
+            async with world.client("mallory") as client:
+                assert (await client.route(MONEY[0], base_model=world.base_model, tenant="mallory")).decision_id
+
+
 @pytest.mark.parametrize("where", ["router", "executor"])
-async def test_a_thousand_watchers_of_health(world: World, where: str) -> None:
-    async with world.channel("stranger", to=getattr(world, where)) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        async with _held([stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(1000)]) as ended:
-            assert ended == {"RESOURCE_EXHAUSTED": 1000 - SHARE}
+async def test_watchers_of_health_on_many_connections(world: World, where: str) -> None:
+    async with AsyncExitStack() as stack:
+        stubs = [health_pb2_grpc.HealthStub(one) for one in await _connections(world, stack, "stranger", 40, to=getattr(world, where))]
+        async with _held([stub.Watch(health_pb2.HealthCheckRequest()) for stub in stubs for _ in range(STREAMS)]) as ended:
+            assert ended == {"RESOURCE_EXHAUSTED": 40 * STREAMS - SHARE}
             await _is_answered(world)
 
 
@@ -66,7 +83,8 @@ async def test_a_thousand_streams_of_nobody(world: World) -> None:
     async with world.channel("stranger") as channel:
         stub = registry_pb2_grpc.RegistryServiceStub(channel)
         async with _held([stub.ImportAdapters() for _ in range(1000)]) as ended:
-            assert ended == {"UNAUTHENTICATED": 1000}
+            assert ended.total() == 1000
+            assert ended.keys() <= {"UNAUTHENTICATED", "UNAVAILABLE"}, "gRPC itself ends a connection on which too much is refused"
             await _is_answered(world)
 
 

@@ -81,7 +81,7 @@ async def test_who_is_alone_waits_for_nothing() -> None:
             await asyncio.sleep(0)
         return rounds - before
 
-    assert await turns.run("one", call()) <= await call() + 10, "a round for each slice at most"
+    assert await turns.run("one", call()) == await call()
     counting.cancel()
 
 
@@ -155,9 +155,9 @@ def test_whatever_is_cancelled_the_others_end(calls: list[tuple[str, int, int | 
         results = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
         assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results)
         assert not turns._waiting
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert not turns._is_taken
+        async with asyncio.timeout(5):
+            while turns._is_taken:  # noqa: ASYNC110  a thread that nobody waits for goes on to its end
+                await asyncio.sleep(0)
         assert not turns._waiting.fairness.jobs()
 
     asyncio.run(run(LoopTurns))

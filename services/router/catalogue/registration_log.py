@@ -47,7 +47,7 @@ class RegistrationLog:
             ResourceExhausted, Unavailable: the store does not take it.
         """
         key = f"{PREFIX}/{time.time_ns():020d}-{ULID()}.jsonl"
-        kept = [_with_texts_in(entry, key) for entry in entries]
+        kept = await asyncio.to_thread(lambda: [_with_texts_in(entry, key) for entry in entries])
         await self._put(key, kept)
         return key, kept
 

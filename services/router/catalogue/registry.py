@@ -54,6 +54,9 @@ def _whole(
     return run
 
 
+_AT_ONCE: Final = 32
+
+
 class Registry:
     """Owner of the library. What it writes is based on what it has read: if another router has written that meanwhile, it begins again.
 
@@ -160,7 +163,8 @@ class Registry:
         async with self.writing:
             there = await self.catalogue.summaries([entry.record.adapter_id for entry in checked])
             written, missing = [], 0
-            for entry in checked:
+            for number, entry in enumerate(checked):
+                await _now_and_then(number)
                 record, kept = entry.record, there.get(entry.record.adapter_id)
                 if kept is not None and (kept.tenant, kept.digest) != (tenant, record.digest):
                     raise taken(record.adapter_id)
@@ -188,7 +192,8 @@ class Registry:
     async def _checked_import(self, tenant: str, imported: Sequence[Imported]) -> list[Entry]:
         now = now_us()
         made: dict[str, tuple[AdapterRecord, Vector | None]] = {}
-        for one in await asyncio.to_thread(check_imported, imported, self._embedder):
+        for number, one in enumerate(await asyncio.to_thread(check_imported, imported, self._embedder)):
+            await _now_and_then(number)
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             check_publishable(record)
@@ -199,7 +204,8 @@ class Registry:
         found = await described_by(self._embedder, [record.examples for record in described]) if described else []
         embedded = {record.adapter_id: pair for record, pair in zip(described, found, strict=True)}
         entries = []
-        for record, vector in made.values():
+        for number, (record, vector) in enumerate(made.values()):
+            await _now_and_then(number)
             centroid, example_vectors = embedded.get(record.adapter_id, (vector, None))
             where = centroid if vector is None else vector
             assert where is not None, "checked: without a vector there are examples"
@@ -392,3 +398,9 @@ class Registry:
                         await self._check_restorable(record)
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record
+
+
+async def _now_and_then(number: int) -> None:
+    """In a loop over a thousand, let others in between."""
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)

@@ -1,0 +1,122 @@
+"""Who did what with which right, and who was refused: on a topic of its own, of services as they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smoa.access.access import Access, Admitted
+from smoa.access.audit import MAX_ALIKE, Asked, Audit
+from smoa.access.rights import rights_of
+from smoa.errors import ResourceExhausted
+from smoa.events import AUDIT, Event, decode
+from smoa.reader import messages_of, read_topic
+from smoa.v1 import registry_pb2
+from smoa.v1.events_pb2 import AuditEvent
+from tests.access_support import caller
+from tests.integration.router_support import KNEES
+from tests.kafka_support import until
+from tests.security.world import World, status_of
+
+
+async def _told(world: World) -> list[AuditEvent]:
+    kafka = world.kafka.as_user("operator")
+    return [one async for record in read_topic(kafka, AUDIT) for one in messages_of(record) if isinstance(one, AuditEvent)]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_change_is_told_with_its_caller_its_right_and_its_end(world: World) -> None:
+    async with world.client("mallory") as client:
+        made = await client.register(await world.put(world.adapter(tenant="mallory", name="told")), KNEES, "mallory")
+        await client.retire("mallory", made.adapter_id, "over")
+        assert (await status_of(client.retire("mallory", "0" * 26, "no such")))[0] == "NOT_FOUND"
+        await client.route(KNEES[0], base_model=world.base_model, tenant="mallory")
+
+    async def all_told() -> bool:
+        found = [one for one in await _told(world) if one.subject in (made.adapter_id, made.digest, "0" * 26)]
+        wanted = {("RegisterAdapter", "OK"), ("RetireAdapter", "OK"), ("RetireAdapter", "NOT_FOUND")}
+        assert all((one.caller, one.tenant, list(one.roles), one.count) == ("mallory", "mallory", ["library"], 1) for one in found)
+        return {(one.method, one.status) for one in found} == wanted
+
+    await until("what was done is told", 20, all_told)
+    assert not [one for one in await _told(world) if one.method == "Route" and one.status == "OK"]
+
+
+def _audit(clock: list[float]) -> tuple[Audit, list[AuditEvent]]:
+    told: list[AuditEvent] = []
+
+    def publish(events: object) -> None:
+        assert isinstance(events, list)
+        for one in events:
+            assert isinstance(one, Event)
+            message = decode(one.topic, one.value)
+            assert isinstance(message, AuditEvent)
+            told.append(message)
+
+    return Audit(publish, lambda: clock[0]), told
+
+
+def _asked(method: str, who: str = "bot") -> Asked:
+    return Asked(method, Admitted(caller(who, "acme", "infer library"), rights_of(method)))
+
+
+def test_refusals_that_are_alike_are_told_together() -> None:
+    clock = [0.0]
+    audit, told = _audit(clock)
+    for _ in range(1000):
+        audit.ended(Asked("/smoa.v1.RouterService/Route"), "UNAUTHENTICATED")
+        audit.ended(_asked("/smoa.v1.RegistryService/ApplyMerge"), "PERMISSION_DENIED")
+    assert told == []
+    clock[0] = 11.0
+    audit.ended(Asked("/smoa.v1.RouterService/Route"), "UNAUTHENTICATED")
+    assert sorted((one.caller, one.method, one.status, one.count) for one in told) == [
+        ("", "/smoa.v1.RouterService/Route", "UNAUTHENTICATED", 1001),
+        ("bot", "/smoa.v1.RegistryService/ApplyMerge", "PERMISSION_DENIED", 1000),
+    ]
+    assert audit.refusals == {"UNAUTHENTICATED": 1001, "PERMISSION_DENIED": 1000}
+
+
+def test_kinds_of_refusals_are_bounded() -> None:
+    audit, told = _audit([0.0])
+    for number in range(3 * MAX_ALIKE):
+        audit.ended(_asked("/smoa.v1.RegistryService/ApplyMerge", f"bot {number}"), "PERMISSION_DENIED")
+    audit.tell()
+    assert len(told) == MAX_ALIKE + 1
+    assert sum(one.count for one in told) == 3 * MAX_ALIKE
+
+
+def test_only_changes_are_told_and_an_import_by_how_many() -> None:
+    audit, told = _audit([0.0])
+    audit.ended(_asked("/smoa.v1.RouterService/Route"), "OK")
+    audit.ended(_asked("/smoa.v1.RegistryService/GetAdapter"), "NOT_FOUND")
+    assert told == []
+    asked = _asked("/smoa.v1.RegistryService/ImportAdapters")
+    for _ in range(3):
+        asked.held(registry_pb2.ImportAdaptersRequest(adapters=[registry_pb2.ImportedAdapter()] * 400))
+    audit.ended(asked, "CANCELLED")
+    (one,) = told
+    assert (one.tenant, one.subject, one.status) == ("acme", "1,200 adapters", "CANCELLED")
+
+
+def test_what_the_spool_does_not_take_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def publish(events: object) -> None:
+        raise ResourceExhausted("spool: is full", "wait")
+
+    audit = Audit(publish)
+    asked = _asked("/smoa.v1.RegistryService/RetireAdapter")
+    asked.held(registry_pb2.RetireAdapterRequest(adapter_id="x"))
+    audit.ended(asked, "OK")
+    assert audit.lost == 1
+    assert '"subject": "x"' in caplog.text
+
+
+def test_every_change_of_the_contract_is_audited(tmp_path: Path) -> None:
+    """By the verbs of its name: what only looks is not."""
+    from tests.security.test_table import METHODS
+
+    looking = ("Get", "List", "Route", "Generate", "Score", "Report")
+    for name in METHODS:
+        method = name.partition("/")[2]
+        assert rights_of(f"/smoa.v1.{name}").audited == (not method.startswith(looking)), name
+    assert Access().asks is False
