@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
+import confluent_kafka
 import confluent_kafka.admin
 
 from services.optimizer.changelog import COUNTS, JOINS
@@ -85,6 +86,22 @@ class SecuredKafka(ApacheKafka):
     def as_user(self, user: str) -> Kafka:
         """Kafka for that user."""
         return Kafka.said(self.environment(user))
+
+    def allowed(self, user: str, topics: Collection[str]) -> dict[str, set[str]]:
+        """What the broker lets a user do with each topic."""
+        admin = KAFKA.AdminClient(librdkafka_options(self.environment(user)))
+        if MECHANISMS[user] == OAUTH:
+            admin.poll(1)  # it asks for the token there
+        asked = admin.describe_topics(confluent_kafka.TopicCollection(list(topics)), include_authorized_operations=True)
+        found = dict[str, set[str]]()
+        for name, future in asked.items():
+            try:
+                found[name] = {one.name for one in future.result(30).authorized_operations}
+            except confluent_kafka.KafkaException as error:
+                if error.args[0].code() != confluent_kafka.KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise
+                found[name] = set()
+        return found
 
     async def make_topics(self) -> None:
         """Make topics and users, and give each user its rights."""

@@ -1,9 +1,9 @@
-"""Every method by every role and by strangers: allowed, or the right refusal. Real sockets; each caller has a key of its own."""
+"""Every method, HTTP route and topic by every role and by strangers: allowed, or the right refusal. Of services as they run."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import asyncio
+from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
@@ -11,8 +11,15 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from smoa.access.channels import Channels, ConnectionSettings
+from services.optimizer.changelog import COUNTS, JOINS
+from services.topic_rights import RIGHTS
 from smoa.access.principal import ROLES
+from smoa.errors import Unavailable
+from smoa.events import OUTCOMES
+from smoa.kafka import Kafka
+from smoa.metrics import ROUTES
+from smoa.reader import read_range
+from smoa.topics import TOPICS
 from smoa.v1 import (
     executor_pb2,
     executor_pb2_grpc,
@@ -23,9 +30,7 @@ from smoa.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
-from tests.access_support import caller, callers_file
-from tests.integration.executor_support import running_executor
-from tests.integration.router_support import running_router
+from tests.security.world import World
 
 TABLE: Final = {
     "RouterService/Route": "infer",
@@ -56,6 +61,8 @@ MODULES: Final = (
     (feedback_pb2, feedback_pb2_grpc, "router"),
     (executor_pb2, executor_pb2_grpc, "executor"),
 )
+HTTP: Final = {"/metrics": "operate"}
+"""The same of what is asked by HTTP."""
 LOST_RACE: Final = "Internal error from Core"
 REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
@@ -74,71 +81,86 @@ def test_every_method_has_a_row() -> None:
     assert METHODS.keys() == TABLE.keys()
 
 
-class Servers:
-    """A router and an executor with the same callers."""
-
-    def __init__(self, addresses: dict[str, str], keys: dict[str, str], folder: Path) -> None:
-        self._addresses, self._keys, self._folder = addresses, keys, folder
-
-    async def answer(self, name: str, who: str, tenant: str = "acme") -> str:
-        """The status of a call. Of a stream that is refused while it sends, gRPC's client itself says INTERNAL once in a thousand times."""
-        code = LOST_RACE
-        while code == LOST_RACE:
-            code = await self._answer(name, who, tenant)
-        return code
-
-    async def _answer(self, name: str, who: str, tenant: str) -> str:
-        """The status of a call: of an empty request but for its tenant, which no method does anything with."""
-        method, stub, where = METHODS[name]
-        connection = ConnectionSettings()
-        if who in self._keys:
-            file = self._folder / f"{who}.key"
-            file.write_text(self._keys[who] + "\n")
-            connection = ConnectionSettings(token_file=str(file))
-        request: Any = GetMessageClass(method.input_type)()
-        if "tenant" in method.input_type.fields_by_name:
-            request.tenant = tenant
-        elif name == "RouterService/RouteBatch":
-            request.requests.add(tenant=tenant)
-        elif name == "FeedbackService/ReportOutcome":
-            request.outcome.tenant = tenant
-        async with Channels(connection).to(self._addresses[where]) as channel:
-            call = getattr(stub(channel), method.name)
-            try:
-                if method.client_streaming:
-                    _ = [answer async for answer in call(iter([request]), timeout=10)]
-                elif method.server_streaming:
-                    _ = [answer async for answer in call(request, timeout=10)]
-                else:
-                    await call(request, timeout=10)
-            except grpc.aio.AioRpcError as error:
-                return LOST_RACE if error.details() == LOST_RACE else str(error.code().name)
-            return "OK"
+async def _answer(world: World, name: str, who: str, tenant: str = "acme") -> str:
+    """The status of a call. Of a stream that is refused while it sends, gRPC's client itself says INTERNAL once in a thousand times."""
+    code = LOST_RACE
+    while code == LOST_RACE:
+        code = await _answered(world, name, who, tenant)
+    return code
 
 
-@pytest.fixture
-async def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Servers]:
-    somebody = [caller(role, "acme", role) for role in sorted(ROLES)] + [caller("nothing", "acme", "")]
-    file = tmp_path / "callers.json"
-    keys = callers_file(file, *somebody)
-    (tmp_path / "operator.key").write_text(keys["operate"])
-    async with running_router(tmp_path, callers=str(file)) as router:
-        monkeypatch.setenv("SMOA_TOKEN_FILE", str(tmp_path / "operator.key"))
-        async with running_executor("torch", tmp_path, monkeypatch, callers=str(file)) as executor:
-            yield Servers({"router": router.address, "executor": executor.address}, keys, tmp_path)
+async def _answered(world: World, name: str, who: str, tenant: str) -> str:
+    """The status of a call: of an empty request but for its tenant, which no method does anything with."""
+    method, stub, where = METHODS[name]
+    request: Any = GetMessageClass(method.input_type)()
+    if "tenant" in method.input_type.fields_by_name:
+        request.tenant = tenant
+    elif name == "RouterService/RouteBatch":
+        request.requests.add(tenant=tenant)
+    elif name == "FeedbackService/ReportOutcome":
+        request.outcome.tenant = tenant
+    async with world.channel(who, to=getattr(world, where)) as channel:
+        call = getattr(stub(channel), method.name)
+        try:
+            if method.client_streaming:
+                _ = [answer async for answer in call(iter([request]), timeout=10)]
+            elif method.server_streaming:
+                _ = [answer async for answer in call(request, timeout=10)]
+            else:
+                await call(request, timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return LOST_RACE if error.details() == LOST_RACE else str(error.code().name)
+        return "OK"
 
 
-async def test_every_method_is_for_those_that_the_table_names(servers: Servers) -> None:
+@pytest.mark.parametrize("name", TABLE)
+async def test_a_method_is_for_those_that_the_table_names(world: World, name: str) -> None:
     wrong = []
-    for name, roles in TABLE.items():
-        for who in (*sorted(ROLES), "nothing", "stranger"):
-            found = await servers.answer(name, who)
-            right = found == "UNAUTHENTICATED" if who == "stranger" else (found not in REFUSALS) == (who in roles.split())
-            if not right:
-                wrong.append((name, who, found))
+    for who in (*sorted(ROLES), "nothing", "stranger"):
+        found = await _answer(world, name, who)
+        right = found == "UNAUTHENTICATED" if who == "stranger" else (found not in REFUSALS) == (who in TABLE[name].split())
+        if not right:
+            wrong.append((who, found))
     assert not wrong
+    if name != "ExecutorService/GetStatus":  # which names no tenant
+        assert await _answer(world, name, TABLE[name].split()[0], tenant="beta") == "PERMISSION_DENIED"
 
 
-async def test_every_method_refuses_anothers_tenant(servers: Servers) -> None:
-    found = {name: await servers.answer(name, roles.split()[0], tenant="beta") for name, roles in TABLE.items()}
-    assert {name: code for name, code in found.items() if code != "PERMISSION_DENIED"} == {"ExecutorService/GetStatus": "OK"}
+def test_every_route_has_a_row() -> None:
+    assert {path: " ".join(sorted(roles)) for path, roles in ROUTES.items()} == HTTP
+
+
+@pytest.mark.parametrize("service", ["router", "executor", "optimizer"])
+@pytest.mark.parametrize("path", [*HTTP, "/", "/metrics/../secret", "/debug"])
+async def test_a_route_is_for_those_that_the_table_names(world: World, service: str, path: str) -> None:
+    for who in (*sorted(ROLES), "nothing", "stranger"):
+        if service == "optimizer" and who != "stranger":
+            continue  # it is given no file of callers here: only the machine that it is on reaches its port
+        found = await asyncio.to_thread(world.http, service, path, who)
+        wanted = 404 if path not in HTTP else 401 if who == "stranger" else 200 if who in HTTP[path].split() else 403
+        assert found == (200 if service == "optimizer" and path in HTTP else wanted), who
+
+
+@pytest.mark.parametrize("user", RIGHTS)
+async def test_topics_are_for_those_that_the_table_of_rights_names(world: World, user: str) -> None:
+    """As the broker itself says to them."""
+    topics, rights = {topic.name for topic in (*TOPICS, JOINS, COUNTS)}, RIGHTS[user]
+    allowed = await asyncio.to_thread(world.kafka.allowed, user, topics)
+    assert {name for name, may in allowed.items() if "READ" in may} == set(rights.reads)
+    assert {name for name, may in allowed.items() if "WRITE" in may} == set(rights.writes)
+    assert {name for name, may in allowed.items() if may} == {*rights.reads, *rights.writes, *rights.sees}
+    assert not [name for name, may in allowed.items() if may - {"READ", "WRITE", "DESCRIBE"}]
+
+
+async def test_a_stranger_to_kafka_is_told_nothing(world: World) -> None:
+    told = world.kafka.environment("reporter")
+    wrong = world.folder / "wrong.secret"
+    wrong.write_text("guessed\n")
+    for changes in (
+        {"SMOA_KAFKA_PASSWORD_FILE": str(wrong)},
+        {"SMOA_KAFKA_USER": "nobody"},
+        {"SMOA_KAFKA_TLS_CA": str(world.authority.file)},
+        {"SMOA_KAFKA_SASL": "", "SMOA_KAFKA_USER": "", "SMOA_KAFKA_PASSWORD_FILE": ""},
+    ):
+        with pytest.raises(Unavailable):
+            await read_range(Kafka.said({**told, **changes}), OUTCOMES, 0, 0, 1, 1, silence_s=3)

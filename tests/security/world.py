@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +77,16 @@ class World:
     def channel(self, who: str, *, to: str = "", options: tuple[tuple[str, Any], ...] = ()) -> grpc.aio.Channel:
         """A channel of theirs, to the router if nothing else is said."""
         return Channels(self.connection(who)).to(to or self.router, (("grpc.use_local_subchannel_pool", 1), *options))
+
+    def http(self, service: str, path: str, who: str) -> int:
+        """The status of a GET of theirs at a service's HTTP port."""
+        connection, address = self.connection(who), self.metrics[service]
+        token = Path(connection.token_file).read_text().strip() if connection.token_file else ""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        context = ssl.create_default_context(cafile=connection.tls_ca)
+        with closing(http.client.HTTPSConnection(address, context=context, timeout=10)) as asking:
+            asking.request("GET", path, headers=headers)
+            return asking.getresponse().status
 
     async def put(self, data: bytes) -> str:
         """Bytes into the store, as who may write there puts them."""
