@@ -13,6 +13,7 @@ from services.executor.engine.port import GenerationUsage, Piece
 from services.executor.engine.sampling import TokenLogprob
 from services.executor.metrics import ExecutorMetrics
 from services.executor.requests import check_text, to_generations, to_messages, to_refs
+from smoa.access.principal import caller
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
@@ -97,7 +98,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def GetStatus(self, request: executor_pb2.GetStatusRequest, context: Context) -> executor_pb2.GetStatusResponse:  # noqa: N802
         """See the contract."""
-        state = self._requests.state()
+        state, who = self._requests.state(), caller()
         return executor_pb2.GetStatusResponse(
             base_model=self._base_model,
             base_model_name=self._base_model_name,
@@ -107,6 +108,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
                     adapter_id=one.ref.adapter_id, version=one.ref.version, digest=one.ref.digest, leases=one.leases, bytes=one.nbytes
                 )
                 for one in state.residents
+                if one.shared or who.sees(one.owner)
             ],
             queued=state.waiting,
             running=state.running,

@@ -93,7 +93,9 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     if library.copy is not None:
         library.copy.start(copied)
     want = None if library.copy is None else library.copy.want
-    consumer = LifecycleConsumer(settings.kafka, router, library.catalogue, library.near, publisher.producer_id, want)
+    consumer = LifecycleConsumer(
+        settings.kafka, router, library.catalogue, library.near, publisher.producer_id, want, executors=settings.believed_executors
+    )
     await consumer.start()
     stack.push_async_callback(consumer.stop)
     audit = Audit(publisher.publish)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -70,10 +71,13 @@ class LifecycleConsumer:
         own_producer_id: str,
         want: Callable[[str], None] | None = None,
         timeout_s: float = 10.0,
+        executors: Sequence[str] = (),
     ) -> None:
-        """`near` is what routing reads. Where it is a copy, `want` has an adapter copied, and who copies it tells the router."""
+        """`near` is what routing reads. Where it is a copy, `want` has an adapter copied, and who copies it tells the router. Of executors,
+        those whose addresses fit one of the patterns are believed; all, if there are none.
+        """
         self._kafka, self._router, self._catalogue, self._near = Kafka.at(kafka), router, catalogue, near
-        self._want, self._timeout_s = want, timeout_s
+        self._want, self._timeout_s, self._executors = want, timeout_s, executors
         self._unkept: Ranker | None = None
         self._own = ("smoa-producer", own_producer_id.encode())
         self._following: dict[TopicPartition, int] = {}
@@ -211,6 +215,8 @@ class LifecycleConsumer:
             self._reported(event)
 
     def _reported(self, status: events_pb2.ExecutorStatus) -> None:
+        if self._executors and not any(fnmatchcase(status.address, pattern) for pattern in self._executors):
+            raise InvalidArgument("address", f"{status.address!r} is none of SMOA_ROUTER_EXECUTORS", "correct one of the two")
         if status.leaving:
             self._router.executors.leave(status.address)
             return

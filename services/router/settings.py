@@ -15,6 +15,8 @@ class RouterSettings(AccessSettings, KafkaSettings):
 
     address: str = "127.0.0.1:50051"
     """host:port to listen on."""
+    executors: str = ""
+    """Patterns of the executors' addresses that are believed, as `*.smoa.svc:50052`, with commas between; empty: every one."""
     connection_streams: int = field(default=8, metadata={"least": 1})
     """Calls at once on one connection, imports among them; more wait at their client, where they keep nobody else waiting."""
     share_address: bool = False
@@ -87,3 +89,8 @@ class RouterSettings(AccessSettings, KafkaSettings):
     """How often it is seen whether the index is there."""
     metrics_address: str = ""
     """host:port of Prometheus metrics; empty: none."""
+
+    @property
+    def believed_executors(self) -> tuple[str, ...]:
+        """The patterns in `executors`."""
+        return tuple(one.strip() for one in self.executors.split(",") if one.strip())

@@ -16,6 +16,9 @@ ROLES: Final = frozenset(name.removeprefix(_PREFIX).lower() for name, number in 
 """Their names, as tokens and files write them: `infer`, `library`, `publish`, `operate`, `optimizer`, `executor`."""
 
 
+SEE_ALL: Final = frozenset({"operate", "optimizer", "executor"})
+
+
 def role_name(number: int) -> str:
     """A role of the contract as tokens and files write it."""
     return Role.Name(number).removeprefix(_PREFIX).lower()
@@ -33,6 +36,10 @@ class Principal:
     def of_every_tenant(self) -> bool:
         """Whether every tenant is theirs."""
         return EVERY_TENANT in self.tenants
+
+    def sees(self, tenant: str) -> bool:
+        """Whether a tenant's things are shown to them: of services and operators, everybody's."""
+        return self.of_every_tenant or tenant in self.tenants or self.may(SEE_ALL)
 
     def may(self, roles: frozenset[str]) -> bool:
         """Whether they have one of the roles."""

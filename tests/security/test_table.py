@@ -30,6 +30,7 @@ from smoa.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
+from tests.integration.router_support import MONEY
 from tests.security.world import World
 
 TABLE: Final = {
@@ -164,3 +165,18 @@ async def test_a_stranger_to_kafka_is_told_nothing(world: World) -> None:
     ):
         with pytest.raises(Unavailable):
             await read_range(Kafka.said({**told, **changes}), OUTCOMES, 0, 0, 1, 1, silence_s=3)
+
+
+async def test_a_tenant_sees_its_own_adapters_and_shared_ones(world: World) -> None:
+    """On the executor, after both tenants' were used; and by the registry, listed or by their ids."""
+    async with world.client("victim") as victim, world.client("mallory") as mallory, world.client("administrator") as administrator:
+        for client, tenant in ((victim, "acme"), (mallory, "mallory")):
+            decision = await client.route(MONEY[0], base_model=world.base_model, tenant=tenant)
+            await client.generate(MONEY[0], decision, max_tokens=1)
+            shown = {one.adapter_id for one in (await client.status()).residents}
+            assert world.first[tenant] in shown
+            assert not shown & ({*world.first.values()} - {world.first[tenant]})
+        assert {*world.first.values()} <= {one.adapter_id for one in (await administrator.status()).residents}
+        with pytest.raises(grpc.aio.AioRpcError, match="was not found"):
+            await mallory.get(world.first["acme"], "mallory")
+        assert world.first["acme"] not in [one.adapter_id async for one in mallory.list_all("mallory")]

@@ -158,7 +158,7 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
     (folder / "optimizer.token").write_text(keys["merger"])
     tls = {"SMOA_TLS_CERTIFICATE": str(pair.certificate), "SMOA_TLS_KEY": str(pair.key), "SMOA_CALLERS": str(folder / "callers.json")}
     environment = {
-        "router": {**tls, "SMOA_ROUTER_ADDRESS": router},
+        "router": {**tls, "SMOA_ROUTER_ADDRESS": router, "SMOA_ROUTER_EXECUTORS": "127.0.0.1:*"},
         "executor": {**tls, "SMOA_EXECUTOR_ADDRESS": executor, "SMOA_EXECUTOR_ADVERTISED_ADDRESS": executor},
         "optimizer": {
             "SMOA_TLS_CA": str(authority.file),

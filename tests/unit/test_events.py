@@ -22,10 +22,11 @@ MESSAGES: dict[str, Message] = {
     events.OUTCOMES: feedback_pb2.Outcome(decision_id="d", tenant="t", success=True, score=0.5),
     events.USAGE: events_pb2.UsageEvent(adapter_id="a", tenant="t", decision_id="d", tokens=7, total_us=9),
     events.ADAPTER_OUTCOMES: events_pb2.AdapterOutcome(adapter_id="a", source_topic="s", source_position=3, used=True, success=False),
-    events.EXAMPLES: events_pb2.Example(key="a", decision_id="d", tenant="t", input="in", output="out", adapter_ids=["a"]),
+    events.EXAMPLES: events_pb2.Example(key="a/t", decision_id="d", tenant="t", input="in", output="out", adapter_ids=["a"]),
     events.LIFECYCLE: events_pb2.LifecycleEvent(adapter_id="a", reason="because", parents=["b", "c"], digest="f" * 64),
     events.EXECUTORS: events_pb2.ExecutorStatus(address="h:1", base_model="b", active=["a"], hosted=["a", "c"], rows=16, leaving=True),
     events.DEAD_LETTER: events_pb2.DeadLetter(topic="s", partition=1, offset=2, key=b"\xff", value=b"\x00\xff", reason="bad"),
+    events.AUDIT: events_pb2.AuditEvent(caller="c", method="m", tenant="t", subject="a", roles=["library"], status="OK", count=1),
 }
 each_topic = pytest.mark.parametrize("topic", events.TYPES)
 

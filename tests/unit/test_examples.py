@@ -90,11 +90,11 @@ def test_past_its_room_the_set_that_changed_longest_ago_goes() -> None:
 
 def test_counts_and_examples_come_back_from_their_names() -> None:
     part = CountPartition(1.0, {}, ROOM, WEEK_S)
-    example = _example(1)
-    plan = part.plan([Received(EXAMPLES, 0, 0, 0, b"a", example.SerializeToString(), "", 0)], NOW_US)
-    assert list(plan.values) == [f"{EXAMPLES_OF}a"]
+    example = _example(1, "a/t")
+    plan = part.plan([Received(EXAMPLES, 0, 0, 0, b"a/t", example.SerializeToString(), "", 0)], NOW_US)
+    assert list(plan.values) == [f"{EXAMPLES_OF}a/t"]
     again = CountPartition(1.0, {name: value for name, value in plan.values.items() if value}, ROOM, WEEK_S)
-    assert (again.examples.get("a", NOW_US), list(again)) == ([example], [])
+    assert (again.examples.get("a/t", NOW_US), list(again)) == ([example], [])
 
 
 def _joined(

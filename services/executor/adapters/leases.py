@@ -48,6 +48,10 @@ class Resident:
     ref: AdapterRef
     leases: int
     nbytes: int
+    owner: str
+    """Its tenant."""
+    shared: bool
+    """Whether others may use it."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +272,7 @@ class AdapterTiers:
     def residents(self) -> list[Resident]:
         """What is in the slots, least recently used first."""
         placed = [(self._placed[key], leases) for key, leases in self.slots.residents() if key in self._placed]
-        return [Resident(one.ref, leases, one.slot_bytes) for one, leases in placed]
+        return [Resident(one.ref, leases, one.slot_bytes, one.owner, one.shared) for one, leases in placed]
 
     def hosted(self, count: int) -> list[AdapterRef]:
         """What is in host memory, most recently used first."""

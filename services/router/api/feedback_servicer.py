@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from smoa.errors import InvalidArgument
 from smoa.events import OUTCOMES, check_outcome, event
 from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
@@ -27,8 +26,6 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         """See the contract."""
         outcome = request.outcome
         check_ulid(outcome.decision_id, "outcome.decision_id", "send the id that Route returned")
-        if outcome.HasField("score") and not 0 <= outcome.score <= 1:
-            raise InvalidArgument("outcome.score", f"{outcome.score} is outside 0..1", "leave it out if there is none")
         outcome.tenant = checked_tenant(outcome.tenant)
         check_outcome(outcome, "outcome.")
         outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
