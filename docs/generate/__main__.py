@@ -9,6 +9,7 @@ from docs.generate.markdown import ROOT
 from docs.generate.metrics import metrics_page
 from docs.generate.protos import protos_page
 from docs.generate.settings import settings_page
+from docs.generate.topic_rights import topic_rights_page
 
 FOLDER = ROOT / "docs"
 PAGES = {
@@ -17,6 +18,7 @@ PAGES = {
     "reference/metrics.md": metrics_page,
     "reference/errors.md": errors_page,
     "reference/protos.md": protos_page,
+    "reference/topic-rights.md": topic_rights_page,
     "decisions/index.md": decisions_page,
 }
 
