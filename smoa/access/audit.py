@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ MAX_ALIKE: Final = 1000
 _NAMED_BY: Final = ("adapter_id", "composition_id", "child_id", "digest", "child_digest", "name")
 _NOBODY: Final = "nobody known"
 REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
+Later = Callable[[float, Callable[[], None]], object]
 Refusal = tuple[str, str, str]
 """Caller, method and status."""
 
@@ -55,11 +57,10 @@ class Asked:
 class Audit:
     """Tells of changes at once, and of refusals now and then."""
 
-    def __init__(self, publish: Callable[[Sequence[Event]], None], clock_s: Callable[[], float] = time.monotonic) -> None:
-        """`publish` takes events durably, or raises a `SmoaError`."""
-        self._publish, self._clock_s = publish, clock_s
+    def __init__(self, publish: Callable[[Sequence[Event]], None], later: Later | None = None) -> None:
+        """`publish` takes events durably, or raises a `SmoaError`. `later` calls something after a time; left out, the running loop does."""
+        self._publish, self._later = publish, later
         self._refused: Counter[Refusal] = Counter()
-        self._told_s = clock_s()
         self.refusals: Counter[str] = Counter()
         """By status, since the start."""
         self.lost = 0
@@ -93,13 +94,13 @@ class Audit:
         kind = caller[:256], method[:256], status
         if kind not in self._refused and len(self._refused) >= MAX_ALIKE:
             kind = "", "other", status
+        if not self._refused:
+            (self._later or asyncio.get_running_loop().call_later)(TELL_S, self.tell)
         self._refused[kind] += 1
-        if self._clock_s() - self._told_s > TELL_S:
-            self.tell()
 
     def tell(self) -> None:
         """Of the refusals since the last time."""
-        now_us, self._told_s = time.time_ns() // 1000, self._clock_s()
+        now_us = time.time_ns() // 1000
         made = [
             events_pb2.AuditEvent(caller=caller, method=method, status=status, count=count, occurred_at_us=now_us)
             for (caller, method, status), count in self._refused.items()

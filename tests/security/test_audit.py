@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,23 @@ async def test_a_change_is_told_with_its_caller_its_right_and_its_end(world: Wor
     assert not [one for one in await _told(world) if one.method == "Route" and one.status == "OK"]
 
 
-def _audit(clock: list[float]) -> tuple[Audit, list[AuditEvent]]:
+@pytest.mark.asyncio(loop_scope="session")
+async def test_who_is_refused_is_told_and_counted(world: World) -> None:
+    async with world.client("stranger") as client:
+        assert (await status_of(client.get(world.first["acme"], "acme")))[0] == "UNAUTHENTICATED"
+    async with world.client("mallory") as client:
+        assert (await status_of(client.get(world.first["acme"], "acme")))[0] == "PERMISSION_DENIED"
+
+    async def all_told() -> bool:
+        found = {(one.caller, one.method, one.status) for one in await _told(world)}
+        method = "/smoa.v1.RegistryService/GetAdapter"
+        return found >= {("", method, "UNAUTHENTICATED"), ("mallory", method, "PERMISSION_DENIED")}
+
+    await until("the refusals", 30, all_told)
+
+
+def _audit(waiting: list[Callable[[], None]]) -> tuple[Audit, list[AuditEvent]]:
+    """What it does later is in `waiting`."""
     told: list[AuditEvent] = []
 
     def publish(events: object) -> None:
@@ -54,7 +71,7 @@ def _audit(clock: list[float]) -> tuple[Audit, list[AuditEvent]]:
             assert isinstance(message, AuditEvent)
             told.append(message)
 
-    return Audit(publish, lambda: clock[0]), told
+    return Audit(publish, lambda _, tell: waiting.append(tell)), told
 
 
 def _asked(method: str, who: str = "bot") -> Asked:
@@ -62,23 +79,29 @@ def _asked(method: str, who: str = "bot") -> Asked:
 
 
 def test_refusals_that_are_alike_are_told_together() -> None:
-    clock = [0.0]
-    audit, told = _audit(clock)
+    waiting: list[Callable[[], None]] = []
+    audit, told = _audit(waiting)
     for _ in range(1000):
         audit.ended(Asked("/smoa.v1.RouterService/Route"), "UNAUTHENTICATED")
         audit.ended(_asked("/smoa.v1.RegistryService/ApplyMerge"), "PERMISSION_DENIED")
     assert told == []
-    clock[0] = 11.0
     audit.ended(Asked("/smoa.v1.RouterService/Route"), "UNAUTHENTICATED")
+    (tell,) = waiting
+    tell()
     assert sorted((one.caller, one.method, one.status, one.count) for one in told) == [
         ("", "/smoa.v1.RouterService/Route", "UNAUTHENTICATED", 1001),
         ("bot", "/smoa.v1.RegistryService/ApplyMerge", "PERMISSION_DENIED", 1000),
     ]
     assert audit.refusals == {"UNAUTHENTICATED": 1001, "PERMISSION_DENIED": 1000}
+    audit.ended(Asked("/smoa.v1.RouterService/Route"), "UNAUTHENTICATED")
+    assert len(waiting) == 2
+    audit.tell()
+    waiting[1]()
+    assert len(told) == 3
 
 
 def test_kinds_of_refusals_are_bounded() -> None:
-    audit, told = _audit([0.0])
+    audit, told = _audit([])
     for number in range(3 * MAX_ALIKE):
         audit.ended(_asked("/smoa.v1.RegistryService/ApplyMerge", f"bot {number}"), "PERMISSION_DENIED")
     audit.tell()
@@ -87,7 +110,7 @@ def test_kinds_of_refusals_are_bounded() -> None:
 
 
 def test_only_changes_are_told_and_an_import_by_how_many() -> None:
-    audit, told = _audit([0.0])
+    audit, told = _audit([])
     audit.ended(_asked("/smoa.v1.RouterService/Route"), "OK")
     audit.ended(_asked("/smoa.v1.RegistryService/GetAdapter"), "NOT_FOUND")
     assert told == []
