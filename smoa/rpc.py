@@ -25,6 +25,8 @@ from smoa.tasks import end
 _log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_CALLS = 1000
+_COUNT_OPEN = ("grpc.http.overload_protection", 0)
+"""Else gRPC counts calls that have ended for their client against its limit, and refuses at random one that keeps to it."""
 LIVE = "live"
 """Health's name for "the process answers", whatever it needs may be away: restarting it would not bring that back."""
 
@@ -59,7 +61,7 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", int(share_address)),
-                *([("grpc.max_concurrent_streams", streams)] if streams else []),
+                *([("grpc.max_concurrent_streams", streams), _COUNT_OPEN] if streams else []),
             ],
         )
         self._health = health.aio.HealthServicer()

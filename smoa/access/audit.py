@@ -58,7 +58,7 @@ class Audit:
     """Tells of changes at once, and of refusals now and then."""
 
     def __init__(self, publish: Callable[[Sequence[Event]], None], later: Later | None = None) -> None:
-        """`publish` takes events durably, or raises a `SmoaError`. `later` calls something after a time; left out, the running loop does."""
+        """`publish` takes events durably, or raises a `SmoaError`. `later` calls something after a time; else the running loop does."""
         self._publish, self._later = publish, later
         self._refused: Counter[Refusal] = Counter()
         self.refusals: Counter[str] = Counter()

@@ -152,3 +152,13 @@ async def test_connections_that_say_nothing(world: World) -> None:
     finally:
         for writer in opened:
             writer.close()
+
+
+async def test_who_keeps_to_the_limit_of_a_connection_is_never_refused(world: World) -> None:
+    """One connection, and many more calls at once than it may have: they wait at the client."""
+    async with world.client("victim") as client:
+
+        async def ask(number: int) -> str:
+            return (await client.route(MONEY[number % len(MONEY)], base_model=world.base_model, tenant="acme")).decision_id
+
+        assert len(set(await asyncio.gather(*(ask(number) for number in range(3000))))) == 3000
