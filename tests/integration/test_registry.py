@@ -137,12 +137,12 @@ async def test_a_restart_keeps_the_library_and_the_spool(tmp_path: Path) -> None
         made = await world.register(KNEES)
         decision = await world.client.route("my knee hurts", base_model="base-a")
         await world.client.report(decision, success=True)
-    async with running_router(tmp_path, spool_bytes=1) as world:  # three events wait: registered, decision, outcome
+    async with running_router(tmp_path, spool_bytes=1) as world:  # four events wait: registered and who did it, decision, outcome
         assert [a.adapter_id async for a in world.client.list_all()] == [made.adapter_id]
         outcome = feedback_pb2.ReportOutcomeRequest(outcome=feedback_pb2.Outcome(decision_id=decision.decision_id, success=True))
         code, details, _ = await refused(world.client.feedback.ReportOutcome(outcome, timeout=5))
         assert code == "RESOURCE_EXHAUSTED"
-        assert re.fullmatch(r"spool: 3 events fill [\d,]+ of 1 bytes and wait for Kafka; retry when Kafka is back", details)
+        assert re.fullmatch(r"spool: 4 events fill [\d,]+ of 1 bytes and wait for Kafka; retry when Kafka is back", details)
 
 
 async def test_routing_goes_on_when_the_spool_is_full_unless_it_must_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,7 +154,7 @@ async def test_routing_goes_on_when_the_spool_is_full_unless_it_must_count(tmp_p
             decision = await world.client.route("my knee hurts", base_model="base-a")
             assert [one.adapter_id for one in decision.adapters] == [made.adapter_id]
             assert decision.decision_id
-        told = [one for one in caplog.messages if one.startswith("decisions are given and not counted: spool: 1 events fill ")]
+        told = [one for one in caplog.messages if one.startswith("decisions are given and not counted: spool: 2 events fill ")]
         assert len(told) == 1, "not for each"
 
         def read() -> str:
@@ -164,7 +164,7 @@ async def test_routing_goes_on_when_the_spool_is_full_unless_it_must_count(tmp_p
         assert "smoa_router_dropped_decisions_total 3.0" in await asyncio.to_thread(read)
     async with running_router(tmp_path, spool_bytes=1, when_spool_is_full="refuse") as world:
         code, details, _ = await refused(world.client.route("my knee hurts", base_model="base-a"))
-        assert (code, details.startswith("spool: 1 events fill ")) == ("RESOURCE_EXHAUSTED", True)
+        assert (code, details.startswith("spool: 2 events fill ")) == ("RESOURCE_EXHAUSTED", True)
     with pytest.raises(InvalidArgument, match=r"^SMOA_ROUTER_WHEN_SPOOL_IS_FULL: 'wait' is unknown; use drop or refuse$"):
         async with running_router(tmp_path, when_spool_is_full="wait"):
             pass
