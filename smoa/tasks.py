@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _AGAIN_S: Final = 2.0
+_AT_ONCE: Final = 32
 
 
 def begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -45,6 +46,12 @@ async def connected(connecting: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task}, timeout=_AGAIN_S)
         task.cancel()
         raise
+
+
+async def now_and_then(number: int) -> None:
+    """In a loop over a thousand, at its item of this number: let others in between."""
+    if number % _AT_ONCE == _AT_ONCE - 1:
+        await asyncio.sleep(0)
 
 
 class Uncancelled:

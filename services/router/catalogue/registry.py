@@ -37,7 +37,7 @@ from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceE
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
 from smoa.store import AdapterStore
-from smoa.tasks import Uncancelled
+from smoa.tasks import Uncancelled, now_and_then
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,9 +52,6 @@ def _whole(
         return await self.whole(lambda: method(self, *arguments, **named))
 
     return run
-
-
-_AT_ONCE: Final = 32
 
 
 class Registry:
@@ -164,7 +161,7 @@ class Registry:
             there = await self.catalogue.summaries([entry.record.adapter_id for entry in checked])
             written, missing = [], 0
             for number, entry in enumerate(checked):
-                await _now_and_then(number)
+                await now_and_then(number)
                 record, kept = entry.record, there.get(entry.record.adapter_id)
                 if kept is not None and (kept.tenant, kept.digest) != (tenant, record.digest):
                     raise taken(record.adapter_id)
@@ -193,7 +190,7 @@ class Registry:
         now = now_us()
         made: dict[str, tuple[AdapterRecord, Vector | None]] = {}
         for number, one in enumerate(await asyncio.to_thread(check_imported, imported, self._embedder)):
-            await _now_and_then(number)
+            await now_and_then(number)
             examples = tuple(checked_examples(one.record.examples)) if one.record.examples or one.vector is None else ()
             record = dataclasses.replace(one.record, tenant=tenant, examples=examples, created_at_us=now, updated_at_us=now)
             check_publishable(record)
@@ -205,7 +202,7 @@ class Registry:
         embedded = {record.adapter_id: pair for record, pair in zip(described, found, strict=True)}
         entries = []
         for number, (record, vector) in enumerate(made.values()):
-            await _now_and_then(number)
+            await now_and_then(number)
             centroid, example_vectors = embedded.get(record.adapter_id, (vector, None))
             where = centroid if vector is None else vector
             assert where is not None, "checked: without a vector there are examples"
@@ -398,9 +395,3 @@ class Registry:
                         await self._check_restorable(record)
         self.changed([Change(action, record, record.state_reason, evidence)])
         return record
-
-
-async def _now_and_then(number: int) -> None:
-    """In a loop over a thousand, let others in between."""
-    if number % _AT_ONCE == _AT_ONCE - 1:
-        await asyncio.sleep(0)
