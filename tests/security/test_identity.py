@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.local import free_port, is_serving
 from smoa.access.access import Access
 from smoa.access.channels import Channels, ConnectionSettings
+from smoa.access.settings import CallersSettings
 from smoa.adapter import new_adapter_id
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, InvalidArgument
+from smoa.metrics import serve_metrics
 from smoa.rpc import RpcServer
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2
@@ -236,3 +241,36 @@ def test_a_server_says_which_file_is_wrong(certificate: str, key: str, client_ca
     settings = AccessSettings(**{name: str(tmp_path / file) if file else "" for name, file in files.items()})  # type: ignore[arg-type]
     with pytest.raises((InvalidArgument, FailedPrecondition), match=f"^{said}"):
         RpcServer.of("127.0.0.1:0", settings)
+
+
+async def test_a_metrics_port_shows_the_certificate_of_the_moment(tmp_path: Path) -> None:
+    """Also to who names no host; a pair that does not fit leaves the last good one."""
+    authority = Authority(tmp_path)
+    server = authority.signed("server")
+    settings = CallersSettings(tls_certificate=str(server.certificate), tls_key=str(server.key))
+
+    async def shown(port: int) -> bytes:
+        context = ssl.create_default_context(cafile=str(authority.file))
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="127.0.0.1")
+        certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return certificate
+
+    async with serve_metrics("127.0.0.1:0", CollectorRegistry(), settings) as port:
+        first = await shown(port)
+        assert await shown(port) == first
+        authority.signed("server")
+        second = await shown(port)
+        assert second != first
+        assert second == ssl.PEM_cert_to_DER_cert(server.certificate.read_text())
+        server.key.write_bytes(Authority(tmp_path, "third").signed("another").key.read_bytes())
+        assert await shown(port) == second
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+async def test_metrics_are_not_for_everybody_by_mistake(address: str) -> None:
+    with pytest.raises(FailedPrecondition, match=r"^metrics_address: .* can be reached from elsewhere, and nothing says who may read"):
+        async with serve_metrics(address, CollectorRegistry()):
+            pass
+    async with serve_metrics(address, CollectorRegistry(), CallersSettings(insecure=True)) as port:
+        assert port
