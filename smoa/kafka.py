@@ -137,18 +137,15 @@ def _check(said: KafkaSettings) -> None:
         raise InvalidArgument("SMOA_KAFKA_TLS_KEY", "and SMOA_KAFKA_TLS_CERTIFICATE are not both given", "name both files")
     if said.kafka_tls_key and not said.kafka_tls_ca:
         raise InvalidArgument("SMOA_KAFKA_TLS_CA", "is empty", f"a certificate is shown in TLS only; name who signs, or {SYSTEM}")
-    wanted: dict[str, str] = {}
-    if said.kafka_sasl == OAUTH:
-        wanted = {"SMOA_KAFKA_TOKEN_FILE": said.kafka_token_file}
-    elif said.kafka_sasl:
-        wanted = {"SMOA_KAFKA_USER": said.kafka_user, "SMOA_KAFKA_PASSWORD_FILE": said.kafka_password_file}
-    for variable, value in wanted.items():
-        if not value:
+    of_password, of_token = bool(said.kafka_sasl) and said.kafka_sasl != OAUTH, said.kafka_sasl == OAUTH
+    for variable, value, is_wanted in (
+        ("SMOA_KAFKA_USER", said.kafka_user, of_password),
+        ("SMOA_KAFKA_PASSWORD_FILE", said.kafka_password_file, of_password),
+        ("SMOA_KAFKA_TOKEN_FILE", said.kafka_token_file, of_token),
+    ):
+        if is_wanted and not value:
             raise InvalidArgument(variable, "is empty", f"{said.kafka_sasl} needs it")
-    given = {"SMOA_KAFKA_USER": said.kafka_user, "SMOA_KAFKA_PASSWORD_FILE": said.kafka_password_file}
-    given["SMOA_KAFKA_TOKEN_FILE"] = said.kafka_token_file
-    for variable, value in given.items():
-        if value and variable not in wanted:
+        if value and not is_wanted:
             raise InvalidArgument(variable, f"is not for SMOA_KAFKA_SASL={said.kafka_sasl}", "unset it, or name its mechanism")
     in_the_clear = said.kafka_sasl in ("PLAIN", OAUTH) and not said.kafka_tls_ca
     if in_the_clear and not all(is_loopback(one.strip()) for one in said.kafka_bootstrap.split(",")):

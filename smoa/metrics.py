@@ -13,7 +13,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from smoa.access.access import NAMES, Access
-from smoa.access.addresses import is_loopback
 from smoa.access.settings import CallersSettings
 from smoa.access.tls import ServerTls
 from smoa.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated
@@ -99,11 +98,7 @@ async def serve_metrics(address: str, registry: CollectorRegistry, settings: Cal
         raise InvalidArgument("metrics_address", f"{address!r} is not host:port", "write 0.0.0.0:9464, or leave it empty for none")
     settings = settings or CallersSettings()
     access, tls = Access.of(settings), ServerTls.of(settings)
-    if not (access.asks or settings.insecure or is_loopback(address)):
-        raise FailedPrecondition(
-            f"metrics_address: {address} can be reached from elsewhere, and nothing says who may read there; name callers (SMOA_CALLERS) "
-            "or an issuer of tokens (SMOA_TOKEN_ISSUER), or say that everybody may (SMOA_INSECURE=true)"
-        )
+    access.check_address("metrics_address", address, "read there", insecure=settings.insecure)
     application = web.Application(client_max_size=0)
     application.add_routes([web.get(path, _Metrics(registry, access).answer, allow_head=False) for path in ROUTES])
     runner = web.AppRunner(

@@ -13,7 +13,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from smoa.access.access import Access
-from smoa.access.addresses import is_loopback
 from smoa.access.audit import Audit
 from smoa.access.calls import CallInterceptor
 from smoa.access.places import Places
@@ -80,11 +79,7 @@ class RpcServer:
         Raises:
             FailedPrecondition: the address is taken, or others than this machine could reach it and nobody would ask them who they are.
         """
-        if not (self._access.asks or self._insecure or is_loopback(self._address)):
-            raise FailedPrecondition(
-                f"address: {self._address} can be reached from elsewhere, and nothing says who may call; name callers (SMOA_CALLERS) or an "
-                "issuer of tokens (SMOA_TOKEN_ISSUER), or say that everybody may do everything there (SMOA_INSECURE=true)"
-            )
+        self._access.check_address("address", self._address, "call", insecure=self._insecure)
         try:
             if self._tls is not None:
                 self.port = self.server.add_secure_port(self._address, self._tls.credentials())

@@ -8,12 +8,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from google.protobuf.message import Message
 
+from smoa.access.addresses import is_loopback
 from smoa.access.callers import CallersFile
 from smoa.access.principal import ANYBODY, Principal, answering
 from smoa.access.rights import Rights, rights_of
 from smoa.access.settings import CallersSettings
 from smoa.access.tokens import REMEDY, SigningKeys, Tokens
-from smoa.errors import InvalidArgument, Unauthenticated
+from smoa.errors import FailedPrecondition, InvalidArgument, Unauthenticated
 from smoa.rules import check_rules
 
 NAMES: Final = "x509_subject_alternative_name"
@@ -76,6 +77,18 @@ class Access:
         """Whether anybody is asked who they are."""
         return self._callers is not None or self._tokens is not None
 
+    def check_address(self, field: str, address: str, may: str, *, insecure: bool) -> None:
+        """Refuse to listen where others than this machine could come and nobody would ask them who they are, unless this is wanted.
+
+        Raises:
+            FailedPrecondition: naming the field, and what anybody may do there.
+        """
+        if not (self.asks or insecure or is_loopback(address)):
+            raise FailedPrecondition(
+                f"{field}: {address} can be reached from elsewhere, and nothing says who may {may}; name callers (SMOA_CALLERS) or an "
+                "issuer of tokens (SMOA_TOKEN_ISSUER), or say that everybody may do everything there (SMOA_INSECURE=true)"
+            )
+
     async def admit(self, method: str, call: Call) -> Admitted:
         """Find out who calls, from here on `caller()` of this task, and whether they may call the method.
 
@@ -84,7 +97,7 @@ class Access:
             PermissionDenied: they may not call the method.
         """
         rights = rights_of(method)
-        principal = await self._caller(call) if self.asks else ANYBODY
+        principal = await self._caller(call)
         rights.check_call(principal)
         answering(principal)
         return Admitted(principal, rights)
@@ -96,11 +109,13 @@ class Access:
             Unauthenticated: nobody knows who it is.
             PermissionDenied: they have none of the roles.
         """
-        principal = await self._caller(call) if self.asks else ANYBODY
+        principal = await self._caller(call)
         principal.require(roles, what)
         return principal
 
     async def _caller(self, call: Call) -> Principal:
+        if not self.asks:
+            return ANYBODY
         if token := _token(call.invocation_metadata()):
             if self._tokens is not None and token.count(".") == 2:
                 return await self._tokens.principal(token)
