@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Final, Literal
 
 import numpy as np
@@ -137,7 +138,7 @@ def encode(adapter: Adapter) -> bytes:
     return write_tensors(adapter.tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)})
 
 
-def decode(data: bytes) -> Adapter:
+def decode(data: bytes | mmap) -> Adapter:
     """Parse and check an adapter file. The tensors are views of `data`.
 
     Raises:

@@ -28,5 +28,7 @@ MAX_EXAMPLE_CHARACTERS = 8192
 """Of each of them, and of each text that an outcome gives as an example."""
 MAX_VERSION = 2**31 - 1
 """Versions travel as 32 bits."""
+UPLOAD_PART_BYTES = 2**20
+"""Of an adapter's file, in one message."""
 MAX_WEIGHT = 4.0
 """Most that an adapter's weight may be, either way."""

@@ -16,6 +16,7 @@ from smoa.access.access import Access
 from smoa.access.audit import Audit
 from smoa.access.calls import CallInterceptor
 from smoa.access.places import Places
+from smoa.access.rates import Rate, Rates
 from smoa.access.settings import AccessSettings
 from smoa.access.tls import ServerTls
 from smoa.errors import FailedPrecondition
@@ -45,6 +46,7 @@ class RpcServer:
         health_address: str = "",
         streams: int = 0,
         audit: Audit | None = None,
+        rates: Rates | None = None,
     ) -> None:
         """`streams` are the calls at once on one connection (0: any number); more wait at their client, and not here.
 
@@ -56,7 +58,7 @@ class RpcServer:
         self.audit = audit or Audit(lambda _: None)
         places = Places(max_calls, max(1, max_calls // 4) if self._access.asks else max_calls)
         self.server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._access, places, self.audit)],
+            interceptors=[CallInterceptor(self._access, places, self.audit, rates or Rates(Rate("calls", 0.0), Rate("changes", 0.0)))],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", int(share_address)),
@@ -142,6 +144,7 @@ class RpcServer:
             health_address=settings.health_address,
             streams=streams,
             audit=audit,
+            rates=Rates(Rate("calls", settings.calls_per_s), Rate("changes", settings.changes_per_s)),
         )
 
     async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

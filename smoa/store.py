@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, ParamSpec, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
@@ -19,6 +20,9 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from smoa.adapter import digest_of
 from smoa.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+
+if TYPE_CHECKING:
+    from obstore import GetResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,8 +69,8 @@ class AdapterStore:
         await self.put_object(self.key(digest), data)
         return digest
 
-    async def put_object(self, key: str, data: bytes) -> None:
-        """Write an object under a key of the caller's.
+    async def put_object(self, key: str, data: bytes | BinaryIO) -> None:
+        """Write an object under a key of the caller's: bytes, or a file from where it stands to its end, which is not read as a whole.
 
         Raises:
             ResourceExhausted: the disk or bucket refused for lack of space.
@@ -124,6 +128,19 @@ class AdapterStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot list {self.location} ({error}); check that it is mounted") from error
 
+    async def parts(self, digest: str, part_bytes: int) -> AsyncIterator[bytes]:
+        """One file, a part of at most so many bytes at a time. Whoever reads the last checks the digest.
+
+        Raises:
+            NotFound, InvalidArgument, Unavailable: see `get`.
+        """
+        with self._reading(digest):
+            found: Any = await self._call(self._open, digest)
+            chunks = iter(found.stream(min_chunk_size=part_bytes))
+            while chunk := await self._call(next, chunks, b""):
+                for start in range(0, len(chunk), part_bytes):
+                    yield bytes(chunk[start : start + part_bytes])
+
     async def get(self, digest: str) -> bytes:
         """Read one file and check its digest.
 
@@ -132,21 +149,28 @@ class AdapterStore:
             InvalidArgument: the stored bytes have another digest (the object was altered), or are too many.
             Unavailable: the store failed.
         """
+        with self._reading(digest):
+            return await self._call(self._read, digest)
+
+    @contextmanager
+    def _reading(self, digest: str) -> Iterator[None]:
         try:
-            data = await self._call(self._read, digest)
+            yield
         except FileNotFoundError as error:
             raise NotFound("adapter file", digest, "push it again with `smoa adapter push`") from error
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
-        return data
 
-    def _read(self, digest: str) -> bytes:
+    def _open(self, digest: str) -> GetResult:
         result = obstore.get(self._store, self.key(digest))
         size = result.meta["size"]
         if self._max_bytes is not None and size > self._max_bytes:
             remedy = f"push a smaller adapter{f', or raise {self._limit_name}' if self._limit_name else ''}"
             raise InvalidArgument("file", f"{size:,} bytes is over the {self._max_bytes:,} byte limit", remedy)
-        data = bytes(result.bytes())
+        return result
+
+    def _read(self, digest: str) -> bytes:
+        data = bytes(self._open(digest).bytes())
         if (found := digest_of(data)) != digest:
             raise InvalidArgument(
                 "digest", f"stored content of {digest[:12]} has sha256 {found[:12]}", "the object was altered: push it again"

@@ -24,7 +24,7 @@ from services.optimizer.gate import MIN_EXAMPLES, alone, losses
 from services.optimizer.joining import FAILURES
 from services.optimizer.settings import OptimizerSettings
 from smoa.adapter import decode
-from smoa.cli.options import executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
+from smoa.cli.options import check_store, executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
 from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition, SmoaError
@@ -77,6 +77,8 @@ def propose_command(
     Callers give them with their outcomes (`input`, `corrected_output`). Without --train nothing is changed.
     """
     options = {"--steps": steps, "--learning-rate": learning_rate, "--base-model": base_model or None}
+    if train:
+        check_store()
     training = [part for option, value in options.items() if value is not None for part in (option, str(value))]
 
     async def work() -> list[dict[str, object]]:

@@ -14,6 +14,7 @@ from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
 from services.router.catalogue.records import AdapterRecord, home_of
 from services.router.catalogue.registry import Registry
+from services.router.catalogue.uploads import Uploads
 from services.router.library import Library, embedder_of, open_library
 from services.router.lifecycle_consumer import LifecycleConsumer
 from services.router.metrics import RouterMetrics
@@ -89,6 +90,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         lambda: publisher.check_room(kept_bytes // 2),
     )
     stack.push_async_callback(registry.close)
+    uploads = Uploads(registry, settings.data_folder, settings.max_adapter_bytes, settings.upload_bytes_per_day)
     stack.push_async_callback(router.close)
     if library.copy is not None:
         library.copy.start(copied)
@@ -106,7 +108,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
 
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse", leave_bytes=kept_bytes)
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions), server.server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions, uploads), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher, kept_bytes), server.server)
     if settings.share_address:  # the others answer meanwhile, and know more
         await library.whole()

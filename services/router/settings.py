@@ -85,6 +85,8 @@ class RouterSettings(AccessSettings, KafkaSettings):
     """How long an adapter must be retired before its weights may be deleted."""
     max_adapter_bytes: int = field(default=2**30, metadata={"least": 1})
     """Largest file of an adapter that a tenant may register. Two are read at a time, each into memory as a whole."""
+    upload_bytes_per_day: float = field(default=0.0, metadata={"least": 0.0})
+    """Bytes of adapters' files that one caller may send in a day, at any pace; 0: no limit."""
     check_interval_s: float = field(default=1.0, metadata={"least": 0.01})
     """How often it is seen whether the index is there."""
     metrics_address: str = ""

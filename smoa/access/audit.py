@@ -49,6 +49,10 @@ class Asked:
         """
         assert self.admitted is not None
         self.admitted.check(request)
+        if isinstance(request, registry_pb2.UploadAdapterRequest):
+            if request.HasField("register"):  # the first says whose and which, the others bring the file
+                self.request = request.register
+            return
         self.request = request
         if isinstance(request, registry_pb2.ImportAdaptersRequest):
             self.adapters += len(request.adapters)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from smoa.access.access import Access, Admitted
 from smoa.access.audit import Asked, Audit
 from smoa.access.places import Places
+from smoa.access.rates import Rates
 from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
 from smoa.fair_turns import LoopTurns
 from smoa.statuses import abort
@@ -31,8 +32,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     Anything else is a bug: logged with its trace, answered INTERNAL.
     """
 
-    def __init__(self, access: Access, places: Places, audit: Audit) -> None:
-        self._access, self._places, self._audit, self._stalled_s = access, places, audit, STALLED_S
+    def __init__(self, access: Access, places: Places, audit: Audit, rates: Rates) -> None:
+        self._access, self._places, self._audit, self._rates, self._stalled_s = access, places, audit, rates, STALLED_S
         self._watches, self._turns = Places(places.each, places.each), LoopTurns()
         self._made: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -65,10 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def answer() -> None:
                 asked.admitted = admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
-                    if handler.request_streaming:
-                        wanted = _held(asked, _in_time(request, self._stalled_s), handler)
-                    else:
-                        asked.held(wanted := _parse(request, handler))
+                    wanted = self._wanted(asked, admitted, request, handler)
                     await self._in_turn(admitted, self._streamed(stream(wanted, context), context))
 
             await self._guarded(asked, context, answer())
@@ -93,7 +91,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise DeadlineExceeded(f"stream: no answer was taken for {self._stalled_s:g} s; read as they come") from None
 
     def _single(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        unary: Any = handler.unary_unary
+        unary: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             asked = Asked(method)
@@ -101,12 +99,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def answer() -> Any:
                 asked.admitted = admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
-                    asked.held(wanted := _parse(request, handler))
+                    wanted = self._wanted(asked, admitted, request, handler)
                     return await self._in_turn(admitted, unary(wanted, context))
 
             return await self._guarded(asked, context, answer())
 
-        return grpc.unary_unary_rpc_method_handler(single, None, handler.response_serializer)
+        make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        return make(single, None, handler.response_serializer)
+
+    def _wanted(self, asked: Asked, admitted: Admitted, request: Any, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
+        """What a method is given: its request, or an iterator of them; parsed, and held to everything that holds for it."""
+        if handler.request_streaming:
+            self._rates.begin(admitted)
+            return self._held(asked, admitted, _in_time(request, self._stalled_s), handler)
+        asked.held(wanted := _parse(request, handler))
+        self._rates.take(admitted, wanted)
+        return wanted
+
+    async def _held(
+        self, asked: Asked, admitted: Admitted, requests: AsyncIterator[bytes], handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> AsyncIterator[Any]:
+        async for data in requests:
+            asked.held(request := _parse(data, handler))
+            await asyncio.sleep(self._rates.owe(admitted, request))  # the stream is slower then, and not refused
+            yield request
 
     def _watching(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """Health as a stream: anybody may watch, and some of them at once."""
@@ -153,12 +169,6 @@ def _parse(data: bytes, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
         return parse(data)
     except DecodeError as error:
         raise InvalidArgument("request", "is not the message that this method takes", "make it by the contracts in proto/") from error
-
-
-async def _held(asked: Asked, requests: AsyncIterator[bytes], handler: grpc.RpcMethodHandler[Any, Any]) -> AsyncIterator[Any]:
-    async for data in requests:
-        asked.held(request := _parse(data, handler))
-        yield request
 
 
 async def _in_time(requests: AsyncIterator[Any], stalled_s: float) -> AsyncIterator[Any]:

@@ -1,4 +1,4 @@
-"""How many calls are answered at once: of all callers, and of each. Pure."""
+"""How much is done at once: of all callers, and of each. Pure."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from smoa.errors import ResourceExhausted
 
 
 class Places:
-    """Places for calls; a call that finds none is refused at once."""
+    """Places for calls, or for whatever else there is so much of; who finds none is refused at once."""
 
-    def __init__(self, total: int, each: int) -> None:
-        self._total, self.each = total, each
+    def __init__(self, total: int, each: int, what: str = "calls") -> None:
+        self._total, self.each, self._what = total, each, what
         self._held: Counter[str] = Counter()
         self.taken = 0
         """Places that are held now."""
 
     @contextmanager
-    def held(self, caller: str) -> Iterator[None]:
-        """A place, until the call ends.
+    def held(self, caller: str, amount: int = 1) -> Iterator[None]:
+        """So many places, until the call ends.
 
         Raises:
             ResourceExhausted: this caller has its share, or all are taken.
         """
-        if self._held[caller] >= self.each:
-            raise ResourceExhausted(f"calls: {self.each:,} of {caller} run at once", "wait until one ends")
-        if self.taken >= self._total:
-            raise ResourceExhausted(f"calls: {self._total:,} run at once", "wait a moment, or add a replica")
-        self._held[caller] += 1
-        self.taken += 1
+        if self._held[caller] + amount > self.each:
+            raise ResourceExhausted(f"{self._what}: {self.each:,} of {caller} run at once", "wait until one ends")
+        if self.taken + amount > self._total:
+            raise ResourceExhausted(f"{self._what}: {self._total:,} run at once", "wait a moment, or add a replica")
+        self._held[caller] += amount
+        self.taken += amount
         try:
             yield
         finally:
-            self.taken -= 1
-            self._held[caller] -= 1
+            self.taken -= amount
+            self._held[caller] -= amount
             if not self._held[caller]:
                 del self._held[caller]

@@ -27,6 +27,12 @@ class Rights:
     tenants: tuple[Path, ...]
     needs: tuple[tuple[Path, frozenset[str]], ...]
     audited: bool = False
+    many: tuple[Path, ...] = ()
+    """Fields of which each item counts as a call."""
+
+    def counted(self, request: Message) -> int:
+        """How many such items a request has."""
+        return sum(len(getattr(message, path[-1].name)) for path in self.many for message, _ in _messages(request, path))
 
     def check_call(self, principal: Principal) -> None:
         """Refuse who may not call it.
@@ -76,6 +82,7 @@ def rights_of(method: str) -> Rights:
         tuple(path for path in fields if _option(path[-1], access_pb2.names_tenant)),
         tuple((path, wanted) for path, wanted in needs if wanted),
         bool(_option(described, access_pb2.audited)),
+        tuple(path for path in fields if _option(path[-1], access_pb2.counts_each)),
     )
 
 

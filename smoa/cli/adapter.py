@@ -15,22 +15,17 @@ from smoa.cli.base_models import served_by
 from smoa.cli.importing import import_command
 from smoa.cli.names import LIVE, PROTECTED, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
 from smoa.cli.options import (
-    address_of,
-    check_store,
     executor_option,
     json_lines_option,
     router_option,
-    store_option,
     tenant_option,
     with_client,
 )
 from smoa.cli.tables import show_table
 from smoa.client import SmoaClient
-from smoa.errors import FailedPrecondition
 from smoa.example_inputs import read_examples
 from smoa.peft import export_folder
 from smoa.plain_files import read_plain
-from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -76,31 +71,19 @@ def _show(adapter: registry_pb2.Adapter, as_json: bool) -> None:
 @click.option("--replace", is_flag=True, help="Retire the tenant's adapter of the same name in the same step: a new version of it.")
 @json_lines_option
 @router_option
-@store_option
 @executor_option
-def push(file: Path, examples_path: Path, replace: bool, as_json: bool, router: str, store: str, executor: str) -> None:
-    """Put FILE into the store and register it with its example inputs; the router finds it by them.
+def push(file: Path, examples_path: Path, replace: bool, as_json: bool, router: str, executor: str) -> None:
+    """Register FILE with its example inputs; the router finds it by them.
 
     It is checked against the base model first, where the executor serves that.
     """
-    check_store()
     data, examples = read_plain(file, "file"), read_examples(examples_path)
     adapter = decode(data)
     tenant = adapter.manifest.tenant
 
     async def work(client: SmoaClient) -> tuple[registry_pb2.Adapter, list[registry_pb2.Adapter]]:
         await _check_base(adapter, executor)
-        digest = await AdapterStore(store).put(data)
-        try:
-            made = await client.register(digest, examples, tenant, replace=replace)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            asked = address_of("router")
-            raise FailedPrecondition(
-                f"store: the file is in {store} ({address_of('store').came_from()}), where the router at {asked.value} "
-                f"({asked.came_from()}) does not look; give the store of that router's stack by --stack or --store"
-            ) from error
+        made = await client.upload(data, examples, tenant, replace=replace)
         namesakes = client.list_all(tenant, states=LIVE, name=made.name)
         return made, [one async for one in namesakes if one.adapter_id != made.adapter_id and one.tenant == tenant]
 
@@ -212,13 +195,11 @@ def pin(adapter: str, off: bool, tenant: str, as_json: bool, router: str) -> Non
 @tenant_option
 @json_lines_option
 @router_option
-@store_option
-def export(adapter: str, folder: Path, tenant: str, as_json: bool, router: str, store: str) -> None:
-    """Write a `lora` adapter of the library as a PEFT FOLDER."""
-    check_store()
+def export(adapter: str, folder: Path, tenant: str, as_json: bool, router: str) -> None:
+    """Write a `lora` adapter of the tenant's own as a PEFT FOLDER."""
 
     async def work(client: SmoaClient) -> bytes:
-        return await AdapterStore(store).get((await find_adapter(client, adapter, tenant)).digest)
+        return await client.download(tenant, (await find_adapter(client, adapter, tenant)).adapter_id)
 
     export_folder(decode(with_client(router, work)), folder)
     files = [str(folder / name) for name in ("adapter_config.json", "adapter_model.safetensors")]

@@ -19,13 +19,12 @@ from smoa.adapter import encode
 from smoa.cli.base_models import BaseModel
 from smoa.cli.names import state_of
 from smoa.client import SmoaClient
-from smoa.errors import FailedPrecondition, InvalidArgument, SmoaError
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.example_inputs import examples_file, read_examples
 from smoa.folder_kinds import CONFIG_FILE, WEIGHTS_FILE, describe
 from smoa.identifiers import is_utf8, shown
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import content_id, import_folder
-from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -34,7 +33,7 @@ LARGE_BYTES: Final = 2**24
 """Of a folder's weights: one that has more is imported while no other such is, for it is in memory several times over."""
 Status = Literal["imported", "there", "waiting", "failed"]
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
-_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class Result(NamedTuple):
@@ -98,7 +97,7 @@ def names_of(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 class FolderImport:
-    """Brings folders into the library of one router and its store.
+    """Brings folders into the library of one router.
 
     An adapter's id is made of its tenant, base model and content, so what was done before is known, wherever it broke off: a file that is
     in the store already is the same file, and a registration that was made is found.
@@ -107,7 +106,6 @@ class FolderImport:
     def __init__(
         self,
         client: SmoaClient,
-        store: AdapterStore,
         base: BaseModel,
         labels: Labels,
         examples: Sequence[str] = (),
@@ -115,16 +113,14 @@ class FolderImport:
         any_base: bool = False,
         replace: bool = False,
     ) -> None:
-        self._client, self._store, self._base, self._labels, self._examples = client, store, base, labels, examples
+        self._client, self._base, self._labels, self._examples = client, base, labels, examples
         self._any_base, self._replace, self._large = any_base, replace, asyncio.Lock()
 
     async def run(self, names: Mapping[Path, str], done: Callable[[Result], None]) -> None:
-        """Import all of the folders, several at a time; `done` hears of each. A service or store that is away ends it.
+        """Import all of the folders, several at a time; `done` hears of each. A router that is away, or whose store is full, ends it.
 
         Raises:
-            grpc.aio.AioRpcError: the router is away.
-            Unavailable, ResourceExhausted: the store is away or full.
-            FailedPrecondition: the router does not see the store.
+            grpc.aio.AioRpcError: it is.
         """
         waiting = deque(names.items())
         stopped: list[Exception] = []
@@ -164,15 +160,7 @@ class FolderImport:
             too_few = f"{path.name} holds {len(examples)} distinct inputs; " if path else ""
             wanted = f"add {folder / 'examples.txt'}, {MIN_EXAMPLES} to {MAX_EXAMPLES} inputs, one a line"
             return Result(str(folder), "waiting", name, adapter_id, too_few + wanted)
-        digest = await self._store.put(data)
-        try:
-            await self._client.register(digest, examples, labels.tenant, replace=self._replace)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
-            raise FailedPrecondition(
-                f"store: the router does not find what was put into {self._store.location}; give the store that the router uses (--store)"
-            ) from error
+        await self._client.upload(data, examples, labels.tenant, replace=self._replace)
         return Result(str(folder), "imported", name, adapter_id)
 
     async def _kept(self, adapter_id: str) -> registry_pb2.Adapter | None:

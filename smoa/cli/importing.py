@@ -16,14 +16,13 @@ from smoa.adapter import SPECIALIZATIONS, encode
 from smoa.cli.base_models import BaseModel, served_by
 from smoa.cli.bulk import COLUMNS, import_jsonl
 from smoa.cli.folders import FolderImport, Labels, Result, find_folders, names_of, summary
-from smoa.cli.options import check_store, executor_option, json_lines_option, router_option, store_option, tenant_option
+from smoa.cli.options import executor_option, json_lines_option, router_option, tenant_option
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.example_inputs import read_examples
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import import_folder
 from smoa.plain_files import write_plain
-from smoa.store import AdapterStore
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -43,7 +42,6 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--no-file-check", is_flag=True, help="With --jsonl: route to them though nobody looked whether their weights are there.")
 @json_lines_option
 @tenant_option
-@store_option
 @executor_option
 @router_option
 def import_command(
@@ -57,7 +55,6 @@ def import_command(
     jsonl: Path | None,
     no_file_check: bool,
     as_json: bool,
-    store: str,
     executor: str,
     router: str,
     **labels: Any,
@@ -95,7 +92,6 @@ def import_command(
         write_plain(output, encode(adapter))
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
-    check_store()
     examples = read_examples(examples_path) if examples_path is not None else []
     if examples_path is not None and len(examples) < MIN_EXAMPLES:
         raise InvalidArgument(
@@ -115,7 +111,7 @@ def import_command(
         async with SmoaClient(router=router) as client:
             base = await _base_model(base_model, executor)
             kept = Labels(**labels)
-            importing = FolderImport(client, AdapterStore(store), base, kept, examples, any_base=any_base, replace=replace)
+            importing = FolderImport(client, base, kept, examples, any_base=any_base, replace=replace)
             await importing.run(names, done)
 
     if as_json:

@@ -29,3 +29,5 @@ NAMES_TENANT_FIELD_NUMBER: _ClassVar[int]
 names_tenant: _descriptor.FieldDescriptor
 NEEDS_FIELD_NUMBER: _ClassVar[int]
 needs: _descriptor.FieldDescriptor
+COUNTS_EACH_FIELD_NUMBER: _ClassVar[int]
+counts_each: _descriptor.FieldDescriptor

@@ -145,6 +145,30 @@ class RegisterAdapterRequest(_message.Message):
     replace: bool
     def __init__(self, tenant: _Optional[str] = ..., digest: _Optional[str] = ..., examples: _Optional[_Iterable[str]] = ..., replace: _Optional[bool] = ...) -> None: ...
 
+class UploadAdapterRequest(_message.Message):
+    __slots__ = ("register", "file_bytes", "part")
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    register: RegisterAdapterRequest
+    file_bytes: int
+    part: bytes
+    def __init__(self, register: _Optional[_Union[RegisterAdapterRequest, _Mapping]] = ..., file_bytes: _Optional[int] = ..., part: _Optional[bytes] = ...) -> None: ...
+
+class DownloadAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class DownloadAdapterResponse(_message.Message):
+    __slots__ = ("part",)
+    PART_FIELD_NUMBER: _ClassVar[int]
+    part: bytes
+    def __init__(self, part: _Optional[bytes] = ...) -> None: ...
+
 class ImportedAdapter(_message.Message):
     __slots__ = ("adapter", "vector", "examples")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,16 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.UploadAdapter = channel.stream_unary(
+                '/smoa.v1.RegistryService/UploadAdapter',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.DownloadAdapter = channel.unary_stream(
+                '/smoa.v1.RegistryService/DownloadAdapter',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.DownloadAdapterRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.DownloadAdapterResponse.FromString,
+                _registered_method=True)
         self.ImportAdapters = channel.stream_stream(
                 '/smoa.v1.RegistryService/ImportAdapters',
                 request_serializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersRequest.SerializeToString,
@@ -113,6 +123,21 @@ class RegistryServiceServicer:
         """Add an adapter whose file is in the store. The same id with the same content is accepted again; one whose file was missing until now
         becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
         a live executor said of its base model is INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadAdapter(self, request_iterator, context):
+        """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
+        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadAdapter(self, request, context):
+        """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +238,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
             ),
+            'UploadAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAdapter,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.DownloadAdapterRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.DownloadAdapterResponse.SerializeToString,
+            ),
             'ImportAdapters': grpc.stream_stream_rpc_method_handler(
                     servicer.ImportAdapters,
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.ImportAdaptersRequest.FromString,
@@ -306,6 +341,60 @@ class RegistryService:
             '/smoa.v1.RegistryService/RegisterAdapter',
             smoa_dot_v1_dot_registry__pb2.RegisterAdapterRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadAdapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/smoa.v1.RegistryService/UploadAdapter',
+            smoa_dot_v1_dot_registry__pb2.UploadAdapterRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/smoa.v1.RegistryService/DownloadAdapter',
+            smoa_dot_v1_dot_registry__pb2.DownloadAdapterRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.DownloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

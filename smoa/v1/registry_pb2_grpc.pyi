@@ -36,6 +36,12 @@ class RegistryServiceStub:
     becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
     a live executor said of its base model is INVALID_ARGUMENT.
     """
+    UploadAdapter: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadAdapterRequest, _registry_pb2.Adapter]
+    """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
+    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+    """
+    DownloadAdapter: _grpc.UnaryStreamMultiCallable[_registry_pb2.DownloadAdapterRequest, _registry_pb2.DownloadAdapterResponse]
+    """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest."""
     ImportAdapters: _grpc.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]
     """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
     active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
@@ -68,6 +74,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
     a live executor said of its base model is INVALID_ARGUMENT.
     """
+    UploadAdapter: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
+    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+    """
+    DownloadAdapter: _aio.UnaryStreamMultiCallable[_registry_pb2.DownloadAdapterRequest, _registry_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
+    """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest."""
     ImportAdapters: _aio.StreamStreamMultiCallable[_registry_pb2.ImportAdaptersRequest, _registry_pb2.ImportAdaptersResponse]  # type: ignore[assignment]
     """Add many adapters without reading their files. Those whose file is not in the store are kept as ADAPTER_STATE_MISSING, and become
     active when they are sent again with the file there. An answer comes for each request, once its adapters are durable and searchable;
@@ -103,6 +115,24 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         becomes active; one that was retired or purged is FAILED_PRECONDITION: it comes back by RestoreAdapter. An adapter that does not fit what
         a live executor said of its base model is INVALID_ARGUMENT.
         """
+
+    @_abc_1.abstractmethod
+    def UploadAdapter(
+        self,
+        request_iterator: _MaybeAsyncIterator[_registry_pb2.UploadAdapterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
+        """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
+        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadAdapter(
+        self,
+        request: _registry_pb2.DownloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_pb2.DownloadAdapterResponse], _abc.AsyncIterator[_registry_pb2.DownloadAdapterResponse]]:
+        """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest."""
 
     @_abc_1.abstractmethod
     def ImportAdapters(

@@ -33,7 +33,7 @@ class Stack:
 
     async def command(self, name: str, *arguments: str) -> tuple[int, str, str]:
         """What a command says; the sentence, where it ends in one."""
-        where = ["--router", self.router.address, "--store", self.router.store.location, "--executor", self.executor.address]
+        where = ["--router", self.router.address, "--executor", self.executor.address]
         try:
             return await said_by("adapter", name, *where, *arguments)
         except SmoaError as error:

@@ -30,7 +30,7 @@ def test_what_is_no_utf_8_is_said_in_a_sentence(tmp_path: Path) -> None:
 def test_a_folder_whose_name_is_no_utf_8_is_said_in_a_sentence(tmp_path: Path) -> None:
     strange = write_folder(tmp_path / "runs" / os.fsdecode(b"caf\xe9"))
     write_training(strange, "a question")
-    arguments = ["--base-model", "base-a", "--router", "127.0.0.1:1", "--store", str(tmp_path / "store")]
+    arguments = ["--base-model", "base-a", "--router", "127.0.0.1:1"]
     ended = subprocess.run([*SMOA, "adapter", "import", str(tmp_path / "runs"), *arguments], capture_output=True, check=False, timeout=120)
     assert ended.returncode == 1
     assert b"failed: " + bytes(tmp_path) + b"/runs/caf\\udce9: folder: has a name that is not UTF-8; rename it, " in ended.stdout
@@ -41,7 +41,7 @@ def test_an_error_ends_a_push_with_its_sentence(tmp_path: Path) -> None:
     file, examples = tmp_path / "a.safetensors", tmp_path / "examples.jsonl"
     file.write_bytes(adapter_file())
     examples.write_text("\n".join(f'{{"input": "{text}"}}' for text in KNEES) + '\n{"input": \n')
-    push = ["adapter", "push", str(file), "--examples", str(examples), "--store", str(tmp_path / "store")]
+    push = ["adapter", "push", str(file), "--examples", str(examples)]
     (code, said), *others = ends(*push)
     assert (code, others) == (1, [])
     assert said.startswith(f"error: examples: {examples}:6 is not an object with an input (")

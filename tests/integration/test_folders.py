@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
+from smoa.errors import InvalidArgument, Unavailable
 from smoa.v1 import common_pb2 as common
 from tests.command_support import SMOA, said_by
 from tests.integration.router_support import RouterWorld, running_router
@@ -27,8 +27,8 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
 
 
 def command(world: RouterWorld, *arguments: str) -> list[str]:
-    """The import into the world's router and store."""
-    return ["adapter", "import", *arguments, "--base-model", "base-a", "--router", world.address, "--store", world.store.location]
+    """The import into the world's router."""
+    return ["adapter", "import", *arguments, "--base-model", "base-a", "--router", world.address]
 
 
 async def imported(world: RouterWorld, *arguments: str) -> tuple[int, dict[str, str]]:
@@ -78,7 +78,7 @@ async def test_examples_and_labels_for_all(world: RouterWorld, tmp_path: Path) -
     assert json.loads(named[1])["name"] == "c"  # of another tenant, so another adapter
     with pytest.raises(InvalidArgument, match=r"^examples: .*train.jsonl holds 3 distinct inputs; give 5 to 50$"):
         await said_by(*command(world, *folders, "--examples", str(write_training(tmp_path, "a", lines=3))))
-    code, said, _ = await said_by("adapter", "import", str(tmp_path / "nothing"), "--executor", "127.0.0.1:1", "--store", str(tmp_path))
+    code, said, _ = await said_by("adapter", "import", str(tmp_path / "nothing"), "--executor", "127.0.0.1:1")
     assert (code, f"failed: {tmp_path / 'nothing'}: is not there; " in said) == (1, True)
     code, _, said = await said_by(*command(world, *folders, "--name", "c"))
     assert (code, "--name and --output are for a single folder, not 2" in said) == (2, True)
@@ -89,20 +89,17 @@ async def test_a_single_folder_is_only_written_as_a_file_where_that_is_asked_for
     code, said, _ = await said_by("adapter", "import", str(folder), "-o", str(file), "--base-model", "base-a", "--tag", "x")
     assert (code, said.startswith(f"{file}: NANO lora ")) == (0, True)
     assert [one async for one in world.client.list_all()] == []
-    address = ["--router", world.address, "--store", world.store.location]
+    address = ["--router", world.address]
     _, said, _ = await said_by("adapter", "push", str(file), "--examples", str(write_training(tmp_path, "a question")), *address)
     await said_by("adapter", "export", json.loads(said)["adapter_id"], str(tmp_path / "back"), *address)
     assert (tmp_path / "back" / "adapter_model.safetensors").is_file()
 
 
-async def test_another_store_than_the_routers_is_said_at_once(world: RouterWorld, tmp_path: Path) -> None:
+async def test_a_router_that_is_away_ends_it_at_once(world: RouterWorld, tmp_path: Path) -> None:
     for seed in range(20):
         write_training(write_folder(tmp_path / "runs" / str(seed), seed), "a question")
-    arguments = command(world, str(tmp_path / "runs"))
-    with pytest.raises(FailedPrecondition, match=r"^store: the router does not find what was put into "):
-        await said_by(*arguments[:-1], str(tmp_path / "elsewhere"))
     with pytest.raises((grpc.aio.AioRpcError, Unavailable), match=r"UNAVAILABLE|127\.0\.0\.1:1"):
-        await said_by(*arguments, "--router", "127.0.0.1:1")
+        await said_by(*command(world, str(tmp_path / "runs")), "--router", "127.0.0.1:1")
 
 
 @pytest.mark.timeout(180)

@@ -115,7 +115,7 @@ async def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 async def test_it_is_imported_routed_to_loaded_and_run(worlds: tuple[World, RouterWorld], tmp_path: Path) -> None:
     executor, router = worlds
     base_model = (await executor.client.status()).base_model
-    where = ["--executor", executor.address, "--router", router.address, "--store", router.store.location]
+    where = ["--executor", executor.address, "--router", router.address]
     for seed, (name, examples) in enumerate((("knees", KNEES), ("money", MONEY)), 1):
         folder = write_adapter(tmp_path / "runs" / name, seed)
         (folder / "examples.txt").write_text("\n".join(examples))

@@ -129,17 +129,6 @@ async def test_a_second_version_of_a_name_replaces_the_first_where_that_is_asked
     assert again.endswith(f"; bring it back with `smoa adapter restore {first.adapter_id}`")
 
 
-async def test_a_push_to_a_store_that_the_router_does_not_read_names_both(world: RouterWorld, tmp_path: Path) -> None:
-    (tmp_path / "b.safetensors").write_bytes(adapter_file())
-    (tmp_path / "b.txt").write_text("\n".join(MONEY))
-    other = str(tmp_path / "other")
-    arguments = ("adapter", "push", str(tmp_path / "b.safetensors"), "--examples", str(tmp_path / "b.txt"), "--store", other)
-    assert await _error(world, *arguments) == (
-        f"store: the file is in {other} (from --store), where the router at {world.address} (from SMOA_ROUTER) does not look; "
-        "give the store of that router's stack by --stack or --store"
-    )
-
-
 async def test_a_tree_may_name_its_adapters(world: RouterWorld, tmp_path: Path) -> None:
     knees, money = await world.register(KNEES, name="knees"), await world.register(MONEY, name="money")
     tree = tmp_path / "tree.json"

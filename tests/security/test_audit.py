@@ -29,14 +29,14 @@ async def _told(world: World) -> list[AuditEvent]:
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_change_is_told_with_its_caller_its_right_and_its_end(world: World) -> None:
     async with world.client("mallory") as client:
-        made = await client.register(await world.put(world.adapter(tenant="mallory", name="told")), KNEES, "mallory")
+        made = await client.upload(world.adapter(tenant="mallory", name="told"), KNEES, "mallory")
         await client.retire("mallory", made.adapter_id, "over")
         assert (await status_of(client.retire("mallory", "0" * 26, "no such")))[0] == "NOT_FOUND"
         await client.route(KNEES[0], base_model=world.base_model, tenant="mallory")
 
     async def all_told() -> bool:
         found = [one for one in await _told(world) if one.subject in (made.adapter_id, made.digest, "0" * 26)]
-        wanted = {("RegisterAdapter", "OK"), ("RetireAdapter", "OK"), ("RetireAdapter", "NOT_FOUND")}
+        wanted = {("UploadAdapter", "OK"), ("RetireAdapter", "OK"), ("RetireAdapter", "NOT_FOUND")}
         assert all((one.caller, one.tenant, list(one.roles), one.count) == ("mallory", "mallory", ["library"], 1) for one in found)
         return {(one.method, one.status) for one in found} == wanted
 
@@ -138,7 +138,7 @@ def test_every_change_of_the_contract_is_audited(tmp_path: Path) -> None:
     """By the verbs of its name: what only looks is not."""
     from tests.security.test_table import METHODS
 
-    looking = ("Get", "List", "Route", "Generate", "Score", "Report")
+    looking = ("Get", "List", "Route", "Generate", "Score", "Report", "Download")
     for name in METHODS:
         method = name.partition("/")[2]
         assert rights_of(f"/smoa.v1.{name}").audited == (not method.startswith(looking)), name

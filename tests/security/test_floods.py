@@ -16,12 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from smoa.access.access import Access
 from smoa.access.callers import CallersFile
 from smoa.access.channels import Channels, ConnectionSettings
+from smoa.access.rates import SAVED_S, Rate, Rates
 from smoa.rpc import RpcServer
 from smoa.v1 import executor_pb2, executor_pb2_grpc, registry_pb2, registry_pb2_grpc
 from tests.access_support import caller, callers_file
 from tests.kafka_support import until
 
 PLACES, SHARE = 20, 5
+CHANGES_PER_S = 20.0
 
 
 class _Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -35,6 +37,9 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
 
     async def ListAdapters(self, request: object, context: object) -> registry_pb2.ListAdaptersResponse:  # noqa: N802
         return registry_pb2.ListAdaptersResponse()
+
+    async def RetireAdapter(self, request: object, context: object) -> registry_pb2.Adapter:  # noqa: N802
+        return registry_pb2.Adapter()
 
     async def GetAdapter(self, request: object, context: object) -> registry_pb2.Adapter:  # noqa: N802
         raise ZeroDivisionError
@@ -79,7 +84,8 @@ class Flooded:
 async def flooded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Flooded]:
     monkeypatch.setattr("smoa.access.calls.STALLED_S", 1.0)
     keys = callers_file(tmp_path / "callers.json", caller("greedy", "greedy", "library infer"), caller("victim", "acme", "library infer"))
-    server = RpcServer("127.0.0.1:0", PLACES, access=Access(CallersFile(tmp_path / "callers.json")))
+    rates = Rates(Rate("calls", 0.0), Rate("changes", CHANGES_PER_S))
+    server = RpcServer("127.0.0.1:0", PLACES, access=Access(CallersFile(tmp_path / "callers.json")), rates=rates)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(_Registry(), server.server)  # type: ignore[abstract]
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(_Executor(), server.server)  # type: ignore[abstract]
     await server.start()
@@ -179,3 +185,19 @@ async def test_who_goes_away_in_the_middle_is_no_bug(flooded: Flooded, caplog: p
 
         await until("a place is given back", 20, is_free)
     assert not [one for one in caplog.records if one.name.startswith("smoa") and one.levelname == "ERROR"]
+
+
+async def test_changes_by_the_second_are_each_callers_own(flooded: Flooded) -> None:
+    """One that is over its own is refused, and told for how long; what only looks goes on, and so does everybody else."""
+    greedy = registry_pb2_grpc.RegistryServiceStub(await flooded.channel("greedy"))
+    victim = registry_pb2_grpc.RegistryServiceStub(await flooded.channel("victim"))
+    said, request = "", registry_pb2.RetireAdapterRequest()
+    for _ in range(int(20 * CHANGES_PER_S * SAVED_S)):
+        try:
+            await greedy.RetireAdapter(request, timeout=5)
+        except grpc.aio.AioRpcError as error:
+            said = f"{error.code().name} {error.details()}"
+            break
+    assert said.startswith(f"RESOURCE_EXHAUSTED changes: greedy is over {CHANGES_PER_S:g} a second; wait 0."), said
+    assert await flooded.lists("greedy") == "OK"
+    await victim.RetireAdapter(request, timeout=5)

@@ -41,6 +41,8 @@ TABLE: Final = {
     "ExecutorService/Score": "infer optimizer",
     "ExecutorService/GetStatus": "infer library operate optimizer executor",
     "RegistryService/RegisterAdapter": "library",
+    "RegistryService/UploadAdapter": "library",
+    "RegistryService/DownloadAdapter": "library",
     "RegistryService/ImportAdapters": "library",
     "RegistryService/GetAdapter": "infer library operate optimizer",
     "RegistryService/ListAdapters": "infer library operate optimizer",
@@ -100,10 +102,14 @@ async def _answered(world: World, name: str, who: str, tenant: str) -> str:
         request.requests.add(tenant=tenant)
     elif name == "FeedbackService/ReportOutcome":
         request.outcome.tenant = tenant
+    elif name == "RegistryService/UploadAdapter":
+        request.register.tenant = tenant
     async with world.channel(who, to=getattr(world, where)) as channel:
         call = getattr(stub(channel), method.name)
         try:
-            if method.client_streaming:
+            if method.client_streaming and not method.server_streaming:
+                await call(iter([request]), timeout=10)
+            elif method.client_streaming:
                 _ = [answer async for answer in call(iter([request]), timeout=10)]
             elif method.server_streaming:
                 _ = [answer async for answer in call(request, timeout=10)]

@@ -145,13 +145,11 @@ def test_where_nothing_answers_it_is_said_what_named_the_address(tmp_path: Path,
     assert _explained([], other) == ""
 
 
-def test_push_from_another_folder_makes_up_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_from_another_folder_makes_up_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.safetensors").write_bytes(b"")
-    (tmp_path / "a.txt").write_text("an input\n")
-    result = CliRunner().invoke(cli, ["adapter", "push", "a.safetensors", "--examples", "a.txt"])
+    result = CliRunner().invoke(cli, ["optimizer", "propose", "--train"])
     assert str(result.exception) == (
         f"store: neither {tmp_path}/smoa-data/store nor a stack's stack.json in {tmp_path}/smoa-data exists; run this where "
         "`smoa up` runs, name its data folder with --stack or SMOA_STACK, or give --store"
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "a.txt"]
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from services.router.catalogue.merges import Merges
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, REPORTED, Statistics
+from services.router.catalogue.uploads import Uploads
 from smoa.errors import InvalidArgument
 from smoa.events import LIFECYCLE, Event, event
 from smoa.identifiers import checked_tenant
@@ -37,12 +38,36 @@ _STATES: dict[int, State] = {
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """`smoa.v1.RegistryService`."""
 
-    def __init__(self, registry: Registry, compositions: Compositions) -> None:
-        self._registry, self._compositions, self._merges = registry, compositions, Merges(registry)
+    def __init__(self, registry: Registry, compositions: Compositions, uploads: Uploads) -> None:
+        self._registry, self._compositions, self._merges, self._uploads = registry, compositions, Merges(registry), uploads
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         return to_adapter(await self._registry.register(request.tenant, request.digest, request.examples, replace=request.replace))
+
+    async def UploadAdapter(  # noqa: N802
+        self, request_iterator: AsyncIterator[registry_pb2.UploadAdapterRequest], context: Context
+    ) -> registry_pb2.Adapter:
+        """See the contract."""
+        first = await anext(request_iterator, registry_pb2.UploadAdapterRequest())
+        if not first.HasField("register"):
+            raise InvalidArgument("register", "is not in the first message", "say there what RegisterAdapter is told")
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield first.part
+            async for request in request_iterator:
+                yield request.part
+
+        about = first.register
+        record = await self._uploads.take(about.tenant, about.digest, about.examples, first.file_bytes, parts(), replace=about.replace)
+        return to_adapter(record)
+
+    async def DownloadAdapter(  # noqa: N802
+        self, request: registry_pb2.DownloadAdapterRequest, context: Context
+    ) -> AsyncIterator[registry_pb2.DownloadAdapterResponse]:
+        """See the contract."""
+        async for part in self._uploads.parts(request.tenant, request.adapter_id):
+            yield registry_pb2.DownloadAdapterResponse(part=part)
 
     async def ImportAdapters(  # noqa: N802
         self, request_iterator: AsyncIterator[registry_pb2.ImportAdaptersRequest], context: Context

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from mmap import ACCESS_READ, mmap
+from typing import BinaryIO, Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.records import AdapterRecord
@@ -31,7 +33,32 @@ class AdapterFiles:
         """
         async with self._reading:
             data = await self._store.get(digest)
-            adapter = await asyncio.to_thread(decode, data)
+            return await asyncio.to_thread(self._described, digest, data)
+
+    async def take(self, digest: str, file: BinaryIO, check: Callable[[AdapterRecord], None]) -> None:
+        """Put a file on this machine into the store, if it is good: as `read` checks it, and then `check`.
+
+        Raises:
+            InvalidArgument: it is damaged, or does not fit its base model.
+            ResourceExhausted, Unavailable: the store does not take it.
+        """
+
+        def described() -> AdapterRecord:
+            if not os.fstat(file.fileno()).st_size:  # of which there is no mapping
+                return self._described(digest, b"")
+            return self._described(digest, mmap(file.fileno(), 0, access=ACCESS_READ))
+
+        async with self._reading:
+            check(await asyncio.to_thread(described))
+        file.seek(0)
+        await self._store.put_object(self._store.key(digest), file)
+
+    def parts(self, digest: str, part_bytes: int) -> AsyncIterator[bytes]:
+        """A file, a part at a time."""
+        return self._store.parts(digest, part_bytes)
+
+    def _described(self, digest: str, data: bytes | mmap) -> AdapterRecord:
+        adapter = decode(data)
         manifest, now = adapter.manifest, now_us()
         for shape in self._shapes_of(manifest.base_model):
             shape.check(adapter)

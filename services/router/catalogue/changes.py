@@ -11,7 +11,7 @@ from typing import Final, Literal
 from services.router.catalogue.port import Entry
 from services.router.catalogue.records import AdapterRecord, State
 from smoa.access.principal import caller
-from smoa.errors import AlreadyExists, FailedPrecondition
+from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
 Action = Literal["registered", "updated", "retired", "restored", "purged", "merged", "canary", "promoted", "rolled_back"]
 ARRIVALS: Final = frozenset[Action]({"registered", "updated", "restored", "merged", "promoted"})
@@ -40,6 +40,20 @@ def check_move(record: AdapterRecord, states: Sequence[State], action: Action) -
         raise FailedPrecondition(
             f"adapter: {record.adapter_id} is {record.state}, so it cannot be {action}; see its state with `smoa adapter show`"
         )
+
+
+def check_owner(record: AdapterRecord, tenant: str) -> None:
+    """Refuse a file that was made for another tenant, or that the caller may not bring.
+
+    Raises:
+        InvalidArgument: it is another's.
+        PermissionDenied: it is shared, and they may not publish.
+    """
+    if record.tenant != tenant:
+        raise InvalidArgument(
+            "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
+        )
+    check_publishable(record)
 
 
 def check_publishable(record: AdapterRecord, *roles: str) -> None:

@@ -15,6 +15,7 @@ from services.router.catalogue.changes import (
     as_it_is,
     came_back,
     check_move,
+    check_owner,
     check_publishable,
     gone,
     in_state,
@@ -33,7 +34,7 @@ from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
 from smoa.adapter import check_labels
 from smoa.embedding.views import Views
-from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from smoa.errors import FailedPrecondition, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
 from smoa.model_shape import ModelShape
 from smoa.store import AdapterStore
@@ -93,6 +94,10 @@ class Registry:
             raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the catalogue", "retry later")
         return await self._writes.run(until_taken(work))
 
+    async def uncancelled(self, work: Coroutine[Any, Any, T]) -> T:
+        """Work around a write that has to be done whole, too."""
+        return await self._writes.run(work)
+
     async def close(self) -> None:
         """Wait for writes whose callers have gone."""
         await self._writes.close()
@@ -113,11 +118,7 @@ class Registry:
         """
         tenant, examples = checked_tenant(tenant), checked_examples(examples)
         record = dataclasses.replace(await self.files.read(digest), examples=tuple(examples))
-        if record.tenant != tenant:
-            raise InvalidArgument(
-                "tenant", f"{tenant!r} is not the manifest's {record.tenant!r}", "register it for the tenant it was trained for"
-            )
-        check_publishable(record)
+        check_owner(record, tenant)
         async with self.writing:
             found = await self.catalogue.get(record.adapter_id)
             kept = None if found is None else same_content(found[0], digest, tenant)

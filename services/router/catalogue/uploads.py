@@ -1,0 +1,107 @@
+"""Adapters whose file comes with their registration."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, Final
+
+from services.router.catalogue.changes import check_owner
+from services.router.catalogue.importing import checked_examples
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
+from services.router.catalogue.registry import Registry
+from smoa.access.places import Places
+from smoa.access.principal import caller
+from smoa.access.rates import Rate
+from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError
+from smoa.identifiers import checked_tenant
+from smoa.limits import UPLOAD_PART_BYTES
+from smoa.store import AdapterStore
+
+DAY_S: Final = 86400.0
+_FILES: Final = 4
+"""Of the largest size, that may be on their way at once; of one caller half as many."""
+
+
+class Uploads:
+    """Takes files in, each beside the store until it is whole and found good: what is refused leaves nothing, and neither does a crash."""
+
+    def __init__(self, registry: Registry, folder: Path, max_bytes: int, bytes_per_day: float = 0.0) -> None:
+        """Of files of at most `max_bytes`, meanwhile in `folder`, without a name there; 0 bytes a day of a caller are no limit."""
+        self._registry, self._folder, self._max_bytes = registry, folder, max_bytes
+        self._room = Places(_FILES * max_bytes, _FILES // 2 * max_bytes, "bytes of uploads")
+        self._rate = Rate("uploads", bytes_per_day / DAY_S, DAY_S)
+
+    async def take(
+        self, tenant: str, digest: str, examples: Sequence[str], file_bytes: int, parts: AsyncIterator[bytes], *, replace: bool = False
+    ) -> AdapterRecord:
+        """Register an adapter once its file has come.
+
+        Raises:
+            InvalidArgument: the file is too large, or not the one that was announced; and see `Registry.register`.
+            ResourceExhausted: the caller has sent too much today, or there is no room for more at once.
+        """
+        tenant, examples = checked_tenant(tenant), checked_examples(examples)
+        AdapterStore.key(digest)
+        if not 0 < file_bytes <= self._max_bytes:
+            remedy = "send a smaller adapter, or raise SMOA_ROUTER_MAX_ADAPTER_BYTES"
+            raise InvalidArgument("file_bytes", f"{file_bytes:,} is not in 1..{self._max_bytes:,}", remedy)
+        name = caller().name
+        with self._room.held(name, file_bytes):
+            self._rate.take(name, file_bytes)
+            with TemporaryFile(dir=self._folder) as file:
+                await _receive(file, digest, file_bytes, parts)
+                kept = os.fdopen(os.dup(file.fileno()), "rb")  # of the work that goes on when the caller goes away
+                return await self._registry.uncancelled(self._keep(tenant, digest, examples, kept, replace))
+
+    async def _keep(self, tenant: str, digest: str, examples: Sequence[str], file: BinaryIO, replace: bool) -> AdapterRecord:
+        with file:
+            await self._registry.files.take(digest, file, lambda record: check_owner(record, tenant))
+        try:
+            return await self._registry.register(tenant, digest, examples, replace=replace)
+        except SmoaError:
+            async with self._registry.writing:
+                if not await self._registry.catalogue.scroll(Scope(tenant=None, states=EVERY_STATE, digest=digest), "", 1):
+                    await self._registry.files.delete(digest)
+            raise
+
+    async def parts(self, tenant: str, adapter_id: str) -> AsyncIterator[bytes]:
+        """The file of an adapter of the tenant's own.
+
+        Raises:
+            NotFound: no such adapter, or its file is not in the store.
+        """
+        record, _ = await self._registry.owned(checked_tenant(tenant), adapter_id)
+        async for part in self._registry.files.parts(record.digest, UPLOAD_PART_BYTES):
+            yield part
+
+
+async def _receive(file: BinaryIO, digest: str, file_bytes: int, parts: AsyncIterator[bytes]) -> None:
+    hashed, size = hashlib.sha256(), 0
+
+    def take(part: bytes) -> None:
+        hashed.update(part)
+        try:
+            file.write(part)
+            file.flush()
+        except OSError as error:
+            raise ResourceExhausted(
+                f"uploads: the router cannot keep the file meanwhile ({error})", "free space in its data folder"
+            ) from error
+
+    async for part in parts:
+        size += len(part)
+        if size > file_bytes:
+            break
+        await asyncio.to_thread(take, part)
+    if size != file_bytes:
+        came = f"{'over' if size > file_bytes else 'only'} {min(size, file_bytes):,} bytes came"
+        raise InvalidArgument("part", came, f"send the {file_bytes:,} of file_bytes")
+    if (found := hashed.hexdigest()) != digest:
+        raise InvalidArgument(
+            "register.digest", f"{digest[:12]} is not the sha256 of what came, {found[:12]}", "send the file of that digest"
+        )
