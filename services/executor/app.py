@@ -171,7 +171,8 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
     stack.push_async_callback(publisher.stop, settings.drain_s)
     audit = Audit(publisher.publish)
-    server = RpcServer.of(settings.address, settings, audit=audit)
+    # What is over it waits at its client: to refuse it again and again would cost the rows that run a core.
+    server = RpcServer.of(settings.address, settings, streams=settings.max_waiting, audit=audit)
     loaded = await asyncio.to_thread(load, settings)
     await publisher.start()
     await loaded.engine.start()

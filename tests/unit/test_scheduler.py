@@ -280,6 +280,31 @@ def test_a_tenant_without_a_row_is_given_one_of_whoever_has_several() -> None:
     assert greedy[2].charged > 0
 
 
+def test_a_first_token_does_not_wait_for_a_step_of_all_rows_of_another_tenant() -> None:
+    scheduler = _scheduler(rows=4, step_tokens=8)
+    for _ in range(4):
+        scheduler.add(_job("greedy", new=1000))
+    for _ in range(3):
+        _step(scheduler)
+    scheduler.add(one := _job("one", prompt=20, new=2))
+    steps = [[(job.tenant, count) for job, count in _step(scheduler)] for _ in range(8)]
+    decoding = [("greedy", 1)] * 3
+    assert steps[:5] == [[("one", 8)], [*decoding, ("one", 5)], [("one", 7)], [*decoding, ("one", 1)], [*decoding, ("greedy", 5)]]
+    assert len(one.tokens) == 22
+
+
+def test_where_rows_are_many_tenants_prompts_come_beside_them() -> None:
+    scheduler = _scheduler(rows=4, step_tokens=8)
+    for tenant in "aabc":
+        scheduler.add(_job(tenant, new=10))
+    assert len(_step(scheduler)) == 2
+    assert [count for _, count in _step(scheduler)] == [1, 1, 4, 2]
+    alone = _scheduler(rows=4, step_tokens=8)
+    for _ in range(4):
+        alone.add(_job("a", new=10))
+    assert len(_step(alone)) == 2, "it keeps nobody waiting"
+
+
 def test_no_row_is_taken_for_a_job_that_does_not_fit_nor_of_whoever_has_one() -> None:
     scheduler, slots = _scheduler(rows=2, step_tokens=64), SlotPool(1, 1000)
     greedy = [_job("greedy", new=1000, adapters="x", slots=slots) for _ in range(2)]

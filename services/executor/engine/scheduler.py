@@ -76,6 +76,8 @@ class Scheduler(Generic[JobT]):
         self._preempted: deque[JobT] = deque()
         self._running: dict[JobT, None] = {}
         self._fairness = Fairness()
+        self._alone: JobT | None = None
+        """Whose prompt was the last step, where that was one prompt alone."""
         self.prefix_hits = self.prefix_lookups = self.preemptions = 0
 
     @property
@@ -149,7 +151,14 @@ class Scheduler(Generic[JobT]):
         return admitted
 
     def plan(self) -> list[tuple[JobT, int]]:
-        """(job, tokens) of the next step: one token of every job that generates, then prompts up to the step's budget."""
+        """(job, tokens) of the next step: one token of every job that generates, then prompts up to the step's budget.
+
+        Where one tenant has most of the rows, every other step is for the prompt of one that has a single row, if there is such: its first
+        token need not wait for a step of all rows. Where rows are many tenants', that would cost more than it gives.
+        """
+        self._alone = None if self._alone else self._newcomer()
+        if self._alone:
+            return [(self._alone, min(len(self._alone.tokens) - self._alone.computed, self.step_tokens))]
         plan = [(job, 1) for job in self.running if job.ready and len(job.tokens) - job.computed == 1 and self._grown(job)]
         budget = self.step_tokens - len(plan)
         for job in self._running:
@@ -158,6 +167,14 @@ class Scheduler(Generic[JobT]):
                 plan.append((job, count))
                 budget -= count
         return plan
+
+    def _newcomer(self) -> JobT | None:
+        """Of a tenant with a single row beside one with most of them: a job that computes its prompt."""
+        rows = Counter(job.tenant for job in self._running)
+        if not rows or 2 * rows.most_common(1)[0][1] <= self.rows:
+            return None
+        coming = (job for job in self._running if job.ready and rows[job.tenant] == 1 and len(job.tokens) == job.prompt_tokens)
+        return next((job for job in coming if job.computed < job.prompt_tokens), None)
 
     def computed(self, job: JobT, tokens: int) -> None:
         """A step has put so many more of the job's tokens into the cache: account for them, and offer full blocks to others."""
