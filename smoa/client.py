@@ -110,12 +110,14 @@ class SmoaClient(LibraryClient):
         session: str = "",
         new_topic: bool = False,
         user: str = "",
+        own_only: bool = False,
     ) -> router_pb2.Decision:
         """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or how a composition is carried out.
 
         With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too. What
         was said before, in `messages` or in `turns`, or in the `session` that the router remembers, says what the query is about if it does
         not say so itself; with a `new_topic`, it does not count. The learned strategy learns what is right for a `user`.
+        With `own_only`, none that other tenants share is chosen.
         """
         query, before = said(query, messages)
         request = router_pb2.RouteRequest(
@@ -134,6 +136,7 @@ class SmoaClient(LibraryClient):
             turns=turns or before,
             session=session,
             new_topic=new_topic,
+            own_only=own_only,
             user=user,
         )
         return await self.router.Route(request, timeout=self._timeout_s)

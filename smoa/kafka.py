@@ -6,7 +6,6 @@ import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from aiokafka.abc import AbstractTokenProvider
@@ -14,6 +13,7 @@ from aiokafka.abc import AbstractTokenProvider
 from smoa.access.addresses import SYSTEM, is_loopback
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
+from smoa.text_file import read_secret
 
 OAUTH: Final = "OAUTHBEARER"
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", OAUTH)
@@ -58,7 +58,7 @@ class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]  # of a library w
 
     async def token(self) -> str:
         """See `aiokafka.abc.AbstractTokenProvider`."""
-        return _secret("SMOA_KAFKA_TOKEN_FILE", self._path)
+        return read_secret("SMOA_KAFKA_TOKEN_FILE", self._path)
 
 
 class Kafka:
@@ -112,7 +112,7 @@ class Kafka:
             options |= {
                 "sasl_mechanism": said.kafka_sasl,
                 "sasl_plain_username": said.kafka_user,
-                "sasl_plain_password": _secret("SMOA_KAFKA_PASSWORD_FILE", said.kafka_password_file),
+                "sasl_plain_password": read_secret("SMOA_KAFKA_PASSWORD_FILE", said.kafka_password_file),
             }
         return options
 
@@ -152,10 +152,3 @@ def _check(said: KafkaSettings) -> None:
         raise InvalidArgument(
             "SMOA_KAFKA_TLS_CA", f"is empty, and {said.kafka_bootstrap} is on another machine", f"{said.kafka_sasl} goes through TLS only"
         )
-
-
-def _secret(variable: str, path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FailedPrecondition(f"{variable}: {path} cannot be read ({error}); correct it") from error

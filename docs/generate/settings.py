@@ -52,9 +52,13 @@ def settings_of(service: str) -> tuple[type, str]:
 
 
 def variables(service: str) -> dict[str, str]:
-    """The variable of each field of a service's settings, to the field's name."""
+    """The variables of each field of a service's settings, to the field's name."""
     cls, prefix = settings_of(service)
-    return {item.metadata.get("key") or prefix + item.name.upper(): item.name for item in dataclasses.fields(cls)}
+    found = dict[str, str]()
+    for item in dataclasses.fields(cls):
+        key = item.metadata.get("key") or prefix + item.name.upper()
+        found |= dict.fromkeys([key] if item.repr else [key, f"{key}_FILE"], item.name)
+    return found
 
 
 def _setting_rows(cls: type, prefix: str) -> Iterator[tuple[str, ...]]:
@@ -62,7 +66,8 @@ def _setting_rows(cls: type, prefix: str) -> Iterator[tuple[str, ...]]:
     for item in dataclasses.fields(cls):
         key = item.metadata.get("key") or prefix + item.name.upper()
         default = str(item.default)
-        yield f"`{key}`", _type_name(hints[item.name]), f"`{default}`" if default else "empty", meanings.get(item.name, "")
+        also = "" if item.repr else f", or `{key}_FILE`: a file that holds it"
+        yield f"`{key}`{also}", _type_name(hints[item.name]), f"`{default}`" if default else "empty", meanings.get(item.name, "")
 
 
 def _type_name(hint: type) -> str:

@@ -20,7 +20,7 @@ from smoa.v1 import executor_pb2, router_pb2
 
 STRATEGIES = ("semantic", "task", "learned", "hybrid", "hierarchical", "mixture")
 
-ROUTED = ("tenant", "strategy", "top_k", "tags", "turns", "session", "new_topic", "user")
+ROUTED = ("tenant", "strategy", "top_k", "tags", "turns", "session", "new_topic", "user", "own_only")
 """Options of a routing request, as the client names them."""
 
 
@@ -39,6 +39,7 @@ def routing_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--turn", "turns", multiple=True, help="What was said before QUERY in its conversation, oldest first; may repeat."),
         click.option("--session", default="", help="Name of the conversation: the router remembers for a while what it is about."),
         click.option("--new-topic", is_flag=True, help="QUERY begins another topic: what was said before does not count."),
+        click.option("--own-only", is_flag=True, help="Choose none that other tenants share."),
         click.option("--user", default="", help="Who asks, as a pseudonym: the learned strategy learns what is right for them."),
     ):
         function = option(function)

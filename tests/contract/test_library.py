@@ -210,6 +210,7 @@ async def test_search_and_scroll_see_exactly_what_they_may(library: Library) -> 
             tenant=rng.choice(("public", "acme", "nobody")),
             base_model=rng.choice(("base-a", "base-b", "base-c")),
             any_labels=rng.choice(((), ("z", "style"), ("m",), ("x", "nothing"))),
+            own_only=rng.random() < 0.3,
         )
         admitted = sorted(one.adapter_id for one in records if reach.admits(one))
         assert sorted(c.ref.adapter_id for c in await library.search.search(vector(7), reach, 100)) == admitted

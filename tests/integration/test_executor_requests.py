@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from smoa.access.channels import Channels
 from smoa.adapter import Adapter, Manifest, digest_of, encode, new_adapter_id
 from smoa.statuses import MAX_ERROR_BYTES
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import executor_pb2
+from smoa.v1 import executor_pb2, executor_pb2_grpc
 from tests.integration.executor_support import PROMPT, World, refused, running_executor
 from tests.model_support import BACKENDS
 
@@ -241,12 +243,26 @@ async def test_cancellation_and_deadline_free_row_and_lease(world: World) -> Non
 
 
 async def test_queue_overflow_is_refused_and_the_rest_complete(world: World) -> None:
-    results = await asyncio.gather(*(world.text(max_tokens=100) for _ in range(12)), return_exceptions=True)
+    async with AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # or the channels would share a connection
+        channels = [await stack.enter_async_context(Channels().to(world.address, options)) for _ in range(3)]
+
+        async def text(channel: grpc.aio.Channel) -> str:
+            request = executor_pb2.GenerateRequest(prompt=PROMPT, max_tokens=100)
+            answers = executor_pb2_grpc.ExecutorServiceStub(channel).Generate(request, timeout=60)
+            return "".join([answer.text async for answer in answers])
+
+        results = await asyncio.gather(*(text(channel) for channel in channels for _ in range(4)), return_exceptions=True)
     errors = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
     assert errors
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert str(errors[0].details()) == "queue: 8 of 8 requests are in flight; retry with backoff or add executors"
     assert len({result for result in results if isinstance(result, str)}) == 1
+
+
+async def test_what_one_connection_has_too_much_of_waits_at_its_client(world: World) -> None:
+    results = await asyncio.gather(*(world.text(max_tokens=100) for _ in range(12)))
+    assert len(set(results)) == 1
 
 
 async def test_stop_string_sampling_and_usage(world: World) -> None:

@@ -106,11 +106,14 @@ async def test_merge_is_one_step_and_idempotent(world: RouterWorld) -> None:
 
 
 async def test_tenants_are_apart_and_shared_adapters_are_explicit(world: RouterWorld) -> None:
-    await world.register(KNEES, tenant="acme", name="private")
+    private = await world.register(KNEES, tenant="acme", name="private")
     await world.register(KNEES, tenant="acme", name="for-all", shared=True)
     assert await world.routed("my knee hurts") == ["for-all"]
     decision = await world.client.route("my knee hurts", base_model="base-a", tenant="acme")
     assert len(decision.adapters) == 2
+    assert await world.routed("my knee hurts", own_only=True) == [], "who wants none that others share is given none"
+    own = await world.client.route("my knee hurts", base_model="base-a", tenant="acme", own_only=True, session="s")
+    assert [one.adapter_id for one in own.adapters] == [private.adapter_id]
     assert [a.name async for a in world.client.list_all("public")] == ["for-all"]
     assert {a.name async for a in world.client.list_all(all_tenants=True)} == {"private", "for-all"}, "nobody is asked who they are here"
 

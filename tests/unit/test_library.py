@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +34,8 @@ def test_an_adapter_is_in_the_pools_of_exactly_those_who_may_use_it(one: Adapter
         reach = Reach(tenant=asked_tenant, base_model=asked_base)
         may = one.state == "active" and one.base_model == asked_base and (one.shared or one.tenant == asked_tenant)
         assert (pool_of(one) in reach.pools) == reach.admits(one) == may
+        own = dataclasses.replace(reach, own_only=True)
+        assert (pool_of(one) in own.pools) == own.admits(one) == (may and not one.shared)
 
 
 def test_states_other_than_active_have_no_pool() -> None:

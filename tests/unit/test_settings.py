@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smoa.errors import InvalidArgument
+from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.settings import from_environment
 
 
@@ -21,6 +21,7 @@ class _Settings:
     name: str = "n"
     limit: int | None = None
     store: str = field(default="s", metadata={"key": "SHARED_STORE"})
+    secret: str = field(default="", repr=False)
 
 
 def _read(**environment: str) -> _Settings:
@@ -86,3 +87,18 @@ def test_other_keys_are_ignored() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         _read().count = 4  # type: ignore[misc]
+
+
+def test_a_secret_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    found = _read(APP_SECRET_FILE=str(file))
+    assert (found.secret, "s3cret" in repr(found)) == ("s3cret", False)
+    with pytest.raises(InvalidArgument, match=r"^APP_SECRET_FILE: is set, and so is APP_SECRET; unset one of them$"):
+        _read(APP_SECRET_FILE=str(file), APP_SECRET="other")
+    file.write_text("\n")
+    with pytest.raises(FailedPrecondition, match=r"^APP_SECRET_FILE: .*/key is empty; "):
+        _read(APP_SECRET_FILE=str(file))
+    with pytest.raises(FailedPrecondition, match=r"^APP_SECRET_FILE: .*/none cannot be read \("):
+        _read(APP_SECRET_FILE=str(tmp_path / "none"))
+    assert _read(APP_NAME_FILE=str(file)).name == "n", "of secrets only"

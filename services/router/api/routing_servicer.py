@@ -114,6 +114,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
         turns=tuple(request.turns),
         session=request.session,
         new_topic=request.new_topic,
+        own_only=request.own_only,
         user=hash_of_user(request.tenant or DEFAULT_TENANT, request.user) if request.user else b"",
     )
 

@@ -15,6 +15,8 @@ EVERY_STATE: Final[tuple[State, ...]] = ("active", "canary", "retired", "purged"
 """Only active adapters are found by a search. Missing ones were imported while their file was not in the store."""
 SHARED: Final = "*"
 """In place of a tenant's name, of the pool of adapters that are shared."""
+NOBODY: Final = "*none"
+"""The same, of a pool that nothing is ever in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """What a query may be routed to: active adapters of its base model, the tenant's own and shared ones.
+    """What a query may be routed to: active adapters of its base model, the tenant's own and, unless it wants none, shared ones.
 
     The one place where routing keeps tenants apart: every adapter that may be routed to is in one pool, `pool_of`, and a search is made
     in the pools of its reach and nowhere else.
@@ -154,18 +156,20 @@ class Reach:
     base_model: str
     any_labels: tuple[str, ...] = ()
     """When not empty: only adapters with one of these among their tags, name and specialization."""
+    own_only: bool = False
+    """No adapter of another tenant, though it is shared, and none of its own that it shares."""
 
     @property
     def pools(self) -> tuple[str, str]:
         """The tenant's own pool, and the shared one."""
-        return f"{self.tenant}/{self.base_model}", f"{SHARED}/{self.base_model}"
+        return f"{self.tenant}/{self.base_model}", f"{NOBODY if self.own_only else SHARED}/{self.base_model}"
 
     def admits(self, record: AdapterRecord) -> bool:
         """The reach's meaning, in plain code; the index implementations are tested against it."""
         return (
             record.state == "active"
             and record.base_model == self.base_model
-            and record.visible_to(self.tenant)
+            and (not record.shared and record.tenant == self.tenant if self.own_only else record.visible_to(self.tenant))
             and (not self.any_labels or bool(labels_of(record).all.intersection(self.any_labels)))
         )
 

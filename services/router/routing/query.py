@@ -35,6 +35,8 @@ class RouteQuery(NamedTuple):
     """What was said before counts no more."""
     user: bytes = b""
     """Hash of who asks."""
+    own_only: bool = False
+    """No shared adapters."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -333,4 +333,4 @@ def _check_length(field: str, text: str) -> None:
 
 
 def _reach(query: RouteQuery) -> Reach:
-    return Reach(tenant=query.tenant, base_model=query.base_model)
+    return Reach(tenant=query.tenant, base_model=query.base_model, own_only=query.own_only)
