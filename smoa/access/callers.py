@@ -52,7 +52,7 @@ def checked_principal(name: str, tenants: Sequence[str], roles: Sequence[str], f
         if tenant != EVERY_TENANT and not (isinstance(tenant, str) and TENANT_PATTERN.fullmatch(tenant)):
             raise InvalidArgument(f"{field}tenants", f"{tenant!r:.80} is not a tenant's name", f"use names of tenants, or {EVERY_TENANT}")
     for role in roles:
-        if role not in ROLES:
+        if not (isinstance(role, str) and role in ROLES):
             raise InvalidArgument(f"{field}roles", f"{role!r:.80} is unknown", f"use {', '.join(sorted(ROLES))}")
     return Principal(name, frozenset(tenants), frozenset(roles))
 

@@ -159,9 +159,8 @@ class Tokens:
             if not isinstance(listed, list):
                 raise Unauthenticated(f"token: its claim {name} is no list; have the issuer write one")
         try:
-            return checked_principal(
-                str(claims["sub"])[:80], tenants, [role for role in roles if role in ROLES], "token."
-            )  # an issuer has others' roles, too
+            ours = [role for role in roles if isinstance(role, str) and role in ROLES]  # an issuer has others', too
+            return checked_principal(str(claims["sub"])[:80], tenants, ours, "token.")
         except InvalidArgument as error:
             raise Unauthenticated(str(error)) from error
 

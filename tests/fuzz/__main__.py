@@ -1,4 +1,5 @@
-"""Fuzz one target, guided by coverage: `python -m tests.fuzz adapter -runs=1000000`. What finds new paths is kept in the corpus.
+"""Fuzz one target, guided by coverage: `python -m tests.fuzz adapter -runs=1000000`. What finds new paths is kept in the corpus, or in
+another folder: `python -m tests.fuzz adapter --into build/fuzz/adapter -max_total_time=60`.
 
 It needs `pip install atheris`.
 """
@@ -25,7 +26,12 @@ def main() -> None:
     if not any(folder.iterdir()):
         for number, seed in enumerate(seeds(name)):
             (folder / f"seed-{number}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], str(folder), f"-rss_limit_mb={_MOST_MIB}", "-max_len=4096", *options], TARGETS[name])
+    folders = [str(folder)]
+    if options[:1] == ["--into"]:
+        Path(options[1]).mkdir(parents=True, exist_ok=True)
+        folders.insert(0, options[1])
+        del options[:2]
+    atheris.Setup([sys.argv[0], *folders, f"-rss_limit_mb={_MOST_MIB}", "-max_len=4096", *options], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,13 @@ from smoa.access.access import Admitted
 from smoa.access.callers import read_callers
 from smoa.access.principal import Principal
 from smoa.access.rights import rights_of
+from smoa.access.tokens import SigningKeys, Tokens
 from smoa.adapter import decode
-from smoa.errors import InvalidArgument, PermissionDenied
+from smoa.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from smoa.events import DECISIONS, OUTCOMES, TYPES, Received, unpack
 from smoa.events import decode as decode_event
 from smoa.peft import import_folder
+from smoa.strict_json import parse_json
 from smoa.v1 import executor_pb2, feedback_pb2, registry_pb2, router_pb2
 
 MOST_SAID: Final = 2_000
@@ -36,6 +39,7 @@ _METHODS: Final = [
     for method in service.methods
 ]
 _SOMEBODY: Final = Principal("somebody", frozenset({"acme"}), frozenset({"infer", "library"}))
+_TOKENS: Final = Tokens(SigningKeys("keys.json"), "issuer", "smoa", "tenants", "roles")
 _FOLDER: Final = Path(tempfile.mkdtemp(prefix="smoa-fuzz-"))
 
 
@@ -92,6 +96,17 @@ def _peft(data: bytes) -> None:
     import_folder(_FOLDER, "base")
 
 
+def _claims(text: str) -> None:
+    """Of a token that was signed by its issuer."""
+    try:
+        claims = parse_json(text)
+    except ValueError:
+        return
+    if isinstance(claims, dict):
+        with suppress(Unauthenticated):
+            _TOKENS._said({"sub": "x", **claims})
+
+
 def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode(errors="replace"))
 
@@ -103,6 +118,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "requests": _refusing(_request),
     "ranker": _refusing(Ranker.from_bytes, "ranker"),
     "callers": _refusing(_text(read_callers), "callers"),
+    "claims": _refusing(_text(_claims)),
     "peft": _refusing(_peft),
 }
 
@@ -119,6 +135,8 @@ def seeds(name: str) -> list[bytes]:
     if name == "callers":
         entry = {"name": "a", "tenants": ["acme"], "roles": ["infer"], "key_sha256": "0" * 64}
         return [json.dumps({"callers": [entry]}).encode()]
+    if name == "claims":
+        return [json.dumps({"tenants": ["acme"], "roles": ["infer", "other"]}).encode(), b'{"tenants": [{}], "roles": [{}, [1]]}']
     if name == "peft":
         return [json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}).encode()]
     if name == "requests":
