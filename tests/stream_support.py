@@ -17,7 +17,7 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
-from services.optimizer.changelog import COUNTS, Changelog
+from services.optimizer.changelog import COUNTS, Changelog, Kept
 from services.optimizer.counting import totals
 from services.optimizer.settings import APP_ID
 from smoa.errors import Unavailable
@@ -218,11 +218,11 @@ class Watch:
         return time.monotonic() - began
 
 
-async def counted(bootstrap: str) -> Counted:
+async def counted(bootstrap: str, check: Callable[[Kept], None] = lambda _: None) -> Counted:
     """What the changelog says of every adapter: what a worker that starts now would begin with."""
     found: dict[str, AdapterCounts] = {}
     for partition in range(PARTITIONS):
-        for one in await Changelog(bootstrap, COUNTS.name).read(partition):
+        for one in await Changelog(bootstrap, COUNTS.name, check).read(partition):
             if b"/" not in one.name:  # the others are examples, and the epoch
                 found[one.name.decode()] = AdapterCounts.FromString(one.value)
     sums = {name: totals(counts.tenants.values(), 1e12) for name, counts in found.items()}

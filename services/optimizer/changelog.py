@@ -8,16 +8,23 @@ compaction, which keeps the last record of a key, cannot get this wrong.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from smoa.kafka import Kafka
 from smoa.outbox import Record
 from smoa.reader import consumer_of, partitions_of, read_topic
 from smoa.topics import Topic, partition_of
 
+_log = logging.getLogger(__name__)
 _SEPARATOR: Final = b"@"
+_STAMP: Final = re.compile(rb"([0-9]{1,18})\.([0-9]{1,18})\.([0-9]{1,18})")
 _STARTED_MS: Final = time.time_ns() // 1_000_000
 
 _SMALL: Final = (
@@ -56,8 +63,9 @@ class Kept(NamedTuple):
 class Changelog:
     """Reads whole partitions, and names records for writing."""
 
-    def __init__(self, kafka: Kafka | str, topic: str) -> None:
-        self._kafka, self.topic = kafka, topic
+    def __init__(self, kafka: Kafka | str, topic: str, check: Callable[[Kept], None] = lambda _: None) -> None:
+        """`check` raises DecodeError or ValueError for a record that is none."""
+        self._kafka, self.topic, self._check = kafka, topic, check
 
     def record(self, partition: int, name: bytes, stamp: Stamp, value: bytes | None) -> Record:
         """What to send so that `name` has this value, or none, under this stamp."""
@@ -74,7 +82,8 @@ class Changelog:
         return await self.read(partition_of(key.encode(), partitions)) if partitions else []
 
     async def read(self, partition: int, goes_on: Callable[[], None] = lambda: None) -> list[Kept]:
-        """Every value of the partition, in the order of their stamps; `goes_on` is called as they come.
+        """Every value of the partition, in the order of their stamps; `goes_on` is called as they come. What is none is left where it
+        is: a record that somebody else has put there must not stop all that stands on the others.
 
         Raises:
             Unavailable: the broker does not answer, or sends nothing for long.
@@ -86,8 +95,30 @@ class Changelog:
                 found[one.key] = one.value
             elif one.key is not None:
                 found.pop(one.key, None)
-        kept = []
+        return await asyncio.to_thread(self._kept, partition, found)
+
+    def _kept(self, partition: int, found: Mapping[bytes, bytes]) -> list[Kept]:
+        kept = list[Kept]()
         for key, value in found.items():
-            name, _, stamp = key.rpartition(_SEPARATOR)
-            kept.append(Kept(name, Stamp(*map(int, stamp.split(b"."))), value))
+            try:
+                one = kept_of(key, value)
+                self._check(one)
+            except (ValueError, DecodeError) as error:
+                said = "%s %d: the record of key %r is none that can be read (%s); it is left where it is, delete it there"
+                _log.error(said, self.topic, partition, key[:200], error)
+            else:
+                kept.append(one)
         return sorted(kept, key=lambda one: (one.stamp, one.name))
+
+
+def kept_of(key: bytes, value: bytes) -> Kept:
+    """A record of a changelog.
+
+    Raises:
+        ValueError: the key is none that a worker writes.
+    """
+    name, _, stamp = key.rpartition(_SEPARATOR)
+    found = _STAMP.fullmatch(stamp)
+    if found is None or not name:
+        raise ValueError("its key has no stamp")
+    return Kept(name, Stamp(*map(int, found.groups())), value)

@@ -16,7 +16,7 @@ from services.optimizer.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent
-from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Tally
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Tally
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
@@ -134,6 +134,21 @@ class CountPlan:
     def of_examples(cls, examples: Mapping[str, bytes | None]) -> CountPlan:
         """A plan that changes only these sets."""
         return cls(examples=dict(examples), values={f"{EXAMPLES_OF}{key}": value for key, value in examples.items()})
+
+
+def check_value(name: str, value: bytes) -> None:
+    """Refuse a value of the changelog that is none.
+
+    Raises:
+        DecodeError: it is not what its name says.
+    """
+    if name == EPOCH:
+        CountsEpoch.FromString(value)
+    elif name.startswith(EXAMPLES_OF):
+        for one in ExampleSet.FromString(value).examples:
+            Example.FromString(one)
+    else:
+        AdapterCounts.FromString(value)
 
 
 class CountPartition:

@@ -109,6 +109,15 @@ def _reported_at_us(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -
     return max(outcome.reported_at_us, entry.decided_at_us)
 
 
+def entries_of(value: bytes) -> list[JoinEntry]:
+    """The entries of a segment, as the changelog has it.
+
+    Raises:
+        DecodeError: it is none.
+    """
+    return [JoinEntry.FromString(one) for one in JoinSegment.FromString(value).entries]
+
+
 def is_silent(tenant: str, silent: Container[str]) -> bool:
     """Whether nothing of a tenant's texts may be kept; `*` is everybody."""
     return tenant in silent or "*" in silent
@@ -244,7 +253,7 @@ class JoinPartition(Generic[N]):
         self.obsolete: list[N] = []
         """Segments that can be deleted from the changelog: whoever has done it takes them off."""
         for name, value in records:
-            self._add(name, [JoinEntry.FromString(one) for one in JoinSegment.FromString(value).entries])
+            self._add(name, entries_of(value))
 
     def __len__(self) -> int:
         return len(self._known)

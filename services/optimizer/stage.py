@@ -51,7 +51,7 @@ class Stage(ABC, Generic[P]):
 
     def __init__(self, app: faust.App, settings: OptimizerSettings, changelog: Topic) -> None:
         self._app, self._settings = app, settings
-        self._changelog = Changelog(settings.kafka, changelog.name)
+        self._changelog = Changelog(settings.kafka, changelog.name, self._check)
         self._outbox = Outbox(settings.kafka)
         self._lock = asyncio.Lock()
         self._moved()
@@ -317,6 +317,10 @@ class Stage(ABC, Generic[P]):
 
     async def _confirmed(self, done: Mapping[TP, int]) -> bool:
         return await self._consumer.confirm(self.generation, done)
+
+    @abstractmethod
+    def _check(self, one: Kept) -> None:
+        """Raise DecodeError or ValueError for a record that is none."""
 
     @abstractmethod
     def _made(self, partition: int, kept: Sequence[Kept]) -> P: ...

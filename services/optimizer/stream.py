@@ -14,9 +14,9 @@ from aiokafka import TopicPartition
 from faust.types import TP
 
 from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
-from services.optimizer.counting import EPOCH, CountPartition, CountPlan
+from services.optimizer.counting import EPOCH, CountPartition, CountPlan, check_value
 from services.optimizer.examples import ExamplePartition
-from services.optimizer.joining import JoinPartition, JoinPlan, segment_of
+from services.optimizer.joining import JoinPartition, JoinPlan, entries_of, segment_of
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import Stage, buried, written_ms
 from services.optimizer.transport import Place
@@ -71,6 +71,13 @@ class Join(Stage[JoinPartition[_Segment]]):
         self._last_name = 0
         self._marked: dict[int, set[Stamp]] = {}
         """Stamps of the landmarks that are in the changelog."""
+
+    def _check(self, one: Kept) -> None:
+        if one.name == LANDMARKS:
+            Landmarks.FromString(one.value)
+        else:
+            int(one.name)
+            entries_of(one.value)
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> JoinPartition[_Segment]:
         segments = [(_Segment(one.name, one.stamp), one.value) for one in kept if one.name != LANDMARKS]
@@ -216,6 +223,9 @@ class Count(Stage[CountPartition]):
         """Counts that the registry did not take: they were less than it had of the same epoch."""
         self.refused: set[str] = set()
         """Ids of the adapters whose last report it did not take."""
+
+    def _check(self, one: Kept) -> None:
+        check_value(one.name.decode(), one.value)
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
         stamps: defaultdict[bytes, list[Stamp]] = defaultdict(list)

@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from safetensors.numpy import save
 
-from services.optimizer.counting import CountPartition
-from services.optimizer.joining import JoinPartition
+from services.optimizer.changelog import kept_of
+from services.optimizer.counting import CountPartition, check_value
+from services.optimizer.joining import JoinPartition, entries_of
 from services.router.learning.ranker import Ranker
 from smoa.access.access import Admitted
 from smoa.access.callers import read_callers
@@ -28,6 +29,8 @@ from smoa.events import decode as decode_event
 from smoa.peft import import_folder
 from smoa.strict_json import parse_json
 from smoa.v1 import executor_pb2, feedback_pb2, registry_pb2, router_pb2
+from smoa.v1.events_pb2 import Example
+from smoa.v1.state_pb2 import AdapterCounts, ExampleSet, JoinEntry, JoinSegment
 
 MOST_SAID: Final = 2_000
 """Characters of the longest refusal: it becomes a status, or part of a dead letter."""
@@ -78,6 +81,23 @@ def _counted(data: bytes) -> None:
         assert error.field != "event", error
 
 
+def _changelog(data: bytes) -> None:
+    """A record of each changelog: what can be read of it may be anything, and a worker goes on from it."""
+    key, value = data[1 : 1 + (data[0] if data else 0)], data[1 + (data[0] if data else 0) :]
+    with suppress(ValueError, DecodeError):
+        kept = kept_of(key, value)
+        entries_of(kept.value)
+        part = JoinPartition[str](0, 1, [("a", kept.value)])
+        part.plan([], 1)
+    with suppress(ValueError, DecodeError):
+        kept = kept_of(key, value)
+        check_value(name := kept.name.decode(), kept.value)
+        counts = CountPartition(1.0, {name: kept.value}, 2**20, 60.0)
+        counts.examples.faded(1)
+        if name in counts:
+            counts.get(name)
+
+
 def _request(data: bytes) -> None:
     """Of any method: parsed, and held to its rules and to somebody's rights."""
     method, message = _METHODS[data[0] % len(_METHODS)] if data else _METHODS[0]
@@ -115,6 +135,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "adapter": _refusing(decode, "file", "manifest"),
     "events": _refusing(_event),
     "counted": _counted,
+    "changelog": _changelog,
     "requests": _refusing(_request),
     "ranker": _refusing(Ranker.from_bytes, "ranker"),
     "callers": _refusing(_text(read_callers), "callers"),
@@ -135,6 +156,12 @@ def seeds(name: str) -> list[bytes]:
     if name == "callers":
         entry = {"name": "a", "tenants": ["acme"], "roles": ["infer"], "key_sha256": "0" * 64}
         return [json.dumps({"callers": [entry]}).encode()]
+    if name == "changelog":
+        kept = JoinSegment(entries=[JoinEntry(decision_id="d", tenant="acme").SerializeToString()]).SerializeToString()
+        sets = ExampleSet(examples=[Example(key="a/b", decision_id="d").SerializeToString()]).SerializeToString()
+        counts = AdapterCounts().SerializeToString()
+        named = ((b"1@1.2.3", kept), (b"examples/a/b@1.2.3", sets), (b"01J9ZC3B5T8QH7M2K4N6P0R1SV@1.2.3", counts), (b"epoch/@1.2.3", b""))
+        return [bytes([len(key)]) + key + value for key, value in named]
     if name == "claims":
         return [json.dumps({"tenants": ["acme"], "roles": ["infer", "other"]}).encode(), b'{"tenants": [{}], "roles": [{}, [1]]}']
     if name == "peft":

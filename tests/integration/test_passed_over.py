@@ -15,14 +15,14 @@ from aiokafka import TopicPartition
 from faust.types import TP
 
 from services.optimizer.changelog import COUNTS, JOINS, Changelog
-from services.optimizer.counting import EPOCH, EXAMPLES_OF
+from services.optimizer.counting import EPOCH, EXAMPLES_OF, check_value
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stage import QUIET_S
 from services.optimizer.stream import LANDMARKS, Count, Join
 from services.optimizer.transport import Consumer, Place
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, event
-from smoa.outbox import Outbox
+from smoa.outbox import Outbox, Record
 from smoa.reader import consumer_of, read_range, read_topic
 from smoa.topics import TOPICS, ensure_topics, partition_of
 from smoa.v1.events_pb2 import AdapterOutcome, Example
@@ -167,6 +167,29 @@ async def test_a_group_that_was_forgotten_begins_again_from_what_its_last_genera
             kept = [(number, one) for number in range(PARTITIONS) for one in await Changelog(bootstrap, topic.name).read(number)]
             assert {one.stamp.generation for _, one in kept} == {2}
             assert len({(number, one.name) for number, one in kept}) == len(kept)
+
+
+async def test_records_that_are_none_stop_nothing_that_stands_on_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who may write a changelog, may write anything there; a worker that starts goes on from what can be read."""
+    async with embedded_broker(tmp_path) as bootstrap:
+        await ensure_topics(bootstrap, (*TOPICS, JOINS, COUNTS), PARTITIONS)
+        traffic, committed = Traffic(7, adapters=20), dict[TP, int]()
+        await send(bootstrap, traffic.make(60))
+        await _work(bootstrap, tmp_path, 3, committed)
+        outbox, wrong = Outbox(bootstrap), b"\xff" * 50
+        keys = [b"", b"x", b"@", b"x@1", b"x@a.b.c", b"@1.1.1", b"x@-1.1.1", b"x@" + b"9" * 40 + b".1.1"]  # and good ones of no value:
+        keys += [b"x@3.1.0", b"7@3.1.0", b"landmarks@3.1.0", b"epoch/@3.1.0", b"examples/a/t@3.1.0", b"\xff@3.1.0"]
+        try:
+            for topic in (JOINS, COUNTS):
+                await outbox.send([Record(topic.name, number, key, wrong) for number in range(PARTITIONS) for key in keys])
+        finally:
+            await outbox.close()
+        await send(bootstrap, traffic.rest())
+        await _work(bootstrap, tmp_path, 4, committed)
+        assert difference(traffic.truth, await counted(bootstrap, lambda one: check_value(one.name.decode(), one.value))) == (0, 0)
+        said = [one.getMessage() for one in caplog.records if "left where it is" in one.getMessage()]
+        assert len(said) >= len(keys) * PARTITIONS
+        assert all("delete it there" in one for one in said)
 
 
 async def test_what_a_replaced_worker_left_stays_the_older_when_its_group_is_forgotten(tmp_path: Path) -> None:
