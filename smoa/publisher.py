@@ -47,16 +47,16 @@ class EventPublisher:
         """Events accepted and not yet acknowledged by Kafka."""
         return len(self._spool)
 
-    def publish(self, events: Sequence[Event], leave_bytes: int = 0) -> None:
+    def publish(self, events: Sequence[Event], leave_bytes: int = 0, owner: str = "") -> None:
         """Accept events durably, without waiting for Kafka. A commit takes microseconds, so it runs on the loop. `leave_bytes` of the spool
-        stay free for others.
+        stay free for others, and an `owner` has a share of it.
 
         Raises:
             InvalidArgument: an event is larger than Kafka takes.
             ResourceExhausted: Kafka has been away for so long that the spool is full.
             Unavailable: the disk does not take it.
         """
-        self._spool.append(events, leave_bytes)
+        self._spool.append(events, leave_bytes, owner)
         self._empty.clear()
         self._wake.set()
 
@@ -65,7 +65,7 @@ class EventPublisher:
         self._spool.check_room(size)
 
     @contextmanager
-    def room_for(self, events: Sequence[Event]) -> Iterator[Callable[[Sequence[Event]], None]]:
+    def room_for(self, events: Sequence[Event], owner: str = "") -> Iterator[Callable[[Sequence[Event]], None]]:
         """Keep room for events of at most this size until the end of the context; yields `publish` for those that take it, called once.
 
         So a request is refused before anything is done for it, not when it is done.
@@ -74,11 +74,11 @@ class EventPublisher:
             InvalidArgument: an event is larger than Kafka takes.
             ResourceExhausted: Kafka has been away for so long that the spool is full.
         """
-        kept = [self._spool.keep_room(events)]
+        kept = [self._spool.keep_room(events, owner)]
 
         def publish(events: Sequence[Event]) -> None:
             self._spool.give_room(kept.pop())
-            self.publish(events)
+            self.publish(events, owner=owner)
 
         try:
             yield publish

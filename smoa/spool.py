@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import struct
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ _log = logging.getLogger(__name__)
 _UNREADABLE = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
 MAX_EVENT_BYTES = 900_000
 """Brokers refuse messages of 1 MB and more (their default): one that is accepted here and never there would block all behind it."""
+OWNED = 3
+"""Times what is free is what one owner may have, so there is always room for another (dynamic thresholds: Choudhury and Hahne, IEEE/ACM
+Transactions on Networking 6(2), 1998): three quarters of all for one, three sevenths each for two."""
 _LENGTHS = struct.Struct(">HHH")
 _SEQUENCE = struct.Struct(">Q")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -61,6 +65,10 @@ class Spool:
         """
         self.folder, self.max_bytes = folder, max_bytes
         self._next, self._count, self._bytes, self._kept_bytes = 1, 0, 0, 0
+        self._owned: Counter[str] = Counter()
+        """Bytes of each owner's events that this process has appended."""
+        self._runs: deque[tuple[int, str, int]] = deque()
+        """The same by their last sequences: (sequence, owner, bytes), in order."""
         with ExitStack() as opened:
             self._own(opened)
             size = max(reserved_bytes(max_bytes), self._size())  # a smaller bound must not take the room that removing needs
@@ -120,16 +128,16 @@ class Spool:
     def __len__(self) -> int:
         return self._count
 
-    def append(self, events: Sequence[Event], leave_bytes: int = 0) -> None:
-        """Accept all of the events or none; `leave_bytes` stay free for others.
+    def append(self, events: Sequence[Event], leave_bytes: int = 0, owner: str = "") -> None:
+        """Accept all of the events or none; `leave_bytes` stay free for others. An `owner`, if one is named, has a share of it.
 
         Raises:
             InvalidArgument: an event is larger than a broker takes.
-            ResourceExhausted: the spool would pass its bound (Kafka has been away for long).
+            ResourceExhausted: the spool or the owner's share would pass its bound (Kafka has been away for long).
             Unavailable: the spool's file cannot be written.
         """
         framed = [_framed(event) for event in events]
-        added = self._fitting(framed, leave_bytes)
+        added = self._fitting(framed, leave_bytes, owner)
         try:
             with self._environment.begin(write=True, db=self._events) as writing:
                 for number, one in enumerate(framed, self._next):
@@ -137,15 +145,18 @@ class Spool:
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
         self._next, self._count, self._bytes = self._next + len(framed), self._count + len(framed), self._bytes + added
+        if owner and added:
+            self._owned[owner] += added
+            self._runs.append((self._next - 1, owner, added))
 
-    def keep_room(self, events: Sequence[Event]) -> int:
+    def keep_room(self, events: Sequence[Event], owner: str = "") -> int:
         """Keep room for events of at most this size that are appended later; returns its bytes, which `give_room` takes back.
 
         Raises:
             InvalidArgument: an event is larger than a broker takes.
             ResourceExhausted: there is no such room (Kafka has been away for long).
         """
-        size = self._fitting([_framed(event) for event in events])
+        size = self._fitting([_framed(event) for event in events], owner=owner)
         self._kept_bytes += size
         return size
 
@@ -153,10 +164,13 @@ class Spool:
         """End what `keep_room` began."""
         self._kept_bytes -= size
 
-    def _fitting(self, framed: Sequence[bytes], leave_bytes: int = 0) -> int:
+    def _fitting(self, framed: Sequence[bytes], leave_bytes: int = 0, owner: str = "") -> int:
         """Bytes that the rows take, if there is room for them."""
         size = sum(map(self._cost, framed))
         self.check_room(size + leave_bytes)
+        held = self._owned[owner] + size if owner else 0
+        if held > OWNED * (self.max_bytes - self._bytes - self._kept_bytes - size - leave_bytes):
+            raise ResourceExhausted(f"spool: events of {owner} fill its share of it and wait for Kafka", "retry when Kafka is back")
         return size
 
     def check_room(self, size: int) -> None:
@@ -206,6 +220,11 @@ class Spool:
         except lmdb.Error as error:
             raise Unavailable(f"spool: cannot write {self.folder} ({error}); check the volume") from error
         self._count, self._bytes = self._count - count, self._bytes - size
+        while self._runs and self._runs[0][0] <= up_to_sequence:
+            _, owner, added = self._runs.popleft()
+            self._owned[owner] -= added
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     def _cost(self, framed: bytes) -> int:
         """Bytes of disk, rounded up: what a row takes of a page that it shares with its like, or pages of its own."""

@@ -13,7 +13,7 @@ from services.executor.engine.port import GenerationUsage, Piece
 from services.executor.engine.sampling import TokenLogprob
 from services.executor.metrics import ExecutorMetrics
 from services.executor.requests import check_text, to_generations, to_messages, to_refs
-from smoa.access.principal import caller
+from smoa.access.principal import caller, known_caller
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import USAGE, Event, event
 from smoa.identifiers import checked_tenant
@@ -48,7 +48,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         generations = to_generations(request, self._requests.vocabulary)
         stages, spent = generations[0].stages, list[GenerationUsage]()
         async with AsyncExitStack() as stack:
-            publish = stack.enter_context(self._publisher.room_for(_largest_events(request, stages)))
+            publish = stack.enter_context(self._publisher.room_for(_largest_events(request, stages), known_caller()))
             pieces = await stack.enter_async_context(aclosing(self._requests.answers(generations)))
             async for index, piece in pieces:
                 if piece.usage.finish:

@@ -82,6 +82,11 @@ def caller() -> Principal:
     return _caller.get()
 
 
+def known_caller() -> str:
+    """Their name; empty where nobody is asked for it, and of the process itself."""
+    return "" if caller() is ANYBODY else caller().name
+
+
 def answering(principal: Principal) -> None:
     """From here on, in this task, a call of theirs is answered."""
     _caller.set(principal)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,6 +51,32 @@ def test_events_come_out_in_order_and_stay_until_removed(tmp_path: Path) -> None
     assert [spooled.sequence for spooled in spool.peek(10)] == [1, 2, 3, 4, 5]
     assert [spooled.event for spooled in spool.peek(2)] == _events(2)
     assert len(spool) == 5
+    spool.close()
+
+
+def test_one_owner_leaves_room_for_others_while_kafka_is_away(tmp_path: Path) -> None:
+    spool, taken = Spool(tmp_path / "spool", ROOM), Counter[str]()
+
+    def fill(owner: str) -> int:
+        while True:
+            try:
+                spool.append(_events(50), owner=owner)
+            except ResourceExhausted as error:
+                assert str(error).startswith(f"spool: events of {owner} fill its share of it and wait for Kafka; ")  # noqa: PT017
+                return taken[owner]
+            taken[owner] += 50 * ONE
+
+    assert fill("greedy") == pytest.approx(3 / 4 * ROOM, rel=0.03)
+    assert fill("other") == pytest.approx(3 / 16 * ROOM, rel=0.03)
+    spool.append(_events(1), owner="third")
+    spool.append(_events(50))  # of the service itself
+    with pytest.raises(ResourceExhausted, match="of greedy"):
+        spool.keep_room(_events(50), "greedy")
+    spool.remove(spool.peek(10**9)[-1].sequence)
+    assert not spool._owned
+    assert not spool._runs
+    taken.clear()
+    assert fill("other") == pytest.approx(3 / 4 * ROOM, rel=0.03)
     spool.close()
 
 
@@ -267,6 +294,7 @@ def test_producer_id_is_stable_and_its_own(tmp_path: Path) -> None:
 
 CHILD = """
 import sys
+from collections import Counter
 from pathlib import Path
 from smoa.events import Event
 from smoa.spool import Spool

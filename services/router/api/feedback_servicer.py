@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from smoa.access.principal import known_caller
 from smoa.events import OUTCOMES, check_outcome, event
 from smoa.identifiers import check_ulid, checked_tenant
 from smoa.publisher import EventPublisher
@@ -29,5 +30,5 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):
         outcome.tenant = checked_tenant(outcome.tenant)
         check_outcome(outcome, "outcome.")
         outcome.reported_at_us = outcome.reported_at_us or time.time_ns() // 1000
-        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)], self._leave_bytes)
+        self._publisher.publish([event(OUTCOMES, outcome.decision_id, outcome)], self._leave_bytes, known_caller())
         return feedback_pb2.ReportOutcomeResponse()

@@ -21,6 +21,7 @@ from services.router.routing.explanation import Explanation
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery
 from services.router.routing.router import Router
 from services.router.routing.scoring import Hints
+from smoa.access.principal import known_caller
 from smoa.errors import InvalidArgument, ResourceExhausted
 from smoa.events import DECISIONS, event
 from smoa.identifiers import DEFAULT_TENANT
@@ -72,7 +73,7 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """Let them be counted, but for those without an id, which were only a look."""
         if events := [event(DECISIONS, decision.decision_id, decision) for decision in decisions if decision.decision_id]:
             try:
-                self._publisher.publish(events, self._leave_bytes)
+                self._publisher.publish(events, self._leave_bytes, known_caller())
             except ResourceExhausted as error:
                 if self._refuses:
                     raise
