@@ -73,6 +73,8 @@ class Manifest:
     specialization: str = "task"
     parents: tuple[str, ...] = ()
     weights_sha256: str = ""
+    signature: str = ""
+    """Of whoever made it, base64 (`smoa/signatures.py`); empty: nobody's."""
 
     def scaling_of(self, path: str) -> float:
         """Factor on B A of a `lora` pair."""
@@ -133,9 +135,15 @@ def site_of(path: str) -> tuple[int, str]:
 
 def encode(adapter: Adapter) -> bytes:
     """Serialise; equal adapters give equal bytes. Checks what `decode` checks."""
-    manifest = dataclasses.replace(adapter.manifest, weights_sha256=_weights_sha256(adapter.tensors))
-    check(Adapter(manifest, adapter.tensors))
-    return write_tensors(adapter.tensors, {"smoa": json.dumps(dataclasses.asdict(manifest), sort_keys=True)})
+    adapter = with_weights_named(adapter)
+    check(adapter)
+    said = {name: value for name, value in dataclasses.asdict(adapter.manifest).items() if name != "signature" or value}
+    return write_tensors(adapter.tensors, {"smoa": json.dumps(said, sort_keys=True)})
+
+
+def with_weights_named(adapter: Adapter) -> Adapter:
+    """The adapter with its weights' sha256 in its manifest."""
+    return Adapter(dataclasses.replace(adapter.manifest, weights_sha256=_weights_sha256(adapter.tensors)), adapter.tensors)
 
 
 def decode(data: bytes | mmap) -> Adapter:

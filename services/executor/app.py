@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from services.executor.adapters.leases import AdapterTiers
-from services.executor.adapters.mixture import load_adapter, shape_of
+from services.executor.adapters.mixture import LoadedAdapter, load_adapter, shape_of
 from services.executor.adapters.slots import SlotPool
 from services.executor.backends.native.backend import NativeBackend
 from services.executor.backends.port import BLOCK_TOKENS, AnyBackend
@@ -32,11 +32,13 @@ from services.executor.servicer import ExecutorServicer
 from services.executor.settings import ExecutorSettings
 from services.executor.status import StatusReporter
 from smoa.access.audit import Audit
+from smoa.adapter import Adapter
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.metrics import serve_metrics
 from smoa.model_shape import ModelShape, folder_name
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
+from smoa.signatures import Publishers
 from smoa.spool import Spool
 from smoa.store import AdapterStore
 from smoa.v1 import executor_pb2_grpc
@@ -135,11 +137,17 @@ def load(settings: ExecutorSettings) -> Executor:
         _log.warning("generation_config.json asks for %s: not taken over, an answer is greedy unless its request says otherwise", asked)
     backend = load_backend(settings, folder)
     most_bytes = min(settings.slot_bytes, settings.host_bytes)
+    publishers = Publishers(settings.publishers)
+
+    def convert(adapter: Adapter) -> LoadedAdapter:
+        publishers.check(adapter.manifest)
+        return load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype, most_bytes)
+
     adapters = AdapterTiers(
         SlotPool(settings.slots, settings.slot_bytes),
         # A file may hold wider numbers than the slots do.
         AdapterStore(settings.store, 4 * most_bytes, "SMOA_EXECUTOR_SLOT_BYTES"),
-        lambda adapter: load_adapter(adapter, backend.config, backend.fingerprint, settings.max_rank, backend.dtype, most_bytes),
+        convert,
         backend,
         host_bytes=settings.host_bytes,
         load_timeout_s=settings.load_timeout_s,

@@ -30,6 +30,7 @@ from smoa.errors import Unavailable
 from smoa.metrics import serve_metrics
 from smoa.reader import behind_s
 from smoa.service import end_now
+from smoa.signatures import signing_by
 from smoa.store import AdapterStore
 from smoa.topics import TOPICS, ensure_topics
 
@@ -106,6 +107,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         max_error=settings.merge_max_error or None,
         density=settings.merge_density,
     )
+    sign = signing_by(settings.signing_key)
     heartbeat = settings.data_folder / "heartbeat"
     heartbeat.unlink(missing_ok=True)  # the last worker's
     pass_lock, wanted = asyncio.Lock(), asyncio.Event()
@@ -123,7 +125,16 @@ def build(settings: OptimizerSettings) -> faust.App:
     def optimizer() -> Optimizer:
         gate = Gate(client(), count.examples_of) if settings.executor else None
         return Optimizer(
-            client(), AdapterStore(settings.store), rules, count.counted_since, settings.dry_run, settings.max_family, merge, caution, gate
+            client(),
+            AdapterStore(settings.store),
+            rules,
+            count.counted_since,
+            settings.dry_run,
+            settings.max_family,
+            merge,
+            caution,
+            gate,
+            sign,
         )
 
     @cache

@@ -93,10 +93,11 @@ class Optimizer:
         merge: Callable[[Sequence[Adapter], Sequence[float], str], Child] = merged,
         caution: Caution | None = None,
         gate: Gate | None = None,
+        sign: Callable[[Adapter], Adapter] = lambda adapter: adapter,
     ) -> None:
         self._client, self._store, self._rules, self._counted_since = client, store, rules, counted_since
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
-        self._caution, self._gate = caution or Caution(), gate
+        self._caution, self._gate, self._sign = caution or Caution(), gate, sign
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
         self._rejected: set[tuple[str, str]] = set()
@@ -253,7 +254,7 @@ class Optimizer:
                 if len(parts) < len(merge.adapters):
                     return False
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
-                digest = await self._store.put(await asyncio.to_thread(encode, child.adapter))
+                digest = await self._store.put(await asyncio.to_thread(lambda: encode(self._sign(child.adapter))))
                 reason = f"{merge.reason}; {child.error:.2%} of the wanted change lost" if child.error else merge.reason
                 evidence = {"cosine": merge.cosine, "benefit": merge.benefit, "error": child.error}
                 refs = [alone(one.manifest, view.digest) for one, view in zip(parts, merge.adapters, strict=True)]

@@ -21,6 +21,8 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """Folder of the worker's heartbeat."""
     store: str = field(default="build/data/store", metadata={"key": "SMOA_STORE"})
     """The adapter store: a folder, or a URL (s3://, gs://, az://)."""
+    signing_key: str = field(default="", metadata={"key": "SMOA_SIGNING_KEY"})
+    """File of the private key that signs what is merged, where adapters have to be signed (SMOA_PUBLISHERS)."""
     router: str = field(default="127.0.0.1:50051", metadata={"key": "SMOA_ROUTER"})
     """Address of the router, through which adapters are changed."""
     instance_id: str = ""

@@ -24,10 +24,12 @@ from services.router.routing.router import Router
 from services.router.routing.trials import Trials
 from services.router.settings import RouterSettings
 from smoa.access.audit import Audit
+from smoa.adapter import Adapter
 from smoa.errors import InvalidArgument, SmoaError
 from smoa.metrics import serve_metrics
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
+from smoa.signatures import Publishers
 from smoa.spool import Spool
 from smoa.store import AdapterStore
 from smoa.tasks import begin, end
@@ -79,13 +81,20 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     compositions = Compositions(library.catalogue)
     router = Router(library.near, library.search, embedder, cache, Compositions(library.near), defaults)
     trials = Trials(router.canaries, library.catalogue, library.near)
+    publishers = Publishers(settings.publishers)
+
+    def check(adapter: Adapter) -> None:
+        for shape in router.executors.shapes_of(adapter.manifest.base_model, now_us()):
+            shape.check(adapter)
+        publishers.check(adapter.manifest)
+
     registry = Registry(
         library.catalogue,
         AdapterStore(settings.store, settings.max_adapter_bytes, "SMOA_ROUTER_MAX_ADAPTER_BYTES"),
         embedder,
         changed,
         settings.purge_grace_s,
-        lambda base_model: router.executors.shapes_of(base_model, now_us()),
+        check,
         lambda: library.library_id,
         lambda: publisher.check_room(kept_bytes // 2),
     )

@@ -39,6 +39,8 @@ class AccessSettings(CallersSettings):
     """host:port of a server that answers health checks only, without TLS and whoever asks, as Kubernetes' probes do; empty: none."""
     max_calls: int = field(default=1000, metadata={"key": "SMOA_MAX_CALLS", "least": 4})
     """Calls that are answered at once, streams among them; of one caller a quarter of them, where callers are known."""
+    publishers: str = field(default="", metadata={"key": "SMOA_PUBLISHERS"})
+    """File of the public keys one of which must have signed a tenant's adapter; read again when it changes. Empty: none need be signed."""
     calls_per_s: float = field(default=0.0, metadata={"key": "SMOA_CALLS_PER_S", "least": 0.0})
     """Calls a second of one caller, where callers are known; each query of a batch counts. 0: no limit."""
     changes_per_s: float = field(default=1000.0, metadata={"key": "SMOA_CHANGES_PER_S", "least": 0.0})

@@ -20,6 +20,7 @@ from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotF
 from smoa.events import AUDIT
 from smoa.plain_files import write_plain
 from smoa.reader import messages_of, read_topic
+from smoa.signatures import new_signing_key
 from smoa.v1.events_pb2 import AuditEvent
 
 _file_option = click.option(
@@ -94,6 +95,25 @@ def remove(name: str, path: Path) -> None:
         raise NotFound("caller", name, "see `smoa access list`")
     _write(path, [entry for entry in entries if entry.get("name") != name])
     click.echo(f"{name} is out")
+
+
+@access_group.command("signing-key")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--tenant", "tenants", multiple=True, required=True, help=f"Whose adapters it may sign; '{EVERY_TENANT}' for everybody's.")
+def signing_key(file: Path, tenants: tuple[str, ...]) -> None:
+    """Make a key that signs adapters, into FILE, and print its entry for the file that SMOA_PUBLISHERS names.
+
+    \b
+    Executors and routers with SMOA_PUBLISHERS take only adapters that one of their tenant's keys has signed:
+      {"publishers": [ENTRY, ...]}
+    `smoa adapter push` and `import` sign with --sign-with FILE; the optimizer signs what it merges with SMOA_SIGNING_KEY.
+    """  # noqa: D301  the escape tells click to keep the lines
+    checked_principal("", tenants, ())
+    if file.exists():
+        raise AlreadyExists(f"file: {file} is there; a key that is written over is lost, choose another name")
+    private, public = new_signing_key()
+    write_plain(file, private, 0o600)
+    click.echo(json.dumps({"tenants": list(tenants), "public_key": public}))
 
 
 @access_group.command("audit")

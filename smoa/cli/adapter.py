@@ -10,7 +10,7 @@ import click
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from smoa.adapter import Adapter, decode
+from smoa.adapter import Adapter, decode, encode
 from smoa.cli.base_models import served_by
 from smoa.cli.importing import import_command
 from smoa.cli.names import LIVE, PROTECTED, RETIRED, SHOWN, adapter_argument, find_adapter, state_of, success_of
@@ -18,6 +18,7 @@ from smoa.cli.options import (
     executor_option,
     json_lines_option,
     router_option,
+    signing_option,
     tenant_option,
     with_client,
 )
@@ -26,6 +27,7 @@ from smoa.client import SmoaClient
 from smoa.example_inputs import read_examples
 from smoa.peft import export_folder
 from smoa.plain_files import read_plain
+from smoa.signatures import signing_by
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -70,20 +72,22 @@ def _show(adapter: registry_pb2.Adapter, as_json: bool) -> None:
 )
 @click.option("--replace", is_flag=True, help="Retire the tenant's adapter of the same name in the same step: a new version of it.")
 @json_lines_option
+@signing_option
 @router_option
 @executor_option
-def push(file: Path, examples_path: Path, replace: bool, as_json: bool, router: str, executor: str) -> None:
+def push(file: Path, examples_path: Path, replace: bool, as_json: bool, signing_key: str, router: str, executor: str) -> None:
     """Register FILE with its example inputs; the router finds it by them.
 
     It is checked against the base model first, where the executor serves that.
     """
     data, examples = read_plain(file, "file"), read_examples(examples_path)
     adapter = decode(data)
+    signed = encode(signing_by(signing_key)(adapter)) if signing_key else data
     tenant = adapter.manifest.tenant
 
     async def work(client: SmoaClient) -> tuple[registry_pb2.Adapter, list[registry_pb2.Adapter]]:
         await _check_base(adapter, executor)
-        made = await client.upload(data, examples, tenant, replace=replace)
+        made = await client.upload(signed, examples, tenant, replace=replace)
         namesakes = client.list_all(tenant, states=LIVE, name=made.name)
         return made, [one async for one in namesakes if one.adapter_id != made.adapter_id and one.tenant == tenant]
 

@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 import grpc
 
-from smoa.adapter import encode
+from smoa.adapter import Adapter, encode
 from smoa.cli.base_models import BaseModel
 from smoa.cli.names import state_of
 from smoa.client import SmoaClient
@@ -112,9 +112,10 @@ class FolderImport:
         *,
         any_base: bool = False,
         replace: bool = False,
+        sign: Callable[[Adapter], Adapter] = lambda adapter: adapter,
     ) -> None:
         self._client, self._base, self._labels, self._examples = client, base, labels, examples
-        self._any_base, self._replace, self._large = any_base, replace, asyncio.Lock()
+        self._any_base, self._replace, self._sign, self._large = any_base, replace, sign, asyncio.Lock()
 
     async def run(self, names: Mapping[Path, str], done: Callable[[Result], None]) -> None:
         """Import all of the folders, several at a time; `done` hears of each. A router that is away, or whose store is full, ends it.
@@ -185,7 +186,7 @@ class FolderImport:
             specialization=labels.specialization,
         )
         self._base.check(adapter, any_name=self._any_base)
-        return encode(adapter)
+        return encode(self._sign(adapter))
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -16,13 +16,14 @@ from smoa.adapter import SPECIALIZATIONS, encode
 from smoa.cli.base_models import BaseModel, served_by
 from smoa.cli.bulk import COLUMNS, import_jsonl
 from smoa.cli.folders import FolderImport, Labels, Result, find_folders, names_of, summary
-from smoa.cli.options import executor_option, json_lines_option, router_option, tenant_option
+from smoa.cli.options import executor_option, json_lines_option, router_option, signing_option, tenant_option
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.example_inputs import read_examples
 from smoa.limits import MAX_EXAMPLES, MIN_EXAMPLES
 from smoa.peft import import_folder
 from smoa.plain_files import write_plain
+from smoa.signatures import signing_by
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -41,6 +42,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--jsonl", type=_FILE, help="Register the adapters that this file describes instead.")
 @click.option("--no-file-check", is_flag=True, help="With --jsonl: route to them though nobody looked whether their weights are there.")
 @json_lines_option
+@signing_option
 @tenant_option
 @executor_option
 @router_option
@@ -55,6 +57,7 @@ def import_command(
     jsonl: Path | None,
     no_file_check: bool,
     as_json: bool,
+    signing_key: str,
     executor: str,
     router: str,
     **labels: Any,
@@ -81,6 +84,7 @@ def import_command(
         return import_jsonl(jsonl, router, labels["tenant"], files_unchecked=no_file_check, as_json=as_json)
     if not folders:
         raise click.UsageError("give at least one FOLDER, or --jsonl")
+    sign = signing_by(signing_key)
     found, failed = find_folders(folders)
     if (name or output is not None) and len(found) != 1:
         raise click.UsageError(f"--name and --output are for a single folder, not {len(found)}")
@@ -89,7 +93,7 @@ def import_command(
         base = asyncio.run(_base_model(base_model, executor))
         adapter = import_folder(found[0], base.fingerprint, name=names[found[0]], **labels)
         base.check(adapter, any_name=any_base)
-        write_plain(output, encode(adapter))
+        write_plain(output, encode(sign(adapter)))
         return click.echo(f"{output}: {adapter.granularity} lora {adapter.manifest.adapter_id}, {adapter.parameter_count:,} parameters")
 
     examples = read_examples(examples_path) if examples_path is not None else []
@@ -111,7 +115,7 @@ def import_command(
         async with SmoaClient(router=router) as client:
             base = await _base_model(base_model, executor)
             kept = Labels(**labels)
-            importing = FolderImport(client, base, kept, examples, any_base=any_base, replace=replace)
+            importing = FolderImport(client, base, kept, examples, any_base=any_base, replace=replace, sign=sign)
             await importing.run(names, done)
 
     if as_json:

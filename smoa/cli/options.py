@@ -139,6 +139,13 @@ store_option = address_option(
     "--store", "SMOA_STORE", "store", lambda stack: stack.store, f"{DEFAULT_FOLDER}/store", "Folder or URL of the adapter store"
 )
 tenant_option = click.option("--tenant", default="public", show_default=True, envvar="SMOA_TENANT", help="Whose [SMOA_TENANT].")
+signing_option = click.option(
+    "--sign-with",
+    "signing_key",
+    default="",
+    envvar="SMOA_SIGNING_KEY",
+    help="File of the key to sign adapters with, where services ask for it [SMOA_SIGNING_KEY].",
+)
 json_lines_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 
 

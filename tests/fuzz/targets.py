@@ -27,6 +27,7 @@ from smoa.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from smoa.events import DECISIONS, OUTCOMES, TYPES, Received, unpack
 from smoa.events import decode as decode_event
 from smoa.peft import import_folder
+from smoa.signatures import read_publishers
 from smoa.strict_json import parse_json
 from smoa.v1 import executor_pb2, feedback_pb2, registry_pb2, router_pb2
 from smoa.v1.events_pb2 import Example
@@ -139,6 +140,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "requests": _refusing(_request),
     "ranker": _refusing(Ranker.from_bytes, "ranker"),
     "callers": _refusing(_text(read_callers), "callers"),
+    "publishers": _refusing(_text(read_publishers), "publishers"),
     "claims": _refusing(_text(_claims)),
     "peft": _refusing(_peft),
 }
@@ -162,6 +164,8 @@ def seeds(name: str) -> list[bytes]:
         counts = AdapterCounts().SerializeToString()
         named = ((b"1@1.2.3", kept), (b"examples/a/b@1.2.3", sets), (b"01J9ZC3B5T8QH7M2K4N6P0R1SV@1.2.3", counts), (b"epoch/@1.2.3", b""))
         return [bytes([len(key)]) + key + value for key, value in named]
+    if name == "publishers":
+        return [json.dumps({"publishers": [{"tenants": ["acme"], "public_key": "A" * 43 + "="}]}).encode()]
     if name == "claims":
         return [json.dumps({"tenants": ["acme"], "roles": ["infer", "other"]}).encode(), b'{"tenants": [{}], "roles": [{}, [1]]}']
     if name == "peft":

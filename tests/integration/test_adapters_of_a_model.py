@@ -114,7 +114,12 @@ async def test_a_router_checks_against_what_live_executors_said(tmp_path: Path) 
     async with running_router(tmp_path) as world:
         shape = ModelShape(layers=1, modules={"q_proj": (4, 4)}, max_rank=8, max_lora_xs_rank=1, max_adapter_bytes=2**20, weight_bytes=2)
         shapes = {"base-a": [shape], "base-b": []}
-        registry = Registry(None, world.store, Views(StaticEmbedder()), lambda _: None, shapes_of=lambda base: shapes[base])  # type: ignore[arg-type]
+
+        def check(adapter: Adapter) -> None:
+            for shape in shapes[adapter.manifest.base_model]:
+                shape.check(adapter)
+
+        registry = Registry(None, world.store, Views(StaticEmbedder()), lambda _: None, check=check)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match=r"^rank: 2 is over the executor's 1 for lora_xs; "):
             await registry.files.read(await world.store.put(adapter_file()))
         fits: Adapter = decode(adapter_file(base_model="base-b"))

@@ -10,8 +10,7 @@ from typing import BinaryIO, Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.records import AdapterRecord
-from smoa.adapter import decode
-from smoa.model_shape import ModelShape
+from smoa.adapter import Adapter, decode
 from smoa.store import AdapterStore
 
 _READING: Final = 2  # files at a time: each is in memory as a whole
@@ -20,9 +19,9 @@ _READING: Final = 2  # files at a time: each is in memory as a whole
 class AdapterFiles:
     """Those of one store."""
 
-    def __init__(self, store: AdapterStore, shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: ()) -> None:
-        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all."""
-        self._store, self._shapes_of, self._reading = store, shapes_of, asyncio.Semaphore(_READING)
+    def __init__(self, store: AdapterStore, check: Callable[[Adapter], None] = lambda _: None) -> None:
+        """`check` raises InvalidArgument for an adapter that may not come in, though its file is good."""
+        self._store, self._check, self._reading = store, check, asyncio.Semaphore(_READING)
 
     async def read(self, digest: str) -> AdapterRecord:
         """What the catalogue keeps of a file, which is checked: as a file, and against its base model.
@@ -60,8 +59,7 @@ class AdapterFiles:
     def _described(self, digest: str, data: bytes | mmap) -> AdapterRecord:
         adapter = decode(data)
         manifest, now = adapter.manifest, now_us()
-        for shape in self._shapes_of(manifest.base_model):
-            shape.check(adapter)
+        self._check(adapter)
         return AdapterRecord(
             adapter_id=manifest.adapter_id,
             version=manifest.version,

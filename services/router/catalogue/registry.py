@@ -32,11 +32,10 @@ from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
-from smoa.adapter import check_labels
+from smoa.adapter import Adapter, check_labels
 from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, NotFound, ResourceExhausted
 from smoa.identifiers import checked_tenant
-from smoa.model_shape import ModelShape
 from smoa.store import AdapterStore
 from smoa.tasks import Uncancelled, now_and_then
 
@@ -69,15 +68,15 @@ class Registry:
         embedder: Views,
         changed: Callable[[Sequence[Change]], None],
         purge_grace_s: float = 7 * 86400.0,
-        shapes_of: Callable[[str], Sequence[ModelShape]] = lambda _: (),
+        check: Callable[[Adapter], None] = lambda _: None,
         library_id: Callable[[], str] = str,
         check_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """`shapes_of` says what live executors of a base model told of it: an adapter must fit them all. `library_id` is for the log.
+        """`check` raises InvalidArgument for an adapter that may not come in: one that fits no model, say. `library_id` is for the log.
         `check_room` raises where what is changed could not be told.
         """
         self._check_room = check_room
-        self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, shapes_of), embedder, changed
+        self.catalogue, self.files, self._embedder, self.changed = catalogue, AdapterFiles(store, check), embedder, changed
         self._purge_grace_s = purge_grace_s
         self.writing, self._log = asyncio.Lock(), RegistrationLog(store, library_id, embedder.name)
         self._writes = Uncancelled()
