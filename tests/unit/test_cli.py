@@ -46,7 +46,7 @@ def test_an_argument_in_another_encoding_is_told_in_a_sentence(
     assert "is not UTF-8 text; rename the file" in capsys.readouterr().err
 
 
-OTHERWISE = {"adapter import", "adapter train", "access add", "access remove", "login", "logout"}
+OTHERWISE = {"adapter import", "adapter train", "access add", "access signing-key", "access remove", "login", "logout"}
 """They print progress as it comes, or one line: a key, or what was done."""
 
 
