@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from services.router.catalogue.adapter_files import AdapterFiles
 from smoa.adapter import digest_of
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
+from tests.kafka_support import until
 
 Request = registry_pb2.UploadAdapterRequest
 
@@ -109,6 +112,32 @@ async def test_whoever_goes_away_in_the_middle_leaves_nothing(world: RouterWorld
     call.cancel()
     assert await stored(world) == 0
     assert (await world.client.upload(data, KNEES)).digest == digest_of(data), "and its place is free"
+
+
+async def test_what_goes_on_without_its_caller_still_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, goes_on, begun = adapter_file(), asyncio.Event(), asyncio.Event()
+    take = AdapterFiles.take
+
+    async def slowly(self: AdapterFiles, *arguments: Any) -> None:
+        begun.set()
+        await goes_on.wait()
+        await take(self, *arguments)
+
+    monkeypatch.setattr(AdapterFiles, "take", slowly)
+    async with running_router(tmp_path, max_adapter_bytes=len(data)) as world:
+        for _ in range(2):
+            begun.clear()
+            call = world.client.registry.UploadAdapter(iter(requests(data, data)), timeout=30)
+            await begun.wait()
+            call.cancel()
+        code, details, _ = await refused(world.client.upload(data, KNEES))
+        assert (code, details.startswith("bytes of uploads: ")) == ("RESOURCE_EXHAUSTED", True)
+        goes_on.set()
+
+        async def is_there() -> bool:
+            return len([one async for one in world.client.list_all()]) == 1
+
+        await until("what was sent is registered", 10, is_there)
 
 
 async def test_a_file_is_given_to_its_tenant_only(world: RouterWorld) -> None:

@@ -139,7 +139,7 @@ class Registry:
                 written.insert(0, Entry(record, *await self.embedded(examples)))
             if written:
                 await self.write(written)
-                record = await until_taken(lambda: self._with_file(tenant, record.adapter_id))
+                record = await until_taken(lambda: self.with_file(tenant, record.adapter_id))
         self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
         return record
 
@@ -342,7 +342,7 @@ class Registry:
             if not await self.catalogue.scroll(users, "", 1):  # content-addressed: another record may name the same file
                 await self.files.delete(record.digest)
                 for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):  # restored or registered meanwhile
-                    await until_taken(lambda user=user: self._with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
+                    await until_taken(lambda user=user: self.with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.forget_texts(record)
             await self._log.write([Entry(record, vector)])
@@ -350,7 +350,7 @@ class Registry:
         self.changed([as_it_is(record)])
         return record
 
-    async def _with_file(self, tenant: str, adapter_id: str) -> AdapterRecord:
+    async def with_file(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """The record, out of use if its file is gone. Whoever begins to use a file while it is being deleted looks for it after the write,
         and who deletes it looks for such records after the deletion: so one of the two sees what the other did.
         """
@@ -390,7 +390,7 @@ class Registry:
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])
                 if action == "restored":
-                    record = await until_taken(lambda: self._with_file(record.tenant, adapter_id))
+                    record = await until_taken(lambda: self.with_file(record.tenant, adapter_id))
                     if record.state == "missing":  # it was purged meanwhile: say so
                         await self._check_restorable(record)
         self.changed([Change(action, record, record.state_reason, evidence)])

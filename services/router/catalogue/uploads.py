@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final
@@ -14,10 +14,12 @@ from services.router.catalogue.changes import check_owner
 from services.router.catalogue.importing import checked_examples
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.catalogue.registry import Registry
+from services.router.catalogue.replacing import MAX_NAMESAKES
+from services.router.catalogue.retrying import until_taken
 from smoa.access.places import Places
 from smoa.access.principal import caller
 from smoa.access.rates import Rate
-from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError
+from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError, Unavailable
 from smoa.identifiers import checked_tenant
 from smoa.limits import UPLOAD_PART_BYTES
 from smoa.store import AdapterStore
@@ -51,23 +53,36 @@ class Uploads:
             remedy = "send a smaller adapter, or raise SMOA_ROUTER_MAX_ADAPTER_BYTES"
             raise InvalidArgument("file_bytes", f"{file_bytes:,} is not in 1..{self._max_bytes:,}", remedy)
         name = caller().name
-        with self._room.held(name, file_bytes):
+        with ExitStack() as stack:
+            stack.enter_context(self._room.held(name, file_bytes))
             self._rate.take(name, file_bytes)
-            with TemporaryFile(dir=self._folder) as file:
-                await _receive(file, digest, file_bytes, parts)
-                kept = os.fdopen(os.dup(file.fileno()), "rb")  # of the work that goes on when the caller goes away
-                return await self._registry.uncancelled(self._keep(tenant, digest, examples, kept, replace))
+            file = stack.enter_context(TemporaryFile(dir=self._folder))
+            await _receive(file, digest, file_bytes, parts)
+            held = stack.pop_all()  # by the work, which goes on when the caller goes away
+        return await self._registry.uncancelled(self._keep(tenant, digest, examples, file, held, replace))
 
-    async def _keep(self, tenant: str, digest: str, examples: Sequence[str], file: BinaryIO, replace: bool) -> AdapterRecord:
-        with file:
+    async def _keep(
+        self, tenant: str, digest: str, examples: Sequence[str], file: BinaryIO, held: ExitStack, replace: bool
+    ) -> AdapterRecord:
+        with held:
             await self._registry.files.take(digest, file, lambda record: check_owner(record, tenant))
         try:
-            return await self._registry.register(tenant, digest, examples, replace=replace)
+            record = await self._registry.register(tenant, digest, examples, replace=replace)
         except SmoaError:
-            async with self._registry.writing:
-                if not await self._registry.catalogue.scroll(Scope(tenant=None, states=EVERY_STATE, digest=digest), "", 1):
-                    await self._registry.files.delete(digest)
+            await self._forget(digest)
             raise
+        if record.state == "missing":
+            raise Unavailable(f"store: the file of {record.adapter_id} was deleted as it was registered; push it again", 0.1)
+        return record
+
+    async def _forget(self, digest: str) -> None:
+        """Delete a file that no record names. One that was registered meanwhile, here or by another router, is out of use then, and says so."""
+        registry, naming = self._registry, Scope(tenant=None, states=EVERY_STATE, digest=digest)
+        async with registry.writing:
+            if not await registry.catalogue.scroll(naming, "", 1):
+                await registry.files.delete(digest)
+                for one in await registry.catalogue.scroll(naming, "", MAX_NAMESAKES):
+                    await until_taken(lambda one=one: registry.with_file(one.tenant, one.adapter_id))  # type: ignore[misc]
 
     async def parts(self, tenant: str, adapter_id: str) -> AsyncIterator[bytes]:
         """The file of an adapter of the tenant's own.
