@@ -76,7 +76,7 @@ class Uploads:
         return record
 
     async def _forget(self, digest: str) -> None:
-        """Delete a file that no record names. One that was registered meanwhile, here or by another router, is out of use then, and says so."""
+        """Delete a file that no record names. One that another router registered meanwhile is out of use then, and says so."""
         registry, naming = self._registry, Scope(tenant=None, states=EVERY_STATE, digest=digest)
         async with registry.writing:
             if not await registry.catalogue.scroll(naming, "", 1):
