@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 import grpc
 
 from smoa.errors import InvalidArgument
-from smoa.limits import UPLOAD_PART_BYTES
+from smoa.limits import SLOWEST_BYTES_PER_S, UPLOAD_PART_BYTES
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2, registry_pb2_grpc
 
 _IMPORT_AHEAD = 2
 """Batches of an import that are on their way while one is waited for."""
-_SLOWEST_BYTES_PER_S = 1e6
-"""A connection that carries less is not waited for."""
 
 
 class LibraryClient:
@@ -43,7 +41,7 @@ class LibraryClient:
             for start in range(0, len(data), UPLOAD_PART_BYTES):
                 yield registry_pb2.UploadAdapterRequest(part=data[start : start + UPLOAD_PART_BYTES])
 
-        return await self.registry.UploadAdapter(requests(), timeout=self._timeout_s + len(data) / _SLOWEST_BYTES_PER_S)
+        return await self.registry.UploadAdapter(requests(), timeout=self._timeout_s + len(data) / SLOWEST_BYTES_PER_S)
 
     async def download(self, tenant: str, adapter_id: str) -> bytes:
         """The file of an adapter of the tenant's own.
@@ -53,7 +51,7 @@ class LibraryClient:
         """
         wanted, data = (await self.get(adapter_id, tenant)), bytearray()
         request = registry_pb2.DownloadAdapterRequest(tenant=tenant, adapter_id=adapter_id)
-        async for answer in self.registry.DownloadAdapter(request, timeout=self._timeout_s + wanted.file_bytes / _SLOWEST_BYTES_PER_S):
+        async for answer in self.registry.DownloadAdapter(request, timeout=self._timeout_s + wanted.file_bytes / SLOWEST_BYTES_PER_S):
             data += answer.part
         if hashlib.sha256(whole := bytes(data)).hexdigest() != wanted.digest:
             raise InvalidArgument("file", f"that of {adapter_id} has another sha256 than it was registered with", "push it again")

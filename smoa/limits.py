@@ -30,5 +30,7 @@ MAX_VERSION = 2**31 - 1
 """Versions travel as 32 bits."""
 UPLOAD_PART_BYTES = 2**20
 """Of an adapter's file, in one message."""
+SLOWEST_BYTES_PER_S = 1e6
+"""Of an adapter's file, on its way to a router or from it; a slower one is not waited for."""
 MAX_WEIGHT = 4.0
 """Most that an adapter's weight may be, either way."""

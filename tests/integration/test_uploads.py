@@ -54,7 +54,7 @@ async def test_a_file_that_comes_with_it_is_registered_routed_to_and_had_back(wo
 
 async def test_parts_may_be_of_any_size_and_begin_in_the_first_message(world: RouterWorld) -> None:
     data = adapter_file()
-    sent = requests(data, data[1:2], b"", data[2:])
+    sent = requests(data, data[1:2], data[2:])
     sent[0].part = data[:1]
     assert (await world.client.registry.UploadAdapter(iter(sent), timeout=5)).digest == digest_of(data)
 
@@ -67,6 +67,7 @@ async def test_what_is_refused_leaves_nothing_in_the_store(world: RouterWorld) -
         ([Request(part=data)], "register: is not in the first message; "),
         (requests(data, data[:-1]), f"part: only {len(data) - 1:,} bytes came; "),
         (requests(data, data, b"x"), f"part: over {len(data):,} bytes came; "),
+        (requests(data, data[:9], b"", data[9:]), "part: is empty; "),
         (requests(data, damaged), f"register.digest: {digest_of(data)[:12]} is not the sha256 of what came, "),
         (requests(damaged, damaged), "file: weights do not match the manifest's weights_sha256; "),
         (requests(b"x", b"x"), "file: is not a whole safetensors file ("),
@@ -138,6 +139,17 @@ async def test_what_goes_on_without_its_caller_still_takes_room(tmp_path: Path, 
             return len([one async for one in world.client.list_all()]) == 1
 
         await until("what was sent is registered", 10, is_there)
+
+
+async def test_a_file_that_comes_too_slowly_gives_its_room_back(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.router.catalogue.uploads._BEGIN_S", 0.05)
+
+    async def half() -> AsyncIterator[Request]:
+        yield requests(adapter_file())[0]
+        await asyncio.Event().wait()
+
+    code, details, _ = await refused(world.client.registry.UploadAdapter(half(), timeout=30))
+    assert (code, details.startswith("part: the file came too slowly; ")) == ("DEADLINE_EXCEEDED", True)
 
 
 async def test_a_file_is_given_to_its_tenant_only(world: RouterWorld) -> None:

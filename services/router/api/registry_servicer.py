@@ -54,7 +54,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             raise InvalidArgument("register", "is not in the first message", "say there what RegisterAdapter is told")
 
         async def parts() -> AsyncIterator[bytes]:
-            yield first.part
+            if first.part:
+                yield first.part
             async for request in request_iterator:
                 yield request.part
 

@@ -19,12 +19,13 @@ from services.router.catalogue.retrying import until_taken
 from smoa.access.places import Places
 from smoa.access.principal import caller
 from smoa.access.rates import Rate
-from smoa.errors import InvalidArgument, ResourceExhausted, SmoaError, Unavailable
+from smoa.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, SmoaError, Unavailable
 from smoa.identifiers import checked_tenant
-from smoa.limits import UPLOAD_PART_BYTES
+from smoa.limits import SLOWEST_BYTES_PER_S, UPLOAD_PART_BYTES
 from smoa.store import AdapterStore
 
 DAY_S: Final = 86400.0
+_BEGIN_S: Final = 60.0
 _FILES: Final = 4
 """Of the largest size, that may be on their way at once; of one caller half as many."""
 
@@ -57,7 +58,11 @@ class Uploads:
             stack.enter_context(self._room.held(name, file_bytes))
             self._rate.take(name, file_bytes)
             file = stack.enter_context(TemporaryFile(dir=self._folder))
-            await _receive(file, digest, file_bytes, parts)
+            try:
+                async with asyncio.timeout(_BEGIN_S + file_bytes / SLOWEST_BYTES_PER_S):
+                    await _receive(file, digest, file_bytes, parts)
+            except TimeoutError:
+                raise DeadlineExceeded("part: the file came too slowly; send a megabyte a second at least") from None
             held = stack.pop_all()  # by the work, which goes on when the caller goes away
         return await self._registry.uncancelled(self._keep(tenant, digest, examples, file, held, replace))
 
@@ -109,6 +114,8 @@ async def _receive(file: BinaryIO, digest: str, file_bytes: int, parts: AsyncIte
             ) from error
 
     async for part in parts:
+        if not part:
+            raise InvalidArgument("part", "is empty", "send a part of the file in each message after the first")
         size += len(part)
         if size > file_bytes:
             break
