@@ -23,10 +23,10 @@ import numpy as np
 from ulid import ULID
 
 from smoa.errors import InvalidArgument
-from smoa.identifiers import check_ulid, checked_tenant
+from smoa.identifiers import DEFAULT_TENANT, check_ulid, checked_tenant
 from smoa.limits import MAX_LAYERS, MAX_MODULES, MAX_NAME_CHARACTERS, MAX_PARENTS, MAX_RANK, MAX_TAGS, MAX_VERSION
 from smoa.strict_json import parse_json
-from smoa.tensor_file import DTYPES, Array, all_finite, read_tensors, write_tensors
+from smoa.tensor_file import DTYPES, Array, all_finite, read_metadata, read_tensors, write_tensors
 
 Kind = Literal["lora", "lora_xs"]
 
@@ -169,6 +169,15 @@ def decode(data: bytes | mmap) -> Adapter:
     if manifest.weights_sha256 != _weights_sha256(adapter.tensors):
         raise InvalidArgument("file", "weights do not match the manifest's weights_sha256", "the file was altered: push the original")
     return adapter
+
+
+def tenant_in(beginning: bytes) -> str:
+    """Whose an adapter file says that it is, by its first `smoa.tensor_file.MAX_HEADER_BYTES`; empty where they do not say it."""
+    try:
+        tenant = parse_json(read_metadata(beginning)["smoa"]).get("tenant", DEFAULT_TENANT)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    return tenant if isinstance(tenant, str) else ""
 
 
 def _check_types(manifest: Manifest) -> None:

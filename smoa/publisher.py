@@ -57,6 +57,9 @@ class EventPublisher:
             Unavailable: the disk does not take it.
         """
         self._spool.append(events, leave_bytes, owner)
+        self._sent()
+
+    def _sent(self) -> None:
         self._empty.clear()
         self._wake.set()
 
@@ -77,14 +80,15 @@ class EventPublisher:
         kept = [self._spool.keep_room(events, owner)]
 
         def publish(events: Sequence[Event]) -> None:
-            self._spool.give_room(kept.pop())
-            self.publish(events, owner=owner)
+            self._spool.give_room(kept.pop(), owner)
+            self._spool.append(events, owner=owner, promised=True)
+            self._sent()
 
         try:
             yield publish
         finally:
             if kept:
-                self._spool.give_room(kept.pop())
+                self._spool.give_room(kept.pop(), owner)
 
     async def start(self) -> None:
         """Begin sending, starting with what an earlier process left."""

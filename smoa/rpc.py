@@ -56,7 +56,7 @@ class RpcServer:
         Of callers who are known, none has more than a quarter of the places; where nobody is asked, all calls are of one.
         """
         self._access, self._tls, self._insecure = access or Access(), tls, insecure
-        self.audit = audit or Audit(lambda _: None)
+        self.audit = audit or Audit(lambda *_: None)
         places = Places(max_calls, max(1, max_calls // 4) if self._access.asks else max_calls)
         self.server = grpc.aio.server(
             interceptors=[CallInterceptor(self._access, places, self.audit, rates or Rates(Rate("calls", 0.0), Rate("changes", 0.0)))],

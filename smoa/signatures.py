@@ -1,7 +1,7 @@
 """Who made an adapter file: an Ed25519 signature (RFC 8032) in its manifest.
 
-It is over the manifest's JSON without the signature, with sorted keys and no blanks; the weights are in that by their sha256. Whoever may
-write the store or register adapters cannot make one that an executor with a file of publishers runs.
+It is over the manifest's JSON, without the signature and what is as by default, with sorted keys and no blanks; the weights are in that by
+their sha256. Whoever may write the store or register adapters cannot make one that an executor with a file of publishers runs.
 """
 
 from __future__ import annotations
@@ -148,5 +148,6 @@ def read_publishers(text: str) -> _Said:
 
 
 def _message(manifest: Manifest) -> bytes:
-    said = {name: value for name, value in dataclasses.asdict(manifest).items() if name != "signature"}
+    plain = {item.name: item.default for item in dataclasses.fields(manifest)} | {"scalings": {}}
+    said = {name: value for name, value in dataclasses.asdict(manifest).items() if name != "signature" and value != plain[name]}
     return _CONTEXT + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()

@@ -66,7 +66,7 @@ class Spool:
         self.folder, self.max_bytes = folder, max_bytes
         self._next, self._count, self._bytes, self._kept_bytes = 1, 0, 0, 0
         self._owned: Counter[str] = Counter()
-        """Bytes of each owner's events that this process has appended."""
+        """Bytes of each owner's events that this process has appended, and of room that it keeps for them."""
         self._runs: deque[tuple[int, str, int]] = deque()
         """The same by their last sequences: (sequence, owner, bytes), in order."""
         with ExitStack() as opened:
@@ -128,8 +128,9 @@ class Spool:
     def __len__(self) -> int:
         return self._count
 
-    def append(self, events: Sequence[Event], leave_bytes: int = 0, owner: str = "") -> None:
-        """Accept all of the events or none; `leave_bytes` stay free for others. An `owner`, if one is named, has a share of it.
+    def append(self, events: Sequence[Event], leave_bytes: int = 0, owner: str = "", *, promised: bool = False) -> None:
+        """Accept all of the events or none; `leave_bytes` stay free for others. An `owner`, if one is named, has a share of it, but
+        for what was `promised` by `keep_room`.
 
         Raises:
             InvalidArgument: an event is larger than a broker takes.
@@ -137,7 +138,7 @@ class Spool:
             Unavailable: the spool's file cannot be written.
         """
         framed = [_framed(event) for event in events]
-        added = self._fitting(framed, leave_bytes, owner)
+        added = self._fitting(framed, leave_bytes, "" if promised else owner)
         try:
             with self._environment.begin(write=True, db=self._events) as writing:
                 for number, one in enumerate(framed, self._next):
@@ -158,18 +159,19 @@ class Spool:
         """
         size = self._fitting([_framed(event) for event in events], owner=owner)
         self._kept_bytes += size
+        self._owned[owner] += size
         return size
 
-    def give_room(self, size: int) -> None:
+    def give_room(self, size: int, owner: str = "") -> None:
         """End what `keep_room` began."""
         self._kept_bytes -= size
+        self._disown(owner, size)
 
     def _fitting(self, framed: Sequence[bytes], leave_bytes: int = 0, owner: str = "") -> int:
         """Bytes that the rows take, if there is room for them."""
         size = sum(map(self._cost, framed))
         self.check_room(size + leave_bytes)
-        held = self._owned[owner] + size if owner else 0
-        if held > OWNED * (self.max_bytes - self._bytes - self._kept_bytes - size - leave_bytes):
+        if owner and self._owned[owner] + size > OWNED * (self.max_bytes - self._bytes - self._kept_bytes - size - leave_bytes):
             raise ResourceExhausted(f"spool: events of {owner} fill its share of it and wait for Kafka", "retry when Kafka is back")
         return size
 
@@ -222,9 +224,12 @@ class Spool:
         self._count, self._bytes = self._count - count, self._bytes - size
         while self._runs and self._runs[0][0] <= up_to_sequence:
             _, owner, added = self._runs.popleft()
-            self._owned[owner] -= added
-            if not self._owned[owner]:
-                del self._owned[owner]
+            self._disown(owner, added)
+
+    def _disown(self, owner: str, size: int) -> None:
+        self._owned[owner] -= size
+        if not self._owned[owner]:
+            del self._owned[owner]
 
     def _cost(self, framed: bytes) -> int:
         """Bytes of disk, rounded up: what a row takes of a page that it shares with its like, or pages of its own."""

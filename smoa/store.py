@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +128,7 @@ class AdapterStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot list {self.location} ({error}); check that it is mounted") from error
 
-    async def parts(self, digest: str, part_bytes: int) -> AsyncIterator[bytes]:
+    async def parts(self, digest: str, part_bytes: int) -> AsyncGenerator[bytes, None]:
         """One file, a part of at most so many bytes at a time. Whoever reads the last checks the digest.
 
         Raises:

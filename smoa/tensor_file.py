@@ -45,13 +45,20 @@ def _offsets(entry: Mapping[str, Any]) -> tuple[int, int]:
     return begin, end
 
 
-def read_tensors(data: bytes | mmap) -> tuple[dict[str, Array], dict[str, str]]:
-    """The tensors of a safetensors file, as read-only views of `data`, and its metadata.
+def read_metadata(beginning: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file, of which its first `MAX_HEADER_BYTES` are enough.
 
     Raises:
-        ValueError: it is not a whole safetensors file.
-        InvalidArgument: a tensor is not of floats of 16 bits or more.
+        ValueError: it is none.
     """
+    found = _header_of(beginning)[0].get("__metadata__", {})
+    if not isinstance(found, dict):
+        raise ValueError("its metadata is no object")
+    return found
+
+
+def _header_of(data: bytes | mmap) -> tuple[dict[str, Any], int]:
+    """The header, and where the tensors begin."""
     body = 8 + int.from_bytes(data[:8], "little")
     if not 8 < body <= len(data):
         raise ValueError(f"{len(data):,} bytes do not hold its header")
@@ -61,6 +68,19 @@ def read_tensors(data: bytes | mmap) -> tuple[dict[str, Array], dict[str, str]]:
         header = parse_json(data[8:body])
     except ValueError as error:
         raise ValueError(f"its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    return header, body
+
+
+def read_tensors(data: bytes | mmap) -> tuple[dict[str, Array], dict[str, str]]:
+    """The tensors of a safetensors file, as read-only views of `data`, and its metadata.
+
+    Raises:
+        ValueError: it is not a whole safetensors file.
+        InvalidArgument: a tensor is not of floats of 16 bits or more.
+    """
+    header, body = _header_of(data)
     try:
         metadata = header.pop("__metadata__", {})
         entries = [_Entry(*_offsets(entry), name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()]

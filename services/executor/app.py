@@ -178,7 +178,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     """Make every part, start it, and leave its end on the stack. The server comes up last and goes down first."""
     publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    audit = Audit(publisher.publish)
+    audit = Audit(lambda events, owner: publisher.publish(events, owner=owner))
     # What is over it waits at its client: to refuse it again and again would cost the rows that run a core.
     server = RpcServer.of(settings.address, settings, streams=settings.max_waiting, audit=audit)
     loaded = await asyncio.to_thread(load, settings)

@@ -100,6 +100,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     )
     stack.push_async_callback(registry.close)
     uploads = Uploads(registry, settings.data_folder, settings.max_adapter_bytes, settings.upload_bytes_per_day)
+    stack.push_async_callback(uploads.close)
     stack.push_async_callback(router.close)
     if library.copy is not None:
         library.copy.start(copied)
@@ -109,7 +110,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     )
     await consumer.start()
     stack.push_async_callback(consumer.stop)
-    audit = Audit(publisher.publish)
+    audit = Audit(lambda events, owner: publisher.publish(events, kept_bytes // 2, owner))
     metrics = RouterMetrics(router, library, publisher, audit)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
     streams = settings.connection_streams

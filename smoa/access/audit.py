@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from smoa.access.access import Admitted
+from smoa.access.principal import known_caller
 from smoa.errors import SmoaError
 from smoa.events import AUDIT, Event, event
 from smoa.v1 import events_pb2, registry_pb2
@@ -25,6 +26,8 @@ MAX_ALIKE: Final = 1000
 """Kinds of refusals between two tellings; more are counted as nobody's of `other`."""
 _NAMED_BY: Final = ("adapter_id", "composition_id", "child_id", "digest", "child_digest", "name")
 _NOBODY: Final = "nobody known"
+_TOGETHER: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
+"""Nothing was done, and whoever wants may ask as often as it likes."""
 REFUSALS: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 Later = Callable[[float, Callable[[], None]], object]
 Refusal = tuple[str, str, str]
@@ -50,7 +53,7 @@ class Asked:
         assert self.admitted is not None
         self.admitted.check(request)
         if isinstance(request, registry_pb2.UploadAdapterRequest):
-            if request.HasField("register"):  # the first says whose and which, the others bring the file
+            if self.request is None:  # the first says whose and which, the others bring the file
                 self.request = request.register
             return
         self.request = request
@@ -61,8 +64,10 @@ class Asked:
 class Audit:
     """Tells of changes at once, and of refusals now and then."""
 
-    def __init__(self, publish: Callable[[Sequence[Event]], None], later: Later | None = None) -> None:
-        """`publish` takes events durably, or raises a `SmoaError`. `later` calls something after a time; else the running loop does."""
+    def __init__(self, publish: Callable[[Sequence[Event], str], None], later: Later | None = None) -> None:
+        """`publish` takes events of a caller (empty: nobody's) durably, or raises a `SmoaError`. `later` calls something after a time; else
+        the running loop does.
+        """
         self._publish, self._later = publish, later
         self._refused: Counter[Refusal] = Counter()
         self.refusals: Counter[str] = Counter()
@@ -72,7 +77,7 @@ class Audit:
 
     def ended(self, asked: Asked, status: str) -> None:
         """Of a call, as it ended."""
-        if status in REFUSALS:
+        if status in _TOGETHER:
             self._refuse(asked.admitted.principal.name if asked.admitted else "", asked.method, status)
         elif asked.admitted is not None and asked.admitted.rights.audited:
             self._done(asked.admitted, asked.request, asked.adapters, status)
@@ -91,7 +96,7 @@ class Audit:
             count=1,
             occurred_at_us=time.time_ns() // 1000,
         )
-        self._publish_all([made])
+        self._publish_all([made], known_caller())
 
     def _refuse(self, caller: str, method: str, status: str) -> None:
         self.refusals[status] += 1
@@ -113,10 +118,10 @@ class Audit:
         if made:
             self._publish_all(made)
 
-    def _publish_all(self, made: Sequence[events_pb2.AuditEvent]) -> None:
+    def _publish_all(self, made: Sequence[events_pb2.AuditEvent], owner: str = "") -> None:
         """What has been done stays done, and is logged where it cannot be told."""
         try:
-            self._publish([event(AUDIT, one.caller or _NOBODY, one) for one in made])
+            self._publish([event(AUDIT, one.caller or _NOBODY, one) for one in made], owner)
         except SmoaError as error:
             self.lost += len(made)
             for one in made:

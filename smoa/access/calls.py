@@ -109,8 +109,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wanted(self, asked: Asked, admitted: Admitted, request: Any, handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
         """What a method is given: its request, or an iterator of them; parsed, and held to everything that holds for it."""
+        self._rates.begin(admitted)
         if handler.request_streaming:
-            self._rates.begin(admitted)
             return self._held(asked, admitted, _in_time(request, self._stalled_s), handler)
         asked.held(wanted := _parse(request, handler))
         self._rates.take(admitted, wanted)

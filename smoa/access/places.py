@@ -26,9 +26,11 @@ class Places:
             ResourceExhausted: this caller has its share, or all are taken.
         """
         if self._held[caller] + amount > self.each:
-            raise ResourceExhausted(f"{self._what}: {self.each:,} of {caller} run at once", "wait until one ends")
+            raise ResourceExhausted(
+                f"{self._what}: {caller} has {self._held[caller]:,} of its {self.each:,} at once", "wait until one ends"
+            )
         if self.taken + amount > self._total:
-            raise ResourceExhausted(f"{self._what}: {self._total:,} run at once", "wait a moment, or add a replica")
+            raise ResourceExhausted(f"{self._what}: {self.taken:,} of {self._total:,} are taken", "wait a moment, or add a replica")
         self._held[caller] += amount
         self.taken += amount
         try:

@@ -23,9 +23,12 @@ _MANY: Final = 1024
 class Rate:
     """So much a second of every caller; 0 is no limit."""
 
-    def __init__(self, what: str, per_s: float, saved_s: float = SAVED_S, clock: Callable[[], float] = time.monotonic) -> None:
-        """`what` is what its owner calls it, for whoever meets it."""
+    def __init__(
+        self, what: str, per_s: float, saved_s: float = SAVED_S, said: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`what` is what its owner calls it, and `said` how much it is, for whoever meets it."""
         self._what, self._per_s, self._saved_s, self._clock = what, per_s, saved_s, clock
+        self._said = said or f"{per_s:g} a second"
         self._full_at_s: dict[str, float] = {}
         """By caller: when it will have saved up all that can be saved, were it to do nothing until then."""
 
@@ -35,11 +38,17 @@ class Rate:
         Raises:
             ResourceExhausted: it has not so much now; it says when it will. Of more than can be saved up, it is when all is.
         """
-        if wait_s := self._wait_s(caller, amount):
-            raise ResourceExhausted(
-                f"{self._what}: {caller} is over {self._per_s:g} a second", f"wait {wait_s:.1f} s, or ask for a higher limit"
-            )
+        self.check(caller, amount)
         self._use(caller, amount)
+
+    def check(self, caller: str, amount: float = 1.0) -> None:
+        """The same, and nothing is used.
+
+        Raises:
+            ResourceExhausted: see `take`.
+        """
+        if wait_s := self._wait_s(caller, amount):
+            raise ResourceExhausted(f"{self._what}: {caller} is over {self._said}", f"wait {wait_s:.1f} s, or ask for a higher limit")
 
     def owe(self, caller: str, amount: float = 1.0) -> float:
         """Use so much of a caller's in any case; returns for how many seconds it should wait now, as it is more than it had."""
@@ -69,24 +78,29 @@ class Rates:
     calls: Rate
     changes: Rate
 
-    def take(self, admitted: Admitted, request: Message) -> None:
-        """A call with one request.
-
-        Raises:
-            ResourceExhausted: the caller is over its limit.
-        """
-        amount = max(1, admitted.rights.counted(request))
-        for rate, caller in self._held_to(admitted):
-            rate.take(caller, amount)
-
     def begin(self, admitted: Admitted) -> None:
-        """A call with many requests.
+        """A call, before anything of it is read.
 
         Raises:
             ResourceExhausted: the caller is over its limit.
         """
-        for rate, caller in self._held_to(admitted):
-            rate.take(caller)
+        self._take(admitted, 1)
+
+    def take(self, admitted: Admitted, request: Message) -> None:
+        """The one request of a call that has begun.
+
+        Raises:
+            ResourceExhausted: the caller is over its limit.
+        """
+        if (amount := admitted.rights.counted(request)) > 1:
+            self._take(admitted, amount - 1)
+
+    def _take(self, admitted: Admitted, amount: int) -> None:
+        held_to = self._held_to(admitted)
+        for rate, caller in held_to:
+            rate.check(caller, amount)
+        for rate, caller in held_to:
+            rate.take(caller, amount)
 
     def owe(self, admitted: Admitted, request: Message) -> float:
         """One of the requests of such a call; returns for how many seconds the next is to wait."""

@@ -34,6 +34,8 @@ LARGE_BYTES: Final = 2**24
 Status = Literal["imported", "there", "waiting", "failed"]
 _CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 _AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_FULL_S: Final = (1.0, 3.0, 9.0)
+"""Waits after each of which an upload that found no room is tried again."""
 
 
 class Result(NamedTuple):
@@ -161,8 +163,19 @@ class FolderImport:
             too_few = f"{path.name} holds {len(examples)} distinct inputs; " if path else ""
             wanted = f"add {folder / 'examples.txt'}, {MIN_EXAMPLES} to {MAX_EXAMPLES} inputs, one a line"
             return Result(str(folder), "waiting", name, adapter_id, too_few + wanted)
-        await self._client.upload(data, examples, labels.tenant, replace=self._replace)
+        await self._upload(data, examples)
         return Result(str(folder), "imported", name, adapter_id)
+
+    async def _upload(self, data: bytes, examples: Sequence[str]) -> None:
+        for wait_s in (*_FULL_S, None):
+            try:
+                await self._client.upload(data, examples, self._labels.tenant, replace=self._replace)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED or wait_s is None:
+                    raise
+                await asyncio.sleep(wait_s)
+            else:
+                return
 
     async def _kept(self, adapter_id: str) -> registry_pb2.Adapter | None:
         """None where there is no such adapter."""

@@ -130,7 +130,8 @@ class RegistryServiceServicer:
 
     def UploadAdapter(self, request_iterator, context):
         """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
-        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards, unless a record
+        names it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

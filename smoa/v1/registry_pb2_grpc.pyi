@@ -38,7 +38,8 @@ class RegistryServiceStub:
     """
     UploadAdapter: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadAdapterRequest, _registry_pb2.Adapter]
     """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
-    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards, unless a record
+    names it.
     """
     DownloadAdapter: _grpc.UnaryStreamMultiCallable[_registry_pb2.DownloadAdapterRequest, _registry_pb2.DownloadAdapterResponse]
     """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest."""
@@ -76,7 +77,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     UploadAdapter: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
-    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+    RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards, unless a record
+    names it.
     """
     DownloadAdapter: _aio.UnaryStreamMultiCallable[_registry_pb2.DownloadAdapterRequest, _registry_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
     """The file of one of the tenant's own adapters, in parts. Its sha256 is the adapter's digest."""
@@ -123,7 +125,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
         """The same, and the file comes with it, so that whoever adds adapters needs no right to the store: the first message says what
-        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards.
+        RegisterAdapter is told, and the file's size; its parts follow. What is refused is not in the store afterwards, unless a record
+        names it.
         """
 
     @_abc_1.abstractmethod

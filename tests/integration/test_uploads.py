@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from services.router.catalogue.adapter_files import AdapterFiles
-from smoa.adapter import digest_of
+from smoa.adapter import digest_of, new_adapter_id
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -52,11 +52,15 @@ async def test_a_file_that_comes_with_it_is_registered_routed_to_and_had_back(wo
     assert not [path for path in (tmp_path / "router").iterdir() if path.name.startswith("tmp")]
 
 
-async def test_parts_may_be_of_any_size_and_begin_in_the_first_message(world: RouterWorld) -> None:
+async def test_parts_begin_in_the_first_message_and_are_of_any_size_that_is_worth_it(world: RouterWorld) -> None:
     data = adapter_file()
-    sent = requests(data, data[1:2], data[2:])
-    sent[0].part = data[:1]
+    sent = requests(data)
+    sent[0].part = data
     assert (await world.client.registry.UploadAdapter(iter(sent), timeout=5)).digest == digest_of(data)
+    other = adapter_file(name="other")
+    sent = requests(other, other[:10], other[10:], examples=MONEY)
+    code, details, _ = await refused(world.client.registry.UploadAdapter(iter(sent), timeout=5))
+    assert (code, details) == ("INVALID_ARGUMENT", "part: has 10 bytes; send 65,536 at least, but for the last")
 
 
 async def test_what_is_refused_leaves_nothing_in_the_store(world: RouterWorld) -> None:
@@ -65,9 +69,11 @@ async def test_what_is_refused_leaves_nothing_in_the_store(world: RouterWorld) -
     for sent, said in (
         ([], "register: is not in the first message; "),
         ([Request(part=data)], "register: is not in the first message; "),
-        (requests(data, data[:-1]), f"part: only {len(data) - 1:,} bytes came; "),
+        (requests(data), "part: only 0 bytes came; "),
+        (requests(data, data[:-1]), f"part: has {len(data) - 1:,} bytes; "),
         (requests(data, data, b"x"), f"part: over {len(data):,} bytes came; "),
-        (requests(data, data[:9], b"", data[9:]), "part: is empty; "),
+        (requests(data, b"", data), "part: has 0 bytes; "),
+        ([*requests(data), requests(data)[0]], "register: comes again; "),
         (requests(data, damaged), f"register.digest: {digest_of(data)[:12]} is not the sha256 of what came, "),
         (requests(damaged, damaged), "file: weights do not match the manifest's weights_sha256; "),
         (requests(b"x", b"x"), "file: is not a whole safetensors file ("),
@@ -142,14 +148,31 @@ async def test_what_goes_on_without_its_caller_still_takes_room(tmp_path: Path, 
 
 
 async def test_a_file_that_comes_too_slowly_gives_its_room_back(world: RouterWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.router.catalogue.uploads._BEGIN_S", 0.05)
+    monkeypatch.setattr("services.router.catalogue.uploads._BEGIN_S", -1.0)
+    data = bytes(2**18)
+    code, details, _ = await refused(world.client.registry.UploadAdapter(iter(requests(data, data[: 2**17], data[2**17 :])), timeout=30))
+    assert (code, details.startswith("part: the file comes too slowly; ")) == ("DEADLINE_EXCEEDED", True)
 
-    async def half() -> AsyncIterator[Request]:
-        yield requests(adapter_file())[0]
-        await asyncio.Event().wait()
 
-    code, details, _ = await refused(world.client.registry.UploadAdapter(half(), timeout=30))
-    assert (code, details.startswith("part: the file came too slowly; ")) == ("DEADLINE_EXCEEDED", True)
+async def test_a_record_that_names_anothers_file_gives_no_right_to_it(world: RouterWorld) -> None:
+    """A digest is no secret: whoever may use a shared adapter is told it."""
+    data = adapter_file(shared=True, tenant="acme")
+    theirs = await world.client.upload(data, KNEES, "acme")
+    mine = registry_pb2.Adapter(**{name: getattr(theirs, name) for name in ("version", "digest", "name", "kind", "base_model", "rank")})
+    mine.adapter_id, mine.specialization, mine.parameter_count, mine.modules[:] = new_adapter_id(), theirs.specialization, 4, ["q_proj"]
+    async for _ in world.client.import_adapters([[registry_pb2.ImportedAdapter(adapter=mine, examples=KNEES)]], "beta"):
+        pass
+    with pytest.raises(grpc.aio.AioRpcError, match="was not found"):
+        await world.client.download("beta", mine.adapter_id)
+    await world.client.retire("beta", mine.adapter_id, "by hand")
+    await world.client.purge("beta", mine.adapter_id)
+    assert await world.client.download("acme", theirs.adapter_id) == data, "what beta purges is not acme's file"
+    mine.adapter_id = new_adapter_id()
+    async for _ in world.client.import_adapters([[registry_pb2.ImportedAdapter(adapter=mine, examples=KNEES)]], "beta"):
+        pass
+    await world.client.retire("acme", theirs.adapter_id, "by hand")
+    await world.client.purge("acme", theirs.adapter_id)
+    assert await stored(world) == 0, "nor keeps beta's record acme from purging"
 
 
 async def test_a_file_is_given_to_its_tenant_only(world: RouterWorld) -> None:

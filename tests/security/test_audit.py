@@ -9,6 +9,7 @@ import pytest
 
 from smoa.access.access import Access, Admitted
 from smoa.access.audit import MAX_ALIKE, Asked, Audit
+from smoa.access.principal import Principal
 from smoa.access.rights import rights_of
 from smoa.errors import ResourceExhausted
 from smoa.events import AUDIT, Event, decode
@@ -19,6 +20,8 @@ from tests.access_support import caller
 from tests.integration.router_support import KNEES
 from tests.kafka_support import until
 from tests.security.world import World, status_of
+
+_GREEDY = Principal("greedy", frozenset({"greedy"}), frozenset({"library"}))
 
 
 async def _told(world: World) -> list[AuditEvent]:
@@ -63,7 +66,7 @@ def _audit(waiting: list[Callable[[], None]]) -> tuple[Audit, list[AuditEvent]]:
     """What it does later is in `waiting`."""
     told: list[AuditEvent] = []
 
-    def publish(events: object) -> None:
+    def publish(events: object, owner: str) -> None:
         assert isinstance(events, list)
         for one in events:
             assert isinstance(one, Event)
@@ -123,7 +126,7 @@ def test_only_changes_are_told_and_an_import_by_how_many() -> None:
 
 
 def test_what_the_spool_does_not_take_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    def publish(events: object) -> None:
+    def publish(events: object, owner: str) -> None:
         raise ResourceExhausted("spool: is full", "wait")
 
     audit = Audit(publish)
@@ -143,3 +146,26 @@ def test_every_change_of_the_contract_is_audited(tmp_path: Path) -> None:
         method = name.partition("/")[2]
         assert rights_of(f"/smoa.v1.{name}").audited == (not method.startswith(looking)), name
     assert Access().asks is False
+
+
+def test_changes_that_are_refused_for_their_number_are_told_together() -> None:
+    waiting, told = list[Callable[[], None]](), list[Event]()
+    audit = Audit(lambda events, _: told.extend(events), lambda _, tell: waiting.append(tell))
+    asked = Asked("/smoa.v1.RegistryService/RetireAdapter", Admitted(_GREEDY, rights_of("/smoa.v1.RegistryService/RetireAdapter")))
+    for _ in range(1000):
+        audit.ended(asked, "RESOURCE_EXHAUSTED")
+    assert told == []
+    waiting.pop()()
+    [one] = [decode(AUDIT, event.value) for event in told]
+    assert isinstance(one, AuditEvent)
+    assert (one.caller, one.status, one.count) == ("greedy", "RESOURCE_EXHAUSTED", 1000)
+
+
+def test_the_first_request_of_an_upload_says_what_is_told_of_it() -> None:
+    method = "/smoa.v1.RegistryService/UploadAdapter"
+    asked = Asked(method, Admitted(_GREEDY, rights_of(method)))
+    for digest in ("a" * 64, "f" * 64):
+        asked.held(registry_pb2.UploadAdapterRequest(register=registry_pb2.RegisterAdapterRequest(tenant="greedy", digest=digest)))
+        asked.held(registry_pb2.UploadAdapterRequest(part=b"x"))
+    assert isinstance(asked.request, registry_pb2.RegisterAdapterRequest)
+    assert asked.request.digest == "a" * 64

@@ -71,11 +71,23 @@ def _admitted(method: str, *roles: str) -> Admitted:
 def test_what_a_call_has_many_of_counts_as_often() -> None:
     rates = Rates(Rate("calls", 1.0, clock=lambda: 0.0), Rate("changes", 0.1, clock=lambda: 0.0))
     batch = router_pb2.RouteBatchRequest(requests=[router_pb2.RouteRequest()] * 9)
-    rates.take(_admitted("RouterService/RouteBatch", "infer"), batch)
-    rates.take(_admitted("RouterService/Route", "infer"), router_pb2.RouteRequest())
+    route, batches = _admitted("RouterService/Route", "infer"), _admitted("RouterService/RouteBatch", "infer")
+    rates.begin(batches)
+    rates.take(batches, batch)
+    rates.begin(route)
+    rates.take(route, router_pb2.RouteRequest())
     with pytest.raises(ResourceExhausted, match=r"^calls: "):
-        rates.take(_admitted("RouterService/Route", "infer"), router_pb2.RouteRequest())
-    rates.take(_admitted("RouterService/RouteBatch", "optimizer"), batch)  # a service
+        rates.begin(route)
+    rates.begin(_admitted("RouterService/RouteBatch", "optimizer"))  # a service
+    rates.take(_admitted("RouterService/RouteBatch", "optimizer"), batch)
+    both = Rates(Rate("calls", 1.0, clock=lambda: 0.0), Rate("changes", 0.1, clock=lambda: 0.0))
+    retires = _admitted("RegistryService/RetireAdapter", "library")
+    both.begin(retires)
+    for _ in range(20):
+        with pytest.raises(ResourceExhausted, match=r"^changes: "):
+            both.begin(retires)
+    for _ in range(9):
+        both.begin(route)  # what was refused used up nothing
     changing = Rates(Rate("calls", 0.0), Rate("changes", 1.0, clock=lambda: 0.0))
     imports = _admitted("RegistryService/ImportAdapters", "library")
     changing.begin(imports)

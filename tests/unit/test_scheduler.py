@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.executor.adapters.slots import SlotPool
 from services.executor.engine.blocks import BlockPool
-from services.executor.engine.scheduler import Job, Scheduler
+from services.executor.engine.scheduler import NEW_COST, Job, Scheduler
 from smoa.errors import ResourceExhausted
 
 
@@ -286,11 +286,27 @@ def test_a_first_token_does_not_wait_for_a_step_of_all_rows_of_another_tenant() 
         scheduler.add(_job("greedy", new=1000))
     for _ in range(3):
         _step(scheduler)
-    scheduler.add(one := _job("one", prompt=20, new=2))
-    steps = [[(job.tenant, count) for job, count in _step(scheduler)] for _ in range(8)]
+    scheduler.add(one := _job("one", prompt=7, new=2))
+    steps = [[(job.tenant, count) for job, count in _step(scheduler)] for _ in range(4)]
     decoding = [("greedy", 1)] * 3
-    assert steps[:5] == [[("one", 8)], [*decoding, ("one", 5)], [("one", 7)], [*decoding, ("one", 1)], [*decoding, ("greedy", 5)]]
-    assert len(one.tokens) == 22
+    assert steps == [[("one", 7)], [*decoding, ("one", 1)], [*decoding, ("greedy", 5)], [*decoding, ("greedy", 1)]]
+    assert len(one.tokens) == 9
+
+
+def test_a_step_for_a_newcomer_alone_is_charged_as_much_as_it_takes_from_the_others() -> None:
+    scheduler = _scheduler(rows=8, step_tokens=16)
+    for _ in range(8):
+        scheduler.add(_job("greedy", new=100_000))
+    for _ in range(3):
+        _step(scheduler)
+    alone = 0
+    for number in range(400):
+        if not any(job.tenant == "quick" for job in scheduler.jobs):
+            scheduler.add(_job("quick", prompt=2, new=1, first=number))
+        plan = _step(scheduler)
+        alone += [job.tenant for job, _ in plan] == ["quick"]
+    assert 100 < alone <= 200
+    assert scheduler._fairness._served["quick"] >= alone * NEW_COST * 7
 
 
 def test_where_rows_are_many_tenants_prompts_come_beside_them() -> None:

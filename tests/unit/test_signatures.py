@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from smoa.adapter import decode, encode
+from smoa.adapter import Manifest, decode, encode
 from smoa.cli.access import access_group
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.signatures import Publishers, Signer, read_publishers, signing_by
@@ -57,6 +57,19 @@ def test_nothing_of_a_signed_manifest_can_be_changed(tmp_path: Path) -> None:
     for signature in ("x", "é", manifest.signature[:-4], "A" * 88, manifest.signature + "=="):
         with pytest.raises(InvalidArgument, match=r"^manifest.signature: "):
             publishers.check(dataclasses.replace(manifest, signature=signature))
+
+
+def test_a_field_that_comes_later_leaves_what_was_signed_before(tmp_path: Path) -> None:
+    signer, entry = _key(tmp_path, "a.pem", "*")
+    publishers, manifest = _publishers(tmp_path, entry), signer.signed(decode(adapter_file())).manifest
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(Manifest):
+        added: str = "x"
+
+    publishers.check(Later(**vars(manifest)))
+    with pytest.raises(InvalidArgument):
+        publishers.check(Later(**vars(manifest), added="y"))
 
 
 def test_a_file_without_a_signature_is_what_it_was_before_there_were_any() -> None:

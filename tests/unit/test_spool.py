@@ -80,6 +80,22 @@ def test_one_owner_leaves_room_for_others_while_kafka_is_away(tmp_path: Path) ->
     spool.close()
 
 
+def test_what_was_promised_is_taken_whatever_its_owner_has(tmp_path: Path) -> None:
+    spool, kept, refused = Spool(tmp_path / "spool", ROOM), list[int](), False
+    while not refused:
+        try:
+            kept.append(spool.keep_room(_events(500), "alice"))
+        except ResourceExhausted:
+            refused = True
+    assert sum(kept) == pytest.approx(3 / 4 * ROOM, rel=0.03)
+    spool.append(_events(50), owner="bob")
+    for size in kept:
+        spool.give_room(size, "alice")
+        spool.append(_events(500), owner="alice", promised=True)
+    assert len(spool) == 500 * len(kept) + 50
+    spool.close()
+
+
 def test_remove_drops_up_to_the_sequence(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", ROOM)
     spool.append(_events(5))

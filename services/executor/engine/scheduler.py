@@ -157,7 +157,8 @@ class Scheduler(Generic[JobT]):
         token need not wait for a step of all rows. Where rows are many tenants', that would cost more than it gives.
         """
         self._alone = None if self._alone else self._newcomer()
-        if self._alone:
+        if self._alone:  # it costs the others a token each
+            self._fairness.serve(self._alone.tenant, NEW_COST * (len(self._running) - 1))
             return [(self._alone, min(len(self._alone.tokens) - self._alone.computed, self.step_tokens))]
         plan = [(job, 1) for job in self.running if job.ready and len(job.tokens) - job.computed == 1 and self._grown(job)]
         budget = self.step_tokens - len(plan)
@@ -169,12 +170,16 @@ class Scheduler(Generic[JobT]):
         return plan
 
     def _newcomer(self) -> JobT | None:
-        """Of a tenant with a single row beside one with most of them: a job that computes its prompt."""
+        """Of a tenant with a single row, and served less than the one that has most of them: a job that computes its prompt."""
         rows = Counter(job.tenant for job in self._running)
-        if not rows or 2 * rows.most_common(1)[0][1] <= self.rows:
+        if not rows:
+            return None
+        most, held = rows.most_common(1)[0]
+        if 2 * held <= self.rows:
             return None
         coming = (job for job in self._running if job.ready and rows[job.tenant] == 1 and len(job.tokens) == job.prompt_tokens)
-        return next((job for job in coming if job.computed < job.prompt_tokens), None)
+        prompts = (job for job in coming if job.computed < job.prompt_tokens)
+        return next((job for job in prompts if self._fairness.by_turn([job.tenant, most])[0] == job.tenant), None)
 
     def computed(self, job: JobT, tokens: int) -> None:
         """A step has put so many more of the job's tokens into the cache: account for them, and offer full blocks to others."""

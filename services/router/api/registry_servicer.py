@@ -57,6 +57,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             if first.part:
                 yield first.part
             async for request in request_iterator:
+                if request.HasField("register"):
+                    raise InvalidArgument("register", "comes again", "say it in the first message only")
                 yield request.part
 
         about = first.register

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
 from mmap import ACCESS_READ, mmap
 from typing import BinaryIO, Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.records import AdapterRecord
-from smoa.adapter import Adapter, decode
+from smoa.adapter import Adapter, decode, tenant_in
+from smoa.errors import NotFound
+from smoa.limits import UPLOAD_PART_BYTES
 from smoa.store import AdapterStore
 
 _READING: Final = 2  # files at a time: each is in memory as a whole
@@ -52,9 +55,27 @@ class AdapterFiles:
         file.seek(0)
         await self._store.put_object(self._store.key(digest), file)
 
-    def parts(self, digest: str, part_bytes: int) -> AsyncIterator[bytes]:
-        """A file, a part at a time."""
-        return self._store.parts(digest, part_bytes)
+    async def parts(self, digest: str, tenant: str) -> AsyncIterator[bytes]:
+        """A file, a megabyte at a time, if it is the tenant's: a record may name any.
+
+        Raises:
+            NotFound: it is not there, or another's.
+        """
+        first = True
+        async with aclosing(self._store.parts(digest, UPLOAD_PART_BYTES)) as parts:
+            async for part in parts:
+                if first and tenant_in(part) != tenant:
+                    raise NotFound("adapter file", digest, "push it again with `smoa adapter push`")
+                first = False
+                yield part
+
+    async def tenant_of(self, digest: str) -> str:
+        """Whose a file is; empty where it is not there, or does not say it."""
+        with suppress(NotFound):
+            async with aclosing(self._store.parts(digest, UPLOAD_PART_BYTES)) as parts:
+                async for part in parts:
+                    return tenant_in(part)
+        return ""
 
     def _described(self, digest: str, data: bytes | mmap) -> AdapterRecord:
         adapter = decode(data)

@@ -93,10 +93,6 @@ class Registry:
             raise ResourceExhausted(f"registry: {MAX_WRITES} writes wait for the catalogue", "retry later")
         return await self._writes.run(until_taken(work))
 
-    async def uncancelled(self, work: Coroutine[Any, Any, T]) -> T:
-        """Work around a write that has to be done whole, too."""
-        return await self._writes.run(work)
-
     async def close(self) -> None:
         """Wait for writes whose callers have gone."""
         await self._writes.close()
@@ -338,8 +334,10 @@ class Registry:
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", examples=(), updated_at_us=now_us())
                 await self.catalogue.write([Entry(record, vector)])
-            users = Scope(tenant=None, states=("active", "canary", "retired", "missing"), digest=record.digest)
-            if not await self.catalogue.scroll(users, "", 1):  # content-addressed: another record may name the same file
+            whose = await self.files.tenant_of(record.digest)  # a record may name any file; only its own tenant's records count
+            states: tuple[State, ...] = ("active", "canary", "retired", "missing")
+            users = Scope(tenant=whose or None, include_shared=not whose, states=states, digest=record.digest)
+            if whose in ("", record.tenant) and not await self.catalogue.scroll(users, "", 1):
                 await self.files.delete(record.digest)
                 for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):  # restored or registered meanwhile
                     await until_taken(lambda user=user: self.with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
