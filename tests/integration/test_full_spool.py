@@ -59,7 +59,7 @@ async def test_what_was_let_in_and_left_keeps_no_room(tmp_path: Path, monkeypatc
 async def test_a_failing_disk_takes_no_finished_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fails(self: Spool, events: Sequence[Event], leave_bytes: int = 0, owner: str = "") -> NoReturn:
+    def fails(self: Spool, events: Sequence[Event], leave_bytes: int = 0, owner: str = "", **_: object) -> NoReturn:
         raise Unavailable("spool: cannot write; check the volume")
 
     async with running_executor("torch", tmp_path, monkeypatch) as world:

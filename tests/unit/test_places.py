@@ -25,7 +25,7 @@ def test_places_are_bounded_in_all_and_for_each(total: int, each: int, calls: li
         room = len(mine) < each and sum(map(len, held.values())) < total
         stack = ExitStack()
         if not room:
-            with pytest.raises(ResourceExhausted, match=f"of {caller}" if len(mine) >= each else "calls: "):
+            with pytest.raises(ResourceExhausted, match=f"calls: {caller} has " if len(mine) >= each else "calls: "):
                 stack.enter_context(places.held(caller))
             continue
         stack.enter_context(places.held(caller))
