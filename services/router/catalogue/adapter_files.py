@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from mmap import ACCESS_READ, mmap
@@ -38,20 +37,14 @@ class AdapterFiles:
             return await asyncio.to_thread(self._described, digest, data)
 
     async def take(self, digest: str, file: BinaryIO, check: Callable[[AdapterRecord], None]) -> None:
-        """Put a file on this machine into the store, if it is good: as `read` checks it, and then `check`.
+        """Put a file on this machine, which is not empty, into the store, if it is good: as `read` checks it, and then `check`.
 
         Raises:
             InvalidArgument: it is damaged, or does not fit its base model.
             ResourceExhausted, Unavailable: the store does not take it.
         """
-
-        def described() -> AdapterRecord:
-            if not os.fstat(file.fileno()).st_size:  # of which there is no mapping
-                return self._described(digest, b"")
-            return self._described(digest, mmap(file.fileno(), 0, access=ACCESS_READ))
-
         async with self._reading:
-            check(await asyncio.to_thread(described))
+            check(await asyncio.to_thread(lambda: self._described(digest, mmap(file.fileno(), 0, access=ACCESS_READ))))
         file.seek(0)
         await self._store.put_object(self._store.key(digest), file)
 

@@ -135,7 +135,7 @@ class Registry:
                 written.insert(0, Entry(record, *await self.embedded(examples)))
             if written:
                 await self.write(written)
-                record = await until_taken(lambda: self.with_file(tenant, record.adapter_id))
+                record = await until_taken(lambda: self._with_file(tenant, record.adapter_id))
         self.changed([as_it_is(record), *(as_it_is(old.record) for old in replaced)])
         return record
 
@@ -337,10 +337,8 @@ class Registry:
             whose = await self.files.tenant_of(record.digest)  # a record may name any file; only its own tenant's records count
             states: tuple[State, ...] = ("active", "canary", "retired", "missing")
             users = Scope(tenant=whose or None, include_shared=not whose, states=states, digest=record.digest)
-            if whose in ("", record.tenant) and not await self.catalogue.scroll(users, "", 1):
-                await self.files.delete(record.digest)
-                for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):  # restored or registered meanwhile
-                    await until_taken(lambda user=user: self.with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
+            if whose in ("", record.tenant):
+                await self.delete_unused(record.digest, users)
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.forget_texts(record)
             await self._log.write([Entry(record, vector)])
@@ -348,7 +346,14 @@ class Registry:
         self.changed([as_it_is(record)])
         return record
 
-    async def with_file(self, tenant: str, adapter_id: str) -> AdapterRecord:
+    async def delete_unused(self, digest: str, users: Scope) -> None:
+        """Delete a file, unless one of these records names it; one that does meanwhile is out of use. The caller holds `writing`."""
+        if not await self.catalogue.scroll(users, "", 1):
+            await self.files.delete(digest)
+            for user in await self.catalogue.scroll(users, "", MAX_NAMESAKES):
+                await until_taken(lambda user=user: self._with_file(user.tenant, user.adapter_id))  # type: ignore[misc]
+
+    async def _with_file(self, tenant: str, adapter_id: str) -> AdapterRecord:
         """The record, out of use if its file is gone. Whoever begins to use a file while it is being deleted looks for it after the write,
         and who deletes it looks for such records after the deletion: so one of the two sees what the other did.
         """
@@ -388,7 +393,7 @@ class Registry:
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])
                 if action == "restored":
-                    record = await until_taken(lambda: self.with_file(record.tenant, adapter_id))
+                    record = await until_taken(lambda: self._with_file(record.tenant, adapter_id))
                     if record.state == "missing":  # it was purged meanwhile: say so
                         await self._check_restorable(record)
         self.changed([Change(action, record, record.state_reason, evidence)])

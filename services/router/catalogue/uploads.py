@@ -16,8 +16,6 @@ from services.router.catalogue.changes import check_owner
 from services.router.catalogue.importing import checked_examples
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.catalogue.registry import Registry
-from services.router.catalogue.replacing import MAX_NAMESAKES
-from services.router.catalogue.retrying import until_taken
 from smoa.access.places import Places
 from smoa.access.principal import caller
 from smoa.access.rates import Rate
@@ -82,23 +80,16 @@ class Uploads:
         try:
             record = await self._registry.register(tenant, digest, examples, replace=replace)
         except SmoaError:
+            naming = Scope(tenant=tenant, include_shared=False, states=EVERY_STATE, digest=digest)
             try:
-                await self._forget(tenant, digest)
+                async with self._registry.writing:
+                    await self._registry.delete_unused(digest, naming)
             except SmoaError as error:  # what was wrong first is what the caller should know
                 _log.warning("the file %s, which no record names, stays in the store: %s", digest, error)
             raise
         if record.state == "missing":
             raise Unavailable(f"store: the file of {record.adapter_id} was deleted as it was registered; push it again", 0.1)
         return record
-
-    async def _forget(self, tenant: str, digest: str) -> None:
-        """Delete a file that no record names. One that another router registered meanwhile is out of use then, and says so."""
-        registry, naming = self._registry, Scope(tenant=tenant, include_shared=False, states=EVERY_STATE, digest=digest)
-        async with registry.writing:
-            if not await registry.catalogue.scroll(naming, "", 1):
-                await registry.files.delete(digest)
-                for one in await registry.catalogue.scroll(naming, "", MAX_NAMESAKES):
-                    await until_taken(lambda one=one: registry.with_file(one.tenant, one.adapter_id))  # type: ignore[misc]
 
     async def parts(self, tenant: str, adapter_id: str) -> AsyncIterator[bytes]:
         """The file of an adapter of the tenant's own.
