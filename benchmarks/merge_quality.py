@@ -118,6 +118,7 @@ async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folde
         data=folder,
         router_port=free_port(),
         executor_port=free_port(),
+        gateway_port=free_port(),
         environment={
             "SMOA_OPTIMIZER_CANARY_SHARE": "0.2",
             "SMOA_OPTIMIZER_TRIAL_MAX_OUTCOMES": str(TRIAL_OUTCOMES),

@@ -48,6 +48,10 @@ class Echo(router_pb2_grpc.RouterServiceServicer):
         """The same answer to everyone."""
         return router_pb2.RouteBatchResponse(decisions=[self._answer] * len(request.requests))
 
+    async def ListExecutors(self, request: router_pb2.ListExecutorsRequest, context: Any) -> router_pb2.ListExecutorsResponse:  # noqa: N802
+        """None."""
+        return router_pb2.ListExecutorsResponse()
+
 
 async def serve_echo(address: str) -> None:
     """Serve until the process ends."""

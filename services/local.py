@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+import aiohttp
 import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -45,6 +46,7 @@ class StackSettings:
     data: Path
     router_port: int = 50051
     executor_port: int = 50052
+    gateway_port: int = 8080
     kafka_bootstrap: str = ""
     qdrant_url: str = ""
     store_url: str = ""
@@ -52,7 +54,7 @@ class StackSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
     inherited: Mapping[str, str] | None = None
     """The environment that its processes begin with; None: this process's own."""
-    services: Sequence[str] = ("router", "executor", "optimizer")
+    services: Sequence[str] = ("router", "executor", "optimizer", "gateway")
     """Those that are started, beside the broker."""
 
     @property
@@ -66,13 +68,18 @@ class StackSettings:
         return f"127.0.0.1:{self.executor_port}"
 
     @property
+    def gateway(self) -> str:
+        """Address of the gateway; empty where none is started."""
+        return f"127.0.0.1:{self.gateway_port}" if "gateway" in self.services else ""
+
+    @property
     def store(self) -> str:
         """Folder or URL of the adapter store."""
         return self.environment.get("SMOA_STORE") or self.store_url or str(self.data / "store")
 
 
 class LocalStack:
-    """Broker, router, executor and optimizer, each a process."""
+    """Broker, router, executor, optimizer and gateway, each a process."""
 
     def __init__(self, settings: StackSettings, log: TextIO | None = None) -> None:
         self.settings, self._log = settings, log
@@ -93,8 +100,10 @@ class LocalStack:
         settings = self.settings
         settings.data.mkdir(parents=True, exist_ok=True)
         await self._take_folder()
-        for name, port in (("router", settings.router_port), ("executor", settings.executor_port)):
-            check_port_free(name, port)
+        ports = {"router": settings.router_port, "executor": settings.executor_port, "gateway": settings.gateway_port}
+        for name, port in ports.items():
+            if name in settings.services:
+                check_port_free(name, port)
         check_disk(settings.data, {**(os.environ if settings.inherited is None else settings.inherited), **settings.environment})
         if settings.kafka_bootstrap:
             await asyncio.to_thread(check_broker, settings.kafka_bootstrap)
@@ -120,6 +129,7 @@ class LocalStack:
             data=str(settings.data.absolute()),
             router=settings.router,
             executor=settings.executor,
+            gateway=settings.gateway,
             kafka=self.kafka_bootstrap,
             store=settings.store if "://" in settings.store else str(Path(settings.store).absolute()),
             qdrant=settings.environment.get("SMOA_QDRANT_URL", settings.qdrant_url),
@@ -219,6 +229,8 @@ class LocalStack:
             "SMOA_EXECUTOR_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_ADVERTISED_ADDRESS": settings.executor,
             "SMOA_EXECUTOR_DATA_FOLDER": str(settings.data / "executor"),
+            "SMOA_GATEWAY_ADDRESS": settings.gateway,
+            "SMOA_GATEWAY_DATA_FOLDER": str(settings.data / "gateway"),
             "SMOA_OPTIMIZER_DATA_FOLDER": str(settings.data / "optimizer"),
             "SMOA_OPTIMIZER_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",
@@ -236,6 +248,7 @@ class LocalStack:
             "router": lambda: is_serving(settings.router),
             "executor": lambda: is_serving(settings.executor),
             "optimizer": lambda: self._optimizer_beats(heartbeat),
+            "gateway": lambda: answers_http(settings.gateway),
         }
         return [spec(name, ready[name]) for name in settings.services]
 
@@ -264,6 +277,15 @@ async def is_serving(address: str, connection: ConnectionSettings | None = None)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+async def answers_http(address: str, path: str = "/readyz") -> bool:
+    """True when the HTTP server there answers a path with 200."""
+    try:
+        async with asyncio.timeout(2), aiohttp.ClientSession() as session, session.get(f"http://{address}{path}") as answer:
+            return answer.status == 200
+    except (OSError, TimeoutError, aiohttp.ClientError):
+        return False
+
+
 @click.command("up")
 @click.option(
     "--data",
@@ -274,23 +296,28 @@ async def is_serving(address: str, connection: ConnectionSettings | None = None)
 )
 @click.option("--router-port", type=click.IntRange(1, 65535), default=50051, show_default=True)
 @click.option("--executor-port", type=click.IntRange(1, 65535), default=50052, show_default=True)
+@click.option("--gateway-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--kafka", envvar="SMOA_UP_KAFKA", default="", help="A real Kafka [SMOA_UP_KAFKA]; left out, the embedded broker.")
 @click.option("--qdrant", envvar="SMOA_UP_QDRANT", default="", help="A Qdrant server's URL [SMOA_UP_QDRANT]; left out, SQLite in --data.")
 @click.option(
     "--store", envvar="SMOA_UP_STORE", default="", help="Folder or URL of the adapter store [SMOA_UP_STORE]; left out, a folder in --data."
 )
-def up(data: Path, router_port: int, executor_port: int, kafka: str, qdrant: str, store: str) -> None:
-    """Run broker, router, executor and optimizer here; Ctrl-C drains them in order.
+def up(data: Path, router_port: int, executor_port: int, gateway_port: int, kafka: str, qdrant: str, store: str) -> None:
+    """Run broker, router, executor, optimizer and gateway here; Ctrl-C drains them in order.
+
+    The gateway answers OpenAI's clients: their base URL is http://127.0.0.1:8080/v1, their model smoa-auto.
 
     What it runs on is its own unless an option, or a variable that begins with SMOA_UP_, says otherwise. SMOA_KAFKA_BOOTSTRAP,
     SMOA_QDRANT_URL and SMOA_STORE, which point commands and services that are started alone somewhere, are not used. SMOA_BASE_MODEL and
-    the services' own settings (SMOA_ROUTER_..., SMOA_EXECUTOR_..., SMOA_OPTIMIZER_...) are.
+    the services' own settings (SMOA_ROUTER_..., SMOA_EXECUTOR_..., SMOA_OPTIMIZER_..., SMOA_GATEWAY_...) are.
 
     Commands find it by the file stack.json that it writes into --data: run them beside ./smoa-data, or name the folder with --stack or
     SMOA_STACK.
     """
-    if router_port == executor_port:
-        raise click.UsageError(f"--router-port and --executor-port are both {router_port}; give two")
+    ports = {"--router-port": router_port, "--executor-port": executor_port, "--gateway-port": gateway_port}
+    for port in ports.values():
+        if len(same := [option for option, given in ports.items() if given == port]) > 1:
+            raise click.UsageError(f"{' and '.join(same)} are both {port}; give each its own")
     if kafka:
         try:
             parse_servers(kafka)
@@ -304,6 +331,7 @@ def up(data: Path, router_port: int, executor_port: int, kafka: str, qdrant: str
         data=data.absolute(),
         router_port=router_port,
         executor_port=executor_port,
+        gateway_port=gateway_port,
         kafka_bootstrap=kafka,
         qdrant_url=qdrant,
         store_url=store if "://" in store or not store else str(Path(store).absolute()),
@@ -320,8 +348,8 @@ async def _run(settings: StackSettings) -> None:
         if starting.done():
             starting.result()
             click.echo(
-                f"ready: router {settings.router}, executor {settings.executor}, broker {stack.kafka_bootstrap}, store {settings.store}, "
-                f"data {settings.data}; Ctrl-C stops"
+                f"ready: http://{settings.gateway}/v1 for OpenAI's clients, router {settings.router}, executor {settings.executor}, "
+                f"broker {stack.kafka_bootstrap}, store {settings.store}, data {settings.data}; Ctrl-C stops"
             )
             await asked
     finally:

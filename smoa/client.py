@@ -10,6 +10,7 @@ import grpc
 
 from smoa.access.channels import Channels, ConnectionSettings
 from smoa.errors import FailedPrecondition
+from smoa.executor_calls import CHANNEL_OPTIONS
 from smoa.library_client import LibraryClient
 from smoa.sampling_options import SamplingOptions
 from smoa.turns import Turn, said
@@ -66,16 +67,7 @@ class SmoaClient(LibraryClient):
             self.executor: executor_pb2_grpc.ExecutorServiceAsyncStub = executor_pb2_grpc.ExecutorServiceStub(self._channel(executor))
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes. round_robin spreads calls
-        # over all the pods behind a headless service.
-        channel = self._made_by.to(
-            target,
-            [
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.lb_policy_name", "round_robin"),
-            ],
-        )
+        channel = self._made_by.to(target, CHANNEL_OPTIONS)
         self._channels.append(channel)
         return channel
 

@@ -34,3 +34,13 @@ SLOWEST_BYTES_PER_S = 1e6
 """Of an adapter's file, on its way to a router or from it; a slower one is not waited for."""
 MAX_WEIGHT = 4.0
 """Most that an adapter's weight may be, either way."""
+MAX_MESSAGES = 1024
+"""Turns of a conversation."""
+MAX_STOPS, MAX_STOP_CHARACTERS = 8, 64
+"""Texts that end an answer, and characters of each."""
+MAX_LOGIT_BIASES, MAX_LOGIT_BIAS = 1024, 100.0
+"""Tokens that a request prefers or avoids, and by how much."""
+MAX_ANSWERS = 8
+"""To one request."""
+MAX_LOGPROBS = 20
+"""Alternatives to a token whose log-probabilities are told."""

@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -169,7 +169,14 @@ def _keep_what_is_there() -> None:
     gc.freeze()
 
 
-async def serve(build: Callable[[AsyncExitStack], Awaitable[RpcServer]]) -> None:
+class Serving(Protocol):
+    """What a service runs."""
+
+    async def ready(self) -> None:
+        """Returns when every part has said that it is ready."""
+
+
+async def serve(build: Callable[[AsyncExitStack], Awaitable[Serving]]) -> None:
     """Run a service: build its parts on a stack, say ready, wait for a signal, unwind the stack in reverse order."""
     async with AsyncExitStack() as stack:
         server = await build(stack)

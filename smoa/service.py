@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import uvloop
 
 from smoa.errors import SmoaError
-from smoa.rpc import RpcServer, serve
+from smoa.rpc import Serving, serve
 from smoa.settings import from_environment
 from smoa.telemetry import configure_logging
 
@@ -73,10 +73,10 @@ def run(
     name: str,
     cls: type[Settings],
     prefix: str,
-    build: Callable[[Settings, AsyncExitStack], Awaitable[RpcServer]],
+    build: Callable[[Settings, AsyncExitStack], Awaitable[Serving]],
     arguments: Sequence[str],
 ) -> None:
-    """Run a gRPC service until SIGTERM or SIGINT."""
+    """Run a service until SIGTERM or SIGINT."""
     settings = settings_or_exit(name, cls, prefix, arguments)
     configure_logging()
     try:

@@ -28,6 +28,8 @@ class Stack:
     """Its data folder, an absolute path."""
     router: str
     executor: str
+    gateway: str = ""
+    """The HTTP address; empty where none was started."""
     kafka: str = ""
     """The broker's address; empty until it is known."""
     store: str

@@ -72,6 +72,7 @@ class Session:
             data=self.folder / "stack",
             router_port=free_port(),
             executor_port=free_port(),
+            gateway_port=free_port(),
             kafka_bootstrap=self.kafka,
             services=services,
             inherited=own_environment(os.environ),

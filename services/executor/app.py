@@ -186,15 +186,16 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     await loaded.engine.start()
     stack.push_async_callback(loaded.engine.stop)
     metrics, shape = ExecutorMetrics(loaded.engine.state, audit), loaded.shape.to_message()
+    name = folder_name(loaded.folder)
     await stack.enter_async_context(serve_metrics(settings.metrics_address, metrics.registry, settings))
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
-        ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, folder_name(loaded.folder), shape), server.server
+        ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, name, shape), server.server
     )
     await server.start()
     stack.push_async_callback(server.stop)
     if settings.advertised_address:
         reporter = StatusReporter(
-            loaded.engine.state, publisher, settings.advertised_address, loaded.fingerprint, shape, settings.status_interval_s
+            loaded.engine.state, publisher, settings.advertised_address, loaded.fingerprint, name, shape, settings.status_interval_s
         )
         reporter.start()
         stack.push_async_callback(reporter.stop)  # pushed last, so done first: routers hear that it leaves before it refuses

@@ -16,11 +16,22 @@ from services.executor.engine.sampling import Sampling
 from services.executor.models.prompt import Message, checked_messages, user_turn
 from smoa.errors import InvalidArgument
 from smoa.identifiers import checked_tenant
-from smoa.limits import MAX_ID_CHARACTERS, MAX_STAGE_ADAPTERS, MAX_STAGES, MAX_WEIGHT
+from smoa.limits import (
+    MAX_ANSWERS,
+    MAX_ID_CHARACTERS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_STAGE_ADAPTERS,
+    MAX_STAGES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    MAX_WEIGHT,
+)
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import executor_pb2
 
-MAX_MESSAGES, MAX_STOPS, MAX_STOP_CHARACTERS, MAX_LOGIT_BIASES, MAX_LOGIT_BIAS = 1024, 8, 64, 1024, 100.0
 _RANGES: Final[tuple[tuple[str, float, float, str], ...]] = (
     ("temperature", 0, 10, "use 0 for greedy"),
     ("top_p", 0, 1, "leave it out for 1"),
@@ -29,8 +40,8 @@ _RANGES: Final[tuple[tuple[str, float, float, str], ...]] = (
     ("repetition_penalty", 0.01, 10, "leave it out for none"),
     ("presence_penalty", -2, 2, "leave it out for none"),
     ("frequency_penalty", -2, 2, "leave it out for none"),
-    ("logprobs", 0, 20, "ask for fewer alternatives"),
-    ("n", 0, 8, "ask for fewer answers"),
+    ("logprobs", 0, MAX_LOGPROBS, "ask for fewer alternatives"),
+    ("n", 0, MAX_ANSWERS, "ask for fewer answers"),
 )
 """(field, least, most, remedy); 0 is always good, as it is what a field is that was left out."""
 

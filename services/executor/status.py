@@ -30,11 +30,13 @@ class StatusReporter:
         publisher: EventPublisher,
         address: str,
         base_model: str,
+        base_model_name: str,
         shape: common.ModelShape,
         interval_s: float,
     ) -> None:
         self._state, self._publisher, self._address = state, publisher, address
-        self._base_model, self._shape, self._interval_s = base_model, shape, interval_s
+        self._base_model, self._base_model_name = base_model, base_model_name
+        self._shape, self._interval_s = shape, interval_s
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -59,6 +61,7 @@ class StatusReporter:
         status = events_pb2.ExecutorStatus(
             address=self._address,
             base_model=self._base_model,
+            base_model_name=self._base_model_name,
             free_slots=state.slots - state.slots_used,
             active=[one.ref.adapter_id for one in state.residents],
             hosted=[one.adapter_id for one in state.hosted],

@@ -224,7 +224,17 @@ class LifecycleConsumer:
         active, hosted = frozenset(status.active), frozenset(status.hosted)
         shape = ModelShape.from_message(status.model) if status.HasField("model") else None
         self._router.executors.report(
-            Executor(status.address, status.base_model, status.free_slots, active, hosted, load, status.reported_at_us, shape),
+            Executor(
+                status.address,
+                status.base_model,
+                status.free_slots,
+                active,
+                hosted,
+                load,
+                status.reported_at_us,
+                shape,
+                status.base_model_name,
+            ),
             now_us=time.time_ns() // 1000,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from smoa.access.addresses import is_loopback
 from smoa.access.callers import CallersFile
@@ -16,10 +16,16 @@ from smoa.access.settings import CallersSettings
 from smoa.access.tokens import REMEDY, SigningKeys, Tokens
 from smoa.errors import FailedPrecondition, InvalidArgument, Unauthenticated
 from smoa.rules import check_rules
+from smoa.v1.access_pb2 import Represented
 
 NAMES: Final = "x509_subject_alternative_name"
 """Key of a certificate's names in a call's `auth_context`."""
+REPRESENTED: Final = "smoa-for-bin"
+"""Key of what a gateway says of whom it calls for: a `Represented`."""
 _SCHEME: Final = "bearer "
+
+
+_GATEWAYS: Final = frozenset({"gateway"})
 
 
 class Call(Protocol):
@@ -97,7 +103,7 @@ class Access:
             PermissionDenied: they may not call the method.
         """
         rights = rights_of(method)
-        principal = await self._caller(call)
+        principal = self._meant(await self._caller(call), call)
         rights.check_call(principal)
         answering(principal)
         return Admitted(principal, rights)
@@ -112,6 +118,18 @@ class Access:
         principal = await self._caller(call)
         principal.require(roles, what)
         return principal
+
+    def _meant(self, principal: Principal, call: Call) -> Principal:
+        """Whom a caller calls for, if it says so and is a gateway; where nobody is asked, everybody is anybody."""
+        said = next((value for name, value in call.invocation_metadata() or () if name == REPRESENTED), None)
+        if said is None or not self.asks:
+            return principal
+        principal.require(_GATEWAYS, REPRESENTED)
+        try:
+            represented = Represented.FromString(said)
+        except DecodeError as error:
+            raise InvalidArgument(REPRESENTED, "is no `Represented`", "make it by proto/smoa/v1/access.proto") from error
+        return principal.acting_for(represented.name, represented.tenants, represented.roles)
 
     async def _caller(self, call: Call) -> Principal:
         if not self.asks:

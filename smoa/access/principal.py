@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,8 @@ ROLES: Final = frozenset(name.removeprefix(_PREFIX).lower() for name, number in 
 """Their names, as tokens and files write them: `infer`, `library`, `publish`, `operate`, `optimizer`, `executor`."""
 
 
+SERVICES: Final = frozenset({"optimizer", "executor", "gateway"})
+"""Roles of services."""
 SEE_ALL: Final = frozenset({"operate", "optimizer", "executor"})
 
 
@@ -70,6 +73,13 @@ class Principal:
         """
         if not self.may(roles):
             raise PermissionDenied(f"{what}: needs the role {' or '.join(sorted(roles))}, which {self.name} does not have; ask for it")
+
+    def acting_for(self, name: str, tenants: Iterable[str], roles: Iterable[str]) -> Principal:
+        """Somebody for whom they call: with that one's tenants and roles, as far as they themselves have them."""
+        theirs = frozenset(tenants)
+        if not self.of_every_tenant:
+            theirs = self.tenants if EVERY_TENANT in theirs else theirs & self.tenants
+        return Principal(name, theirs, self.roles & frozenset(roles) - SERVICES)
 
 
 ANYBODY: Final = Principal("anybody here", frozenset({EVERY_TENANT}), ROLES)

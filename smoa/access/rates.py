@@ -10,12 +10,11 @@ from typing import Final
 from google.protobuf.message import Message
 
 from smoa.access.access import Admitted
+from smoa.access.principal import SERVICES
 from smoa.errors import ResourceExhausted
 
 SAVED_S: Final = 10.0
 """What was not used in so many seconds may be used at once."""
-_SERVICES: Final = frozenset({"optimizer", "executor"})
-"""They work for everybody, and are not limited."""
 _MANY: Final = 1024
 """Callers; with more, those who have all that can be saved up are forgotten, which gives them nothing that they had not."""
 
@@ -109,6 +108,6 @@ class Rates:
 
     def _held_to(self, admitted: Admitted) -> list[tuple[Rate, str]]:
         principal, rights = admitted
-        if principal.may(_SERVICES):
+        if principal.may(SERVICES):  # they work for everybody
             return []
         return [(rate, principal.name) for rate in ((self.calls, self.changes) if rights.audited else (self.calls,))]

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/access.proto\x12\x07smoa.v1\x1a google/protobuf/descriptor.proto*\x89\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_INFER\x10\x01\x12\x10\n\x0cROLE_LIBRARY\x10\x02\x12\x10\n\x0cROLE_PUBLISH\x10\x03\x12\x10\n\x0cROLE_OPERATE\x10\x04\x12\x12\n\x0eROLE_OPTIMIZER\x10\x05\x12\x11\n\rROLE_EXECUTOR\x10\x06:>\n\x05roles\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x03(\x0e\x32\r.smoa.v1.Role:1\n\x07\x61udited\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x87\x03 \x01(\x08:5\n\x0cnames_tenant\x12\x1d.google.protobuf.FieldOptions\x18\xb6\x87\x03 \x01(\x08:=\n\x05needs\x12\x1d.google.protobuf.FieldOptions\x18\xb7\x87\x03 \x03(\x0e\x32\r.smoa.v1.Role:4\n\x0b\x63ounts_each\x12\x1d.google.protobuf.FieldOptions\x18\xb9\x87\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/access.proto\x12\x07smoa.v1\x1a google/protobuf/descriptor.proto\";\n\x0bRepresented\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07tenants\x18\x02 \x03(\t\x12\r\n\x05roles\x18\x03 \x03(\t*\x9b\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_INFER\x10\x01\x12\x10\n\x0cROLE_LIBRARY\x10\x02\x12\x10\n\x0cROLE_PUBLISH\x10\x03\x12\x10\n\x0cROLE_OPERATE\x10\x04\x12\x12\n\x0eROLE_OPTIMIZER\x10\x05\x12\x11\n\rROLE_EXECUTOR\x10\x06\x12\x10\n\x0cROLE_GATEWAY\x10\x07:>\n\x05roles\x12\x1e.google.protobuf.MethodOptions\x18\xb5\x87\x03 \x03(\x0e\x32\r.smoa.v1.Role:1\n\x07\x61udited\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x87\x03 \x01(\x08:5\n\x0cnames_tenant\x12\x1d.google.protobuf.FieldOptions\x18\xb6\x87\x03 \x01(\x08:=\n\x05needs\x12\x1d.google.protobuf.FieldOptions\x18\xb7\x87\x03 \x03(\x0e\x32\r.smoa.v1.Role:4\n\x0b\x63ounts_each\x12\x1d.google.protobuf.FieldOptions\x18\xb9\x87\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'smoa.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=68
-  _globals['_ROLE']._serialized_end=205
+  _globals['_ROLE']._serialized_start=129
+  _globals['_ROLE']._serialized_end=284
+  _globals['_REPRESENTED']._serialized_start=67
+  _globals['_REPRESENTED']._serialized_end=126
 # @@protoc_insertion_point(module_scope)

@@ -160,7 +160,7 @@ class LifecycleEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., action: _Optional[_Union[LifecycleAction, str]] = ..., reason: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., merge_id: _Optional[str] = ..., parents: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., ranker: _Optional[bytes] = ..., previous_ranker: _Optional[bytes] = ..., evidence: _Optional[_Mapping[str, float]] = ..., base_model: _Optional[str] = ..., shared: _Optional[bool] = ...) -> None: ...
 
 class ExecutorStatus(_message.Message):
-    __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving", "model")
+    __slots__ = ("address", "base_model", "free_slots", "active", "hosted", "running", "waiting", "rows", "reported_at_us", "leaving", "model", "base_model_name")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +172,7 @@ class ExecutorStatus(_message.Message):
     REPORTED_AT_US_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     address: str
     base_model: str
     free_slots: int
@@ -183,7 +184,8 @@ class ExecutorStatus(_message.Message):
     reported_at_us: int
     leaving: bool
     model: _common_pb2.ModelShape
-    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ..., model: _Optional[_Union[_common_pb2.ModelShape, _Mapping]] = ...) -> None: ...
+    base_model_name: str
+    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., free_slots: _Optional[int] = ..., active: _Optional[_Iterable[str]] = ..., hosted: _Optional[_Iterable[str]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., rows: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., leaving: _Optional[bool] = ..., model: _Optional[_Union[_common_pb2.ModelShape, _Mapping]] = ..., base_model_name: _Optional[str] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
     __slots__ = ("topic", "partition", "offset", "key", "value", "reason", "dead_at_us", "index", "producer_id", "sequence")

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector", "turns", "session", "new_topic", "user", "own_only")
+    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector", "turns", "session", "new_topic", "user", "own_only", "adapter", "names")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,8 @@ class RouteRequest(_message.Message):
     NEW_TOPIC_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     OWN_ONLY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     base_model: str
     query: str
@@ -47,7 +49,31 @@ class RouteRequest(_message.Message):
     new_topic: bool
     user: str
     own_only: bool
-    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., new_topic: _Optional[bool] = ..., user: _Optional[str] = ..., own_only: _Optional[bool] = ...) -> None: ...
+    adapter: str
+    names: bool
+    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., new_topic: _Optional[bool] = ..., user: _Optional[str] = ..., own_only: _Optional[bool] = ..., adapter: _Optional[str] = ..., names: _Optional[bool] = ...) -> None: ...
+
+class ListExecutorsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListExecutorsResponse(_message.Message):
+    __slots__ = ("executors",)
+    EXECUTORS_FIELD_NUMBER: _ClassVar[int]
+    executors: _containers.RepeatedCompositeFieldContainer[Executor]
+    def __init__(self, executors: _Optional[_Iterable[_Union[Executor, _Mapping]]] = ...) -> None: ...
+
+class Executor(_message.Message):
+    __slots__ = ("address", "base_model", "base_model_name", "load")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    BASE_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    base_model: str
+    base_model_name: str
+    load: float
+    def __init__(self, address: _Optional[str] = ..., base_model: _Optional[str] = ..., base_model_name: _Optional[str] = ..., load: _Optional[float] = ...) -> None: ...
 
 class Decision(_message.Message):
     __slots__ = ("decision_id", "tenant", "base_model", "strategy", "adapters", "cached", "handler_us", "decided_at_us", "stages", "confidence", "ranked", "ranker", "executor", "task_id", "explanations", "context", "by_conversation", "closeness", "user")

@@ -44,6 +44,11 @@ class RouterServiceStub:
                 request_serializer=smoa_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_router__pb2.RouteBatchResponse.FromString,
                 _registered_method=True)
+        self.ListExecutors = channel.unary_unary(
+                '/smoa.v1.RouterService/ListExecutors',
+                request_serializer=smoa_dot_v1_dot_router__pb2.ListExecutorsRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_router__pb2.ListExecutorsResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -63,6 +68,13 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExecutors(self, request, context):
+        """The executors that told of themselves of late: which base models answer, and where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.RouteBatch,
                     request_deserializer=smoa_dot_v1_dot_router__pb2.RouteBatchRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_router__pb2.RouteBatchResponse.SerializeToString,
+            ),
+            'ListExecutors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutors,
+                    request_deserializer=smoa_dot_v1_dot_router__pb2.ListExecutorsRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_router__pb2.ListExecutorsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class RouterService:
             '/smoa.v1.RouterService/RouteBatch',
             smoa_dot_v1_dot_router__pb2.RouteBatchRequest.SerializeToString,
             smoa_dot_v1_dot_router__pb2.RouteBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExecutors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smoa.v1.RouterService/ListExecutors',
+            smoa_dot_v1_dot_router__pb2.ListExecutorsRequest.SerializeToString,
+            smoa_dot_v1_dot_router__pb2.ListExecutorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

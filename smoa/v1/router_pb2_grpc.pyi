@@ -35,6 +35,8 @@ class RouterServiceStub:
     """Decide which adapters answer one query."""
     RouteBatch: _grpc.UnaryUnaryMultiCallable[_router_pb2.RouteBatchRequest, _router_pb2.RouteBatchResponse]
     """Decide for several queries at once; decisions come in the order of the queries."""
+    ListExecutors: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListExecutorsRequest, _router_pb2.ListExecutorsResponse]
+    """The executors that told of themselves of late: which base models answer, and where."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -43,6 +45,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Decide which adapters answer one query."""
     RouteBatch: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteBatchRequest, _router_pb2.RouteBatchResponse]  # type: ignore[assignment]
     """Decide for several queries at once; decisions come in the order of the queries."""
+    ListExecutors: _aio.UnaryUnaryMultiCallable[_router_pb2.ListExecutorsRequest, _router_pb2.ListExecutorsResponse]  # type: ignore[assignment]
+    """The executors that told of themselves of late: which base models answer, and where."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +64,13 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.RouteBatchResponse, _abc.Awaitable[_router_pb2.RouteBatchResponse]]:
         """Decide for several queries at once; decisions come in the order of the queries."""
+
+    @_abc_1.abstractmethod
+    def ListExecutors(
+        self,
+        request: _router_pb2.ListExecutorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListExecutorsResponse, _abc.Awaitable[_router_pb2.ListExecutorsResponse]]:
+        """The executors that told of themselves of late: which base models answer, and where."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

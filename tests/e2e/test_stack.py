@@ -90,6 +90,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         data=tmp_path / "stack",
         router_port=free_port(),
         executor_port=free_port(),
+        gateway_port=free_port(),
         kafka_bootstrap=kafka.bootstrap if kafka else "",
         environment={"SMOA_OPTIMIZER_INTERVAL_S": "0", "SMOA_STORE": str(tmp_path / "store"), "SMOA_OPTIMIZER_MIN_AGE_S": "0"},
     )

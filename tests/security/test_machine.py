@@ -19,9 +19,9 @@ from tests.integration.router_support import KNEES, running_router
 def test_a_module_in_the_folder_of_a_stack_is_not_run(tmp_path: Path) -> None:
     """Python looks in the working folder first, unless it is told not to."""
     (tmp_path / "uvloop.py").write_text("raise SystemExit('run from here')")
-    stack = LocalStack(StackSettings(data=tmp_path / "data", router_port=free_port(), executor_port=free_port()))
+    stack = LocalStack(StackSettings(data=tmp_path / "data", router_port=free_port(), executor_port=free_port(), gateway_port=free_port()))
     specs = [*stack._specs(), stack._broker_spec(tmp_path / "address")]
-    assert {spec.name for spec in specs} == {"router", "executor", "optimizer", "broker"}
+    assert {spec.name for spec in specs} == {"router", "executor", "optimizer", "gateway", "broker"}
     for spec in specs:
         assert spec.command[:3] == [sys.executable, "-P", "-m"], spec.name
     command = [*specs[0].command, "--help"]

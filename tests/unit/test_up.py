@@ -19,7 +19,8 @@ from smoa.stack import LOCK, Stack
 
 
 def _settings(data: Path, **changes: object) -> StackSettings:
-    return StackSettings(**{"data": data, "router_port": free_port(), "executor_port": free_port(), **changes})  # type: ignore[arg-type]
+    ports = {f"{name}_port": free_port() for name in ("router", "executor", "gateway")}
+    return StackSettings(**{"data": data, **ports, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def _settings(data: Path, **changes: object) -> StackSettings:
     [
         (["--router-port", "99999"], "Invalid value for '--router-port': 99999 is not in the range 1<=x<=65535."),
         (["--executor-port", "0"], "Invalid value for '--executor-port': 0 is not in the range 1<=x<=65535."),
-        (["--router-port", "7000", "--executor-port", "7000"], "--router-port and --executor-port are both 7000; give two"),
+        (["--router-port", "7000", "--executor-port", "7000"], "--router-port and --executor-port are both 7000; give each its own"),
         (["--kafka", "nobody"], "kafka: 'nobody' is not host:port; give one or more of those, with commas between"),
         (["--kafka", "host:99999"], "kafka: 'host:99999' is not host:port; give one or more of those, with commas between"),
     ],

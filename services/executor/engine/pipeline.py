@@ -17,6 +17,8 @@ from services.executor.engine.sampling import Sampling
 from services.executor.models.prompt import Message, PromptTokenizer, check_ids
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 
+AS_MANY: Final = -1
+"""In place of a stage's most tokens: as many as the executor's limit and the context leave."""
 LONGEST_TOKEN: Final = 128
 """Characters of the longest tokens there are (runs of spaces): a text with more for each token of the context is refused unread."""
 _SHORT_TEXT: Final = 16_384
@@ -49,14 +51,14 @@ class Generation:
         """All of them, in order."""
         return (*self.before, Stage(self.adapters, self.max_tokens))
 
-    def request(self, number: int, prompt: Sequence[int]) -> StageRequest:
+    def request(self, number: int, prompt: Sequence[int], max_tokens: int) -> StageRequest:
         """A stage of it, as the engine takes it: stop strings and log-probabilities are of what is shown."""
         stage, shown = self.stages[number], number == len(self.before)
         return StageRequest(
             tenant=self.tenant,
             adapters=stage.adapters,
             prompt=prompt,
-            max_tokens=stage.max_tokens,
+            max_tokens=max_tokens,
             sampling=self.sampling if shown else replace(self.sampling, logprobs=None),
             stop=self.stop if shown else (),
         )
@@ -93,15 +95,17 @@ class Requests:
         """
         async with self._places(generations[0].tenant, len(generations)) as places:
             began_ns, first = time.perf_counter_ns(), generations[0]
-            prompt = await self._checked_prompt("prompt", first.messages, first.stages[0].max_tokens)
+            prompt, most = await self._checked_prompt("prompt", first.messages, first.stages[0].max_tokens)
             for stage in first.stages[1:]:
                 await self._checked_prompt("prompt", first.following(""), stage.max_tokens)
-            runs = [partial(self._run, *each, prompt, began_ns) for each in zip(generations, places, strict=True)]
+            runs = [partial(self._run, *each, prompt, most, began_ns) for each in zip(generations, places, strict=True)]
             async with aclosing(run_answers(runs)) as pieces:
                 async for index, piece in pieces:
                     yield index, piece
 
-    async def _run(self, generation: Generation, place: _Place, prompt: Sequence[int], began_ns: int) -> AsyncGenerator[Piece, None]:
+    async def _run(
+        self, generation: Generation, place: _Place, prompt: Sequence[int], most: int, began_ns: int
+    ) -> AsyncGenerator[Piece, None]:
         async with AsyncExitStack() as held:
             # Before the first stage is queued: two pipelines that took theirs one by one could wait for each other.
             if generation.before:
@@ -110,16 +114,16 @@ class Requests:
             spent: list[GenerationUsage] = []
             for number in range(len(generation.before)):
                 text = ""
-                async with aclosing(self._engine.run_stage(generation.request(number, prompt))) as pieces:
+                async with aclosing(self._engine.run_stage(generation.request(number, prompt, most))) as pieces:
                     async for piece in pieces:
                         text += piece.text
                         spent += [piece.usage] if piece.usage.finish else []
                 if not text.strip():
                     raise FailedPrecondition(f"stages[{number}]: gave no text for the next stage; give it more tokens or other adapters")
                 following, max_tokens = generation.following(text), generation.stages[number + 1].max_tokens
-                prompt = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
+                prompt, most = await self._checked_prompt(f"stages[{number}].text", following, max_tokens)
             started_us = (time.perf_counter_ns() - began_ns) // 1000
-            last = replace(generation.request(len(generation.before), prompt), ended=place.give_back)
+            last = replace(generation.request(len(generation.before), prompt, most), ended=place.give_back)
             async with aclosing(self._engine.run_stage(last)) as pieces:
                 async for piece in pieces:
                     await held.aclose()  # the last stage has what it needs: a slow reader keeps nothing else
@@ -159,18 +163,18 @@ class Requests:
         """The engine's."""
         return self._engine.state()
 
-    async def _checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> list[int]:
-        """A stage's input as the model sees it; InvalidArgument when it and max_tokens do not fit the context."""
-        if not 1 <= max_tokens <= self._max_tokens:
+    async def _checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:
+        """A stage's input as the model sees it, and the most tokens of its answer; InvalidArgument when they do not fit the context."""
+        if not 1 <= max_tokens <= self._max_tokens and max_tokens != AS_MANY:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
         prompt = await self._prompt_ids(field, messages)
-        if len(prompt) + max_tokens > self._engine.context:
+        if len(prompt) + (1 if max_tokens == AS_MANY else max_tokens) > self._engine.context:
             raise InvalidArgument(
                 field,
                 f"has {len(prompt)} tokens, with max_tokens over the context of {self._engine.context}",
                 "shorten it or lower max_tokens",
             )
-        return prompt
+        return prompt, min(self._max_tokens, self._engine.context - len(prompt)) if max_tokens == AS_MANY else max_tokens
 
     async def _prompt_ids(self, field: str, messages: Sequence[Message]) -> list[int]:
         size = sum(len(turn.content) for turn in messages)

@@ -54,9 +54,27 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
             routed = await self._router.route(_to_query(request), look=request.look)
             decision = self._to_decision(routed)
             self._publish([decision])
+            if request.names:  # after it was published: nobody who counts needs them
+                await self._name(decision)
             if request.explain:
                 decision.explanations.extend(map(_to_explanation, await self._router.explain(routed)))
             return decision
+
+    async def _name(self, decision: router_pb2.Decision) -> None:
+        every = [*decision.adapters, *(one for stage in decision.stages for one in stage.adapters)]
+        names = await self._router.names(list(dict.fromkeys(one.adapter_id for one in every)))
+        for one in every:
+            one.name = names.get(one.adapter_id, "")
+
+    async def ListExecutors(self, request: router_pb2.ListExecutorsRequest, context: Context) -> router_pb2.ListExecutorsResponse:  # noqa: N802
+        """See the contract."""
+        there = self._router.executors.listed(time.time_ns() // 1000)
+        return router_pb2.ListExecutorsResponse(
+            executors=[
+                router_pb2.Executor(address=one.address, base_model=one.base_model, base_model_name=one.base_model_name, load=one.load)
+                for one in there
+            ]
+        )
 
     async def RouteBatch(self, request: router_pb2.RouteBatchRequest, context: Context) -> router_pb2.RouteBatchResponse:  # noqa: N802
         """See the contract."""
@@ -116,6 +134,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
         session=request.session,
         new_topic=request.new_topic,
         own_only=request.own_only,
+        adapter=request.adapter,
         user=hash_of_user(request.tenant or DEFAULT_TENANT, request.user) if request.user else b"",
     )
 

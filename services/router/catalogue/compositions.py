@@ -146,7 +146,7 @@ class Compositions:
                 await until_taken(lambda child=child: self._set_parents(found.tenant, child, lambda parents: parents - {found.name}))  # type: ignore[misc]
 
     async def resolve(self, tenant: str, name: str, base_model: str) -> tuple[Stage, ...]:
-        """The stages that carry out a composition now, with the adapter versions of now.
+        """The stages that carry out a composition now, with the adapter versions of now; without a base model, on its adapters' one.
 
         Retired adapters are kept: the composition names them, and their weights are there until they are purged.
 
@@ -159,6 +159,7 @@ class Compositions:
         nested = await self._nested(found.tenant, {name: tree}, found.children)
         stages: Sequence[PlannedStage] = trees.plan(tree, name, nested.__getitem__)
         records = await self._records(found.tenant, stages)
+        base_model = base_model or next(iter(records.values())).base_model
         for record in records.values():
             if record.base_model != base_model:
                 raise FailedPrecondition(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from smoa.errors import InvalidArgument
 from smoa.model_shape import ModelShape
 
 STALE_S: Final = 10.0
@@ -35,6 +36,8 @@ class Executor:
     reported_at_us: int
     shape: ModelShape | None = None
     """What an adapter must fit, if it said so."""
+    base_model_name: str = ""
+    """What people call its base model."""
 
     def residency(self, adapter_ids: Sequence[str]) -> float:
         """The better, the sooner it can compute with the adapters."""
@@ -53,6 +56,8 @@ class ExecutorDirectory:
 
     def __init__(self) -> None:
         self._executors: dict[str, Executor] = {}
+        self._base_models: frozenset[str] = frozenset()
+        """Fingerprints of those that are there, or were a moment ago."""
 
     def __len__(self) -> int:
         return len(self._executors)
@@ -63,6 +68,8 @@ class ExecutorDirectory:
             executor = replace(executor, reported_at_us=now_us)
         known = self._executors.pop(executor.address, None)
         self._executors[executor.address] = known if known and known.reported_at_us > executor.reported_at_us else executor
+        if executor.base_model not in self._base_models:
+            self._base_models = frozenset(one.base_model for one in self._executors.values())
         for oldest in tuple(islice(self._executors.values(), 2)):  # in the order of their reports
             if self._is_stale(oldest, now_us) or len(self) > MAX_EXECUTORS:
                 del self._executors[oldest.address]
@@ -83,6 +90,28 @@ class ExecutorDirectory:
             if shape is not None and shape not in shapes:
                 shapes.append(shape)
         return shapes
+
+    def listed(self, now_us: int) -> list[Executor]:
+        """Those that reported of late."""
+        return [one for one in self._executors.values() if not self._is_stale(one, now_us)]
+
+    def base_model(self, asked: str, now_us: int) -> str:
+        """The fingerprint of a base model: itself, or by its name; of an empty one, the only one that live executors run.
+
+        Raises:
+            InvalidArgument: empty, and they run several, or there are none.
+        """
+        if asked in self._base_models:
+            return asked
+        names = {one.base_model: one.base_model_name for one in self.listed(now_us)}
+        if asked:
+            return next((base_model for base_model, name in names.items() if name == asked), asked)
+        if len(names) != 1:
+            known = ", ".join(sorted(name or base_model for base_model, name in names.items())) or "none that has told of itself"
+            raise InvalidArgument(
+                "base_model", f"is empty, and executors run {known}", "name one, by its name or the fingerprint that GetStatus shows"
+            )
+        return next(iter(names))
 
     def choose(self, base_model: str, adapter_ids: Sequence[str], now_us: int) -> str:
         """Address of the executor to call; empty when none reported of late. Those with a full queue only when all have one."""

@@ -23,6 +23,7 @@ from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Judged, Limits, explain
 from services.router.routing.hearing import Heard, answering
 from services.router.routing.judging import Judge
+from services.router.routing.naming import named_adapter
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Chosen, Hints, Scored, task_score
 from services.router.routing.single_flight import SingleFlight
@@ -99,8 +100,8 @@ class Router:
 
         Raises:
             InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
-            NotFound: no adapter was ever registered for the tenant, or no composition of the name.
-            FailedPrecondition: the composition cannot run on this base model (see `Compositions.resolve`).
+            NotFound: no adapter was ever registered for the tenant, or no adapter or composition of the name.
+            FailedPrecondition: what is named cannot run on this base model (see `Compositions.resolve`, `named_adapter`).
             InvalidArgument: the task strategy without hints.
         """
         started = time.perf_counter_ns()
@@ -111,11 +112,16 @@ class Router:
         if query.composition:
             stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
             every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
+            query = query._replace(base_model=stages[0].adapters[0][0].base_model)
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
+        elif query.adapter:
+            record = await named_adapter(self._catalogue, query.tenant, query.adapter, query.base_model)
+            query = query._replace(base_model=record.base_model)
+            choice = Choice((Chosen(record.ref, score=0.0, weight=1.0),), confidence=1.0)
         else:
             choice, cached = await self._chosen(query, look)
         now_us = time.time_ns() // 1000
-        if len(self.canaries) and not query.composition and not look:
+        if len(self.canaries) and not query.chosen_by_caller and not look:
             tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
             if tried is not choice.chosen:
                 choice = dataclasses.replace(choice, chosen=tried, closeness=None)
@@ -154,16 +160,20 @@ class Router:
         if query.vector:
             sent = np.frombuffer(query.vector, np.float32)
             query = query._replace(vector=self._embedder.completed(sent, "vector", "the query's text", query.query).tobytes())
-        elif not query.query.strip() and not query.composition:
+        elif not query.query.strip() and not query.chosen_by_caller:
             raise InvalidArgument("query", "is empty", "send the text to route, or its vector")
         if not 1 <= top_k <= MAX_TOP_K:
             raise InvalidArgument("top_k", f"{top_k} is outside 1..{MAX_TOP_K}", "ask for a few adapters, 3 by default")
         threshold = query.score_threshold
         if threshold is not None and not -1 <= threshold <= 1:  # NaN is not, either
             raise InvalidArgument("score_threshold", f"{threshold} is outside -1..1", "leave it out for the default")
-        if not 0 < len(query.base_model) <= MAX_NAME_CHARACTERS:
-            problem = "is empty" if not query.base_model else f"has {len(query.base_model):,} characters"
+        if len(query.base_model) > MAX_NAME_CHARACTERS:
+            problem = f"has {len(query.base_model):,} characters"
             raise InvalidArgument("base_model", problem, "send the fingerprint that the executor's GetStatus shows")
+        if query.adapter and query.composition:
+            raise InvalidArgument("adapter", "comes with a composition beside it", "send one of the two")
+        if query.base_model or not query.chosen_by_caller:
+            query = query._replace(base_model=self.executors.base_model(query.base_model, time.time_ns() // 1000))
         tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
         query = query._replace(tenant=tenant, top_k=top_k)
         if query.turns or query.session or query.user:
@@ -176,9 +186,9 @@ class Router:
         if len(query.session) > MAX_NAME_CHARACTERS:
             problem = f"has {len(query.session):,} characters, over {MAX_NAME_CHARACTERS}"
             raise InvalidArgument("session", problem, "name it by a shorter id")
-        if not self.sessions.max_bytes or query.composition:
+        if not self.sessions.max_bytes or query.chosen_by_caller:
             query = query._replace(session="")
-        counting = () if query.new_topic or query.composition else [one for one in query.turns if one.strip()][-MAX_TURNS:]
+        counting = () if query.new_topic or query.chosen_by_caller else [one for one in query.turns if one.strip()][-MAX_TURNS:]
         query = query._replace(turns=tuple(counting))
         if self._strategies[query.strategy].repeats:
             query = query._replace(user=b"")  # who asks changes nothing, so that equal queries have one answer
@@ -313,18 +323,21 @@ class Router:
         return found
 
     async def explain(self, routed: RoutedQuery) -> list[Explanation]:
-        """Why the candidates nearest to a query were chosen in its decision, or not; none of a composition, which names its adapters."""
+        """Why the candidates nearest to a query were chosen in its decision, or not; none where the query names what is to answer."""
         query = routed.query
-        if query.composition:
+        if query.chosen_by_caller:
             return []
         assert query.top_k is not None
         heard = await self._hear(query, routed.choice.before, closely=True)
         strategy, (near, _) = self._strategies[query.strategy], await self._judged(query, heard, MAX_EXPLAINED)
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
-        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
-        names = {adapter_id: record.name for adapter_id, record in records.items()}
+        names = await self.names([one.scored.candidate.ref.adapter_id for one in near])
         explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent, routed.choice.before)
         return [one._replace(name=names.get(one.adapter_id, "")) for one in explained]
+
+    async def names(self, adapter_ids: Sequence[str]) -> dict[str, str]:
+        """Of those of the adapters that are there."""
+        return {adapter_id: record.name for adapter_id, record in (await self._catalogue.records(adapter_ids)).items()}
 
 
 def _check_length(field: str, text: str) -> None:

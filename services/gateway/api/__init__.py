@@ -1,0 +1,1 @@
+"""HTTP to requests and back, in OpenAI's forms."""

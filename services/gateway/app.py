@@ -1,0 +1,79 @@
+"""Composition root of the gateway."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from services.gateway.api.application import Application
+from services.gateway.api.requests import Defaults
+from services.gateway.http_server import HttpServer
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.serving.answering import Answering, Services
+from services.gateway.settings import GatewaySettings
+from smoa.access.access import Access
+from smoa.access.channels import Channels
+from smoa.access.places import Places
+from smoa.access.tls import ServerTls
+from smoa.errors import InvalidArgument
+from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
+from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+
+
+class Gateway:
+    """The servers that run."""
+
+    def __init__(self, http: HttpServer) -> None:
+        self.http = http
+
+    async def ready(self) -> None:
+        """It is, as soon as it listens: what it needs may come and go."""
+
+
+async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
+    """Make every part, start it, and leave its end on the stack.
+
+    Raises:
+        InvalidArgument, FailedPrecondition: a setting's bad value, or an address that is taken.
+    """
+    if settings.when_router_is_away not in ("refuse", "pass"):
+        raise InvalidArgument("SMOA_GATEWAY_WHEN_ROUTER_IS_AWAY", f"{settings.when_router_is_away!r} is unknown", "use refuse or pass")
+    access = Access.of(settings)
+    stack.push_async_callback(access.close)
+    access.check_address("SMOA_GATEWAY_ADDRESS", settings.address, "call", insecure=settings.insecure)
+    channels = Channels()
+    router = channels.to(settings.router, CHANNEL_OPTIONS)
+    stack.push_async_callback(router.close)
+    services = Services(
+        router_pb2_grpc.RouterServiceStub(router),
+        registry_pb2_grpc.RegistryServiceStub(router),
+        feedback_pb2_grpc.FeedbackServiceStub(router),
+    )
+    executors = ExecutorCalls(
+        services.router, lambda address: channels.to(address, (*CHANNEL_OPTIONS, OWN_CONNECTION)), settings.route_timeout_s
+    )
+    stack.push_async_callback(executors.close)
+    metrics = GatewayMetrics(executors)
+    answering = Answering(
+        services,
+        executors,
+        base_model=settings.base_model,
+        passes=settings.when_router_is_away == "pass",
+        timeout_s=settings.timeout_s,
+        route_timeout_s=settings.route_timeout_s,
+    )
+    application = Application(
+        services,
+        answering,
+        metrics,
+        access=access,
+        places=Places(settings.max_calls, max(1, settings.max_calls // 4) if access.asks else settings.max_calls),
+        defaults=Defaults(max_tokens=settings.max_tokens, temperature=settings.temperature),
+        max_body_bytes=settings.max_body_bytes,
+        timeout_s=settings.timeout_s,
+        route_timeout_s=settings.route_timeout_s,
+        ready=executors.check,
+    )
+    http = HttpServer(application.asgi, settings.address, ServerTls.of(settings), settings.drain_s)
+    await http.start()
+    stack.push_async_callback(http.stop)
+    return Gateway(http)

@@ -1,0 +1,195 @@
+"""Carrying decisions out on whichever executor is there: the one that a decision names, and another of its base model while that one has
+not begun to answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import grpc
+
+from smoa.errors import Unavailable
+from smoa.v1 import executor_pb2, executor_pb2_grpc, router_pb2, router_pb2_grpc
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+FRESH_S: Final = 2.0
+"""For so long what routers know of the executors is taken for true, unless one of them fails."""
+STREAMS: Final = 64
+"""Calls on one connection to an executor, which takes only so many at once from each (`max_waiting`)."""
+CONNECTIONS: Final = 32
+"""To one executor; with all of them full, calls wait in turn."""
+_ELSEWHERE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+"""With one of these another executor may still answer."""
+_BUSY_LOAD: Final = 2.0
+
+
+@dataclass
+class _Connection:
+    channel: grpc.aio.Channel
+    stub: executor_pb2_grpc.ExecutorServiceAsyncStub
+    calls: int = 0
+
+
+class ExecutorCalls:
+    """Executors as a router knows them, and connections to them."""
+
+    def __init__(
+        self, router: router_pb2_grpc.RouterServiceAsyncStub, open_channel: Callable[[str], grpc.aio.Channel], timeout_s: float = 10.0
+    ) -> None:
+        """`open_channel` makes a channel to an address, each a connection of its own."""
+        self._router, self._open, self._timeout_s = router, open_channel, timeout_s
+        self._connections: dict[str, list[_Connection]] = {}
+        self._listed: Sequence[router_pb2.Executor] = ()
+        self._listed_at_s = -FRESH_S
+        self._listing = asyncio.Lock()
+        self.moved = 0
+        """Requests that another executor answered than the one they were sent to first."""
+
+    async def listed(self, metadata: Metadata = (), *, anew: bool = False) -> Sequence[router_pb2.Executor]:
+        """The executors that told of themselves of late.
+
+        Raises:
+            grpc.aio.AioRpcError: the router's status.
+        """
+        asked_at_s = time.monotonic()
+        if not anew and asked_at_s - self._listed_at_s < FRESH_S:
+            return self._listed
+        async with self._listing:
+            if self._listed_at_s < asked_at_s:  # else somebody has just asked
+                response = await self._router.ListExecutors(
+                    router_pb2.ListExecutorsRequest(), timeout=self._timeout_s, metadata=tuple(metadata)
+                )
+                self._listed, self._listed_at_s = tuple(response.executors), time.monotonic()
+                await self._forget({one.address for one in self._listed})
+        return self._listed
+
+    async def check(self) -> None:
+        """Whether a request could be answered.
+
+        Raises:
+            Unavailable: no executor has told of itself.
+            grpc.aio.AioRpcError: the router's status.
+        """
+        if not await self.listed():
+            raise Unavailable("executor: none has told of itself; start one, or wait until it is ready", 2.0)
+
+    def last_listed(self) -> Sequence[router_pb2.Executor]:
+        """The same, as it was when the router was asked last."""
+        return self._listed
+
+    async def answer(
+        self,
+        request: executor_pb2.GenerateRequest,
+        base_model: str,
+        first: str = "",
+        metadata: Metadata = (),
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[tuple[str, executor_pb2.GenerateResponse], None]:
+        """Generate; (address of the executor, message) as they come. Until the first message, an executor that is away or full is passed
+        over for another.
+
+        Args:
+            request: What to generate.
+            base_model: Fingerprint of the base model that is to answer.
+            first: Address of the executor to ask first, as a decision names it; empty: whichever has least to do.
+            metadata: That goes with the call.
+            timeout_s: For all of it.
+
+        Raises:
+            Unavailable: no executor of the base model has told of itself.
+            grpc.aio.AioRpcError: the status of the last one that was asked.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        tried: list[str] = []
+        while True:
+            address = first if first and not tried else await self._next(base_model, tried, metadata)
+            tried.append(address)
+            begun = False
+            try:
+                async with self._connection(address) as stub:
+                    left_s = None if deadline_s is None else max(0.001, deadline_s - time.monotonic())
+                    call = stub.Generate(request, timeout=left_s, metadata=tuple(metadata))
+                    try:
+                        async for response in call:
+                            if not begun:
+                                begun = True
+                                self.moved += len(tried) > 1
+                            yield address, response
+                    finally:
+                        call.cancel()  # whoever goes away, its row is free at once
+                return
+            except grpc.aio.AioRpcError as error:
+                if begun or error.code() not in _ELSEWHERE or not await self._others(error, base_model, tried, metadata):
+                    raise
+
+    async def _next(self, base_model: str, tried: Sequence[str], metadata: Metadata) -> str:
+        others = self._untried(base_model, tried)
+        if not others:
+            await self.listed(metadata, anew=True)
+            others = self._untried(base_model, tried)
+        if not others:
+            raise Unavailable(
+                f"executor: none of base model {base_model[:12]} has told of itself; start one, or wait until it is ready", 2.0
+            )
+        return min(others, key=lambda one: one.load).address
+
+    async def _others(self, error: grpc.aio.AioRpcError, base_model: str, tried: Sequence[str], metadata: Metadata) -> bool:
+        """Whether another executor is worth asking."""
+        await self.listed(metadata, anew=True)
+        others = self._untried(base_model, tried)
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # where others are as full, asking them all makes it worse
+            return any(one.load < _BUSY_LOAD for one in others)
+        return bool(others)
+
+    def _untried(self, base_model: str, tried: Sequence[str]) -> list[router_pb2.Executor]:
+        return [one for one in self._listed if one.base_model == base_model and one.address not in tried]
+
+    @asynccontextmanager
+    async def _connection(self, address: str) -> AsyncIterator[executor_pb2_grpc.ExecutorServiceAsyncStub]:
+        """A connection with room for a call, opened if there is none."""
+        there = self._connections.setdefault(address, [])
+        chosen = next((one for one in there if one.calls < STREAMS), None)
+        if chosen is None:
+            if len(there) < CONNECTIONS:
+                channel = self._open(address)
+                chosen = _Connection(channel, executor_pb2_grpc.ExecutorServiceStub(channel))
+                there.append(chosen)
+            else:
+                chosen = min(there, key=lambda one: one.calls)
+        chosen.calls += 1
+        try:
+            yield chosen.stub
+        finally:
+            chosen.calls -= 1
+
+    async def _forget(self, addresses: set[str]) -> None:
+        """Close connections to executors that are gone, once nothing runs on them."""
+        for address in [one for one in self._connections if one not in addresses]:
+            kept = [one for one in self._connections[address] if one.calls]
+            for idle in [one for one in self._connections.pop(address) if not one.calls]:
+                await idle.channel.close()
+            if kept:
+                self._connections[address] = kept
+
+    async def close(self) -> None:
+        """Close every connection."""
+        connections, self._connections = self._connections, {}
+        for one in [one for there in connections.values() for one in there]:
+            await one.channel.close()
+
+
+CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes. round_robin spreads calls
+    # over all the pods behind a headless service.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.lb_policy_name", "round_robin"),
+)
+"""Of every channel to a service."""
+OWN_CONNECTION: Final = ("grpc.use_local_subchannel_pool", 1)
+"""A channel with it shares no connection with others to its address."""
