@@ -81,7 +81,7 @@ demo: setup ## Run the whole loop on this machine, with tables; writes build/dem
 	$(BIN)/smoa demo --json build/demo.json
 
 requirements: setup ## Write requirements/ again: what the images install, with hashes
-	for service in router executor optimizer; do \
+	for service in router executor optimizer gateway; do \
 	  $(PINNED) pyproject.toml --extra $$service --universal --python-version 3.11 -o build/$$service.txt && \
 	  $(BIN)/python -m requirements.without_torch build/$$service.txt requirements/$$service.txt || exit 1; done
 	echo wordllama | $(PINNED) - --no-deps --universal --python-version 3.11 -o requirements/embedding.txt

@@ -36,7 +36,7 @@ def test_each_service_has_what_it_says_it_needs() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for service in ("router", "executor", "optimizer"):
+    for service in ("router", "executor", "optimizer", "gateway"):
         wanted = [re.split(r"[\[>=<;! ]", one)[0] for one in (*project["dependencies"], *project["optional-dependencies"][service])]
         named = _versions((ROOT / "requirements" / f"{service}.txt").read_text())
         assert {one.lower().replace("_", "-") for one in wanted} - {"torch"} <= named.keys(), service
