@@ -30,6 +30,7 @@ class TopicRights:
 
 RIGHTS: Final[dict[str, TopicRights]] = {
     "router": TopicRights(reads=(LIFECYCLE, ADAPTER_OUTCOMES, EXECUTORS), writes=(DECISIONS, OUTCOMES, LIFECYCLE, DEAD_LETTER, AUDIT)),
+    "gateway": TopicRights(writes=(USAGE, DEAD_LETTER)),
     "executor": TopicRights(writes=(USAGE, EXECUTORS, DEAD_LETTER, AUDIT)),
     # What it reads it also writes: what came to another partition, as topics grew, is sent again to its own.
     "optimizer": TopicRights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 
 from services.gateway.api.application import Application
@@ -16,17 +17,24 @@ from smoa.access.places import Places
 from smoa.access.tls import ServerTls
 from smoa.errors import InvalidArgument
 from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
+from smoa.publisher import EventPublisher
+from smoa.rpc import RpcServer
+from smoa.spool import Spool
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
     """The servers that run."""
 
-    def __init__(self, http: HttpServer) -> None:
-        self.http = http
+    def __init__(self, http: HttpServer, processor: RpcServer | None) -> None:
+        self.http, self.processor = http, processor
 
     async def ready(self) -> None:
         """It is, as soon as it listens: what it needs may come and go."""
+        if self.processor is not None:
+            await self.processor.ready()
 
 
 async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
@@ -74,6 +82,35 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
         ready=executors.check,
     )
     http = HttpServer(application.asgi, settings.address, ServerTls.of(settings), settings.drain_s)
+    processor = await _processor(settings, answering, access, metrics, stack) if settings.envoy_address else None
     await http.start()
     stack.push_async_callback(http.stop)
-    return Gateway(http)
+    _log.info("serving on port %d", http.port)
+    return Gateway(http, processor)
+
+
+async def _processor(
+    settings: GatewaySettings, answering: Answering, access: Access, metrics: GatewayMetrics, stack: AsyncExitStack
+) -> RpcServer:
+    """Serve Envoy: the callers are known by their requests' headers, and its own connection by TLS if that is asked for."""
+    from envoy.service.ext_proc.v3.external_processor_pb2_grpc import add_ExternalProcessorServicer_to_server
+
+    from services.gateway.envoy.processor import Processor
+
+    publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
+    await publisher.start()
+    stack.push_async_callback(publisher.stop, settings.drain_s)
+    server = RpcServer.of(settings.envoy_address, settings)
+    processor = Processor(
+        answering,
+        access,
+        metrics,
+        publisher.publish,
+        base_model_name=settings.base_model_name,
+        passes=settings.when_router_is_away == "pass",
+        max_body_bytes=settings.max_body_bytes,
+    )
+    add_ExternalProcessorServicer_to_server(processor, server.server)
+    await server.start()
+    stack.push_async_callback(server.stop)
+    return server

@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from services.gateway.api.fields import CHAT, COMPLETIONS, FEEDBACK, RESPONSES, Fields
 from services.gateway.serving.asked import Asked
+from services.gateway.serving.routes import to_route
 from smoa.errors import InvalidArgument
 from smoa.limits import (
     MAX_ANSWERS,
@@ -20,19 +21,15 @@ from smoa.limits import (
     MAX_LOGPROBS,
     MAX_MESSAGES,
     MAX_NAME_CHARACTERS,
-    MAX_QUERY_CHARACTERS,
     MAX_STOP_CHARACTERS,
     MAX_STOPS,
     MAX_TAGS,
 )
 from smoa.rules import check_rules
-from smoa.turns import said
-from smoa.v1 import common_pb2 as common
-from smoa.v1 import executor_pb2, feedback_pb2, router_pb2
+from smoa.v1 import executor_pb2, feedback_pb2
 
 Made = TypeVar("Made", bound=BaseModel)
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_STRATEGIES: Final = sorted(name.removeprefix("ROUTING_STRATEGY_").lower() for name, number in common.RoutingStrategy.items() if number)
 AS_MANY: Final = -1
 """Tokens: as many as the executor's limit and the context leave."""
 _REMEDY: Final = "correct it, or leave it out"
@@ -147,12 +144,13 @@ def parsed(data: bytes, kind: type[Made], fields: Fields) -> tuple[Made, tuple[s
     try:
         return kind.model_validate({name: value for name, value in body.items() if value is not None}), warnings
     except ValidationError as error:
-        raise _said(error) from error
+        raise said_of(error) from error
 
 
-def _said(error: ValidationError) -> InvalidArgument:
+def said_of(error: ValidationError, within: str = "") -> InvalidArgument:
+    """The first thing that is wrong, in one sentence; `within` a field."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ""
+    where = within
     for part in first["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
@@ -324,32 +322,10 @@ def _asked(
         n=body.n or 1,
         ignore_eos=body.ignore_eos or False,
     )
-    query, before = said("", turns)
-    route = router_pb2.RouteRequest(
-        tenant=ours.tenant or "",
-        base_model=ours.base_model or "",
-        query=query[:MAX_QUERY_CHARACTERS],
-        strategy=_strategy(ours.strategy),
-        top_k=ours.top_k,
-        tags=ours.tags or (),
-        task_id=ours.task or "",
-        turns=before,
-        session=ours.session or "",
-        new_topic=ours.new_topic or False,
-        user=ours.user or body.safety_identifier or body.user or "",
-        own_only=ours.own_only or False,
-        explain=ours.explain or False,
-    )
-    for message in (route, generate):
-        check_rules(message)
+    route = to_route(ours.model_dump(), turns, body.safety_identifier or body.user or "")
+    check_rules(generate)
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return Asked(model=body.model, route=route, generate=generate, stream=bool(body.stream), usage_in_stream=usage, warnings=warnings)
-
-
-def _strategy(name: str | None) -> str:
-    if name is not None and name not in _STRATEGIES:
-        raise InvalidArgument("smoa.strategy", f"{name[:40]!r} is unknown", f"use one of {', '.join(_STRATEGIES)}")
-    return f"ROUTING_STRATEGY_{(name or 'unspecified').upper()}"
 
 
 def _stops(given: str | list[str] | None) -> list[str]:
