@@ -31,7 +31,7 @@ AVX512: Flags = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 AVX512_BF16: Flags = (*AVX512, "-mavx512bf16")
 AMX: Flags = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
 VARIANTS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
-_FLAGS = ("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # Documentation/arch/x86/xstate.rst
 _log = logging.getLogger(__name__)
 

@@ -109,6 +109,12 @@ inline void tail(int count, int token, F& body) {
         else tail<MR - 1>(count, token, body);
     }
 }
+// Tokens whose sums are in registers at once: there are 32, or, without AVX-512, 16 of half the size.
+#if defined(__AVX512F__)
+constexpr int IN_REGISTERS = TILE;
+#else
+constexpr int IN_REGISTERS = 3;
+#endif
 template <class E, class F>
 inline void tiles(int first, int last, F body) {
     int token = first;
@@ -116,8 +122,8 @@ inline void tiles(int first, int last, F body) {
         for (; token + 16 < last; token += 32) body(std::integral_constant<int, 32>{}, token, last - token < 32 ? last - token : 32);
         if (token < last) body(std::integral_constant<int, 16>{}, token, last - token);
     } else {
-        for (; token + TILE <= last; token += TILE) body(std::integral_constant<int, TILE>{}, token, TILE);
-        tail<TILE - 1>(last - token, token, body);
+        for (; token + IN_REGISTERS <= last; token += IN_REGISTERS) body(std::integral_constant<int, IN_REGISTERS>{}, token, IN_REGISTERS);
+        tail<IN_REGISTERS - 1>(last - token, token, body);
     }
 }
 

@@ -24,8 +24,7 @@ inline Vector multiply_add(Vector a, Vector b, Vector sum) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, sum);
 #else
-    for (int i = 0; i < LANES; i++) sum[i] = __builtin_fmaf(a[i], b[i], sum[i]);
-    return sum;
+    return a * b + sum;  // fused, as -ffp-contract=fast has it
 #endif
 }
 inline float total(Vector value) {
