@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Unpack
 
@@ -10,8 +12,9 @@ import grpc
 
 from smoa.access.channels import Channels, ConnectionSettings
 from smoa.errors import FailedPrecondition
-from smoa.executor_calls import CHANNEL_OPTIONS
+from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
 from smoa.library_client import LibraryClient
+from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_QUERY_CHARACTERS
 from smoa.sampling_options import SamplingOptions
 from smoa.turns import Turn, said
 from smoa.v1 import common_pb2 as common
@@ -26,12 +29,46 @@ from smoa.v1 import (
 )
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was answered, by which decision and on which executor."""
+
+    text: str
+    decision: router_pb2.Decision
+    usage: executor_pb2.Usage
+    executor: str
+    client: SmoaClient
+    query: str
+    """What the user said last."""
+
+    async def report(self, *, success: bool, score: float | None = None, corrected_output: str = "", right_adapter_id: str = "") -> None:
+        """Say how it turned out; durable when this returns. A right answer becomes an example.
+
+        Raises:
+            grpc.aio.AioRpcError: the router's status.
+        """
+        await self.client.report(
+            self.decision,
+            success=success,
+            score=score,
+            input_text=self.query[:MAX_EXAMPLE_CHARACTERS],
+            output=self.text[:MAX_EXAMPLE_CHARACTERS],
+            corrected_output=corrected_output,
+            right_adapter_id=right_adapter_id,
+        )
+
+
 class SmoaClient(LibraryClient):
     """Route, generate, report, and keep the library.
 
+        async with SmoaClient(router="127.0.0.1:50051") as smoa:
+            answer = await smoa.chat("my card was charged twice")
+            await answer.report(success=answer.text == "billing")
+
+    Or each step by itself:
+
         async with SmoaClient(router="127.0.0.1:50051", executor="127.0.0.1:50052") as smoa:
-            base = (await smoa.status()).base_model
-            decision = await smoa.route("my card was charged twice", base_model=base)
+            decision = await smoa.route("my card was charged twice")
             text, usage = await smoa.generate("my card was charged twice", decision)
             await smoa.report(decision, success=text == "billing")
 
@@ -57,11 +94,15 @@ class SmoaClient(LibraryClient):
         self._timeout_s = timeout_s
         self._made_by = Channels(connection)
         self._channels: list[grpc.aio.Channel] = []
+        self._calls: ExecutorCalls | None = None
         if router is not None:
             channel = self._channel(router)
             self.router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
             self.registry: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(channel)
             self.feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+            self._calls = ExecutorCalls(
+                self.router, lambda address: self._made_by.to(address, (*CHANNEL_OPTIONS, OWN_CONNECTION)), timeout_s
+            )
         self._chosen_executors: dict[str, executor_pb2_grpc.ExecutorServiceAsyncStub] | None = {} if executor is None else None
         if executor is not None:
             self.executor: executor_pb2_grpc.ExecutorServiceAsyncStub = executor_pb2_grpc.ExecutorServiceStub(self._channel(executor))
@@ -79,6 +120,8 @@ class SmoaClient(LibraryClient):
 
     async def close(self) -> None:
         """Close the channels."""
+        if self._calls is not None:
+            await self._calls.close()
         for channel in self._channels:
             await channel.close()
 
@@ -86,13 +129,14 @@ class SmoaClient(LibraryClient):
         self,
         query: str = "",
         *,
-        base_model: str,
+        base_model: str = "",
         tenant: str = "public",
         strategy: common.RoutingStrategy | str = common.ROUTING_STRATEGY_HYBRID,
         top_k: int | None = None,
         score_threshold: float | None = None,
         tags: Sequence[str] = (),
         task_id: str = "",
+        adapter: str = "",
         composition: str = "",
         look: bool = False,
         explain: bool = False,
@@ -104,7 +148,8 @@ class SmoaClient(LibraryClient):
         user: str = "",
         own_only: bool = False,
     ) -> router_pb2.Decision:
-        """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or how a composition is carried out.
+        """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or those of the adapter, or the
+        composition, that is named. Without a base model, it is the only one that executors run.
 
         With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too. What
         was said before, in `messages` or in `turns`, or in the `session` that the router remembers, says what the query is about if it does
@@ -121,6 +166,7 @@ class SmoaClient(LibraryClient):
             score_threshold=score_threshold,
             tags=tags,
             task_id=task_id,
+            adapter=adapter,
             composition=composition,
             look=look,
             explain=explain,
@@ -132,6 +178,74 @@ class SmoaClient(LibraryClient):
             user=user,
         )
         return await self.router.Route(request, timeout=self._timeout_s)
+
+    async def chat(
+        self,
+        messages: str | Sequence[Turn],
+        *,
+        tenant: str = "public",
+        max_tokens: int = -1,
+        adapter: str = "",
+        composition: str = "",
+        base_model: str = "",
+        session: str = "",
+        user: str = "",
+        tags: Sequence[str] = (),
+        task_id: str = "",
+        most_adapters: int | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer:
+        """Route, generate on whichever executor is there, and return what was said; `report` on it says how it turned out.
+
+        Args:
+            messages: What the user says, or a conversation whose last turn is theirs.
+            tenant: Whose adapters.
+            max_tokens: Of the answer; -1: as many as the executor's limit and the context leave.
+            adapter: Id or name of the one to use, instead of choosing.
+            composition: Name of the one to carry out, instead of choosing.
+            base_model: Its name or fingerprint, where executors run several.
+            session: Name of the conversation, by which the router remembers what it is about.
+            user: Who asks, a pseudonym.
+            tags: Hints.
+            task_id: Hint, and what counts are kept by.
+            most_adapters: Of the decision.
+            sampling: See `SamplingOptions`; one answer.
+
+        Raises:
+            Unavailable: no executor has told the router of itself.
+            grpc.aio.AioRpcError: a service's status; of an executor that is away before it has said something, another's.
+        """
+        turns: Sequence[Turn] = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        query, before = said("", turns)
+        decision = await self.route(
+            query[:MAX_QUERY_CHARACTERS],
+            base_model=base_model,
+            tenant=tenant,
+            adapter=adapter,
+            composition=composition,
+            turns=before,
+            session=session,
+            user=user,
+            tags=tags,
+            task_id=task_id,
+            top_k=most_adapters,
+        )
+        request = executor_pb2.GenerateRequest(
+            tenant=tenant,
+            messages=turns,
+            adapters=() if decision.stages else decision.adapters,
+            stages=decision.stages,
+            decision_id=decision.decision_id,
+            max_tokens=max_tokens,
+            **sampling,
+        )
+        assert self._calls is not None, "made without a router"
+        text, usage, executor = "", executor_pb2.Usage(), ""
+        async with aclosing(self._calls.answer(request, decision.base_model, decision.executor, timeout_s=self._timeout_s)) as pieces:
+            async for executor, piece in pieces:  # noqa: B007
+                text += piece.text
+                usage = piece.usage
+        return Answer(text, decision, usage, executor, self, query)
 
     async def stream(
         self,

@@ -11,7 +11,9 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from smoa.access.access import Access
 from smoa.access.audit import Audit
@@ -75,6 +77,11 @@ class RpcServer:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
         self._loading: asyncio.Task[None] | None = None
         self.port = 0
+
+    def serves(self, *services: ServiceDescriptor) -> None:
+        """Tell who asks what the contracts of its services are (gRPC server reflection): `grpcurl` needs no files then."""
+        names = [service.full_name for service in services]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
 
     async def start(self) -> None:
         """Bind and listen; health answers NOT_SERVING until `ready`.

@@ -41,7 +41,7 @@ from smoa.rpc import RpcServer
 from smoa.signatures import Publishers
 from smoa.spool import Spool
 from smoa.store import AdapterStore
-from smoa.v1 import executor_pb2_grpc
+from smoa.v1 import executor_pb2, executor_pb2_grpc
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 BACKENDS = ("auto", "native", "torch")
@@ -191,6 +191,7 @@ async def build(settings: ExecutorSettings, stack: AsyncExitStack) -> RpcServer:
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(
         ExecutorServicer(loaded.requests, publisher, metrics, loaded.fingerprint, name, shape), server.server
     )
+    server.serves(*executor_pb2.DESCRIPTOR.services_by_name.values())
     await server.start()
     stack.push_async_callback(server.stop)
     if settings.advertised_address:

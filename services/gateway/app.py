@@ -93,6 +93,7 @@ async def _processor(
     settings: GatewaySettings, answering: Answering, access: Access, metrics: GatewayMetrics, stack: AsyncExitStack
 ) -> RpcServer:
     """Serve Envoy: the callers are known by their requests' headers, and its own connection by TLS if that is asked for."""
+    from envoy.service.ext_proc.v3.external_processor_pb2 import DESCRIPTOR
     from envoy.service.ext_proc.v3.external_processor_pb2_grpc import add_ExternalProcessorServicer_to_server
 
     from services.gateway.envoy.processor import Processor
@@ -111,6 +112,7 @@ async def _processor(
         max_body_bytes=settings.max_body_bytes,
     )
     add_ExternalProcessorServicer_to_server(processor, server.server)
+    server.serves(*DESCRIPTOR.services_by_name.values())
     await server.start()
     stack.push_async_callback(server.stop)
     return server

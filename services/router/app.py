@@ -33,7 +33,7 @@ from smoa.signatures import Publishers
 from smoa.spool import Spool
 from smoa.store import AdapterStore
 from smoa.tasks import begin, end
-from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+from smoa.v1 import feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions, uploads), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher, kept_bytes), server.server)
+    modules = (router_pb2, registry_pb2, feedback_pb2)
+    server.serves(*(service for module in modules for service in module.DESCRIPTOR.services_by_name.values()))
     if settings.share_address:  # the others answer meanwhile, and know more
         await library.whole()
     await server.start()

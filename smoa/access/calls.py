@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 STALLED_S: Final = 60.0
 """For so long a caller may leave its stream alone: take no answer, or send no request."""
 _WATCH: Final = "/grpc.health.v1.Health/Watch"
+_REFLECTION: Final = "/grpc.reflection."
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -51,8 +52,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         if method.startswith("/smoa."):
             self._made[method] = self._streaming(method, handler) if handler.response_streaming else self._single(method, handler)
-        elif method == _WATCH:
-            self._made[method] = self._watching(handler)
+        elif method == _WATCH or method.startswith(_REFLECTION):
+            self._made[method] = self._for_anybody(method, handler)
         else:
             return handler  # a probe must be answered whoever else calls
         return self._made[method]
@@ -124,18 +125,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(self._rates.owe(admitted, request))  # the stream is slower then, and not refused
             yield request
 
-    def _watching(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        """Health as a stream: anybody may watch, and some of them at once."""
-        watch: Any = handler.unary_stream
+    def _for_anybody(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A stream of health, or of the contracts: anybody may ask, and some of them at once."""
+        stream: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-        async def watching(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def streaming(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async def answer() -> None:
-                with self._watches.held("health"):
-                    await watch(request, context)
+                with self._watches.held(method):
+                    if handler.request_streaming:
+                        await self._streamed(stream(_in_time(request, self._stalled_s), context), context)
+                    else:
+                        await stream(request, context)
 
-            await self._guarded(Asked(_WATCH), context, answer())
+            await self._guarded(Asked(method), context, answer())
 
-        return grpc.unary_stream_rpc_method_handler(watching, handler.request_deserializer, handler.response_serializer)
+        make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        return make(streaming, handler.request_deserializer, handler.response_serializer)
 
     async def _guarded(self, asked: Asked, context: grpc.aio.ServicerContext[Any, Any], answer: Coroutine[Any, Any, T]) -> T:
         """The answer; of an error its status, and of a bug, which is logged with its trace, INTERNAL. How it ended is told."""

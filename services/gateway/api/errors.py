@@ -29,7 +29,7 @@ _INTERNAL: Final = (500, "server_error", "internal_error")
 _WAIT: Final = re.compile(r"wait ([0-9.]+) s")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class HttpError(Exception):
     """What a caller is answered in place of what they asked for."""
 
