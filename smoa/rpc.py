@@ -48,6 +48,7 @@ class RpcServer:
         insecure: bool = False,
         health_address: str = "",
         streams: int = 0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         audit: Audit | None = None,
         rates: Rates | None = None,
     ) -> None:
@@ -63,7 +64,7 @@ class RpcServer:
         self.server = grpc.aio.server(
             interceptors=[CallInterceptor(self._access, places, self.audit, rates or Rates(Rate("calls", 0.0), Rate("changes", 0.0)))],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.so_reuseport", int(share_address)),
                 *([("grpc.max_concurrent_streams", streams), _COUNT_OPEN] if streams else []),
             ],
@@ -135,7 +136,14 @@ class RpcServer:
 
     @classmethod
     def of(
-        cls, address: str, settings: AccessSettings, *, share_address: bool = False, streams: int = 0, audit: Audit | None = None
+        cls,
+        address: str,
+        settings: AccessSettings,
+        *,
+        share_address: bool = False,
+        streams: int = 0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        audit: Audit | None = None,
     ) -> RpcServer:
         """As the settings say.
 
@@ -151,6 +159,7 @@ class RpcServer:
             insecure=settings.insecure,
             health_address=settings.health_address,
             streams=streams,
+            max_message_bytes=max_message_bytes,
             audit=audit,
             rates=Rates(Rate("calls", settings.calls_per_s), Rate("changes", settings.changes_per_s)),
         )

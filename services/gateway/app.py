@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from typing import Final
 
 from services.gateway.api.application import Application
 from services.gateway.api.requests import Defaults
@@ -22,6 +23,8 @@ from smoa.rpc import RpcServer
 from smoa.spool import Spool
 from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
 
+_PROCESSED_BYTES: Final = 64 * 2**20
+"""Envoy may send what it has of a body in one message, however much that is: what is too large is refused then, and not cut off."""
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +104,7 @@ async def _processor(
     publisher = EventPublisher(settings.kafka, Spool(settings.data_folder / "spool", settings.spool_bytes))
     await publisher.start()
     stack.push_async_callback(publisher.stop, settings.drain_s)
-    server = RpcServer.of(settings.envoy_address, settings)
+    server = RpcServer.of(settings.envoy_address, settings, max_message_bytes=_PROCESSED_BYTES)
     processor = Processor(
         answering,
         access,

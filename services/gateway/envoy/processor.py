@@ -193,6 +193,8 @@ class _Exchange:
                 headers[ENDPOINT_HEADER] = decision.executor
             if decision.decision_id:
                 headers[DECISION_HEADER] = packed(decision)
+            if "content-length" in self._headers and self._request_mode != _DUPLEX:
+                headers["content-length"] = str(len(body))
         response = ext_proc.CommonResponse(header_mutation=_setting(headers), clear_route_cache=bool(headers))
         if self._request_mode == _DUPLEX:
             response.header_mutation.remove_headers.append("content-length")

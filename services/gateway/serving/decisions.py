@@ -41,6 +41,7 @@ def shown(decision: router_pb2.Decision, executor: str) -> dict[str, Any]:
                 "cosine": round(one.cosine, 6),
                 "confidence": round(one.confidence, 6) if one.HasField("confidence") else None,
                 "weight": round(one.weight, 6),
+                "before": round(one.before, 6),
                 "reason": one.reason,
             }
             for one in decision.explanations
