@@ -63,7 +63,7 @@ test-restarts: setup ## Stop and kill `smoa up` ten times in traffic (`make test
 
 FUZZ_RUNS ?= 1500000
 FUZZ_SECONDS ?= 60
-FUZZED := adapter events counted changelog requests ranker callers publishers claims peft
+FUZZED := adapter events counted changelog requests ranker callers publishers claims bodies peft
 fuzz: setup ## Give every parser that stands where bytes enter ten million inputs, guided by what they reach; keeps what finds new paths
 	$(BIN)/python -m pip install -q atheris
 	for target in $(filter-out peft,$(FUZZED)); do $(BIN)/python -m tests.fuzz $$target -runs=$(FUZZ_RUNS) || exit 1; done

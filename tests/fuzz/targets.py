@@ -13,6 +13,10 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from safetensors.numpy import save
 
+from services.gateway.api import requests
+from services.gateway.api.requests import Defaults
+from services.gateway.envoy.bodies import read_request
+from services.gateway.serving.decisions import unpacked
 from services.optimizer.changelog import kept_of
 from services.optimizer.counting import CountPartition, check_value
 from services.optimizer.joining import JoinPartition, entries_of
@@ -128,6 +132,22 @@ def _claims(text: str) -> None:
             _TOKENS._said({"sub": "x", **claims})
 
 
+_BODIES: Final = (
+    lambda data: requests.chat(data, Defaults()),
+    lambda data: requests.completion(data, Defaults()),
+    lambda data: requests.response(data, Defaults()),
+    requests.feedback,
+    read_request,
+    lambda data: unpacked(data.decode("latin-1")),
+)
+
+
+def _body(data: bytes) -> None:
+    """Of an HTTP request to the gateway, or past it; the first byte says of which kind."""
+    if data:
+        _BODIES[data[0] % len(_BODIES)](data[1:])
+
+
 def _text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode(errors="replace"))
 
@@ -142,6 +162,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "callers": _refusing(_text(read_callers), "callers"),
     "publishers": _refusing(_text(read_publishers), "publishers"),
     "claims": _refusing(_text(_claims)),
+    "bodies": _refusing(_body),
     "peft": _refusing(_peft),
 }
 
@@ -168,6 +189,18 @@ def seeds(name: str) -> list[bytes]:
         return [json.dumps({"publishers": [{"tenants": ["acme"], "public_key": "A" * 43 + "="}]}).encode()]
     if name == "claims":
         return [json.dumps({"tenants": ["acme"], "roles": ["infer", "other"]}).encode(), b'{"tenants": [{}], "roles": [{}, [1]]}']
+    if name == "bodies":
+        ours = {"session": "s", "tags": ["t"], "strategy": "hybrid"}
+        said = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+        sampling = {"model": "smoa-auto", "n": 2, "stop": ["x"], "logit_bias": {"1": 2}, "stream": True, "smoa": ours}
+        made = [
+            {**sampling, "messages": [said], "logprobs": True, "top_logprobs": 2},
+            {**sampling, "prompt": "hi"},
+            {"model": "smoa-auto", "input": [said], "instructions": "be short"},
+            {"id": "chatcmpl-01J9ZC3B5T8QH7M2K4N6P0R1SV", "success": True, "score": 0.5},
+            {**sampling, "messages": [said]},
+        ]
+        return [bytes([kind]) + json.dumps(one).encode() for kind, one in enumerate(made)] + [b"\x05CgNhYmM="]
     if name == "peft":
         return [json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}).encode()]
     if name == "requests":

@@ -22,7 +22,15 @@ KAFKA: Final[Any] = confluent_kafka.admin
 """Its names are not declared as exported."""
 ADMIN: Final = "admin"
 SCRAM: Final = "SCRAM-SHA-512"
-MECHANISMS: Final = {"router": "PLAIN", "executor": OAUTH, "optimizer": SCRAM, "operator": SCRAM, "learner": OAUTH, "reporter": "PLAIN"}
+MECHANISMS: Final = {
+    "router": "PLAIN",
+    "executor": OAUTH,
+    "optimizer": SCRAM,
+    "operator": SCRAM,
+    "learner": OAUTH,
+    "reporter": "PLAIN",
+    "gateway": SCRAM,
+}
 """How each says who it is: every way is somebody's."""
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from services.gateway.api.application import ROUTES as GATEWAY_ROUTES
 from services.optimizer.changelog import COUNTS, JOINS
 from services.topic_rights import RIGHTS
+from smoa.access.access import REPRESENTED
 from smoa.access.principal import ROLES
 from smoa.errors import Unavailable
 from smoa.events import OUTCOMES
@@ -30,12 +35,14 @@ from smoa.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
+from smoa.v1.access_pb2 import Represented
 from tests.integration.router_support import MONEY
-from tests.security.world import World
+from tests.security.world import World, status_of
 
 TABLE: Final = {
     "RouterService/Route": "infer",
     "RouterService/RouteBatch": "infer",
+    "RouterService/ListExecutors": "infer library operate",
     "FeedbackService/ReportOutcome": "infer",
     "ExecutorService/Generate": "infer",
     "ExecutorService/Score": "infer optimizer",
@@ -65,7 +72,17 @@ MODULES: Final = (
     (executor_pb2, executor_pb2_grpc, "executor"),
 )
 HTTP: Final = {"/metrics": "operate"}
-"""The same of what is asked by HTTP."""
+"""The same of what is asked by HTTP, of every service."""
+GATEWAY: Final = {
+    "/v1/chat/completions": ("POST", "infer"),
+    "/v1/completions": ("POST", "infer"),
+    "/v1/responses": ("POST", "infer"),
+    "/v1/feedback": ("POST", "infer"),
+    "/v1/models": ("GET", "infer library operate"),
+    "/v1/models/{model:path}": ("GET", "infer library operate"),
+    "/metrics": ("GET", "operate"),
+}
+"""And of the gateway."""
 LOST_RACE: Final = "Internal error from Core"
 REFUSALS: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
@@ -129,12 +146,62 @@ async def test_a_method_is_for_those_that_the_table_names(world: World, name: st
         if not right:
             wrong.append((who, found))
     assert not wrong
-    if name != "ExecutorService/GetStatus":  # which names no tenant
+    if name not in ("ExecutorService/GetStatus", "RouterService/ListExecutors"):  # which name no tenant
         assert await _answer(world, name, TABLE[name].split()[0], tenant="beta") == "PERMISSION_DENIED"
 
 
 def test_every_route_has_a_row() -> None:
     assert {path: " ".join(sorted(roles)) for path, roles in ROUTES.items()} == HTTP
+    assert {path: (method, " ".join(sorted(roles))) for path, (method, roles) in GATEWAY_ROUTES.items()} == GATEWAY
+
+
+@pytest.mark.parametrize("path", GATEWAY)
+async def test_a_route_of_the_gateway_is_for_those_that_the_table_names(world: World, path: str) -> None:
+    """Who may is told that an empty request is wrong, or is answered."""
+    method, roles = GATEWAY[path]
+    asked = path.replace("{model:path}", "smoa-auto")
+    for who in (*sorted(ROLES), "nothing", "stranger"):
+        found = await asyncio.to_thread(world.http, "gateway", asked, who, method, b"{}" if method == "POST" else None)
+        wanted = 401 if who == "stranger" else 403 if who not in roles.split() else 400 if method == "POST" else 200
+        assert found == wanted, who
+
+
+async def test_behind_the_gateway_a_caller_is_who_they_are(world: World) -> None:
+    """Its tenants and roles are the caller's, not the gateway's; and nobody but a gateway may call for others."""
+
+    async def asked(who: str, tenant: str, text: str = MONEY[0]) -> tuple[int, Any]:
+        body = {
+            "model": "smoa-auto",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 1,
+            "smoa": {"tenant": tenant},
+        }
+        connection = world.connection(who)
+        token = Path(connection.token_file).read_text().strip()
+        context = ssl.create_default_context(cafile=connection.tls_ca)
+        async with (
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {token}"}) as session,
+            session.post(f"https://{world.gateway}/v1/chat/completions", json=body, ssl=context) as answer,
+        ):
+            return answer.status, await answer.json()
+
+    status, answer = await asked("victim", "")
+    assert (status, answer["smoa"]["adapters"][0]["id"]) == (200, world.first["acme"])
+    assert (await asked("victim", "mallory"))[0] == 403
+    status, answer = await asked("administrator", "mallory")
+    assert (status, answer["smoa"]["adapters"][0]["id"]) == (200, world.first["mallory"])
+    pretended = Represented(name="victim", tenants=["acme"], roles=["infer"]).SerializeToString()
+    for who, wanted in (("mallory", "PERMISSION_DENIED"), ("door", "OK"), ("gateway", "PERMISSION_DENIED")):
+        async with world.channel(who) as channel:
+            request = router_pb2.RouteRequest(tenant="acme", base_model=world.base_model, query=MONEY[0])
+            call = router_pb2_grpc.RouterServiceStub(channel).Route(request, timeout=10, metadata=((REPRESENTED, pretended),))
+            assert (await status_of(call))[0] == wanted, who
+    stronger = Represented(name="victim", tenants=["*"], roles=["infer", "optimizer", "executor", "gateway"]).SerializeToString()
+    async with world.channel("door") as channel:
+        merging = registry_pb2_grpc.RegistryServiceStub(channel).ApplyMerge(
+            registry_pb2.ApplyMergeRequest(tenant="acme"), timeout=10, metadata=((REPRESENTED, stronger),)
+        )
+        assert (await status_of(merging))[0] == "PERMISSION_DENIED"
 
 
 @pytest.mark.parametrize("service", ["router", "executor", "optimizer"])

@@ -36,6 +36,7 @@ CALLERS: Final = (
     caller("mallory", "mallory", "infer library"),
     caller("administrator", "*", "operate library publish infer"),
     caller("merger", "*", "optimizer"),
+    caller("door", "*", "gateway infer library operate"),
 )
 """One for each role, one without any, and some people."""
 
@@ -49,6 +50,7 @@ class World:
     store: AdapterStore
     router: str
     executor: str
+    gateway: str
     metrics: Mapping[str, str]
     keys: Mapping[str, str]
     authority: Authority
@@ -78,14 +80,14 @@ class World:
         """A channel of theirs, to the router if nothing else is said."""
         return Channels(self.connection(who)).to(to or self.router, (("grpc.use_local_subchannel_pool", 1), *options))
 
-    def http(self, service: str, path: str, who: str) -> int:
-        """The status of a GET of theirs at a service's HTTP port."""
-        connection, address = self.connection(who), self.metrics[service]
+    def http(self, service: str, path: str, who: str, method: str = "GET", body: bytes | None = None) -> int:
+        """The status of a request of theirs at a service's HTTP port."""
+        connection, address = self.connection(who), self.gateway if service == "gateway" else self.metrics[service]
         token = Path(connection.token_file).read_text().strip() if connection.token_file else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         context = ssl.create_default_context(cafile=connection.tls_ca)
         with closing(http.client.HTTPSConnection(address, context=context, timeout=10)) as asking:
-            asking.request("GET", path, headers=headers)
+            asking.request(method, path, body, headers | ({"Content-Type": "application/json"} if body is not None else {}))
             return asking.getresponse().status
 
     async def put(self, data: bytes) -> str:
@@ -153,9 +155,10 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
     pair = authority.signed("server")
     keys = callers_file(folder / "callers.json", *CALLERS)
     store = str(folder / "store")
-    router, executor = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    router, executor, gateway = (f"127.0.0.1:{free_port()}" for _ in range(3))
     metrics = {name: f"127.0.0.1:{free_port()}" for name in ("router", "executor", "optimizer")}
-    (folder / "optimizer.token").write_text(keys["merger"])
+    for service, who in (("optimizer", "merger"), ("gateway", "door")):
+        (folder / f"{service}.token").write_text(keys[who])
     tls = {"SMOA_TLS_CERTIFICATE": str(pair.certificate), "SMOA_TLS_KEY": str(pair.key), "SMOA_CALLERS": str(folder / "callers.json")}
     environment = {
         "router": {**tls, "SMOA_ROUTER_ADDRESS": router, "SMOA_ROUTER_EXECUTORS": "127.0.0.1:*"},
@@ -169,11 +172,26 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
             "SMOA_OPTIMIZER_REPORT_INTERVAL_S": "0.2",
             **{name: str(pair_) for name, pair_ in (("SMOA_TLS_CERTIFICATE", pair.certificate), ("SMOA_TLS_KEY", pair.key))},
         },
+        "gateway": {
+            **tls,
+            "SMOA_GATEWAY_ADDRESS": gateway,
+            "SMOA_TLS_CA": str(authority.file),
+            "SMOA_TOKEN_FILE": str(folder / "gateway.token"),
+            "SMOA_ROUTER": router,
+        },
     }
 
     async def beats() -> bool:
         heartbeat = folder / "optimizer" / "heartbeat"
         return heartbeat.exists()
+
+    async def opened() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(*gateway.split(":"))
+        except OSError:
+            return False
+        writer.close()
+        return True
 
     async def serves(address: str) -> bool:
         return await is_serving(address, ConnectionSettings(tls_ca=str(authority.file)))
@@ -182,7 +200,7 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
         shared = {
             "SMOA_STORE": store,
             f"SMOA_{name.upper()}_DATA_FOLDER": str(folder / name),
-            f"SMOA_{name.upper()}_METRICS_ADDRESS": metrics[name],
+            f"SMOA_{name.upper()}_METRICS_ADDRESS": metrics.get(name, ""),
             "PYTHONUNBUFFERED": "1",
         }
         return Spec(
@@ -194,13 +212,18 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
         )
 
     with (folder / "services.log").open("w") as log:
-        specs = [spec("router", lambda: serves(router)), spec("executor", lambda: serves(executor)), spec("optimizer", beats)]
+        specs = [
+            spec("router", lambda: serves(router)),
+            spec("executor", lambda: serves(executor)),
+            spec("optimizer", beats),
+            spec("gateway", opened),
+        ]
         processes = Supervisor([specs], log)
         try:
             await kafka.start()
             await processes.start()
             started = {name: one.pid for name, one in processes.processes.items()}
-            world = World(folder, kafka, AdapterStore(store), router, executor, metrics, keys, authority, processes, started)
+            world = World(folder, kafka, AdapterStore(store), router, executor, gateway, metrics, keys, authority, processes, started)
             async with world.client("victim") as client:
                 world.shape = await client.status()
                 world.base_model = world.shape.base_model
