@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# Three images from one file: docker build --target router|executor|optimizer .
+# Four images from one file: docker build --target router|executor|optimizer|gateway .
 FROM python:3.11-slim AS source
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE* ./
@@ -38,6 +38,11 @@ RUN pip install --require-hashes --no-deps -r requirements/optimizer.txt
 COPY --from=source /src .
 RUN pip install --no-deps --no-build-isolation .
 
+FROM build AS build-gateway
+RUN pip install --require-hashes --no-deps -r requirements/gateway.txt
+COPY --from=source /src .
+RUN pip install --no-deps --no-build-isolation .
+
 FROM python:3.11-slim AS runtime
 # The kernel ignores a SIGTERM that process 1 does not handle, and a service has no handler until it has started: tini is process 1.
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
@@ -60,3 +65,8 @@ ENTRYPOINT ["tini", "--", "python", "-m", "services.executor"]
 FROM runtime AS optimizer
 COPY --from=build-optimizer /opt/smoa /opt/smoa
 ENTRYPOINT ["tini", "--", "python", "-m", "services.optimizer"]
+
+FROM runtime AS gateway
+COPY --from=build-gateway /opt/smoa /opt/smoa
+EXPOSE 8080
+ENTRYPOINT ["tini", "--", "python", "-m", "services.gateway"]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -115,25 +115,25 @@ def _available_memory_gib() -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def _ports(router_port: int, executor_port: int, running: Stack | None) -> Iterator[Row]:
-    for service, port in (("router", router_port), ("executor", executor_port)):
+def _ports(ports: Mapping[str, int], running: Stack | None) -> Iterator[Row]:
+    for service, port in ports.items():
         try:
             check_port_free(service, port)
             yield Row(True, f"port {port} for the {service}")
         except FailedPrecondition:
-            own = running is not None and f"127.0.0.1:{port}" in (running.router, running.executor)
+            own = running is not None and f"127.0.0.1:{port}" in (running.router, running.executor, running.gateway)
             whose = " by the stack that runs here" if own else ""
             remedy = f"stop its owner, or give `smoa up` another --{service}-port"
             yield Row(own, f"port {port} for the {service} is taken{whose}", remedy)
 
 
-def _stack(router_port: int, executor_port: int) -> Iterator[Row]:
+def _stack(ports: Mapping[str, int]) -> Iterator[Row]:
     try:
         found = find_stack(None, os.environ)
     except FailedPrecondition as error:
         yield Row(False, "the stack that commands talk to", str(error))
         return
-    yield from _ports(router_port, executor_port, found.stack if found.stack and found.stack.running else None)
+    yield from _ports(ports, found.stack if found.stack and found.stack.running else None)
     if found.stack is None:
         yield Row(True, f"no stack in {found.folder} yet; `smoa up` starts one")
     else:
@@ -143,8 +143,9 @@ def _stack(router_port: int, executor_port: int) -> Iterator[Row]:
 @click.command("doctor")
 @click.option("--router-port", type=click.IntRange(1, 65535), default=50051, show_default=True)
 @click.option("--executor-port", type=click.IntRange(1, 65535), default=50052, show_default=True)
+@click.option("--gateway-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def doctor(router_port: int, executor_port: int, as_json: bool) -> None:
+def doctor(router_port: int, executor_port: int, gateway_port: int, as_json: bool) -> None:
     """Check Python, packages, base model, disk, memory and ports; exit 1 if something must be done."""
     problems = 0
     version = sys.version_info[:2]
@@ -154,7 +155,7 @@ def doctor(router_port: int, executor_port: int, as_json: bool) -> None:
         yield from _packages()
         yield from _model()
         yield from _room(DEFAULT_FOLDER)
-        yield from _stack(router_port, executor_port)
+        yield from _stack({"router": router_port, "executor": executor_port, "gateway": gateway_port})
         yield from _variables()
 
     for row in rows():

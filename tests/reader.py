@@ -17,7 +17,7 @@ from pathlib import Path
 from services.local import free_port
 from tests.documents import ROOT, Block, blocks
 
-ROUTER_PORT, EXECUTOR_PORT = 50051, 50052
+ROUTER_PORT, EXECUTOR_PORT, GATEWAY_PORT = 50051, 50052, 8080
 """Those that README writes."""
 READY_S = 300.0
 BLOCK_S = 600.0
@@ -33,7 +33,7 @@ class Reader:
     seconds: dict[str, float] = field(default_factory=dict)
     """What each command took, by its text; the last time it was run."""
     _stack: subprocess.Popen[bytes] | None = None
-    _ports: tuple[int, int] = (ROUTER_PORT, EXECUTOR_PORT)
+    _ports: tuple[int, int, int] = (ROUTER_PORT, EXECUTOR_PORT, GATEWAY_PORT)
 
     def __post_init__(self) -> None:
         """Give the folder what a checkout has where the documents are followed."""
@@ -77,9 +77,9 @@ class Reader:
         if self._stack is not None:
             return
         if not all(map(_is_free, self._ports)):
-            self._ports = (free_port(), free_port())
-        if self._ports != (ROUTER_PORT, EXECUTOR_PORT):
-            command += f" --router-port {self._ports[0]} --executor-port {self._ports[1]}"
+            self._ports = (free_port(), free_port(), free_port())
+        if self._ports != (ROUTER_PORT, EXECUTOR_PORT, GATEWAY_PORT):
+            command += " --router-port {} --executor-port {} --gateway-port {}".format(*self._ports)
         log = self.folder / "up.log"
         with log.open("ab") as file:
             at = file.tell()
@@ -128,6 +128,7 @@ class Reader:
 
     def _run(self, script: str, place: str) -> None:
         """One block: it ends at the first command that fails, as a reader would."""
+        script = self._with_ports(script)
         transcript, trace, state = (self.folder / name for name in ("transcript", "trace", "state"))
         decision = _DECISION.replace("TRANSCRIPT", shlex.quote(str(transcript)))
         script = re.sub(r"\bDECISION\b", lambda _: f'"{decision}"', script)
@@ -150,7 +151,9 @@ class Reader:
             self.seconds[command] = then - at
 
     def _with_ports(self, text: str) -> str:
-        return text.replace(f":{ROUTER_PORT}", f":{self._ports[0]}").replace(f":{EXECUTOR_PORT}", f":{self._ports[1]}")
+        for said, is_ in zip((ROUTER_PORT, EXECUTOR_PORT, GATEWAY_PORT), self._ports, strict=True):
+            text = text.replace(f":{said}", f":{is_}")
+        return text
 
     def _environment(self) -> dict[str, str]:
         """A reader's: none of the variables that point commands somewhere, and the checkout that is tested."""

@@ -7,6 +7,7 @@ from docs.generate.decisions import decisions_page
 from docs.generate.errors import errors_page
 from docs.generate.markdown import ROOT
 from docs.generate.metrics import metrics_page
+from docs.generate.openai import openai_page
 from docs.generate.protos import protos_page
 from docs.generate.settings import settings_page
 from docs.generate.topic_rights import topic_rights_page
@@ -19,6 +20,7 @@ PAGES = {
     "reference/errors.md": errors_page,
     "reference/protos.md": protos_page,
     "reference/topic-rights.md": topic_rights_page,
+    "reference/openai.md": openai_page,
     "decisions/index.md": decisions_page,
 }
 

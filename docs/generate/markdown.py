@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("router", "executor", "optimizer")
+SERVICES = ("router", "executor", "optimizer", "gateway")
 NOTE = "<!-- Written by `make docs-reference` from the code: change it there. -->\n"
 
 

@@ -36,12 +36,13 @@ _file_option = click.option(
 
 @click.group("access")
 def access_group() -> None:
-    """Say who may call router and executor, in the file that their SMOA_CALLERS names. They read it again when it changes.
+    """Say who may call router, executor and gateway, in the file that their SMOA_CALLERS names. They read it again when it changes.
 
     \b
     A service of your own, for one tenant:   smoa access add support-bot --tenant acme --role infer
     Who keeps that tenant's library:         smoa access add acme-ml --tenant acme --role infer --role library
     The optimizer, by its certificate:       smoa access add optimizer --tenant '*' --role optimizer --certificate spiffe://...
+    The gateway, which calls for them all:   smoa access add gateway --tenant '*' --role gateway --role infer
 
     \b
     infer       route, generate, score and report
@@ -50,6 +51,7 @@ def access_group() -> None:
     operate     see every tenant's library; pin, and take back what was optimised
     optimizer   count, merge and prune
     executor    see what runs
+    gateway     call for others, with their tenants and roles, as far as it has them itself
     """  # noqa: D301  the escape tells click to keep the lines
 
 

@@ -166,6 +166,10 @@ async def test_models_are_listed_in_pages_and_searched(gateway: GatewayWorld) ->
         assert (await gateway.get(f"/v1/models/{name}"))[0] == 200
     status, refusal = await gateway.get("/v1/models/nobody")
     assert (status, refusal["error"]["code"]) == (404, "model_not_found")
+    async with gateway.http.get(f"http://{gateway.gateway}/metrics") as answer:
+        said = await answer.text()
+    assert 'smoa_gateway_requests_total{path="/v1/models/{model:path}",status="404"} 1.0' in said
+    assert "nobody" not in said
 
 
 WRONG: list[tuple[dict[str, Any], int, str | None]] = [

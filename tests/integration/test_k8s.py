@@ -23,7 +23,7 @@ from smoa.rpc import LIVE
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 NAMESPACE = "smoa-dev"
-SERVICES = {"router": "Deployment", "executor": "Deployment", "optimizer": "StatefulSet"}
+SERVICES = {"router": "Deployment", "executor": "Deployment", "optimizer": "StatefulSet", "gateway": "Deployment"}
 BACKING = {"qdrant": "StatefulSet", "store": "StatefulSet"}
 """What `dev` brings besides; Kafka's pods are its operator's."""
 GPU = "nvidia.com/gpu"
@@ -136,6 +136,10 @@ def test_every_container_has_probes_and_resources(variant: tuple[str, list[Objec
             if name == "optimizer":
                 assert probe["exec"]["command"][:2] == ["python", "-c"]
                 assert f"{environment(container)['SMOA_OPTIMIZER_DATA_FOLDER']}/heartbeat" in probe["exec"]["command"][2]
+            elif name == "gateway":
+                (port,) = container["ports"]
+                assert probe["httpGet"] == {"path": "/readyz" if kind == "readinessProbe" else "/healthz", "port": port["name"]}
+                assert environment(container)["SMOA_GATEWAY_ADDRESS"] == f"0.0.0.0:{port['containerPort']}"
             else:
                 (port,) = [port for port in container["ports"] if port["name"] == "grpc"]
                 assert probe["grpc"]["port"] == port["containerPort"]
@@ -183,7 +187,7 @@ def test_parts_find_each_other(variant: tuple[str, list[Object]]) -> None:
         assert template_labels == {f"app.kubernetes.io/{key}": value for key, value in expected_labels.items()}
         sources = only_container(workload)["envFrom"]
         assert {"configMapRef": {"name": config["metadata"]["name"]}} in sources
-    assert set(budgets) == {"router", "executor"}
+    assert set(budgets) == {"router", "executor", "gateway"}
     for name, budget in budgets.items():
         assert budget["selector"] == found[name]["spec"]["selector"]
         assert found[name]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -205,13 +209,19 @@ def test_every_setting_is_one_that_a_service_reads(variant: tuple[str, list[Obje
     import dataclasses
 
     from services.executor.settings import ExecutorSettings
+    from services.gateway.settings import GatewaySettings
     from services.optimizer.settings import OptimizerSettings
     from services.router.settings import RouterSettings
 
     _, objects = variant
     by_service: dict[str, set[str]] = {
         name: {item.metadata.get("key") or f"SMOA_{name.upper()}_{item.name.upper()}" for item in dataclasses.fields(cls)}
-        for name, cls in (("router", RouterSettings), ("executor", ExecutorSettings), ("optimizer", OptimizerSettings))
+        for name, cls in (
+            ("router", RouterSettings),
+            ("executor", ExecutorSettings),
+            ("optimizer", OptimizerSettings),
+            ("gateway", GatewaySettings),
+        )
     }
     by_service["executor"] |= {"SMOA_CACHE", "POD_IP"}  # the second is part of the address it advertises
     for name, workload in workloads(objects).items():
@@ -315,7 +325,7 @@ def deployed(control_plane: Kubectl) -> Kubectl:
 def test_dev_rolls_out(deployed: Kubectl) -> None:
     for name in (*BACKING, *SERVICES):
         await_rollout(deployed, name)
-        assert [pod["status"]["phase"] for pod in pods(deployed, name)] == ["Running"] * (2 if name == "router" else 1)
+        assert [pod["status"]["phase"] for pod in pods(deployed, name)] == ["Running"] * (2 if name in ("router", "gateway") else 1)
 
 
 def test_kafka_and_its_topics_are_what_the_services_work_with(deployed: Kubectl) -> None:

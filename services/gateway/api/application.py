@@ -77,6 +77,7 @@ class Application:
         routes = [Route("/healthz", self._healthz, methods=["GET"]), Route("/readyz", self._readyz, methods=["GET"])]
         for path, (method, roles) in ROUTES.items():
             endpoint = Endpoint(
+                path,
                 handlers[path],
                 roles,
                 access=access,

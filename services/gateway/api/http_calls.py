@@ -86,6 +86,7 @@ class Endpoint:
 
     def __init__(
         self,
+        path: str,
         handler: Handler,
         roles: frozenset[str],
         *,
@@ -96,16 +97,17 @@ class Endpoint:
         timeout_s: float,
         takes_body: bool,
     ) -> None:
-        """`roles`: one of which a caller needs."""
+        """`path`: as the application names it, whatever stands in its place; `roles`: one of which a caller needs."""
+        self._path = path
         self._handler, self._roles, self._access, self._places = handler, roles, access, places
         self._metrics, self._max_body_bytes, self._timeout_s, self._takes_body = metrics, max_body_bytes, timeout_s, takes_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         answer = _Sending(send)
-        with self._metrics.request(scope["path"]) as told:
+        with self._metrics.request(self._path) as told:  # not by what callers say: each would be a metric of its own
             try:
-                principal = await self._access.admit_to(scope["path"], self._roles, _Call(scope))
+                principal = await self._access.admit_to(self._path, self._roles, _Call(scope))
                 with self._places.held(principal.name):
                     incoming = await self._incoming(principal, scope, receive)
                     told.status = "gone"
@@ -118,7 +120,7 @@ class Endpoint:
             except _Gone:
                 told.status = "gone"
             except Exception:  # noqa: BLE001  the last handler: a bug must reach the log and the caller, not vanish
-                _log.exception("%s failed", scope["path"])
+                _log.exception("%s failed", self._path)
                 told.status = str(
                     await answer.fail(HttpError(500, "the gateway failed; see its log", "server_error", None, "internal_error"))
                 )
@@ -165,7 +167,9 @@ class Endpoint:
                     await answer.whole(reply)
                     return
                 async with aclosing(reply.events) as events:
+                    first = await anext(events)  # what never began would not be closed
                     await answer.begin(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache", **reply.headers})
+                    await answer.part(first)
                     async for one in events:
                         await answer.part(one)
                 await answer.end()
