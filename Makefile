@@ -104,7 +104,7 @@ docs: setup ## Build the documents into build/site; a broken link is an error
 docs-reference: setup ## Write docs/reference again from the code
 	$(BIN)/python -m docs.generate
 
-bench: setup ## Measure the executor against its peers, the router, merging and the optimizer; writes build/*.json and plots (about 100 minutes)
+bench: setup ## Measure the executor against its peers, the router, the gateway, merging and the optimizer; writes build/*.json and plots (about 100 minutes)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks.routing_quality --json build/routing_quality.json
 	$(BIN)/python -m benchmarks.scope_learning --json build/scope_learning.json
@@ -114,6 +114,7 @@ bench: setup ## Measure the executor against its peers, the router, merging and 
 	$(BIN)/python -m benchmarks.qdrant_shard --json build/qdrant_shard.json
 	$(BIN)/python -m benchmarks.optimizer_sim --json build/optimizer_sim.json --plot build/optimizer_sim.png
 	$(BIN)/python -m benchmarks.merge_quality --json build/merge_quality.json
+	$(BIN)/python -m benchmarks.gateway --json build/gateway.json
 	[ -z "$$SMOA_TEST_KAFKA_HOME" ] || $(BIN)/python -m benchmarks.optimizer --json build/optimizer.json
 	$(BIN)/python -m benchmarks.sampling --json build/sampling.json
 	$(BIN)/python -m benchmarks.executor --json build/executor.json --plot build/executor.png

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gateway --json build/gateway.json
 
-First token, and tokens a second from there on, at one row and at sixteen; then the memory that open streams take which wait for a row. The floor is an
-HTTP request that is answered at once (`/healthz`) and one echo by gRPC (the health service): a first token through the gateway has one
-more of each than by gRPC alone.
+First token, and tokens a second from there on, at one row and at sixteen; then the memory that open streams take which wait for a row.
+The floor is an HTTP request that is answered at once (`/healthz`) and one call by gRPC (`ListExecutors`): a first token through the gateway
+has one more of each than by gRPC alone.
 """
 
 from __future__ import annotations

@@ -40,7 +40,12 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
         ),
         ({"top_k": 0}, "INVALID_ARGUMENT", "top_k: 0 is outside 1..16; ask for a few adapters, 3 by default"),
         ({"top_k": 1000}, "INVALID_ARGUMENT", "top_k: 1000 is outside 1..16; ask for a few adapters, 3 by default"),
-        ({"base_model": ""}, "INVALID_ARGUMENT", "base_model: is empty; send the fingerprint that the executor's GetStatus shows"),
+        (
+            {"base_model": ""},
+            "INVALID_ARGUMENT",
+            "base_model: is empty, and executors run none that has told of itself; name one, by its name or the fingerprint that GetStatus "
+            "shows",
+        ),
         (
             {"base_model": "b" * 3_000_000},
             "INVALID_ARGUMENT",
