@@ -41,6 +41,7 @@ class Up:
     folder: Path
     router: int = field(default_factory=free_port)
     executor: int = field(default_factory=free_port)
+    gateway: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +51,7 @@ class Up:
     async def start(self) -> None:
         """Start it, and wait until the router serves and the optimizer has its partitions."""
         command = [sys.executable, "-c", "from smoa.cli import main; main()", "up", "--data", str(self.folder / "data")]
-        ports = ["--router-port", str(self.router), "--executor-port", str(self.executor)]
+        ports = ["--router-port", str(self.router), "--executor-port", str(self.executor), "--gateway-port", str(self.gateway)]
         eager = {"SMOA_OPTIMIZER_INTERVAL_S": "5", "SMOA_OPTIMIZER_MIN_AGE_S": "5"}
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen([*command, *ports], env={**os.environ, **eager}, stdout=log, stderr=log, start_new_session=True)
