@@ -96,7 +96,8 @@ class ExecutorCalls:
         Args:
             request: What to generate.
             base_model: Fingerprint of the base model that is to answer.
-            first: Address of the executor to ask first, as a decision names it; empty: whichever has least to do.
+            first: Address of the executor to ask first, as a decision names it; empty, or none that the router lists: whichever has
+                least to do. Nobody else is called: what goes with the call says who we are.
             metadata: That goes with the call.
             timeout_s: For all of it.
 
@@ -107,7 +108,8 @@ class ExecutorCalls:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         tried: list[str] = []
         while True:
-            address = first if first and not tried else await self._next(base_model, tried, metadata)
+            named = bool(first) and not tried and await self._is_listed(first, metadata)
+            address = first if named else await self._next(base_model, tried, metadata)
             tried.append(address)
             begun = False
             try:
@@ -126,6 +128,11 @@ class ExecutorCalls:
             except grpc.aio.AioRpcError as error:
                 if begun or error.code() not in _ELSEWHERE or not await self._others(error, base_model, tried, metadata):
                     raise
+
+    async def _is_listed(self, address: str, metadata: Metadata) -> bool:
+        if all(one.address != address for one in self._listed):
+            await self.listed(metadata, anew=True)
+        return any(one.address == address for one in self._listed)
 
     async def _next(self, base_model: str, tried: Sequence[str], metadata: Metadata) -> str:
         others = self._untried(base_model, tried)

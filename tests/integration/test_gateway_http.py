@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from services.gateway.serving.decisions import packed
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import feedback_pb2, registry_pb2
+from smoa.v1 import feedback_pb2, registry_pb2, router_pb2
 from tests.gateway_support import BASE, CONTEXT, MOST_TOKENS, GatewayWorld, events_of
 from tests.integration.router_support import MONEY
 from tests.kafka_support import read_events, until
@@ -238,6 +239,23 @@ async def test_a_body_that_is_none_is_said_in_openais_form(
 ) -> None:
     found, refusal, _ = await gateway.post(CHAT, body, headers)
     assert (found, refusal["error"].keys()) == (status, {"message", "type", "param", "code"}), refusal
+
+
+async def test_a_forged_decision_makes_it_call_nobody_but_executors(gateway: GatewayWorld) -> None:
+    """With its call, the gateway says who it is."""
+    called: list[str] = []
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        called.append("called")
+        writer.close()
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as elsewhere:
+        address = f"127.0.0.1:{elsewhere.sockets[0].getsockname()[1]}"
+        forged = router_pb2.Decision(tenant="public", base_model=gateway.base_model, executor=address)
+        status, answer, headers = await gateway.post(CHAT, _said(MONEY[0]), {"smoa-decision": packed(forged)})
+        assert (status, answer["smoa"]["executor"]) == (200, headers["smoa-executor"])
+        assert headers["smoa-executor"] in gateway.executors
+        assert not called
 
 
 async def test_paths_and_methods_that_are_not_there(gateway: GatewayWorld) -> None:

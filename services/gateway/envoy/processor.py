@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
+from urllib.parse import quote
 
 import grpc
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -40,6 +41,8 @@ MODEL_HEADER: Final = "x-gateway-model-name"
 """By which an inference gateway (Gateway API Inference Extension) chooses a pool."""
 ENDPOINT_HEADER: Final = "x-gateway-destination-endpoint"
 """By which it chooses an endpoint of the pool."""
+
+_PRINTED: Final = "".join(map(chr, range(32, 127)))
 
 Publish = Callable[[Sequence[Event]], None]
 Message: TypeAlias = Any
@@ -188,7 +191,7 @@ class _Exchange:
             model = await self._processor.model_of(decision, principal)
             self._processor.metrics.routed_by_envoy.labels("routed" if decision.decision_id else "passed").inc()
             body = passing.with_model(model)
-            headers = {**headers_of(decision), MODEL_HEADER: model}
+            headers = {**headers_of(decision), MODEL_HEADER: quote(model, safe=_PRINTED)}
             if decision.executor:
                 headers[ENDPOINT_HEADER] = decision.executor
             if decision.decision_id:
