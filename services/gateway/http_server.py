@@ -34,6 +34,7 @@ class _Protocol(HttpToolsProtocol):
     """
 
     _head_bytes = 0
+    _in_body = False
     _late: asyncio.TimerHandle | None = None
     _names: tuple[bytes, ...] = ()
 
@@ -51,7 +52,7 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._in_body:
             self._head_bytes += len(data)
             if self._late is None:
                 self._wait_for_head()
@@ -69,7 +70,13 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See uvicorn."""
         self._head_is_there()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """See uvicorn."""
+        self._in_body = False
+        super().on_message_complete()
 
     def _wait_for_head(self) -> None:
         self._late = self.loop.call_later(HEAD_S, self.transport.close)

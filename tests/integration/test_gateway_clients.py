@@ -66,8 +66,11 @@ async def test_openais_client_asks_and_streams(gateway: GatewayWorld) -> None:
         assert completion.choices[0].text == text
         response = await client.responses.create(model="smoa-auto", input=MONEY[0], instructions="Be short.", max_output_tokens=4)
         assert response.output_text
-        async with client.responses.stream(model="smoa-auto", input=MONEY[0], max_output_tokens=4) as typed:
-            assert (await typed.get_final_response()).output_text == text
+        typed = await client.responses.create(model="smoa-auto", input=MONEY[0], max_output_tokens=4, stream=True)
+        events = [event async for event in typed]
+        assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == text
+        assert events[-1].type == "response.incomplete"
+        assert events[-1].response.output_text == text
         listed = [one.id async for one in client.models.list()]
         assert {"smoa-auto", BASE, "refunds"} <= set(listed)
         assert (await client.models.retrieve("refunds")).owned_by == "public"

@@ -157,7 +157,8 @@ class Endpoint:
     def _check_size(self, size: int) -> None:
         if size > self._max_body_bytes:
             problem = f"body: has more than {self._max_body_bytes:,} bytes; send less"
-            raise HttpError(413, problem, "invalid_request_error", None, "request_too_large", {"connection": "close"})
+            # The connection stays: were it closed while the rest is on its way, the caller would see that, and not this.
+            raise HttpError(413, problem, "invalid_request_error", None, "request_too_large")
 
     async def _answered(self, incoming: Incoming, answer: _Sending) -> None:
         try:
