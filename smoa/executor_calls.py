@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -131,13 +131,18 @@ class ExecutorCalls:
 
     async def _is_listed(self, address: str, metadata: Metadata) -> bool:
         if all(one.address != address for one in self._listed):
-            await self.listed(metadata, anew=True)
+            await self._listed_anew(metadata)
         return any(one.address == address for one in self._listed)
+
+    async def _listed_anew(self, metadata: Metadata) -> None:
+        """Ask the router, if it is there; what it said last is better than nothing."""
+        with suppress(grpc.aio.AioRpcError):
+            await self.listed(metadata, anew=True)
 
     async def _next(self, base_model: str, tried: Sequence[str], metadata: Metadata) -> str:
         others = self._untried(base_model, tried)
         if not others:
-            await self.listed(metadata, anew=True)
+            await self._listed_anew(metadata)
             others = self._untried(base_model, tried)
         if not others:
             raise Unavailable(
@@ -147,7 +152,7 @@ class ExecutorCalls:
 
     async def _others(self, error: grpc.aio.AioRpcError, base_model: str, tried: Sequence[str], metadata: Metadata) -> bool:
         """Whether another executor is worth asking."""
-        await self.listed(metadata, anew=True)
+        await self._listed_anew(metadata)
         others = self._untried(base_model, tried)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # where others are as full, asking them all makes it worse
             return any(one.load < _BUSY_LOAD for one in others)

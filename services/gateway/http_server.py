@@ -67,6 +67,11 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {"tls": {"client_cert_names": self._names}}
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See uvicorn. What comes after a body in parts (trailers) is kept by nobody."""
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """See uvicorn."""
         self._head_is_there()
@@ -79,7 +84,12 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _wait_for_head(self) -> None:
-        self._late = self.loop.call_later(HEAD_S, self.transport.close)
+        self._late = self.loop.call_later(HEAD_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        """Stray bytes after a request are no reason to cut off its answer."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def _head_is_there(self) -> None:
         self._head_bytes = 0

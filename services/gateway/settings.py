@@ -30,7 +30,7 @@ class GatewaySettings(AccessSettings, KafkaSettings):
     route_timeout_s: float = field(default=10.0, metadata={"least": 0.01})
     """How long the router may take."""
     when_router_is_away: str = "refuse"
-    """`refuse` answers 503; `pass` lets the base model answer, without adapters; behind Envoy, the request goes on as it came."""
+    """`refuse` answers 503; `pass` lets the base model answer, without adapters, here and behind Envoy."""
     max_body_bytes: int = field(default=4 * 2**20, metadata={"least": 1024})
     """Largest body of a request."""
     drain_s: float = 10.0

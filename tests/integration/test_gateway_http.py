@@ -163,6 +163,9 @@ async def test_models_are_listed_in_pages_and_searched(gateway: GatewayWorld) ->
     assert page["data"][0]["id"] == "knees"
     _, page = await gateway.get("/v1/models?search=refunds")
     assert page["data"][0]["smoa"]["adapter_id"] == gateway.adapters["refunds"]
+    for path in (f"?limit={'9' * 5000}", "?" + "&".join(f"a{number}=1" for number in range(33))):
+        assert (await gateway.get(f"/v1/models{path}"))[0] == 400
+    assert (await gateway.get("/v1/models/"))[0] == 404
     for name in ("smoa-auto", BASE, "knees", gateway.adapters["knees"]):
         assert (await gateway.get(f"/v1/models/{name}"))[0] == 200
     status, refusal = await gateway.get("/v1/models/nobody")
@@ -193,6 +196,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None]] = [
     ({"max_tokens": 0}, 400, "max_tokens"),
     ({"max_tokens": MOST_TOKENS + 1}, 400, "max_tokens"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias"),
+    ({"logit_bias": {"9" * 5000: 1}}, 400, "logit_bias"),
     ({"logit_bias": {"999999": 1}}, 400, "logit_bias"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format"),

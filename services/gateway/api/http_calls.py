@@ -20,7 +20,7 @@ from services.gateway.metrics import GatewayMetrics
 from smoa.access.access import NAMES, Access
 from smoa.access.places import Places
 from smoa.access.principal import Principal
-from smoa.errors import DeadlineExceeded, SmoaError
+from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
 from smoa.tasks import end
 
 _log = logging.getLogger(__name__)
@@ -127,7 +127,11 @@ class Endpoint:
 
     async def _incoming(self, principal: Principal, scope: Scope, receive: Receive) -> Incoming:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=32).items()}
+        try:
+            given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=32)
+        except ValueError as error:
+            raise InvalidArgument("query", "has more than 32 fields", "send fewer") from error
+        query = {name: values[-1] for name, values in given.items()}
         body = b""
         if self._takes_body:
             said = headers.get("content-type", JSON).partition(";")[0].strip().lower()
@@ -227,7 +231,7 @@ class _Sending:
 
 
 def _ascii(value: str) -> bytes:
-    return value.encode("ascii", "replace").replace(b"\r", b" ").replace(b"\n", b" ")
+    return "".join(one if " " <= one <= "~" else "?" for one in value).encode()
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[None]) -> bool:

@@ -40,7 +40,7 @@ class Models:
             if name not in PARAMETERS:
                 raise InvalidArgument(name[:80], "is unknown", f"use {', '.join(PARAMETERS)}")
         limit = query.get("limit", str(PAGE))
-        if not limit.isdecimal() or not 1 <= int(limit) <= MAX_PAGE:
+        if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MAX_PAGE:
             raise InvalidArgument("limit", f"{limit[:40]!r} is not 1 to {MAX_PAGE:,}", f"leave it out for {PAGE}")
         metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
         names = await self._answering.base_models(metadata)
@@ -60,6 +60,8 @@ class Models:
             NotFound: none of the name.
             grpc.aio.AioRpcError: the router's status.
         """
+        if not name:
+            raise NotFound("model", name, "name one of GET /v1/models")
         metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
         names = await self._answering.base_models(metadata)
         for root in self._roots(names):

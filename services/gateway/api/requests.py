@@ -32,6 +32,8 @@ Made = TypeVar("Made", bound=BaseModel)
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 AS_MANY: Final = -1
 """Tokens: as many as the executor's limit and the context leave."""
+_LEAST_TOP_P: Final = 1e-6
+"""The most probable token alone; 0 means in the contract that it was left out."""
 _REMEDY: Final = "correct it, or leave it out"
 
 
@@ -309,7 +311,7 @@ def _asked(
         messages=turns,
         max_tokens=max_tokens or defaults.max_tokens or AS_MANY,
         temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=body.top_p or 0,
+        top_p=0 if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
         stop=_stops(body.stop),
         seed=None if body.seed is None else body.seed % 2**64,
         top_k=max(0, body.top_k or 0),
@@ -339,7 +341,7 @@ def _stops(given: str | list[str] | None) -> list[str]:
 def _biases(given: Mapping[str, float]) -> dict[int, float]:
     biases = {}
     for token, bias in given.items():
-        if not token.isdecimal() or not token.isascii() or int(token) >= 2**31:
+        if not token.isdecimal() or not token.isascii() or len(token) > 10 or int(token) >= 2**31:
             raise InvalidArgument("logit_bias", f"{token[:40]!r} is no token's id", "name tokens of the base model by their numbers")
         if abs(bias) > MAX_LOGIT_BIAS:
             raise InvalidArgument("logit_bias", f"{bias:g} of token {token} is outside -100..100", "-100 keeps a token away, 100 brings it")
