@@ -172,7 +172,7 @@ async def test_models_are_listed_in_pages_and_searched(gateway: GatewayWorld) ->
     assert (status, refusal["error"]["code"]) == (404, "model_not_found")
     async with gateway.http.get(f"http://{gateway.gateway}/metrics") as answer:
         said = await answer.text()
-    assert 'smoa_gateway_requests_total{path="/v1/models/{model:path}",status="404"} 1.0' in said
+    assert 'smoa_gateway_requests_total{path="/v1/models/{model:path}",status="404"} 2.0' in said
     assert "nobody" not in said
 
 
