@@ -14,7 +14,7 @@ from smoa.access.channels import Channels, ConnectionSettings
 from smoa.errors import FailedPrecondition
 from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
 from smoa.library_client import LibraryClient
-from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_QUERY_CHARACTERS
+from smoa.limits import AS_MANY_TOKENS, MAX_EXAMPLE_CHARACTERS, MAX_QUERY_CHARACTERS
 from smoa.sampling_options import SamplingOptions
 from smoa.turns import Turn, said
 from smoa.v1 import common_pb2 as common
@@ -184,7 +184,7 @@ class SmoaClient(LibraryClient):
         messages: str | Sequence[Turn],
         *,
         tenant: str = "public",
-        max_tokens: int = -1,
+        max_tokens: int = AS_MANY_TOKENS,
         adapter: str = "",
         composition: str = "",
         base_model: str = "",
@@ -230,18 +230,10 @@ class SmoaClient(LibraryClient):
             task_id=task_id,
             top_k=most_adapters,
         )
-        request = executor_pb2.GenerateRequest(
-            tenant=tenant,
-            messages=turns,
-            adapters=() if decision.stages else decision.adapters,
-            stages=decision.stages,
-            decision_id=decision.decision_id,
-            max_tokens=max_tokens,
-            **sampling,
-        )
+        request = executor_pb2.GenerateRequest(messages=turns, max_tokens=max_tokens, **sampling)
         assert self._calls is not None, "made without a router"
         text, usage, executor = "", executor_pb2.Usage(), ""
-        async with aclosing(self._calls.answer(request, decision.base_model, decision.executor, timeout_s=self._timeout_s)) as pieces:
+        async with aclosing(self._calls.answer(request, decision, timeout_s=self._timeout_s)) as pieces:
             async for executor, piece in pieces:  # noqa: B007
                 text += piece.text
                 usage = piece.usage

@@ -85,19 +85,17 @@ class ExecutorCalls:
     async def answer(
         self,
         request: executor_pb2.GenerateRequest,
-        base_model: str,
-        first: str = "",
+        decision: router_pb2.Decision,
         metadata: Metadata = (),
         timeout_s: float | None = None,
     ) -> AsyncGenerator[tuple[str, executor_pb2.GenerateResponse], None]:
-        """Generate; (address of the executor, message) as they come. Until the first message, an executor that is away or full is passed
-        over for another.
+        """Generate under a decision; (address of the executor, message) as they come. Until the first message, an executor that is away or
+        full is passed over for another.
 
         Args:
-            request: What to generate.
-            base_model: Fingerprint of the base model that is to answer.
-            first: Address of the executor to ask first, as a decision names it; empty, or none that the router lists: whichever has
-                least to do. Nobody else is called: what goes with the call says who we are.
+            request: What to generate; its tenant, and its adapters or stages, are the decision's.
+            decision: It says of which base model, and which executor to ask first; if that is none, or none that the router lists,
+                whichever has least to do. Nobody else is called: what goes with the call says who we are.
             metadata: That goes with the call.
             timeout_s: For all of it.
 
@@ -106,6 +104,14 @@ class ExecutorCalls:
             grpc.aio.AioRpcError: the status of the last one that was asked.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        base_model, first = decision.base_model, decision.executor
+        whole = executor_pb2.GenerateRequest(
+            tenant=decision.tenant,
+            decision_id=decision.decision_id,
+            adapters=() if decision.stages else decision.adapters,
+            stages=decision.stages,
+        )
+        whole.MergeFrom(request)
         tried: list[str] = []
         while True:
             named = bool(first) and not tried and await self._is_listed(first, metadata)
@@ -115,7 +121,7 @@ class ExecutorCalls:
             try:
                 async with self._connection(address) as stub:
                     left_s = None if deadline_s is None else max(0.001, deadline_s - time.monotonic())
-                    call = stub.Generate(request, timeout=left_s, metadata=tuple(metadata))
+                    call = stub.Generate(whole, timeout=left_s, metadata=tuple(metadata))
                     try:
                         async for response in call:
                             if not begun:

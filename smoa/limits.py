@@ -44,3 +44,5 @@ MAX_ANSWERS = 8
 """To one request."""
 MAX_LOGPROBS = 20
 """Alternatives to a token whose log-probabilities are told."""
+AS_MANY_TOKENS = -1
+"""In place of the most tokens of an answer: as many as the executor's limit and the context leave."""

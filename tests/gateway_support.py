@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -184,8 +183,3 @@ async def events_of(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
         elif text.startswith("data: "):
             yield name, text[6:] if text == "data: [DONE]" else json.loads(text[6:])
             name = ""
-
-
-async def gathered(*calls: Any) -> list[Any]:
-    """Results of calls at once."""
-    return list(await asyncio.gather(*calls))

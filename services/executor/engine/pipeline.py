@@ -16,9 +16,8 @@ from services.executor.engine.port import Engine, EngineState, GenerationUsage, 
 from services.executor.engine.sampling import Sampling
 from services.executor.models.prompt import Message, PromptTokenizer, check_ids
 from smoa.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from smoa.limits import AS_MANY_TOKENS
 
-AS_MANY: Final = -1
-"""In place of a stage's most tokens: as many as the executor's limit and the context leave."""
 LONGEST_TOKEN: Final = 128
 """Characters of the longest tokens there are (runs of spaces): a text with more for each token of the context is refused unread."""
 _SHORT_TEXT: Final = 16_384
@@ -165,16 +164,16 @@ class Requests:
 
     async def _checked_prompt(self, field: str, messages: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:
         """A stage's input as the model sees it, and the most tokens of its answer; InvalidArgument when they do not fit the context."""
-        if not 1 <= max_tokens <= self._max_tokens and max_tokens != AS_MANY:
+        if not 1 <= max_tokens <= self._max_tokens and max_tokens != AS_MANY_TOKENS:
             raise InvalidArgument("max_tokens", f"{max_tokens} is outside 1..{self._max_tokens}", "ask for fewer tokens")
         prompt = await self._prompt_ids(field, messages)
-        if len(prompt) + (1 if max_tokens == AS_MANY else max_tokens) > self._engine.context:
+        if len(prompt) + (1 if max_tokens == AS_MANY_TOKENS else max_tokens) > self._engine.context:
             raise InvalidArgument(
                 field,
                 f"has {len(prompt)} tokens, with max_tokens over the context of {self._engine.context}",
                 "shorten it or lower max_tokens",
             )
-        return prompt, min(self._max_tokens, self._engine.context - len(prompt)) if max_tokens == AS_MANY else max_tokens
+        return prompt, min(self._max_tokens, self._engine.context - len(prompt)) if max_tokens == AS_MANY_TOKENS else max_tokens
 
     async def _prompt_ids(self, field: str, messages: Sequence[Message]) -> list[int]:
         size = sum(len(turn.content) for turn in messages)

@@ -28,7 +28,7 @@ from services.gateway.serving.decisions import DECISION_HEADER, headers_of, unpa
 from smoa.access.access import Access
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, Unavailable
-from smoa.v1 import feedback_pb2
+from smoa.v1 import feedback_pb2, router_pb2
 
 _CALLERS: Final = frozenset({"infer"})
 _READERS: Final = frozenset({"infer", "library", "operate"})
@@ -121,7 +121,7 @@ class Application:
             except grpc.aio.AioRpcError as error:
                 if not again or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                decision = type(answer.decision)()
+                decision = router_pb2.Decision()
                 decision.CopyFrom(answer.decision)
                 decision.executor = ""
                 answer = await self._answering.answer(incoming.principal, asked, decision)

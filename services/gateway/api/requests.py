@@ -13,6 +13,7 @@ from services.gateway.serving.asked import Asked
 from services.gateway.serving.routes import to_route
 from smoa.errors import InvalidArgument
 from smoa.limits import (
+    AS_MANY_TOKENS,
     MAX_ANSWERS,
     MAX_EXAMPLE_CHARACTERS,
     MAX_ID_CHARACTERS,
@@ -30,8 +31,6 @@ from smoa.v1 import executor_pb2, feedback_pb2
 
 Made = TypeVar("Made", bound=BaseModel)
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-AS_MANY: Final = -1
-"""Tokens: as many as the executor's limit and the context leave."""
 _LEAST_TOP_P: Final = 1e-6
 """The most probable token alone; 0 means in the contract that it was left out."""
 _REMEDY: Final = "correct it, or leave it out"
@@ -309,7 +308,7 @@ def _asked(
     ours = body.smoa or Smoa()
     generate = executor_pb2.GenerateRequest(
         messages=turns,
-        max_tokens=max_tokens or defaults.max_tokens or AS_MANY,
+        max_tokens=max_tokens or defaults.max_tokens or AS_MANY_TOKENS,
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_p=0 if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
         stop=_stops(body.stop),

@@ -80,14 +80,8 @@ class Answering:
         tenant = principal.tenant(made.tenant if made is not None else asked.route.tenant, "smoa.tenant")
         metadata = on_behalf_of(principal)
         decision, warnings = (made, ()) if made is not None else await self.decide(tenant, asked, metadata)
-        request = executor_pb2.GenerateRequest()
-        request.CopyFrom(asked.generate)
-        request.tenant, request.decision_id = tenant, decision.decision_id
-        if decision.stages:
-            request.stages.extend(decision.stages)
-        else:
-            request.adapters.extend(decision.adapters)
-        pieces = self._executors.answer(request, decision.base_model, decision.executor, metadata, self._timeout_s)
+        decision.tenant = tenant
+        pieces = self._executors.answer(asked.generate, decision, metadata, self._timeout_s)
         try:
             executor, first = await anext(pieces)
         except StopAsyncIteration:
