@@ -136,7 +136,7 @@ class SmoaClient(LibraryClient):
         score_threshold: float | None = None,
         tags: Sequence[str] = (),
         task_id: str = "",
-        adapter: str = "",
+        model: str = "",
         composition: str = "",
         look: bool = False,
         explain: bool = False,
@@ -148,8 +148,8 @@ class SmoaClient(LibraryClient):
         user: str = "",
         own_only: bool = False,
     ) -> router_pb2.Decision:
-        """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or those of the adapter, or the
-        composition, that is named. Without a base model, it is the only one that executors run.
+        """Which adapters answer the query, or what the user said last in `messages`, or its `vector`; or those of the `model`
+        (an adapter or a composition), or the composition, that is named. Without a base model, it is the only one that executors run.
 
         With `look` it is not counted, and has no id: nothing can be reported on it. With `explain` it tells of near candidates, too. What
         was said before, in `messages` or in `turns`, or in the `session` that the router remembers, says what the query is about if it does
@@ -166,7 +166,7 @@ class SmoaClient(LibraryClient):
             score_threshold=score_threshold,
             tags=tags,
             task_id=task_id,
-            adapter=adapter,
+            model=model,
             composition=composition,
             look=look,
             explain=explain,
@@ -185,8 +185,7 @@ class SmoaClient(LibraryClient):
         *,
         tenant: str = "public",
         max_tokens: int = AS_MANY_TOKENS,
-        adapter: str = "",
-        composition: str = "",
+        model: str = "",
         base_model: str = "",
         session: str = "",
         user: str = "",
@@ -201,8 +200,7 @@ class SmoaClient(LibraryClient):
             messages: What the user says, or a conversation whose last turn is theirs.
             tenant: Whose adapters.
             max_tokens: Of the answer; -1: as many as the executor's limit and the context leave.
-            adapter: Id or name of the one to use, instead of choosing.
-            composition: Name of the one to carry out, instead of choosing.
+            model: Id or name of an adapter, or name of a composition, to use instead of choosing.
             base_model: Its name or fingerprint, where executors run several.
             session: Name of the conversation, by which the router remembers what it is about.
             user: Who asks, a pseudonym.
@@ -221,8 +219,7 @@ class SmoaClient(LibraryClient):
             query[:MAX_QUERY_CHARACTERS],
             base_model=base_model,
             tenant=tenant,
-            adapter=adapter,
-            composition=composition,
+            model=model,
             turns=before,
             session=session,
             user=user,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from smoa.errors import Unavailable
+from smoa.tasks import end
 from smoa.v1 import executor_pb2, executor_pb2_grpc, router_pb2, router_pb2_grpc
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -26,6 +27,8 @@ CONNECTIONS: Final = 32
 _ELSEWHERE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """With one of these another executor may still answer."""
 _BUSY_LOAD: Final = 2.0
+MAX_BASE_MODELS: Final = 10_000
+NO_EXECUTOR: Final = "executor: none has told of itself; start one, or wait until it is ready"
 
 
 @dataclass
@@ -46,41 +49,53 @@ class ExecutorCalls:
         self._connections: dict[str, list[_Connection]] = {}
         self._listed: Sequence[router_pb2.Executor] = ()
         self._listed_at_s = -FRESH_S
-        self._listing = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
+        self._names: dict[str, str] = {}
         self.moved = 0
         """Requests that another executor answered than the one they were sent to first."""
 
-    async def listed(self, metadata: Metadata = (), *, anew: bool = False) -> Sequence[router_pb2.Executor]:
-        """The executors that told of themselves of late.
+    async def listed(self, *, anew: bool = False) -> Sequence[router_pb2.Executor]:
+        """The executors that told of themselves of late. Whoever asks meanwhile shares one call, and how it ends.
 
         Raises:
             grpc.aio.AioRpcError: the router's status.
         """
-        asked_at_s = time.monotonic()
-        if not anew and asked_at_s - self._listed_at_s < FRESH_S:
-            return self._listed
-        async with self._listing:
-            if self._listed_at_s < asked_at_s:  # else somebody has just asked
-                response = await self._router.ListExecutors(
-                    router_pb2.ListExecutorsRequest(), timeout=self._timeout_s, metadata=tuple(metadata)
-                )
-                self._listed, self._listed_at_s = tuple(response.executors), time.monotonic()
-                await self._forget({one.address for one in self._listed})
+        if anew or time.monotonic() - self._listed_at_s >= FRESH_S:
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask(), name="list executors")
+            await asyncio.shield(self._asking)
         return self._listed
 
-    async def check(self) -> None:
-        """Whether a request could be answered.
+    async def _ask(self) -> None:
+        try:
+            response = await self._router.ListExecutors(router_pb2.ListExecutorsRequest(), timeout=self._timeout_s)
+            self._listed, self._listed_at_s = tuple(response.executors), time.monotonic()
+            for one in self._listed:
+                if one.base_model in self._names or len(self._names) < MAX_BASE_MODELS:
+                    self._names[one.base_model] = one.base_model_name
+            await self._forget({one.address for one in self._listed})
+        finally:
+            self._asking = None
+
+    @property
+    def base_models(self) -> Mapping[str, str]:
+        """Fingerprint -> name of every base model that an executor was listed with: one that starts again is still known."""
+        return self._names
+
+    async def check(self, *, passes: bool = False) -> None:
+        """Whether a request could be answered; `passes`: without a router, too, by executors that are known.
 
         Raises:
             Unavailable: no executor has told of itself.
             grpc.aio.AioRpcError: the router's status.
         """
-        if not await self.listed():
-            raise Unavailable("executor: none has told of itself; start one, or wait until it is ready", 2.0)
-
-    def last_listed(self) -> Sequence[router_pb2.Executor]:
-        """The same, as it was when the router was asked last."""
-        return self._listed
+        try:
+            await self.listed()
+        except grpc.aio.AioRpcError:
+            if not (passes and self._listed):
+                raise
+        if not self._listed:
+            raise Unavailable(NO_EXECUTOR, 2.0)
 
     async def answer(
         self,
@@ -114,8 +129,8 @@ class ExecutorCalls:
         whole.MergeFrom(request)
         tried: list[str] = []
         while True:
-            named = bool(first) and not tried and await self._is_listed(first, metadata)
-            address = first if named else await self._next(base_model, tried, metadata)
+            named = bool(first) and not tried and await self._is_listed(first)
+            address = first if named else await self._next(base_model, tried)
             tried.append(address)
             begun = False
             try:
@@ -132,23 +147,23 @@ class ExecutorCalls:
                         call.cancel()  # whoever goes away, its row is free at once
                 return
             except grpc.aio.AioRpcError as error:
-                if begun or error.code() not in _ELSEWHERE or not await self._others(error, base_model, tried, metadata):
+                if begun or error.code() not in _ELSEWHERE or not await self._others(error, base_model, tried):
                     raise
 
-    async def _is_listed(self, address: str, metadata: Metadata) -> bool:
+    async def _is_listed(self, address: str) -> bool:
         if all(one.address != address for one in self._listed):
-            await self._listed_anew(metadata)
+            await self._listed_anew()
         return any(one.address == address for one in self._listed)
 
-    async def _listed_anew(self, metadata: Metadata) -> None:
+    async def _listed_anew(self) -> None:
         """Ask the router, if it is there; what it said last is better than nothing."""
         with suppress(grpc.aio.AioRpcError):
-            await self.listed(metadata, anew=True)
+            await self.listed(anew=True)
 
-    async def _next(self, base_model: str, tried: Sequence[str], metadata: Metadata) -> str:
+    async def _next(self, base_model: str, tried: Sequence[str]) -> str:
         others = self._untried(base_model, tried)
         if not others:
-            await self._listed_anew(metadata)
+            await self._listed_anew()
             others = self._untried(base_model, tried)
         if not others:
             raise Unavailable(
@@ -156,9 +171,9 @@ class ExecutorCalls:
             )
         return min(others, key=lambda one: one.load).address
 
-    async def _others(self, error: grpc.aio.AioRpcError, base_model: str, tried: Sequence[str], metadata: Metadata) -> bool:
+    async def _others(self, error: grpc.aio.AioRpcError, base_model: str, tried: Sequence[str]) -> bool:
         """Whether another executor is worth asking."""
-        await self._listed_anew(metadata)
+        await self._listed_anew()
         others = self._untried(base_model, tried)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # where others are as full, asking them all makes it worse
             return any(one.load < _BUSY_LOAD for one in others)
@@ -196,6 +211,8 @@ class ExecutorCalls:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._asking is not None:
+            await end(self._asking)
         connections, self._connections = self._connections, {}
         for one in [one for there in connections.values() for one in there]:
             await one.channel.close()

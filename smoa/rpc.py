@@ -55,12 +55,10 @@ class RpcServer:
         """`streams` are the calls at once on one connection (0: any number); more wait at their client, and not here.
 
         Without `access` that asks, it listens on loopback only, unless `insecure` says that this is wanted.
-
-        Of callers who are known, none has more than a quarter of the places; where nobody is asked, all calls are of one.
         """
         self._access, self._tls, self._insecure = access or Access(), tls, insecure
         self.audit = audit or Audit(lambda *_: None)
-        places = Places(max_calls, max(1, max_calls // 4) if self._access.asks else max_calls)
+        places = Places.shared(max_calls, asks=self._access.asks)
         self.server = grpc.aio.server(
             interceptors=[CallInterceptor(self._access, places, self.audit, rates or Rates(Rate("calls", 0.0), Rate("changes", 0.0)))],
             options=[

@@ -55,6 +55,14 @@ def status_of(error: SmoaError) -> status_pb2.Status:
     return status
 
 
+def status_in(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """What a service of ours said of an error; None of gRPC's own, as where nobody was reached."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_KEY and isinstance(value, bytes):
+            return status_pb2.Status.FromString(value)
+    return None
+
+
 def _short(text: str) -> str:
     """A part of a status: it goes out as metadata, in up to three copies, of which clients take 16 KiB."""
     return text.encode()[:MAX_ERROR_BYTES].decode(errors="ignore")

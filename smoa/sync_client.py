@@ -22,8 +22,7 @@ class ChatOptions(SamplingOptions, total=False):
 
     tenant: str
     max_tokens: int
-    adapter: str
-    composition: str
+    model: str
     base_model: str
     session: str
     user: str

@@ -64,28 +64,39 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
     )
     stack.push_async_callback(executors.close)
     metrics = GatewayMetrics(executors)
+    passes = settings.when_router_is_away == "pass"
     answering = Answering(
         services,
         executors,
         base_model=settings.base_model,
-        passes=settings.when_router_is_away == "pass",
+        passes=passes,
         timeout_s=settings.timeout_s,
         route_timeout_s=settings.route_timeout_s,
     )
+
+    async def ready() -> None:
+        if settings.base_model_name:  # the engines behind Envoy may be no executors of ours
+            if not passes:
+                await executors.listed()
+        else:
+            await executors.check(passes=passes)
+
+    bodies = Places.shared(settings.held_body_bytes, "bytes of bodies", asks=access.asks)
     application = Application(
         services,
         answering,
         metrics,
         access=access,
-        places=Places(settings.max_calls, max(1, settings.max_calls // 4) if access.asks else settings.max_calls),
+        places=Places.shared(settings.max_calls, asks=access.asks),
+        bodies=bodies,
         defaults=Defaults(max_tokens=settings.max_tokens, temperature=settings.temperature),
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.timeout_s,
         route_timeout_s=settings.route_timeout_s,
-        ready=executors.check,
+        ready=ready,
     )
     http = HttpServer(application.asgi, settings.address, ServerTls.of(settings), settings.drain_s)
-    processor = await _processor(settings, answering, access, metrics, stack) if settings.envoy_address else None
+    processor = await _processor(settings, answering, access, bodies, metrics, stack) if settings.envoy_address else None
     await http.start()
     stack.push_async_callback(http.stop)
     _log.info("serving on port %d", http.port)
@@ -93,7 +104,7 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
 
 
 async def _processor(
-    settings: GatewaySettings, answering: Answering, access: Access, metrics: GatewayMetrics, stack: AsyncExitStack
+    settings: GatewaySettings, answering: Answering, access: Access, bodies: Places, metrics: GatewayMetrics, stack: AsyncExitStack
 ) -> RpcServer:
     """Serve Envoy: the callers are known by their requests' headers, and its own connection by TLS if that is asked for."""
     from envoy.service.ext_proc.v3.external_processor_pb2 import DESCRIPTOR
@@ -110,6 +121,8 @@ async def _processor(
         access,
         metrics,
         publisher.publish,
+        places=Places(settings.max_calls, settings.max_calls),
+        bodies=bodies,
         base_model_name=settings.base_model_name,
         passes=settings.when_router_is_away == "pass",
         max_body_bytes=settings.max_body_bytes,

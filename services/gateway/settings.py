@@ -33,6 +33,9 @@ class GatewaySettings(AccessSettings, KafkaSettings):
     """`refuse` answers 503; `pass` lets the base model answer, without adapters, here and behind Envoy."""
     max_body_bytes: int = field(default=4 * 2**20, metadata={"least": 1024})
     """Largest body of a request."""
+    held_body_bytes: int = field(default=128 * 2**20, metadata={"least": 1024})
+    """Of bodies that are held at once: until they are answered, and behind Envoy until they are routed. No known caller has more than a
+    quarter of it, nor have all that come through Envoy."""
     drain_s: float = 10.0
     """How long running requests may take to finish when the service is stopped."""
     envoy_address: str = ""

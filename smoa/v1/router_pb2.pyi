@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RouteRequest(_message.Message):
-    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector", "turns", "session", "new_topic", "user", "own_only", "adapter", "names")
+    __slots__ = ("tenant", "base_model", "query", "strategy", "top_k", "score_threshold", "tags", "specialization", "task_id", "composition", "look", "explain", "vector", "turns", "session", "new_topic", "user", "own_only", "model", "names")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
@@ -29,7 +29,7 @@ class RouteRequest(_message.Message):
     NEW_TOPIC_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     OWN_ONLY_FIELD_NUMBER: _ClassVar[int]
-    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     base_model: str
@@ -49,9 +49,9 @@ class RouteRequest(_message.Message):
     new_topic: bool
     user: str
     own_only: bool
-    adapter: str
+    model: str
     names: bool
-    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., new_topic: _Optional[bool] = ..., user: _Optional[str] = ..., own_only: _Optional[bool] = ..., adapter: _Optional[str] = ..., names: _Optional[bool] = ...) -> None: ...
+    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., query: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., top_k: _Optional[int] = ..., score_threshold: _Optional[float] = ..., tags: _Optional[_Iterable[str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., task_id: _Optional[str] = ..., composition: _Optional[str] = ..., look: _Optional[bool] = ..., explain: _Optional[bool] = ..., vector: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[str]] = ..., session: _Optional[str] = ..., new_topic: _Optional[bool] = ..., user: _Optional[str] = ..., own_only: _Optional[bool] = ..., model: _Optional[str] = ..., names: _Optional[bool] = ...) -> None: ...
 
 class ListExecutorsRequest(_message.Message):
     __slots__ = ()
@@ -118,7 +118,7 @@ class Decision(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., strategy: _Optional[_Union[_common_pb2.RoutingStrategy, str]] = ..., adapters: _Optional[_Iterable[_Union[_common_pb2.WeightedAdapter, _Mapping]]] = ..., cached: _Optional[bool] = ..., handler_us: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[_common_pb2.Stage, _Mapping]]] = ..., confidence: _Optional[float] = ..., ranked: _Optional[_Iterable[_Union[RankedCandidate, _Mapping]]] = ..., ranker: _Optional[str] = ..., executor: _Optional[str] = ..., task_id: _Optional[str] = ..., explanations: _Optional[_Iterable[_Union[CandidateExplanation, _Mapping]]] = ..., context: _Optional[bytes] = ..., by_conversation: _Optional[bool] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., user: _Optional[bytes] = ...) -> None: ...
 
 class CandidateExplanation(_message.Message):
-    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability", "before")
+    __slots__ = ("adapter_id", "name", "score", "cosine", "example_cosine", "task", "confidence", "weight", "reason", "probability", "before", "tenant")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +130,7 @@ class CandidateExplanation(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     name: str
     score: float
@@ -141,7 +142,8 @@ class CandidateExplanation(_message.Message):
     reason: str
     probability: float
     before: float
-    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ..., before: _Optional[float] = ...) -> None: ...
+    tenant: str
+    def __init__(self, adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., cosine: _Optional[float] = ..., example_cosine: _Optional[float] = ..., task: _Optional[float] = ..., confidence: _Optional[float] = ..., weight: _Optional[float] = ..., reason: _Optional[str] = ..., probability: _Optional[float] = ..., before: _Optional[float] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class RankedCandidate(_message.Message):
     __slots__ = ("adapter_id", "features", "propensity", "expected")

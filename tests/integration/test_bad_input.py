@@ -42,9 +42,8 @@ async def world(tmp_path: Path) -> AsyncIterator[RouterWorld]:
         ({"top_k": 1000}, "INVALID_ARGUMENT", "top_k: 1000 is outside 1..16; ask for a few adapters, 3 by default"),
         (
             {"base_model": ""},
-            "INVALID_ARGUMENT",
-            "base_model: is empty, and executors run none that has told of itself; name one, by its name or the fingerprint that GetStatus "
-            "shows",
+            "UNAVAILABLE",
+            "base_model: is empty, and no executor has told of itself; start one, wait until it is ready, or name a base model",
         ),
         (
             {"base_model": "b" * 3_000_000},

@@ -101,8 +101,12 @@ async def test_streams_errors_and_what_names_its_model_pass(gateway: GatewayWorl
 
         await until("a stream's tokens being on their topic", 20, counted)
         named = _chat(MONEY[0], model="their-own")
-        assert (await _post(gateway, envoy, named))[1]["model"] == "their-own"
-        assert upstream.asked[-1][1] == named
+        aimed = {"x-gateway-destination-endpoint": "10.0.0.1:80", "x-other": "kept"}
+        async with gateway.http.post(f"http://{envoy}{CHAT}", json=named, headers=aimed) as answer:
+            assert (await answer.json())["model"] == "their-own"
+        told, body = upstream.asked[-1]
+        assert body == named
+        assert {name: told.get(name) for name in aimed} == {"x-gateway-destination-endpoint": None, "x-other": "kept"}
         upstream.status = 404
         status, answered, _ = await _post(gateway, envoy, _chat(MONEY[0]))
         assert (status, answered["error"]["message"]) == (404, "no such model")

@@ -74,6 +74,11 @@ async def test_kill_9_of_an_executor_under_streams(gateway: GatewayWorld) -> Non
     await until("each whole answer's usage being on its topic once", 20, counted)
 
 
+async def _moved(gateway: GatewayWorld) -> float:
+    async with gateway.http.get(f"http://{gateway.gateway}/metrics") as answer:
+        return next(float(line.split()[1]) for line in (await answer.text()).splitlines() if line.startswith("smoa_gateway_moved_total "))
+
+
 async def test_a_whole_answer_begins_anew_elsewhere(gateway: GatewayWorld) -> None:
     await gateway.idle()
     body = {"model": BASE, "messages": [{"role": "user", "content": "Tell a story."}], "max_tokens": MOST_TOKENS, "ignore_eos": True}
@@ -83,12 +88,13 @@ async def test_a_whole_answer_begins_anew_elsewhere(gateway: GatewayWorld) -> No
         return [address for address in gateway.executors if (await gateway.status(address)).running]
 
     await until("it running", 10, runs)
-    (victim,) = await runs()
+    (victim,), before = await runs(), await _moved(gateway)
     name = f"executor-{gateway.executors.index(victim)}"
     os.kill(gateway.processes.processes[name].pid, signal.SIGKILL)
     status, answer, headers = await asked
     assert (status, answer["usage"]["completion_tokens"]) == (200, MOST_TOKENS)
     assert headers["smoa-executor"] == answer["smoa"]["executor"] != victim
+    assert await _moved(gateway) == before + 1
     await gateway.processes.processes[name].wait_ready()
     await gateway.known()
 
@@ -98,7 +104,7 @@ async def test_one_call_of_the_client_and_its_report(gateway: GatewayWorld) -> N
     assert answer.executor in gateway.executors
     assert [one.adapter_id for one in answer.decision.adapters] == [gateway.adapters["refunds"]]
     await answer.report(success=True)
-    named = await gateway.client.chat([{"role": "user", "content": MONEY[0]}], adapter="knees", max_tokens=4, top_k=5)
+    named = await gateway.client.chat([{"role": "user", "content": MONEY[0]}], model="knees", max_tokens=4, top_k=5)
     assert [one.adapter_id for one in named.decision.adapters] == [gateway.adapters["knees"]]
 
     def synchronous() -> str:

@@ -20,7 +20,9 @@ from services.gateway.settings import GatewaySettings
 from services.local import free_port
 from smoa.errors import FailedPrecondition
 from tests.access_support import AUDIENCE, ISSUER, Authority, Issuer, caller, callers_file, key_set
+from tests.gateway_support import JSON
 from tests.integration.router_support import KNEES, running_router
+from tests.kafka_support import until
 
 MODELS = "/v1/models"
 
@@ -106,6 +108,30 @@ async def test_a_quota_answers_429_and_says_when_to_come_back(tmp_path: Path, mo
                 assert (body["error"]["type"], body["error"]["code"]) == ("rate_limit_error", "rate_limit_exceeded")
                 assert int(headers["retry-after"]) >= 1
             assert (await _asked(address, key=keys["other"]))[0] == 200
+
+
+async def test_what_is_held_of_bodies_is_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch, held_body_bytes=1024, max_body_bytes=2048) as address, aiohttp.ClientSession() as session:
+
+        async def asked(size: int) -> int:
+            async with session.post(f"http://{address}/v1/feedback", data=b"{" + b" " * (size - 1), headers={**JSON}) as answer:
+                body = await answer.json()
+                assert answer.status != 429 or body["error"]["message"].startswith("bytes of bodies: ")
+                return answer.status
+
+        async def answers(status: int) -> bool:
+            return await asked(600) == status
+
+        assert await asked(1024) == 400
+        assert await asked(1025) == 429
+        assert await asked(1024) == 400  # given back
+        host, _, port = address.partition(":")
+        _, slow = await asyncio.open_connection(host, int(port))
+        slow.write(b"POST /v1/feedback HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n" + b" " * 600)
+        await until("the slow one's part being held", 10, lambda: answers(429))
+        slow.close()
+        await slow.wait_closed()
+        await until("its part being given back", 10, lambda: answers(400))
 
 
 async def test_elsewhere_than_on_loopback_it_listens_only_where_callers_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

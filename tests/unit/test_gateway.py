@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.gateway.api.errors import http_error
 from services.gateway.api.fields import EVERY
-from services.gateway.api.forms import ChatForm
+from services.gateway.api.forms import ChatForm, ResponseForm
 from services.gateway.api.requests import Defaults, chat, decision_of, feedback, response
 from services.gateway.envoy.bodies import AnswerTokens, read_request
 from services.gateway.serving.asked import Asked
@@ -119,6 +119,28 @@ def test_a_streams_texts_are_the_whole_answers(texts: list[str], n: int) -> None
     assert streamed.usage == {"prompt_tokens": 3, "completion_tokens": n * len(texts), "total_tokens": 3 + n * len(texts)}
 
 
+def test_a_response_that_is_cut_or_fails_says_so_in_its_own_form() -> None:
+    body = {"model": "smoa-auto", "input": "hi", "instructions": "Be short.", "stream": True}
+    asked = response(json.dumps(body).encode(), Defaults())
+    form = ResponseForm(asked, _decision(), "h:1")
+    usage = executor_pb2.Usage(finish_reason="FINISH_REASON_LENGTH", prompt_tokens=3, completion_tokens=2)
+    events = [*form.begin(), *form.piece(executor_pb2.GenerateResponse(text="so", usage=usage))]
+    failed = form.failed(http_error(Unavailable("executor: is away", 1.0)))
+    assert failed.startswith(b"event: error\n")
+    assert json.loads(failed.partition(b"data: ")[2]) == {
+        "type": "error",
+        "sequence_number": len(events),
+        "code": "service_unavailable",
+        "message": "executor: is away",
+        "param": None,
+    }
+    done, last = (json.loads(one.partition(b"data: ")[2]) for one in list(form.end())[-2:])
+    assert (done["type"], done["item"]["status"]) == ("response.output_item.done", "incomplete")
+    assert (last["type"], last["response"]["output"][0]["status"]) == ("response.incomplete", "incomplete")
+    assert last["response"]["instructions"] == "Be short."
+    assert last["response"]["output"][0]["content"][0]["text"] == "so"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "param", "headers"),
     [
@@ -209,7 +231,7 @@ def test_a_base_model_is_meant_by_its_fingerprint_its_name_or_as_the_only_one() 
     def heard(address: str, base_model: str, name: str, at_us: int = now) -> None:
         directory.report(Executor(address, base_model, 1, frozenset(), frozenset(), 0.0, at_us, None, name), at_us)
 
-    with pytest.raises(InvalidArgument, match="is empty, and executors run none that has told of itself"):
+    with pytest.raises(Unavailable, match="is empty, and no executor has told of itself"):
         directory.base_model("", now)
     assert directory.base_model("anything", now) == "anything"
     heard("a:1", "f1", "small")

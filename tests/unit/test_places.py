@@ -37,6 +37,20 @@ def test_places_are_bounded_in_all_and_for_each(total: int, each: int, calls: li
     assert places.taken == 0
 
 
+def test_more_is_held_and_given_back_as_it_comes_and_goes() -> None:
+    places = Places(10, 6, "bytes")
+    with places.held("a", 0) as more:
+        more(4)
+        with pytest.raises(ResourceExhausted, match="bytes: a has 4 of its 6 at once"):
+            more(3)
+        more(-3)
+        more(5)
+        assert places.taken == 6
+        with places.held("b", 4), pytest.raises(ResourceExhausted, match="bytes: 10 of 10 are taken"), places.held("c"):
+            pass
+    assert places.taken == 0
+
+
 def test_a_place_is_given_back_after_an_error() -> None:
     places = Places(1, 1)
     with pytest.raises(ZeroDivisionError), places.held("a"):

@@ -28,7 +28,7 @@ from services.gateway.serving.decisions import DECISION_HEADER, headers_of, unpa
 from smoa.access.access import Access
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, Unavailable
-from smoa.v1 import feedback_pb2, router_pb2
+from smoa.v1 import feedback_pb2
 
 _CALLERS: Final = frozenset({"infer"})
 _READERS: Final = frozenset({"infer", "library", "operate"})
@@ -56,13 +56,14 @@ class Application:
         *,
         access: Access,
         places: Places,
+        bodies: Places,
         defaults: Defaults,
         max_body_bytes: int,
         timeout_s: float,
         route_timeout_s: float,
         ready: Callable[[], Awaitable[None]],
     ) -> None:
-        """`ready` raises while what it needs is away."""
+        """`bodies`: bytes of requests that are held at once; `ready` raises while what it needs is away."""
         self._services, self._answering, self._metrics, self._defaults = services, answering, metrics, defaults
         self._models, self._route_timeout_s, self._ready = Models(services, answering, route_timeout_s), route_timeout_s, ready
         handlers = {
@@ -82,6 +83,7 @@ class Application:
                 roles,
                 access=access,
                 places=places,
+                bodies=bodies,
                 metrics=metrics,
                 max_body_bytes=max_body_bytes,
                 timeout_s=timeout_s,
@@ -102,7 +104,7 @@ class Application:
                 headers[_WARNING] = "; ".join(answer.warnings)
             written = form(asked, answer.decision, answer.executor)
             if asked.stream:
-                return Stream(_streamed(written, answer), headers)
+                return Stream(_streamed(written, answer), written.failed, headers)
             return await self._whole(incoming, asked, answer, written, form, headers)
 
         return answer
@@ -121,10 +123,7 @@ class Application:
             except grpc.aio.AioRpcError as error:
                 if not again or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                decision = router_pb2.Decision()
-                decision.CopyFrom(answer.decision)
-                decision.executor = ""
-                answer = await self._answering.answer(incoming.principal, asked, decision)
+                answer = await self._answering.again(incoming.principal, asked, answer)
                 written = form(asked, answer.decision, answer.executor)
                 headers |= headers_of(answer.decision, answer.executor)
         _check_whole(written)

@@ -10,7 +10,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from smoa.errors import SmoaError
-from smoa.statuses import STATUS_KEY, status_of
+from smoa.statuses import status_in, status_of
 
 _BY_CODE: Final[dict[str, tuple[int, str, str | None]]] = {
     "INVALID_ARGUMENT": (400, "invalid_request_error", None),
@@ -76,13 +76,11 @@ _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 def _status_of(error: SmoaError | grpc.aio.AioRpcError) -> status_pb2.Status:
     if isinstance(error, SmoaError):
         return status_of(error)
-    for key, value in error.trailing_metadata() or ():
-        if key == STATUS_KEY and isinstance(value, bytes):
-            return status_pb2.Status.FromString(value)
+    if (said := status_in(error)) is not None:
+        return said
     # Of gRPC itself: what it says is of connections and not for callers.
     code = error.code()
-    said = f"a service that this needs answered {code.name}; try again"
-    return status_pb2.Status(code=code.value[0], message=said)
+    return status_pb2.Status(code=code.value[0], message=f"a service that this needs answered {code.name}; try again")
 
 
 def not_allowed(method: str, path: str, allowed: str) -> HttpError:

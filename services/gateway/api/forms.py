@@ -11,6 +11,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 from ulid import ULID
 
+from services.gateway.api.errors import HttpError
 from services.gateway.api.requests import PREFIXES, UNDECIDED
 from services.gateway.serving.asked import Asked
 from services.gateway.serving.decisions import shown
@@ -100,6 +101,10 @@ class Form(ABC):
     @abstractmethod
     def end(self) -> Iterator[bytes]:
         """Events after the last one."""
+
+    def failed(self, error: HttpError) -> bytes:
+        """The event in place of the rest, when something went wrong."""
+        return event(error.body, "error")
 
 
 class _Completions(Form):
@@ -215,8 +220,8 @@ class ResponseForm(Form):
 
     def whole(self) -> dict[str, Any]:
         """See `Form`."""
-        cut = self.answers[0].end == "length"
-        return self._response("incomplete" if cut else "completed", [self._item()])
+        status = "incomplete" if self.answers[0].end == "length" else "completed"
+        return self._response(status, [self._item(status)])
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         asked = self.asked.generate
@@ -228,7 +233,7 @@ class ResponseForm(Form):
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": None,
+            "instructions": self.asked.instructions or None,
             "metadata": {},
             "model": self.asked.model,
             "output": output,
@@ -250,8 +255,12 @@ class ResponseForm(Form):
             "smoa": self.smoa,
         }
 
-    def _item(self, status: str = "completed") -> dict[str, Any]:
-        content = [self._part(self.answers[0].text)] if status == "completed" else []
+    def failed(self, error: HttpError) -> bytes:
+        """See `Form`."""
+        return self._event("error", code=error.code, message=error.message, param=error.param)
+
+    def _item(self, status: str) -> dict[str, Any]:
+        content = [] if status == "in_progress" else [self._part(self.answers[0].text)]
         return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
     def _part(self, text: str) -> dict[str, Any]:
@@ -281,9 +290,8 @@ class ResponseForm(Form):
 
     def end(self) -> Iterator[bytes]:
         """See `Form`."""
-        text = self.answers[0].text
+        text, whole = self.answers[0].text, self.whole()
         yield self._event("response.output_text.done", **self._where(), text=text, logprobs=[])
         yield self._event("response.content_part.done", **self._where(), part=self._part(text))
-        yield self._event("response.output_item.done", output_index=0, item=self._item())
-        whole = self.whole()
+        yield self._event("response.output_item.done", output_index=0, item=self._item(whole["status"]))
         yield self._event(f"response.{whole['status']}", response=whole)

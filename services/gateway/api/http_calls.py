@@ -15,7 +15,6 @@ from pydantic_core import to_json
 from starlette.types import Message, Receive, Scope, Send
 
 from services.gateway.api.errors import HttpError, http_error
-from services.gateway.api.forms import event
 from services.gateway.metrics import GatewayMetrics
 from smoa.access.access import NAMES, Access
 from smoa.access.places import Places
@@ -60,6 +59,8 @@ class Stream:
     """An answer as it comes; closing its events ends what makes them."""
 
     events: AsyncGenerator[bytes, None]
+    failed: Callable[[HttpError], bytes]
+    """The event that says what went wrong."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,14 +93,17 @@ class Endpoint:
         *,
         access: Access,
         places: Places,
+        bodies: Places,
         metrics: GatewayMetrics,
         max_body_bytes: int,
         timeout_s: float,
         takes_body: bool,
     ) -> None:
-        """`path`: as the application names it, whatever stands in its place; `roles`: one of which a caller needs."""
+        """`path`: as the application names it, whatever stands in its place; `roles`: one of which a caller needs; `bodies`: bytes of all
+        requests that are being answered.
+        """
         self._path = path
-        self._handler, self._roles, self._access, self._places = handler, roles, access, places
+        self._handler, self._roles, self._access, self._places, self._bodies = handler, roles, access, places, bodies
         self._metrics, self._max_body_bytes, self._timeout_s, self._takes_body = metrics, max_body_bytes, timeout_s, takes_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,8 +112,8 @@ class Endpoint:
         with self._metrics.request(self._path) as told:  # not by what callers say: each would be a metric of its own
             try:
                 principal = await self._access.admit_to(self._path, self._roles, _Call(scope))
-                with self._places.held(principal.name):
-                    incoming = await self._incoming(principal, scope, receive)
+                with self._places.held(principal.name), self._bodies.held(principal.name, 0) as more:
+                    incoming = await self._incoming(principal, scope, receive, more)
                     told.status = "gone"
                     if await _unless_gone(receive, self._answered(incoming, answer)):
                         told.status = str(answer.status)
@@ -125,7 +129,7 @@ class Endpoint:
                     await answer.fail(HttpError(500, "the gateway failed; see its log", "server_error", None, "internal_error"))
                 )
 
-    async def _incoming(self, principal: Principal, scope: Scope, receive: Receive) -> Incoming:
+    async def _incoming(self, principal: Principal, scope: Scope, receive: Receive, more: Callable[[int], None]) -> Incoming:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=32)
@@ -138,10 +142,10 @@ class Endpoint:
             if said != JSON:
                 problem = f"content-type: {said[:80]!r} is not served; send {JSON}"
                 raise HttpError(415, problem, "invalid_request_error", "content-type", "unsupported_media_type")
-            body = await self._body(headers, receive)
+            body = await self._body(headers, receive, more)
         return Incoming(principal, scope["path"], headers, query, body)
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+    async def _body(self, headers: Mapping[str, str], receive: Receive, more_bytes: Callable[[int], None]) -> bytes:
         self._check_size(int(length) if (length := headers.get("content-length", "")).isdecimal() else 0)
         parts, size, more = list[bytes](), 0, True
         while more:
@@ -155,6 +159,7 @@ class Endpoint:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._check_size(size)
+            more_bytes(len(parts[-1]))
             more = message.get("more_body", False)
         return b"".join(parts)
 
@@ -172,6 +177,7 @@ class Endpoint:
                     await answer.whole(reply)
                     return
                 async with aclosing(reply.events) as events:
+                    answer.failed = reply.failed
                     first = await anext(events)  # what never began would not be closed
                     await answer.begin(200, "text/event-stream; charset=utf-8", {"cache-control": "no-cache", **reply.headers})
                     await answer.part(first)
@@ -193,6 +199,7 @@ class _Sending:
 
     def __init__(self, send: Send) -> None:
         self._send, self.status, self._streaming = send, 0, False
+        self.failed: Callable[[HttpError], bytes] | None = None
 
     async def whole(self, reply: Reply) -> None:
         headers = {"content-length": str(len(reply.body)), **reply.headers}
@@ -217,10 +224,10 @@ class _Sending:
         with suppress(_Gone):
             if not self.status:
                 await self.whole(Reply.of(error.body, error.headers, error.status))
-            elif self._streaming:
-                await self.part(event(error.body, "error"))
+            elif self._streaming and self.failed is not None:
+                await self.part(self.failed(error))
                 await self.end()
-        return error.status
+        return self.status
 
     async def _sent(self, message: Message) -> None:
         try:

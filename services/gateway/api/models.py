@@ -43,7 +43,7 @@ class Models:
         if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MAX_PAGE:
             raise InvalidArgument("limit", f"{limit[:40]!r} is not 1 to {MAX_PAGE:,}", f"leave it out for {PAGE}")
         metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
-        names = await self._answering.base_models(metadata)
+        names = await self._answering.base_models()
         if "search" in query:
             return _listed(await self._search(query["search"], tenant, names, metadata, int(limit)))
         first = "after" not in query
@@ -63,11 +63,12 @@ class Models:
         if not name:
             raise NotFound("model", name, "name one of GET /v1/models")
         metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
-        names = await self._answering.base_models(metadata)
+        names = await self._answering.base_models()
         for root in self._roots(names):
             if name in (root["id"], root["root"]):
                 return root
-        if (adapter := await self._adapter(name, tenant, metadata)) is not None:
+        adapter = await self._adapter(name, tenant, metadata)
+        if adapter is not None and (adapter.tenant == tenant or adapter.adapter_id == name):
             return _adapter(adapter, names)
         try:
             request = registry_pb2.GetCompositionRequest(tenant=tenant, name=name)
@@ -75,6 +76,8 @@ class Models:
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 raise
+            if adapter is not None:
+                return _adapter(adapter, names)
             raise NotFound("model", name[:200], "list what there is: GET /v1/models") from error
         return _composition(found)
 
@@ -104,7 +107,7 @@ class Models:
             for near in decision.explanations:
                 if near.adapter_id not in known:
                     told = {"adapter_id": near.adapter_id, "similarity": round(near.cosine, 4)}
-                    found.append(_model(near.name or near.adapter_id, 0, tenant, near.adapter_id, names[base_model], told))
+                    found.append(_model(near.name or near.adapter_id, 0, near.tenant, near.adapter_id, names[base_model], told))
         return found[:limit]
 
     def _roots(self, names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -214,7 +215,8 @@ def response(data: bytes, defaults: Defaults) -> Asked:
     turns = _turns("input", items)
     if body.instructions:
         turns.insert(0, executor_pb2.Message(role="system", content=body.instructions))
-    return _asked(body, turns, body.max_output_tokens, None, warnings, defaults)
+    asked = _asked(body, turns, body.max_output_tokens, None, warnings, defaults)
+    return replace(asked, instructions=body.instructions or "")
 
 
 def feedback(data: bytes) -> feedback_pb2.Outcome:

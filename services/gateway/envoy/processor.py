@@ -7,6 +7,7 @@ that are kept until the last one, and the headers with them; STREAMED, in parts,
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,13 +23,15 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from pydantic_core import to_json
 
 from services.gateway.api.errors import HttpError, http_error
+from services.gateway.api.http_calls import STALLED_S
 from services.gateway.envoy.bodies import PATHS, AnswerTokens, Passing, read_request
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.serving.answering import Answering, on_behalf_of
 from services.gateway.serving.decisions import DECISION_HEADER, ID_HEADER, headers_of, packed
 from smoa.access.access import Access
+from smoa.access.places import Places
 from smoa.access.principal import Principal
-from smoa.errors import SmoaError, Unavailable
+from smoa.errors import ResourceExhausted, SmoaError, Unavailable
 from smoa.events import USAGE, Event, event
 from smoa.v1 import events_pb2, router_pb2
 
@@ -37,6 +40,8 @@ _PART_BYTES: Final = 60 * 1024
 """Of a body that is sent on in parts."""
 _STREAMED, _DUPLEX = ProcessingMode.STREAMED, ProcessingMode.FULL_DUPLEX_STREAMED
 _ROLES: Final = frozenset({"infer"})
+_ENVOY: Final = "envoy"
+"""Of whom places are: who asks is known only once a body is whole."""
 MODEL_HEADER: Final = "x-gateway-model-name"
 """By which an inference gateway (Gateway API Inference Extension) chooses a pool."""
 ENDPOINT_HEADER: Final = "x-gateway-destination-endpoint"
@@ -62,20 +67,44 @@ class Processor(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc] 
         metrics: GatewayMetrics,
         publish: Publish,
         *,
+        places: Places,
+        bodies: Places,
         base_model_name: str,
         passes: bool,
         max_body_bytes: int,
     ) -> None:
-        """`publish` takes usage events; `passes`: without a router, a request goes on to the base model."""
+        """`publish` takes usage events; `places` are of requests that pass at once, `bodies` of the bytes that are kept of them; `passes`:
+        without a router, a request goes on to the base model.
+        """
         self.answering, self.access, self.metrics, self.publish = answering, access, metrics, publish
+        self._places, self._bodies = places, bodies
         self.base_model_name, self.passes, self.max_body_bytes = base_model_name, passes, max_body_bytes
 
     async def Process(self, requests: AsyncIterator[Message], context: Any) -> AsyncIterator[Reply]:  # noqa: N802
         """See Envoy's contract."""
-        passing = _Exchange(self)
-        async for message in requests:
-            for reply in await passing.replies(message):
-                yield reply
+        try:
+            with self._places.held(_ENVOY), self._bodies.held(_ENVOY, 0) as more:
+                exchange, waiting = _Exchange(self, more), aiter(requests)
+                while (message := await _next(waiting, STALLED_S if exchange.is_kept else None)) is not None:
+                    for reply in await exchange.replies(message):
+                        yield reply
+        except ResourceExhausted as error:
+            yield self.refusal(http_error(error))
+        except HttpError as error:
+            yield self.refusal(error)
+
+    def refusal(self, error: HttpError) -> Reply:
+        """What Envoy is to answer in place of what is behind it."""
+        self.metrics.routed_by_envoy.labels("refused").inc()
+        headers = {"content-type": "application/json", **error.headers}
+        return _reply(
+            immediate_response=ext_proc.ImmediateResponse(
+                status=HttpStatus(code=error.status),
+                headers=_setting(headers),
+                body=to_json(error.body),
+                details="smoa",
+            )
+        )
 
     async def decide(self, principal: Principal, passing: Passing) -> router_pb2.Decision:
         """The router's decision for a request, or the base model's name alone where no router is there and that is enough."""
@@ -89,7 +118,7 @@ class Processor(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc] 
             return router_pb2.Decision(tenant=tenant)  # the base model's name is enough
         return decision
 
-    async def model_of(self, decision: router_pb2.Decision, principal: Principal) -> str:
+    async def model_of(self, decision: router_pb2.Decision) -> str:
         """What the engine behind calls what was decided: its first adapter, or the base model.
 
         Raises:
@@ -99,8 +128,7 @@ class Processor(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc] 
             return decision.adapters[0].name or decision.adapters[0].adapter_id
         if self.base_model_name:
             return self.base_model_name
-        names = await self.answering.base_models(on_behalf_of(principal))
-        if not (name := names.get(decision.base_model)):
+        if not (name := (await self.answering.base_models()).get(decision.base_model)):
             raise Unavailable("base_model: no executor tells its name; set SMOA_GATEWAY_BASE_MODEL_NAME", 5.0)
         return name
 
@@ -108,12 +136,13 @@ class Processor(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc] 
 class _Exchange:
     """One HTTP request and its answer, as messages of them come."""
 
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
+    def __init__(self, processor: Processor, more_bytes: Callable[[int], None]) -> None:
+        """`more_bytes` is told how much more, or less, of the body is kept."""
+        self._processor, self._more_bytes = processor, more_bytes
         self._headers: dict[str, str] = {}
         self._request_mode = self._response_mode = ProcessingMode.NONE
         self._body = bytearray()
-        self._routes = False
+        self._routes = self._is_whole = False
         self._decision: router_pb2.Decision | None = None
         self._tokens = AnswerTokens()
         self._counts = False
@@ -131,8 +160,7 @@ class _Exchange:
             if kind == "request_body":
                 return await self._request_body(message.request_body.body, last=message.request_body.end_of_stream)
             if kind == "request_trailers":
-                before = await self._whole_request() if self._routes and self._request_mode == _DUPLEX else ()
-                return [*before, _reply(request_trailers=ext_proc.TrailersResponse())]
+                return [*await self._before_trailers(), _reply(request_trailers=ext_proc.TrailersResponse())]
         except (SmoaError, grpc.aio.AioRpcError) as error:
             return [self._refused(http_error(error))]
         except HttpError as error:
@@ -141,20 +169,25 @@ class _Exchange:
             return self._response_headers(message.response_headers)
         if kind == "response_body":
             return self._response_body(message.response_body.body, last=message.response_body.end_of_stream)
+        self._count()
         return [_reply(response_trailers=ext_proc.TrailersResponse())]
+
+    @property
+    def is_kept(self) -> bool:
+        """Envoy waits for the rest of the request, with what is here of it."""
+        return self._routes and not self._is_whole and self._request_mode in (_DUPLEX, _STREAMED)
 
     def _refused(self, error: HttpError) -> Reply:
         self._routes = False
-        self._processor.metrics.routed_by_envoy.labels("refused").inc()
-        headers = {"content-type": "application/json", **error.headers}
-        return _reply(
-            immediate_response=ext_proc.ImmediateResponse(
-                status=HttpStatus(code=error.status),
-                headers=_setting(headers),
-                body=to_json(error.body),
-                details="smoa",
-            )
-        )
+        self._release()
+        return self._processor.refusal(error)
+
+    def _release(self) -> bytes:
+        """What was kept of the body."""
+        body = bytes(self._body)
+        self._body.clear()
+        self._more_bytes(-len(body))
+        return body
 
     def _request_headers(self, sent: Any) -> Iterable[Reply]:
         self._headers = {one.key: one.raw_value.decode("latin-1") or one.value for one in sent.headers.headers}
@@ -163,13 +196,29 @@ class _Exchange:
         if self._routes and self._request_mode == _DUPLEX:
             return ()  # they go on with the body
         response = ext_proc.CommonResponse()
+        self._remove_what_only_we_say(response, {})
         if self._routes and self._request_mode == _STREAMED:
             response.header_mutation.remove_headers.append("content-length")  # another model's name has another length
         return [_reply(request_headers=ext_proc.HeadersResponse(response=response))]
 
+    def _remove_what_only_we_say(self, response: Any, said: Mapping[str, str]) -> None:
+        """Whoever sends a request does not choose the endpoint that it goes to."""
+        if sent := [name for name in (MODEL_HEADER, ENDPOINT_HEADER) if name in self._headers and name not in said]:
+            response.header_mutation.remove_headers.extend(sent)
+            response.clear_route_cache = True  # a route may have been chosen by them
+
+    async def _before_trailers(self) -> Iterable[Reply]:
+        if not self.is_kept:
+            return ()
+        if self._request_mode == _STREAMED:
+            problem = "trailers: cannot go with a body that is routed while it streams; send none, or have bodies sent FULL_DUPLEX_STREAMED"
+            raise HttpError(400, problem, "invalid_request_error", "trailers", None)
+        return await self._whole_request(trailers=True)
+
     async def _request_body(self, data: bytes, *, last: bool) -> Iterable[Reply]:
         if not self._routes:
             return [_body_reply(data, last, self._request_mode)]
+        self._more_bytes(len(data))
         self._body += data
         if len(self._body) > self._processor.max_body_bytes:
             problem = f"body: has more than {self._processor.max_body_bytes:,} bytes; send less"
@@ -180,15 +229,15 @@ class _Exchange:
             return [_reply(request_body=ext_proc.BodyResponse(response=_cleared()))]
         return ()
 
-    async def _whole_request(self) -> Iterable[Reply]:
-        """Everything of the request is there: decide."""
-        body, headers = bytes(self._body), dict[str, str]()
-        self._body.clear()
+    async def _whole_request(self, *, trailers: bool = False) -> Iterable[Reply]:
+        """Everything of the request is there, but for trailers if any follow: decide."""
+        body, headers = self._release(), dict[str, str]()
+        self._is_whole = True
         passing = read_request(body)
         if passing is not None:
             principal = await self._processor.access.admit_to(self._headers[":path"], _ROLES, _Call(self._headers))
             self._decision = decision = await self._processor.decide(principal, passing)
-            model = await self._processor.model_of(decision, principal)
+            model = await self._processor.model_of(decision)
             self._processor.metrics.routed_by_envoy.labels("routed" if decision.decision_id else "passed").inc()
             body = passing.with_model(model)
             headers = {**headers_of(decision), MODEL_HEADER: quote(model, safe=_PRINTED)}
@@ -201,7 +250,8 @@ class _Exchange:
         response = ext_proc.CommonResponse(header_mutation=_setting(headers), clear_route_cache=bool(headers))
         if self._request_mode == _DUPLEX:
             response.header_mutation.remove_headers.append("content-length")
-            return [_reply(request_headers=ext_proc.HeadersResponse(response=response)), *_parts(body)]
+            self._remove_what_only_we_say(response, headers)
+            return [_reply(request_headers=ext_proc.HeadersResponse(response=response)), *_parts(body, ends=not trailers)]
         if self._request_mode == _STREAMED:
             response = ext_proc.CommonResponse()  # headers have gone
         if passing is not None or self._request_mode == _STREAMED:
@@ -224,13 +274,15 @@ class _Exchange:
         if self._counts:
             self._tokens.take(data)
             if last:
-                self._counts = False
                 self._count()
         return [_body_reply(data, last, self._response_mode, of_response=True)]
 
     def _count(self) -> None:
         """The answer is there: tell what it took of the adapter that gave it."""
+        if not self._counts:
+            return
         assert self._decision is not None
+        self._counts = False
         adapter = self._decision.adapters[0]
         used = events_pb2.UsageEvent(
             adapter_id=adapter.adapter_id,
@@ -284,8 +336,23 @@ def _body_reply(data: bytes, last: bool, mode: int, *, of_response: bool = False
     return _reply(response_body=made) if of_response else _reply(request_body=made)
 
 
-def _parts(body: bytes) -> Iterator[Reply]:
-    """A body in parts."""
+async def _next(requests: AsyncIterator[Message], stalled_s: float | None) -> Message | None:
+    """The next message; None after the last one.
+
+    Raises:
+        HttpError: it did not come in time.
+    """
+    try:
+        async with asyncio.timeout(stalled_s):
+            return await anext(requests)
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        raise HttpError(408, f"body: nothing came for {stalled_s:g} s; send it again", "timeout_error", None, "timeout") from None
+
+
+def _parts(body: bytes, *, ends: bool) -> Iterator[Reply]:
+    """A body in parts; the last one ends the request, if nothing follows it."""
     starts = range(0, max(1, len(body)), _PART_BYTES)
     for start in starts:
-        yield _body_reply(body[start : start + _PART_BYTES], start == starts[-1], _DUPLEX)
+        yield _body_reply(body[start : start + _PART_BYTES], ends and start == starts[-1], _DUPLEX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -10,13 +10,13 @@ import grpc
 from services.gateway.serving.asked import AUTO, Asked
 from smoa.access.access import REPRESENTED
 from smoa.access.principal import ANYBODY, Principal
-from smoa.errors import NotFound, Unavailable
-from smoa.executor_calls import ExecutorCalls, Metadata
+from smoa.errors import Unavailable
+from smoa.executor_calls import NO_EXECUTOR, ExecutorCalls, Metadata
+from smoa.statuses import status_in
 from smoa.v1 import executor_pb2, feedback_pb2_grpc, registry_pb2_grpc, router_pb2, router_pb2_grpc
 from smoa.v1.access_pb2 import Represented
 
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-_NAMES_KEPT = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Answering:
         self._services, self._executors = services, executors
         self._base_model, self._passes = base_model, passes
         self._timeout_s, self._route_timeout_s = timeout_s, route_timeout_s
-        self._compositions: set[tuple[str, str]] = set()
-        """(tenant, name) of those that were used: asked for first, the next time."""
 
     async def answer(self, principal: Principal, asked: Asked, made: router_pb2.Decision | None = None) -> Answer:
         """Begin an answer: returns when the executor has said something.
@@ -91,13 +89,27 @@ class Answering:
             raise
         return Answer(decision, executor, first, pieces, (*asked.warnings, *warnings))
 
-    async def base_models(self, metadata: Metadata) -> dict[str, str]:
-        """Fingerprint -> name of the base models that executors run.
+    async def again(self, principal: Principal, asked: Asked, broken: Answer) -> Answer:
+        """Begin an answer anew whose executor has died, on whichever is there.
+
+        Raises:
+            See `answer`.
+        """
+        decision = router_pb2.Decision()
+        decision.CopyFrom(broken.decision)
+        decision.executor = ""
+        answer = await self.answer(principal, asked, decision)
+        self._executors.moved += 1
+        return answer
+
+    async def base_models(self) -> Mapping[str, str]:
+        """Fingerprint -> name of the base models that executors run, or did while this process has run.
 
         Raises:
             grpc.aio.AioRpcError: the router's status.
         """
-        return {one.base_model: one.base_model_name for one in await self._executors.listed(metadata)}
+        await self._executors.listed()
+        return self._executors.base_models
 
     async def decide(self, tenant: str, asked: Asked, metadata: Metadata) -> tuple[router_pb2.Decision, tuple[str, ...]]:
         """The decision for a request, and what its caller should know.
@@ -112,48 +124,32 @@ class Answering:
             if asked.model == AUTO:
                 request.base_model = request.base_model or self._base_model
                 return await self._route(request, metadata), ()
-            known = await self.base_models(metadata)
+            known = await self.base_models()
             if (base_model := _meant(asked.model, known)) is not None:
                 return router_pb2.Decision(tenant=tenant, base_model=base_model), ()
-            return await self._named(request, asked.model, metadata), ()
+            if not known:  # it may be the name of one that comes yet
+                raise Unavailable(NO_EXECUTOR, 2.0)
+            request.model = asked.model
+            return await self._route(request, metadata), ()
         except grpc.aio.AioRpcError as error:
             if error.code() not in _AWAY:
                 raise
             return self._without_router(tenant, asked, error), ("the router is away: the base model answered, without adapters",)
 
     def _without_router(self, tenant: str, asked: Asked, error: grpc.aio.AioRpcError) -> router_pb2.Decision:
-        known = {one.base_model: one.base_model_name for one in self._executors.last_listed()}
+        known = self._executors.base_models
         wanted = (asked.route.base_model or self._base_model) if asked.model == AUTO else asked.model
         base_model = _meant(wanted, known) if wanted else next(iter(known), None) if len(known) == 1 else None
         if base_model is None or (asked.model == AUTO and not self._passes):
+            if status_in(error) is not None:
+                raise error
             raise Unavailable(f"router: is away ({error.code().name}); try again", 1.0) from error
         return router_pb2.Decision(tenant=tenant, base_model=base_model)
-
-    async def _named(self, request: router_pb2.RouteRequest, name: str, metadata: Metadata) -> router_pb2.Decision:
-        """The decision for an adapter, or a composition, that is named."""
-        key = request.tenant, name
-        fields = ("composition", "adapter") if key in self._compositions else ("adapter", "composition")
-        for field in fields:
-            named = router_pb2.RouteRequest()
-            named.CopyFrom(request)
-            setattr(named, field, name)
-            try:
-                decision = await self._route(named, metadata)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                continue
-            if field == "composition":
-                if len(self._compositions) >= _NAMES_KEPT:
-                    self._compositions.clear()
-                self._compositions.add(key)
-            return decision
-        raise NotFound("model", name[:200], f"use {AUTO}, or a name that GET /v1/models lists")
 
     async def _route(self, request: router_pb2.RouteRequest, metadata: Metadata) -> router_pb2.Decision:
         return await self._services.router.Route(request, timeout=self._route_timeout_s, metadata=tuple(metadata))
 
 
-def _meant(name: str, known: dict[str, str]) -> str | None:
+def _meant(name: str, known: Mapping[str, str]) -> str | None:
     """The base model of a name or a fingerprint."""
     return name if name in known else next((base_model for base_model, called in known.items() if called == name), None)

@@ -23,5 +23,7 @@ class Asked:
     """What to generate; its adapters, or stages, are the decision's."""
     stream: bool = False
     usage_in_stream: bool = False
+    instructions: str = ""
+    """Of a response: what goes before its input."""
     warnings: tuple[str, ...] = ()
     """Fields that had no effect."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -53,18 +53,16 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         with self._metrics.route_seconds.time():
             routed = await self._router.route(_to_query(request), look=request.look)
             decision = self._to_decision(routed)
+            # All that can fail comes before it is counted; those who count need none of it.
+            names = await self._names([decision]) if request.names else {}
+            explanations = list(map(_to_explanation, await self._router.explain(routed))) if request.explain else ()
             self._publish([decision])
-            if request.names:  # after it was published: nobody who counts needs them
-                await self._name(decision)
-            if request.explain:
-                decision.explanations.extend(map(_to_explanation, await self._router.explain(routed)))
+            _tell_names(decision, names)
+            decision.explanations.extend(explanations)
             return decision
 
-    async def _name(self, decision: router_pb2.Decision) -> None:
-        every = [*decision.adapters, *(one for stage in decision.stages for one in stage.adapters)]
-        names = await self._router.names(list(dict.fromkeys(one.adapter_id for one in every)))
-        for one in every:
-            one.name = names.get(one.adapter_id, "")
+    async def _names(self, decisions: Iterable[router_pb2.Decision]) -> dict[str, str]:
+        return await self._router.names(list({one.adapter_id for decision in decisions for one in _every(decision)}))
 
     async def ListExecutors(self, request: router_pb2.ListExecutorsRequest, context: Context) -> router_pb2.ListExecutorsResponse:  # noqa: N802
         """See the contract."""
@@ -80,11 +78,15 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         """See the contract."""
         if not 1 <= len(request.requests) <= MAX_BATCH:
             raise InvalidArgument("requests", f"holds {len(request.requests)}", f"send 1 to {MAX_BATCH}")
-        decisions = []
+        decisions: list[router_pb2.Decision] = []
         for one in request.requests:
             decisions.append(self._to_decision(await self._router.route(_to_query(one), look=one.look)))
             await asyncio.sleep(0)  # a search in memory waits for nothing: let others' queries in between
+        named = [decision for one, decision in zip(request.requests, decisions, strict=True) if one.names]
+        names = await self._names(named) if named else {}
         self._publish(decisions)
+        for decision in named:
+            _tell_names(decision, names)
         return router_pb2.RouteBatchResponse(decisions=decisions)
 
     def _publish(self, decisions: Sequence[router_pb2.Decision]) -> None:
@@ -113,6 +115,15 @@ class RouterServicer(router_pb2_grpc.RouterServiceServicer):
         return decision
 
 
+def _every(decision: router_pb2.Decision) -> list[common.WeightedAdapter]:
+    return [*decision.adapters, *(one for stage in decision.stages for one in stage.adapters)]
+
+
+def _tell_names(decision: router_pb2.Decision, names: Mapping[str, str]) -> None:
+    for one in _every(decision):
+        one.name = names.get(one.adapter_id, "")
+
+
 def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
     strategy = word_of(common.RoutingStrategy, request.strategy, "ROUTING_STRATEGY_", "strategy")
     specialization = word_of(common.Specialization, request.specialization, "SPECIALIZATION_", "specialization")
@@ -134,7 +145,7 @@ def _to_query(request: router_pb2.RouteRequest) -> RouteQuery:
         session=request.session,
         new_topic=request.new_topic,
         own_only=request.own_only,
-        adapter=request.adapter,
+        model=request.model,
         user=hash_of_user(request.tenant or DEFAULT_TENANT, request.user) if request.user else b"",
     )
 
@@ -171,6 +182,7 @@ def _to_explanation(one: Explanation) -> router_pb2.CandidateExplanation:
     return router_pb2.CandidateExplanation(
         adapter_id=candidate.ref.adapter_id,
         name=one.name,
+        tenant=one.tenant,
         score=judged.scored.score,
         cosine=candidate.cosine,
         example_cosine=judged.example,

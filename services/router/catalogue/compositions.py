@@ -117,6 +117,10 @@ class Compositions:
             raise NotFound("composition", composition_id_ or name)
         return found
 
+    async def has(self, tenant: str, name: str) -> bool:
+        """Whether the tenant has one of the name."""
+        return await self._find(tenant, composition_id(tenant, name)) is not None
+
     async def page(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Composition], str]:
         """A page by id, and the token of the next."""
         scope = Scope(tenant=checked_tenant(tenant), name="composition")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from smoa.errors import InvalidArgument
+from smoa.errors import InvalidArgument, Unavailable
 from smoa.model_shape import ModelShape
 
 STALE_S: Final = 10.0
@@ -99,15 +99,20 @@ class ExecutorDirectory:
         """The fingerprint of a base model: itself, or by its name; of an empty one, the only one that live executors run.
 
         Raises:
-            InvalidArgument: empty, and they run several, or there are none.
+            InvalidArgument: empty, and they run several.
+            Unavailable: empty, and none has told of itself.
         """
         if asked in self._base_models:
             return asked
         names = {one.base_model: one.base_model_name for one in self.listed(now_us)}
         if asked:
             return next((base_model for base_model, name in names.items() if name == asked), asked)
-        if len(names) != 1:
-            known = ", ".join(sorted(name or base_model for base_model, name in names.items())) or "none that has told of itself"
+        if not names:
+            raise Unavailable(
+                "base_model: is empty, and no executor has told of itself; start one, wait until it is ready, or name a base model", 2.0
+            )
+        if len(names) > 1:
+            known = ", ".join(sorted(name or base_model for base_model, name in names.items()))
             raise InvalidArgument(
                 "base_model", f"is empty, and executors run {known}", "name one, by its name or the fingerprint that GetStatus shows"
             )

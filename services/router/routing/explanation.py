@@ -50,6 +50,8 @@ class Explanation(NamedTuple):
     before: float = 0.0
     """That the conversation was about it before."""
     name: str = ""
+    tenant: str = ""
+    """Whose it is."""
 
     @property
     def adapter_id(self) -> str:

@@ -37,13 +37,13 @@ class RouteQuery(NamedTuple):
     """Hash of who asks."""
     own_only: bool = False
     """No shared adapters."""
-    adapter: str = ""
-    """Id or name of an adapter to use instead of choosing."""
+    model: str = ""
+    """Id or name of an adapter, or name of a composition, to use instead of choosing."""
 
     @property
     def chosen_by_caller(self) -> bool:
         """It names what is to answer."""
-        return bool(self.composition or self.adapter)
+        return bool(self.composition or self.model)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from services.router.routing.executors import ExecutorDirectory
 from services.router.routing.explanation import MAX_EXPLAINED, Explanation, Judged, Limits, explain
 from services.router.routing.hearing import Heard, answering
 from services.router.routing.judging import Judge
-from services.router.routing.naming import named_adapter
+from services.router.routing.naming import named
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery, RoutingDefaults
 from services.router.routing.scoring import Chosen, Hints, Scored, task_score
 from services.router.routing.single_flight import SingleFlight
@@ -101,7 +101,7 @@ class Router:
         Raises:
             InvalidArgument: the query, top_k, threshold or tenant is out of bounds.
             NotFound: no adapter was ever registered for the tenant, or no adapter or composition of the name.
-            FailedPrecondition: what is named cannot run on this base model (see `Compositions.resolve`, `named_adapter`).
+            FailedPrecondition: what is named cannot run on this base model (see `Compositions.resolve`, `named`).
             InvalidArgument: the task strategy without hints.
         """
         started = time.perf_counter_ns()
@@ -109,15 +109,15 @@ class Router:
         await self._check_tenant_exists(query.tenant)
         stages: tuple[Stage, ...] = ()
         cached = False
-        if query.composition:
-            stages = await self._compositions.resolve(query.tenant, query.composition, query.base_model)
+        record = await named(self._catalogue, self._compositions, query) if query.model else None
+        if record is not None:
+            query = query._replace(base_model=record.base_model)
+            choice = Choice((Chosen(record.ref, score=0.0, weight=1.0),), confidence=1.0)
+        elif query.chosen_by_caller:
+            stages = await self._compositions.resolve(query.tenant, query.composition or query.model, query.base_model)
             every = {record.ref: weight for stage in stages for record, weight in stage.adapters}
             query = query._replace(base_model=stages[0].adapters[0][0].base_model)
             choice = Choice(tuple(Chosen(ref, score=0.0, weight=weight) for ref, weight in every.items()), confidence=1.0)
-        elif query.adapter:
-            record = await named_adapter(self._catalogue, query.tenant, query.adapter, query.base_model)
-            query = query._replace(base_model=record.base_model)
-            choice = Choice((Chosen(record.ref, score=0.0, weight=1.0),), confidence=1.0)
         else:
             choice, cached = await self._chosen(query, look)
         now_us = time.time_ns() // 1000
@@ -170,8 +170,8 @@ class Router:
         if len(query.base_model) > MAX_NAME_CHARACTERS:
             problem = f"has {len(query.base_model):,} characters"
             raise InvalidArgument("base_model", problem, "send the fingerprint that the executor's GetStatus shows")
-        if query.adapter and query.composition:
-            raise InvalidArgument("adapter", "comes with a composition beside it", "send one of the two")
+        if query.model and query.composition:
+            raise InvalidArgument("model", "comes with a composition beside it", "send one of the two")
         if query.base_model or not query.chosen_by_caller:
             query = query._replace(base_model=self.executors.base_model(query.base_model, time.time_ns() // 1000))
         tenant = query.tenant if query.tenant in self._known_tenants else checked_tenant(query.tenant)
@@ -331,9 +331,12 @@ class Router:
         heard = await self._hear(query, routed.choice.before, closely=True)
         strategy, (near, _) = self._strategies[query.strategy], await self._judged(query, heard, MAX_EXPLAINED)
         limits = Limits(query.score_threshold, strategy.widest(query.top_k), strategy.min_weight(self._defaults))
-        names = await self.names([one.scored.candidate.ref.adapter_id for one in near])
+        records = await self._catalogue.records([one.scored.candidate.ref.adapter_id for one in near])
         explained = explain(near, routed.choice.chosen, limits, self.canaries.by_parent, routed.choice.before)
-        return [one._replace(name=names.get(one.adapter_id, "")) for one in explained]
+        return [
+            one if (record := records.get(one.adapter_id)) is None else one._replace(name=record.name, tenant=record.tenant)
+            for one in explained
+        ]
 
     async def names(self, adapter_ids: Sequence[str]) -> dict[str, str]:
         """Of those of the adapters that are there."""
