@@ -6,11 +6,14 @@ import logging
 from contextlib import AsyncExitStack
 from typing import Final
 
+import grpc
+
 from services.gateway.api.application import Application
 from services.gateway.api.requests import Defaults
 from services.gateway.http_server import HttpServer
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.serving.answering import Answering, Services
+from services.gateway.serving.answering import Answering
+from services.gateway.serving.router_calls import CONNECTIONS, RouterCalls
 from services.gateway.settings import GatewaySettings
 from smoa.access.access import Access
 from smoa.access.channels import Channels
@@ -21,7 +24,7 @@ from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
 from smoa.publisher import EventPublisher
 from smoa.rpc import RpcServer
 from smoa.spool import Spool
-from smoa.v1 import feedback_pb2_grpc, registry_pb2_grpc, router_pb2_grpc
+from smoa.v1 import router_pb2_grpc
 
 _PROCESSED_BYTES: Final = 64 * 2**20
 """Envoy may send what it has of a body in one message, however much that is: what is too large is refused then, and not cut off."""
@@ -52,26 +55,24 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
     stack.push_async_callback(access.close)
     access.check_address("SMOA_GATEWAY_ADDRESS", settings.address, "call", insecure=settings.insecure)
     channels = Channels()
-    router = channels.to(settings.router, CHANNEL_OPTIONS)
-    stack.push_async_callback(router.close)
-    services = Services(
-        router_pb2_grpc.RouterServiceStub(router),
-        registry_pb2_grpc.RegistryServiceStub(router),
-        feedback_pb2_grpc.FeedbackServiceStub(router),
-    )
-    executors = ExecutorCalls(
-        services.router, lambda address: channels.to(address, (*CHANNEL_OPTIONS, OWN_CONNECTION)), settings.route_timeout_s
-    )
+
+    def connection(address: str) -> grpc.aio.Channel:
+        return channels.to(address, (*CHANNEL_OPTIONS, OWN_CONNECTION))
+
+    own, *for_callers = (connection(settings.router) for _ in range(1 + CONNECTIONS))
+    for one in (own, *for_callers):
+        stack.push_async_callback(one.close)
+    router = RouterCalls(for_callers, settings.route_timeout_s)
+    executors = ExecutorCalls(router_pb2_grpc.RouterServiceStub(own), connection, settings.route_timeout_s)
     stack.push_async_callback(executors.close)
     metrics = GatewayMetrics(executors)
     passes = settings.when_router_is_away == "pass"
     answering = Answering(
-        services,
+        router,
         executors,
         base_model=settings.base_model,
         passes=passes,
         timeout_s=settings.timeout_s,
-        route_timeout_s=settings.route_timeout_s,
     )
 
     async def ready() -> None:
@@ -83,7 +84,7 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
 
     bodies = Places.shared(settings.held_body_bytes, "bytes of bodies", asks=access.asks)
     application = Application(
-        services,
+        router,
         answering,
         metrics,
         access=access,
@@ -92,7 +93,6 @@ async def build(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
         defaults=Defaults(max_tokens=settings.max_tokens, temperature=settings.temperature),
         max_body_bytes=settings.max_body_bytes,
         timeout_s=settings.timeout_s,
-        route_timeout_s=settings.route_timeout_s,
         ready=ready,
     )
     http = HttpServer(application.asgi, settings.address, ServerTls.of(settings), settings.drain_s)

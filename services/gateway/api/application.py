@@ -22,13 +22,13 @@ from services.gateway.api.http_calls import Endpoint, Incoming, Reply, Stream
 from services.gateway.api.models import Models
 from services.gateway.api.requests import Defaults, Parse
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.serving.answering import Answer, Answering, Services, on_behalf_of
+from services.gateway.serving.answering import Answer, Answering
 from services.gateway.serving.asked import Asked
 from services.gateway.serving.decisions import DECISION_HEADER, headers_of, unpacked
+from services.gateway.serving.router_calls import RouterCalls
 from smoa.access.access import Access
 from smoa.access.places import Places
 from smoa.errors import DeadlineExceeded, Unavailable
-from smoa.v1 import feedback_pb2
 
 _CALLERS: Final = frozenset({"infer"})
 _READERS: Final = frozenset({"infer", "library", "operate"})
@@ -50,7 +50,7 @@ class Application:
 
     def __init__(
         self,
-        services: Services,
+        router: RouterCalls,
         answering: Answering,
         metrics: GatewayMetrics,
         *,
@@ -60,12 +60,11 @@ class Application:
         defaults: Defaults,
         max_body_bytes: int,
         timeout_s: float,
-        route_timeout_s: float,
         ready: Callable[[], Awaitable[None]],
     ) -> None:
         """`bodies`: bytes of requests that are held at once; `ready` raises while what it needs is away."""
-        self._services, self._answering, self._metrics, self._defaults = services, answering, metrics, defaults
-        self._models, self._route_timeout_s, self._ready = Models(services, answering, route_timeout_s), route_timeout_s, ready
+        self._router, self._answering, self._metrics, self._defaults = router, answering, metrics, defaults
+        self._models, self._ready = Models(router, answering), ready
         handlers = {
             "/v1/chat/completions": self._generating(requests.chat, ChatForm),
             "/v1/completions": self._generating(requests.completion, CompletionForm),
@@ -132,9 +131,7 @@ class Application:
     async def _feedback(self, incoming: Incoming) -> Reply:
         outcome = requests.feedback(incoming.body)
         outcome.tenant = incoming.principal.tenant(outcome.tenant)
-        request = feedback_pb2.ReportOutcomeRequest(outcome=outcome)
-        metadata = on_behalf_of(incoming.principal)
-        await self._services.feedback.ReportOutcome(request, timeout=self._route_timeout_s, metadata=tuple(metadata))
+        await self._router.report(incoming.principal, outcome)
         return Reply.of({"object": "feedback", "decision_id": outcome.decision_id})
 
     async def _list_models(self, incoming: Incoming) -> Reply:

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import grpc
 
-from services.gateway.serving.answering import Answering, Services, on_behalf_of
+from services.gateway.serving.answering import Answering
 from services.gateway.serving.asked import AUTO
+from services.gateway.serving.router_calls import RouterCalls
 from smoa.access.principal import Principal
 from smoa.errors import InvalidArgument, NotFound
-from smoa.executor_calls import Metadata
 from smoa.identifiers import is_ulid
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2, router_pb2
@@ -24,8 +24,8 @@ _OWNER: Final = "smoa"
 class Models:
     """Lists what a request's `model` may name."""
 
-    def __init__(self, services: Services, answering: Answering, timeout_s: float) -> None:
-        self._services, self._answering, self._timeout_s = services, answering, timeout_s
+    def __init__(self, router: RouterCalls, answering: Answering) -> None:
+        self._router, self._answering = router, answering
 
     async def page(self, principal: Principal, query: Mapping[str, str]) -> dict[str, Any]:
         """OpenAI's list. The first page begins with `smoa-auto`, the base models and the compositions; then come adapters, by id.
@@ -42,14 +42,14 @@ class Models:
         limit = query.get("limit", str(PAGE))
         if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= MAX_PAGE:
             raise InvalidArgument("limit", f"{limit[:40]!r} is not 1 to {MAX_PAGE:,}", f"leave it out for {PAGE}")
-        metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
+        tenant = principal.tenant(query.get("tenant", ""))
         names = await self._answering.base_models()
         if "search" in query:
-            return _listed(await self._search(query["search"], tenant, names, metadata, int(limit)))
+            return _listed(await self._search(query["search"], principal, tenant, names, int(limit)))
         first = "after" not in query
-        data = [*self._roots(names), *await self._compositions(tenant, metadata)] if first else []
+        data = [*self._roots(names), *await self._compositions(principal, tenant)] if first else []
         request = registry_pb2.ListAdaptersRequest(tenant=tenant, page_size=int(limit), page_token=query.get("after", ""))
-        found = await self._services.registry.ListAdapters(request, timeout=self._timeout_s, metadata=tuple(metadata))
+        found = await self._router.list_adapters(principal, request)
         data += [_adapter(one, names) for one in found.adapters]
         return _listed(data, found.next_page_token)
 
@@ -62,17 +62,17 @@ class Models:
         """
         if not name:
             raise NotFound("model", name, "name one of GET /v1/models")
-        metadata, tenant = on_behalf_of(principal), principal.tenant(query.get("tenant", ""))
+        tenant = principal.tenant(query.get("tenant", ""))
         names = await self._answering.base_models()
         for root in self._roots(names):
             if name in (root["id"], root["root"]):
                 return root
-        adapter = await self._adapter(name, tenant, metadata)
+        adapter = await self._adapter(principal, name, tenant)
         if adapter is not None and (adapter.tenant == tenant or adapter.adapter_id == name):
             return _adapter(adapter, names)
         try:
             request = registry_pb2.GetCompositionRequest(tenant=tenant, name=name)
-            found = await self._services.registry.GetComposition(request, timeout=self._timeout_s, metadata=tuple(metadata))
+            found = await self._router.get_composition(principal, request)
         except grpc.aio.AioRpcError as error:
             if error.code() not in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 raise
@@ -81,29 +81,29 @@ class Models:
             raise NotFound("model", name[:200], "list what there is: GET /v1/models") from error
         return _composition(found)
 
-    async def _adapter(self, name: str, tenant: str, metadata: Metadata) -> registry_pb2.Adapter | None:
+    async def _adapter(self, principal: Principal, name: str, tenant: str) -> registry_pb2.Adapter | None:
         if is_ulid(name):
             try:
                 request = registry_pb2.GetAdapterRequest(tenant=tenant, adapter_id=name)
-                return await self._services.registry.GetAdapter(request, timeout=self._timeout_s, metadata=tuple(metadata))
+                return await self._router.get_adapter(principal, request)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
-        found = await self._of_name(name, tenant, metadata)
+        found = await self._of_name(principal, name, tenant)
         return max(found, key=lambda one: (one.tenant == tenant, one.adapter_id), default=None)
 
-    async def _of_name(self, name: str, tenant: str, metadata: Metadata) -> list[registry_pb2.Adapter]:
+    async def _of_name(self, principal: Principal, name: str, tenant: str) -> list[registry_pb2.Adapter]:
         request = registry_pb2.ListAdaptersRequest(tenant=tenant, name=name, page_size=MAX_PAGE)
-        return list((await self._services.registry.ListAdapters(request, timeout=self._timeout_s, metadata=tuple(metadata))).adapters)
+        return list((await self._router.list_adapters(principal, request)).adapters)
 
-    async def _search(self, search: str, tenant: str, names: Mapping[str, str], metadata: Metadata, limit: int) -> list[dict[str, Any]]:
-        found = [_adapter(one, names) for one in await self._of_name(search, tenant, metadata)]
+    async def _search(self, search: str, principal: Principal, tenant: str, names: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
+        found = [_adapter(one, names) for one in await self._of_name(principal, search, tenant)]
         known = {one["smoa"]["adapter_id"] for one in found}
         for base_model in names:
             request = router_pb2.RouteRequest(
                 tenant=tenant, base_model=base_model, query=search, look=True, explain=True, strategy=common.ROUTING_STRATEGY_SEMANTIC
             )
-            decision = await self._services.router.Route(request, timeout=self._timeout_s, metadata=tuple(metadata))
+            decision = await self._router.route(principal, request)
             for near in decision.explanations:
                 if near.adapter_id not in known:
                     told = {"adapter_id": near.adapter_id, "similarity": round(near.cosine, 4)}
@@ -114,9 +114,9 @@ class Models:
         auto = _model(AUTO, 0, _OWNER, AUTO, None, {"kind": "auto"})
         return [auto, *(_model(name or base, 0, _OWNER, base, None, {"kind": "base_model"}) for base, name in names.items())]
 
-    async def _compositions(self, tenant: str, metadata: Metadata) -> list[dict[str, Any]]:
+    async def _compositions(self, principal: Principal, tenant: str) -> list[dict[str, Any]]:
         request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=MAX_PAGE)
-        found = await self._services.registry.ListCompositions(request, timeout=self._timeout_s, metadata=tuple(metadata))
+        found = await self._router.list_compositions(principal, request)
         return [_composition(one) for one in found.compositions]
 
 

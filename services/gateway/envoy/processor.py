@@ -26,7 +26,7 @@ from services.gateway.api.errors import HttpError, http_error
 from services.gateway.api.http_calls import STALLED_S
 from services.gateway.envoy.bodies import PATHS, AnswerTokens, Passing, read_request
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.serving.answering import Answering, on_behalf_of
+from services.gateway.serving.answering import Answering
 from services.gateway.serving.decisions import DECISION_HEADER, ID_HEADER, headers_of, packed
 from smoa.access.access import Access
 from smoa.access.places import Places
@@ -108,10 +108,9 @@ class Processor(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc] 
 
     async def decide(self, principal: Principal, passing: Passing) -> router_pb2.Decision:
         """The router's decision for a request, or the base model's name alone where no router is there and that is enough."""
-        metadata = on_behalf_of(principal)
         tenant = principal.tenant(passing.asked.route.tenant, "smoa.tenant")
         try:
-            decision, _ = await self.answering.decide(tenant, passing.asked, metadata)
+            decision, _ = await self.answering.decide(principal, tenant, passing.asked)
         except Unavailable:
             if not (self.passes and self.base_model_name):
                 raise

@@ -8,24 +8,14 @@ from dataclasses import dataclass
 import grpc
 
 from services.gateway.serving.asked import AUTO, Asked
-from smoa.access.access import REPRESENTED
-from smoa.access.principal import ANYBODY, Principal
+from services.gateway.serving.router_calls import RouterCalls, on_behalf_of
+from smoa.access.principal import Principal
 from smoa.errors import Unavailable
-from smoa.executor_calls import NO_EXECUTOR, ExecutorCalls, Metadata
+from smoa.executor_calls import NO_EXECUTOR, ExecutorCalls
 from smoa.statuses import status_in
-from smoa.v1 import executor_pb2, feedback_pb2_grpc, registry_pb2_grpc, router_pb2, router_pb2_grpc
-from smoa.v1.access_pb2 import Represented
+from smoa.v1 import executor_pb2, router_pb2
 
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-@dataclass(frozen=True)
-class Services:
-    """The router's, as they are called."""
-
-    router: router_pb2_grpc.RouterServiceAsyncStub
-    registry: registry_pb2_grpc.RegistryServiceAsyncStub
-    feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub
 
 
 @dataclass(frozen=True)
@@ -41,24 +31,14 @@ class Answer:
     warnings: tuple[str, ...]
 
 
-def on_behalf_of(principal: Principal) -> Metadata:
-    """What goes with the calls that are made for a caller; nothing where nobody was asked who they are."""
-    if principal is ANYBODY:
-        return ()
-    said = Represented(name=principal.name, tenants=sorted(principal.tenants), roles=sorted(principal.roles))
-    return ((REPRESENTED, said.SerializeToString()),)
-
-
 class Answering:
     """Decides by a router and has executors answer."""
 
-    def __init__(
-        self, services: Services, executors: ExecutorCalls, *, base_model: str, passes: bool, timeout_s: float, route_timeout_s: float
-    ) -> None:
+    def __init__(self, router: RouterCalls, executors: ExecutorCalls, *, base_model: str, passes: bool, timeout_s: float) -> None:
         """`base_model` is meant where a request names none; `passes`: without a router, the base model answers."""
-        self._services, self._executors = services, executors
+        self._router, self._executors = router, executors
         self._base_model, self._passes = base_model, passes
-        self._timeout_s, self._route_timeout_s = timeout_s, route_timeout_s
+        self._timeout_s = timeout_s
 
     async def answer(self, principal: Principal, asked: Asked, made: router_pb2.Decision | None = None) -> Answer:
         """Begin an answer: returns when the executor has said something.
@@ -76,10 +56,9 @@ class Answering:
             grpc.aio.AioRpcError: a service's status.
         """
         tenant = principal.tenant(made.tenant if made is not None else asked.route.tenant, "smoa.tenant")
-        metadata = on_behalf_of(principal)
-        decision, warnings = (made, ()) if made is not None else await self.decide(tenant, asked, metadata)
+        decision, warnings = (made, ()) if made is not None else await self.decide(principal, tenant, asked)
         decision.tenant = tenant
-        pieces = self._executors.answer(asked.generate, decision, metadata, self._timeout_s)
+        pieces = self._executors.answer(asked.generate, decision, on_behalf_of(principal), self._timeout_s)
         try:
             executor, first = await anext(pieces)
         except StopAsyncIteration:
@@ -111,7 +90,7 @@ class Answering:
         await self._executors.listed()
         return self._executors.base_models
 
-    async def decide(self, tenant: str, asked: Asked, metadata: Metadata) -> tuple[router_pb2.Decision, tuple[str, ...]]:
+    async def decide(self, principal: Principal, tenant: str, asked: Asked) -> tuple[router_pb2.Decision, tuple[str, ...]]:
         """The decision for a request, and what its caller should know.
 
         Raises:
@@ -123,14 +102,14 @@ class Answering:
         try:
             if asked.model == AUTO:
                 request.base_model = request.base_model or self._base_model
-                return await self._route(request, metadata), ()
+                return await self._router.route(principal, request), ()
             known = await self.base_models()
             if (base_model := _meant(asked.model, known)) is not None:
                 return router_pb2.Decision(tenant=tenant, base_model=base_model), ()
             if not known:  # it may be the name of one that comes yet
                 raise Unavailable(NO_EXECUTOR, 2.0)
             request.model = asked.model
-            return await self._route(request, metadata), ()
+            return await self._router.route(principal, request), ()
         except grpc.aio.AioRpcError as error:
             if error.code() not in _AWAY:
                 raise
@@ -145,9 +124,6 @@ class Answering:
                 raise error
             raise Unavailable(f"router: is away ({error.code().name}); try again", 1.0) from error
         return router_pb2.Decision(tenant=tenant, base_model=base_model)
-
-    async def _route(self, request: router_pb2.RouteRequest, metadata: Metadata) -> router_pb2.Decision:
-        return await self._services.router.Route(request, timeout=self._route_timeout_s, metadata=tuple(metadata))
 
 
 def _meant(name: str, known: Mapping[str, str]) -> str | None:
