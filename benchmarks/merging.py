@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from services.executor.models.base_model import DEFAULT_BASE_MODEL, fingerprint, resolve
 from services.executor.models.lora_xs_bases import LoraXsBases
-from services.optimizer.merging import merged
+from services.optimizer.policy.merging import merged
 from smoa.adapter import Adapter, Manifest, decode, new_adapter_id
 from smoa.tensor_file import Array
 

@@ -30,8 +30,8 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.plain_faust import GROUP, TOPIC
-from services.optimizer.counting import CountPartition
-from services.optimizer.joining import JoinPartition, segment_of
+from services.optimizer.stream.counting import CountPartition
+from services.optimizer.stream.joining import JoinPartition, segment_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, headers, unpack
 from smoa.outbox import Outbox, Record, records_of
 from smoa.topics import Topic, ensure_topics, partition_of

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.optimizer.counting import decay
-from services.optimizer.policy import AdapterView, Rules, merges, prunes
-from services.optimizer.trial import Arm, TrialRules, judge
+from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
+from services.optimizer.policy.trial import Arm, TrialRules, judge
+from services.optimizer.stream.counting import decay
 from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
 from services.router.routing.canaries import Canaries

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from services.optimizer.changelog import COUNTS, JOINS
 from services.optimizer.settings import APP_ID
+from services.optimizer.stream.changelog import COUNTS, JOINS
 from smoa.events import ADAPTER_OUTCOMES, AUDIT, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 
 _COUNTED: Final = (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES)

@@ -17,9 +17,9 @@ from pathlib import Path
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from ulid import ULID
 
-from services.optimizer.changelog import COUNTS, Changelog, Kept
-from services.optimizer.counting import totals
 from services.optimizer.settings import APP_ID
+from services.optimizer.stream.changelog import COUNTS, Changelog, Kept
+from services.optimizer.stream.counting import totals
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, event
 from smoa.outbox import KAFKA_ERRORS, Outbox, records_of

@@ -49,7 +49,7 @@ async def run(settings: OptimizerSettings) -> int:
 
 async def end_with_its_client(app: faust.App) -> None:
     """Look after the Kafka client, and end this process when it has left the group for good."""
-    from services.optimizer.transport import Consumer
+    from services.optimizer.stream.transport import Consumer
 
     while True:
         await asyncio.sleep(LOOK_S)

@@ -13,18 +13,18 @@ from functools import cache, partial
 import faust
 import grpc
 
-from services.optimizer.changelog import COUNTS, JOINS
-from services.optimizer.gate import Gate
-from services.optimizer.merging import checked_method, merged
+from services.optimizer.control.gate import Gate
+from services.optimizer.control.passes import Caution, Optimizer
+from services.optimizer.control.reporting import Reporter
 from services.optimizer.metrics import OptimizerMetrics
-from services.optimizer.optimizer import Caution, Optimizer
-from services.optimizer.policy import Rules
-from services.optimizer.reporting import Reporter
+from services.optimizer.policy.library_policy import Rules
+from services.optimizer.policy.merging import checked_method, merged
+from services.optimizer.policy.trial import TrialRules
 from services.optimizer.settings import APP_ID, OptimizerSettings
-from services.optimizer.stage import MESSAGES_AT_ONCE
-from services.optimizer.stream import Count, Join
-from services.optimizer.transport import credentials_of, mend
-from services.optimizer.trial import TrialRules
+from services.optimizer.stream.agents import Count, Join
+from services.optimizer.stream.changelog import COUNTS, JOINS
+from services.optimizer.stream.stage import MESSAGES_AT_ONCE
+from services.optimizer.stream.transport import credentials_of, mend
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable
 from smoa.metrics import serve_metrics

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.optimizer.stream import Count, Join
+from services.optimizer.stream.agents import Count, Join
 
 
 class OptimizerMetrics(Collector):

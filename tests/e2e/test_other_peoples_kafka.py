@@ -11,8 +11,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from services.optimizer.app import ensure
-from services.optimizer.changelog import COUNTS, Changelog
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.stream.changelog import COUNTS, Changelog
 from smoa import publisher as publisher_module
 from smoa.events import DEAD_LETTER, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, event
 from smoa.outbox import records_of

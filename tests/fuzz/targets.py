@@ -17,9 +17,9 @@ from services.gateway.api import requests
 from services.gateway.api.requests import Defaults
 from services.gateway.envoy.bodies import read_request
 from services.gateway.serving.decisions import unpacked
-from services.optimizer.changelog import kept_of
-from services.optimizer.counting import CountPartition, check_value
-from services.optimizer.joining import JoinPartition, entries_of
+from services.optimizer.stream.changelog import kept_of
+from services.optimizer.stream.counting import CountPartition, check_value
+from services.optimizer.stream.joining import JoinPartition, entries_of
 from services.router.learning.ranker import Ranker
 from smoa.access.access import Admitted
 from smoa.access.callers import read_callers

@@ -12,10 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
-from services.optimizer.gate import Finding, Gate
-from services.optimizer.optimizer import Caution, Optimizer
-from services.optimizer.policy import Rules
-from services.optimizer.trial import TrialRules
+from services.optimizer.control.gate import Finding, Gate
+from services.optimizer.control.passes import Caution, Optimizer
+from services.optimizer.policy.library_policy import Rules
+from services.optimizer.policy.trial import TrialRules
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from services.optimizer.commands import optimizer_group
-from services.optimizer.dlq import dlq_group
+from services.optimizer.control.commands import optimizer_group
+from services.optimizer.stream.dlq import dlq_group
 from services.router.commands import router_group
 from smoa.cli.main import cli
 from smoa.stack import Stack

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from services.optimizer.dlq import dlq_group
+from services.optimizer.stream.dlq import dlq_group
 from smoa.errors import FailedPrecondition, NotFound
 from smoa.events import ADAPTER_OUTCOMES, DEAD_LETTER, DECISIONS, OUTCOMES, event, headers
 from smoa.outbox import Outbox, Record, send_once

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from services.optimizer.gate import MOST_OF_A_PARENT, Finding, Gate
+from services.optimizer.control.gate import MOST_OF_A_PARENT, Finding, Gate
 from smoa.adapter import Adapter, decode, encode, new_adapter_id
 from smoa.v1.common_pb2 import WeightedAdapter
 from smoa.v1.events_pb2 import Example

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from aiokafka import AIOKafkaConsumer
 from faust.types import TP
 
-from services.optimizer.transport import Consumer
+from services.optimizer.stream.transport import Consumer
 from smoa.topics import Topic, ensure_topics
 from tests.kafka_support import embedded_broker, until
 

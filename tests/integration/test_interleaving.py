@@ -19,7 +19,7 @@ from services.executor.models.base_model import MODULES, fingerprint
 from services.executor.models.config import ModelConfig
 from services.executor.models.prompt import user_turn
 from services.executor.settings import MIB, ExecutorSettings
-from services.optimizer.merging import merged
+from services.optimizer.policy.merging import merged
 from smoa.adapter import Kind, decode, encode
 from smoa.store import AdapterStore
 from tests.model_support import CAN_RUN_NATIVE, isolated_cache, make_model, random_adapter

@@ -330,7 +330,7 @@ def test_dev_rolls_out(deployed: Kubectl) -> None:
 
 def test_kafka_and_its_topics_are_what_the_services_work_with(deployed: Kubectl) -> None:
     """As Strimzi's definitions take them; its operator would make them so."""
-    from services.optimizer.changelog import COUNTS, JOINS
+    from services.optimizer.stream.changelog import COUNTS, JOINS
     from smoa.topics import TOPICS
 
     listed = json.loads(ok(deployed("-n", NAMESPACE, "get", "kafkatopics.kafka.strimzi.io", "-o", "json")))["items"]

@@ -16,7 +16,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 
-from services.optimizer.commands import optimizer_group
+from services.optimizer.control.commands import optimizer_group
 from smoa.cli.main import cli
 from smoa.cli.names import PROTECTED, find_adapter
 from smoa.errors import InvalidArgument, NotFound, SmoaError

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from services.local import free_port
-from services.optimizer.commands import optimizer_group
+from services.optimizer.control.commands import optimizer_group
 from smoa.cli.names import PROTECTED
 from smoa.errors import FailedPrecondition
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES

@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from services.optimizer.optimizer import Caution, Optimizer, PassReport
-from services.optimizer.policy import Rules
+from services.optimizer.control.passes import Caution, Optimizer, PassReport
+from services.optimizer.policy.library_policy import Rules
 from smoa.adapter import decode
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2

@@ -14,12 +14,12 @@ import pytest
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS, Changelog
-from services.optimizer.counting import EPOCH, EXAMPLES_OF, check_value
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stage import QUIET_S
-from services.optimizer.stream import LANDMARKS, Count, Join
-from services.optimizer.transport import Consumer, Place
+from services.optimizer.stream.agents import LANDMARKS, Count, Join
+from services.optimizer.stream.changelog import COUNTS, JOINS, Changelog
+from services.optimizer.stream.counting import EPOCH, EXAMPLES_OF, check_value
+from services.optimizer.stream.stage import QUIET_S
+from services.optimizer.stream.transport import Consumer, Place
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, event
 from smoa.outbox import Outbox, Record

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from services.optimizer.changelog import COUNTS, Changelog, Stamp
-from services.optimizer.commands import optimizer_group
-from services.optimizer.counting import EXAMPLES_OF
+from services.optimizer.control.commands import optimizer_group
+from services.optimizer.stream.changelog import COUNTS, Changelog, Stamp
+from services.optimizer.stream.counting import EXAMPLES_OF
 from smoa.outbox import Outbox
 from smoa.store import AdapterStore
 from smoa.topics import ensure_topics, partition_of

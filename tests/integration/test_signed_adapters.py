@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.optimizer.optimizer import Optimizer
-from services.optimizer.policy import Rules
+from services.optimizer.control.passes import Optimizer
+from services.optimizer.policy.library_policy import Rules
 from smoa.adapter import decode, encode
 from smoa.signatures import Signer, new_signing_key
 from tests.command_support import said_by

@@ -18,11 +18,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from faust.types import TP
 
 import tests.stream_support as stream
-from services.optimizer.changelog import COUNTS
-from services.optimizer.reporting import Reporter
+from services.optimizer.control.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stage import QUIET_S
-from services.optimizer.stream import Count, Join
+from services.optimizer.stream.agents import Count, Join
+from services.optimizer.stream.changelog import COUNTS
+from services.optimizer.stream.stage import QUIET_S
 from services.router.catalogue.port import Entry
 from smoa.client import SmoaClient
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE

@@ -11,7 +11,7 @@ from typing import Any, Final
 import confluent_kafka
 import confluent_kafka.admin
 
-from services.optimizer.changelog import COUNTS, JOINS
+from services.optimizer.stream.changelog import COUNTS, JOINS
 from services.topic_rights import RIGHTS
 from smoa.kafka import OAUTH, Kafka
 from smoa.topics import TOPICS, ensure_topics

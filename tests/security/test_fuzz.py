@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from services.optimizer.counting import CountPartition
-from services.optimizer.joining import JoinPartition
+from services.optimizer.stream.counting import CountPartition
+from services.optimizer.stream.joining import JoinPartition
 from services.router.learning.ranker import Ranker, builtin
 from smoa.access.callers import read_callers
 from smoa.adapter import Adapter, decode

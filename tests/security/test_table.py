@@ -15,7 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from services.gateway.api.application import ROUTES as GATEWAY_ROUTES
-from services.optimizer.changelog import COUNTS, JOINS
+from services.optimizer.stream.changelog import COUNTS, JOINS
 from services.topic_rights import RIGHTS
 from smoa.access.access import REPRESENTED
 from smoa.access.principal import ROLES

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer import candidates
-from services.optimizer.candidates import SLACK, near_pairs
+from services.optimizer.policy import candidates
+from services.optimizer.policy.candidates import SLACK, near_pairs
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from services.doctor import doctor
-from services.optimizer.commands import optimizer_group
-from services.optimizer.dlq import dlq_group
+from services.optimizer.control.commands import optimizer_group
+from services.optimizer.stream.dlq import dlq_group
 from services.router.commands import router_group
 from smoa.cli.main import cli, main
 from smoa.cli.query import times_of

@@ -12,7 +12,7 @@ import pytest
 from aiokafka.errors import GroupAuthorizationFailedError
 
 from services.optimizer import __main__ as main
-from services.optimizer.transport import Consumer
+from services.optimizer.stream.transport import Consumer
 
 
 def _consumer(*, pending: Exception | None = None, ended: bool = False, rejoins: bool = False) -> tuple[Consumer, MagicMock]:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.counting import (
+from services.optimizer.control.reporting import statistics_of
+from services.optimizer.stream.counting import (
     MAX_PRODUCERS,
     MAX_TASKS,
     MAX_TENANTS,
@@ -19,7 +20,6 @@ from services.optimizer.counting import (
     decay,
     totals,
 )
-from services.optimizer.reporting import statistics_of
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, USAGE, Received
 from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Tally

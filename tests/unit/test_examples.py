@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.counting import EXAMPLES_OF, CountPartition
-from services.optimizer.examples import MOST, MOST_FAILURES, SET_BYTES, ExamplePartition
-from services.optimizer.gate import MIN_EXAMPLES, Finding
-from services.optimizer.joining import JoinPartition
+from services.optimizer.control.gate import MIN_EXAMPLES, Finding
+from services.optimizer.stream.counting import EXAMPLES_OF, CountPartition
+from services.optimizer.stream.examples import MOST, MOST_FAILURES, SET_BYTES, ExamplePartition
+from services.optimizer.stream.joining import JoinPartition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, Event, Received, event
 from smoa.v1.common_pb2 import WeightedAdapter
 from smoa.v1.events_pb2 import Example

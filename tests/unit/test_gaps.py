@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.library.jobs import JOBS
-from services.optimizer.gaps import Region, regions
+from services.optimizer.policy.gaps import Region, regions
 from smoa.embedding.static import StaticEmbedder
 from smoa.v1.events_pb2 import Example
 

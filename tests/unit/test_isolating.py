@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer import counting, joining
-from services.optimizer.counting import CountPartition
-from services.optimizer.isolating import without_failing
-from services.optimizer.joining import JoinPartition
+from services.optimizer.stream import counting, joining
+from services.optimizer.stream.counting import CountPartition
+from services.optimizer.stream.isolating import without_failing
+from services.optimizer.stream.joining import JoinPartition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, Received
 from smoa.v1 import common_pb2, router_pb2
 from smoa.v1.events_pb2 import AdapterOutcome

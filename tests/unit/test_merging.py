@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from services.optimizer.merging import METHODS, Method, checked_method, cosines, lora_inner, merged, random_sketch, sketch
+from services.optimizer.policy.merging import METHODS, Method, checked_method, cosines, lora_inner, merged, random_sketch, sketch
 from smoa.adapter import Adapter, Manifest, decode, encode
 from smoa.errors import InvalidArgument
 from smoa.tensor_file import BFLOAT16, Array

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.policy import MAX_GROUP, AdapterView, Merge, Rules, benefit, merges, prunes, wilson_upper
+from services.optimizer.policy.library_policy import MAX_GROUP, AdapterView, Merge, Rules, benefit, merges, prunes, wilson_upper
 
 RULES = Rules()
 

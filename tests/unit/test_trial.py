@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.trial import Arm, TrialRules, interval, judge, reason_of
+from services.optimizer.policy.trial import Arm, TrialRules, interval, judge, reason_of
 
 RULES = TrialRules()
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.policy import Rules, prunes
-from services.optimizer.trial import Arm, TrialRules, judge
-from services.optimizer.views import arm_of, protection_of, view_of
+from services.optimizer.control.views import arm_of, protection_of, view_of
+from services.optimizer.policy.library_policy import Rules, prunes
+from services.optimizer.policy.trial import Arm, TrialRules, judge
 from smoa.v1 import registry_pb2
 from smoa.v1.registry_pb2 import AdapterStatistics, EpochCounts
 

@@ -16,13 +16,13 @@ import click
 import grpc
 import numpy as np
 
-from services.optimizer.changelog import COUNTS, Changelog
-from services.optimizer.counting import CountPartition
-from services.optimizer.examples import place_of
-from services.optimizer.gaps import Region, regions
-from services.optimizer.gate import MIN_EXAMPLES, alone, losses
-from services.optimizer.joining import FAILURES
+from services.optimizer.control.gate import MIN_EXAMPLES, alone, losses
+from services.optimizer.policy.gaps import Region, regions
 from services.optimizer.settings import OptimizerSettings
+from services.optimizer.stream.changelog import COUNTS, Changelog
+from services.optimizer.stream.counting import CountPartition
+from services.optimizer.stream.examples import place_of
+from services.optimizer.stream.joining import FAILURES
 from smoa.adapter import decode
 from smoa.cli.options import check_store, executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
 from smoa.cli.tables import show_table

@@ -13,13 +13,13 @@ import faust
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from services.optimizer.changelog import COUNTS, JOINS, Kept, Stamp
-from services.optimizer.counting import EPOCH, CountPartition, CountPlan, check_value
-from services.optimizer.examples import ExamplePartition
-from services.optimizer.joining import JoinPartition, JoinPlan, entries_of, segment_of
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stage import Stage, buried, written_ms
-from services.optimizer.transport import Place
+from services.optimizer.stream.changelog import COUNTS, JOINS, Kept, Stamp
+from services.optimizer.stream.counting import EPOCH, CountPartition, CountPlan, check_value
+from services.optimizer.stream.examples import ExamplePartition
+from services.optimizer.stream.joining import JoinPartition, JoinPlan, entries_of, segment_of
+from services.optimizer.stream.stage import Stage, buried, written_ms
+from services.optimizer.stream.transport import Place
 from smoa.adapter import new_adapter_id
 from smoa.errors import Unavailable
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, OUTCOMES, USAGE, Event, Received

@@ -10,9 +10,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, MutableMappi
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.optimizer.examples import ExamplePartition
-from services.optimizer.isolating import without_failing
-from services.optimizer.joining import check_key
+from services.optimizer.stream.examples import ExamplePartition
+from services.optimizer.stream.isolating import without_failing
+from services.optimizer.stream.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent

@@ -13,10 +13,10 @@ import click
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from services.optimizer.changelog import COUNTS, Changelog
-from services.optimizer.dlq import dead_letters
-from services.optimizer.propose import propose_command
+from services.optimizer.control.propose import propose_command
 from services.optimizer.settings import APP_ID
+from services.optimizer.stream.changelog import COUNTS, Changelog
+from services.optimizer.stream.dlq import dead_letters
 from smoa.cli.names import PROTECTED, RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
 from smoa.cli.tables import say, show_table

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Final
 
-from services.optimizer.policy import AdapterView
-from services.optimizer.trial import Arm
+from services.optimizer.policy.library_policy import AdapterView
+from services.optimizer.policy.trial import Arm
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 

@@ -19,9 +19,9 @@ import faust
 from aiokafka import ConsumerRecord
 from faust.types import TP
 
-from services.optimizer.changelog import Changelog, Kept, Stamp, stamp_of
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.transport import Consumer, Place
+from services.optimizer.stream.changelog import Changelog, Kept, Stamp, stamp_of
+from services.optimizer.stream.transport import Consumer, Place
 from smoa.dead_letters import letter, shortened
 from smoa.errors import InvalidArgument, Unavailable
 from smoa.events import DEAD_LETTER, TYPES, Event, Received, event, headers, unpack

@@ -8,8 +8,8 @@ from typing import Final
 
 import grpc
 
-from services.optimizer.counting import OTHERS, decay, totals
-from services.optimizer.stream import Count
+from services.optimizer.stream.agents import Count
+from services.optimizer.stream.counting import OTHERS, decay, totals
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from services.optimizer.joining import FAILURES, is_silent
+from services.optimizer.stream.joining import FAILURES, is_silent
 from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import ExampleSet
 

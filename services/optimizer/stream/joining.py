@@ -13,7 +13,7 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-from services.optimizer.isolating import without_failing
+from services.optimizer.stream.isolating import without_failing
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_outcome, decode, event
 from smoa.topics import partition_of

@@ -15,13 +15,13 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from services.optimizer.candidates import near_pairs
-from services.optimizer.gate import Finding, Gate, alone
-from services.optimizer.merging import Child, child_of, cosines, merged, random_sketch
-from services.optimizer.policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
-from services.optimizer.reporting import AWAY
-from services.optimizer.trial import TrialRules, judge, reason_of
-from services.optimizer.views import arm_of, protection_of, view_of
+from services.optimizer.control.gate import Finding, Gate, alone
+from services.optimizer.control.reporting import AWAY
+from services.optimizer.control.views import arm_of, protection_of, view_of
+from services.optimizer.policy.candidates import near_pairs
+from services.optimizer.policy.library_policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
+from services.optimizer.policy.merging import Child, child_of, cosines, merged, random_sketch
+from services.optimizer.policy.trial import TrialRules, judge, reason_of
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
 from smoa.errors import SmoaError

@@ -1,0 +1,1 @@
+"""Passes over the library: the only room that acts."""

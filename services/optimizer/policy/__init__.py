@@ -1,0 +1,1 @@
+"""What is worth doing: prune, merge, trials, gaps. Pure."""
