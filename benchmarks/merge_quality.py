@@ -43,7 +43,6 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import Example, LifecycleEvent
 
-TRIAL_OUTCOMES = 20
 A_ROUND = 15
 """Queries of each job whose trial is open, again and again until it is closed."""
 
@@ -121,7 +120,6 @@ async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folde
         gateway_port=free_port(),
         environment={
             "SMOA_OPTIMIZER_CANARY_SHARE": "0.2",
-            "SMOA_OPTIMIZER_TRIAL_MAX_OUTCOMES": str(TRIAL_OUTCOMES),
             "SMOA_OPTIMIZER_INTERVAL_S": "0",
             "SMOA_STORE": str(folder / "store"),
         },

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
-from services.optimizer.policy.trial import Arm, TrialRules, judge
-from services.optimizer.stream.counting import decay
+from services.optimizer.policy.trial import NOTHING, Arm, Stratum, TrialRules, judge
+from services.optimizer.stream.counting import count_recent, decay
 from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
-from services.router.routing.canaries import Canaries
+from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
 from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
 
@@ -43,6 +44,10 @@ class Scenario:
     """In the middle, a tenth of the adapters become bad, and successors arrive a day later."""
     arrivals: float = 0.0
     """Share of the jobs whose adapters come during the run."""
+    outages: tuple[tuple[int, int], ...] = ()
+    """(first hour, hours) in which every answer fails, whoever gives it."""
+    weekly: float = 0.0
+    """Share of the jobs that are asked for on one day of seven only."""
 
 
 SCENARIOS: Final = (
@@ -52,6 +57,8 @@ SCENARIOS: Final = (
     Scenario(name="lies", liars=0.3),
     Scenario(name="drift", drift=True),
     Scenario(name="cold starts", arrivals=0.4),
+    Scenario(name="outages", outages=((30, 1), (200, 6), (400, 1))),
+    Scenario(name="seasons", weekly=0.3),
 )
 
 
@@ -66,7 +73,12 @@ class Member:
     state: str = "active"
     parents: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
-    baseline: dict[str, tuple[int, int]] = field(default_factory=dict)
+    taken: int = 0
+    """Queries that it was given as a canary."""
+    baseline: dict[str, Arm] = field(default_factory=dict)
+    stood_for: dict[str, Arm] = field(default_factory=dict)
+    original: Arm = NOTHING
+    """Of a merge's child: what it was merged from over all generations."""
     today: list[tuple[float, int]] = field(default_factory=list)
     """(hour, uses), of the last day: the plain rules' window."""
 
@@ -104,13 +116,29 @@ class World:
         self._cosines: dict[tuple[str, str], float] = {}
         self._serving: defaultdict[int, list[str]] = defaultdict(list)
         self._canaries = Canaries(seed)
+        self._hungry = False
+        self._canaries.hungry = self._is_hungry
+        self._frozen_h: dict[Scope, int] = {}
         self._rejected: set[tuple[str, str]] = set()
         self._best: defaultdict[int, float] = defaultdict(float)
-        self._late: list[tuple[float, int, str, bool]] = []
+        self._late: list[tuple[float, int, str, tuple[str, ...], bool]] = []
         self._arriving: list[tuple[float, Member]] = []
         self._weights = [1.0 / (rank + 3) ** 0.9 for rank in range(jobs)]
         self._asked = [job for job in range(jobs) if job % 10 != 9]  # one job of ten is asked for by nobody
         self._populate()
+
+    def _is_hungry(self) -> None:
+        self._hungry = True
+
+    def _feed(self, at_h: float) -> None:
+        """Give canaries of what they have earned, as `trials.py` does."""
+        self._hungry = False
+        for name in self._canaries.wanting(_us(at_h)):
+            member = self._members[name]
+            count = min(TAKEN_AT_ONCE, left_of_budget(self._record(member), _us(at_h)))
+            member.taken += count
+            self._canaries.grant(name, count)
+            self._canaries.update([self._record(member)])
 
     def _populate(self) -> None:
         for job in range(self._jobs):
@@ -157,7 +185,17 @@ class World:
             self._arrive(hour)
             if self.scenario.drift and hour == self._hours // 2:
                 self._drift(hour)
-            for job in self._rng.choices(self._asked, asked_weights, k=self._per_hour):
+            self._feed(hour)
+            day = hour // 24
+            weights = (
+                [
+                    weight * 7 * (day % 7 == job % 7) if job / self._jobs < self.scenario.weekly else weight
+                    for job, weight in zip(self._asked, asked_weights, strict=True)
+                ]
+                if self.scenario.weekly
+                else asked_weights
+            )
+            for job in self._rng.choices(self._asked, weights, k=self._per_hour):
                 day_regret += self._ask(job, hour + self._rng.random())
             self._deliver(hour + 1)
             self._decide(hour + 1)
@@ -196,36 +234,40 @@ class World:
             self.score.regret += self._best[job]
             return self._best[job]
         name = self._rng.choice(there)
+        stands_for: tuple[str, ...] = ()
         if len(self._canaries):
+            if self._hungry:
+                self._feed(at_h)
             [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),), "t", _us(at_h))
-            name = tried.ref.adapter_id
+            name, stands_for = tried.ref.adapter_id, tried.stands_for
         member = self._members[name]
-        weight = decay(member.tally, _us(at_h), self._half_life_us)
         member.tally.uses += 1
-        member.tally.recent_uses += weight
+        count_recent(member.tally, _us(at_h), self._half_life_us, used=True, judged=False, success=False)
         if self.policy == "plain":
             member.today.append((at_h, 1))
         liar = self._rng.random() < self.scenario.liars
         # What others than its owner say of a shared adapter reaches nobody but themselves; the plain rules hear everybody.
         heard = not liar or self.policy == "plain"
         if heard and self._rng.random() >= self.scenario.missing:
-            success = self._rng.random() < member.jobs.get(job, 0.05)
+            out = any(first <= at_h < first + hours for first, hours in self.scenario.outages)
+            success = not out and self._rng.random() < member.jobs.get(job, 0.05)
             said = False if liar else success != (self._rng.random() < self.scenario.noise)
             due = at_h + self._rng.expovariate(1 / self.scenario.delay_h) if self.scenario.delay_h else at_h
-            heapq.heappush(self._late, (due, self.score.queries, name, said))
+            heapq.heappush(self._late, (due, self.score.queries, name, stands_for, said))
         regret = self._best[job] - member.jobs.get(job, 0.05)
         self.score.regret += regret
         return regret
 
     def _deliver(self, until_h: float) -> None:
         while self._late and self._late[0][0] <= until_h:
-            at_h, _, name, success = heapq.heappop(self._late)
+            at_h, _, name, stands_for, success = heapq.heappop(self._late)
             tally = self._members[name].tally
-            weight = decay(tally, _us(at_h), self._half_life_us)
+            for parent in stands_for:
+                arm = self._members[name].stood_for.get(parent, NOTHING)
+                self._members[name].stood_for[parent] = Arm(arm.outcomes + 1, arm.successes + success)
             tally.outcomes += 1
             tally.successes += success
-            tally.recent_outcomes += weight
-            tally.recent_successes += weight * success
+            count_recent(tally, _us(at_h), self._half_life_us, used=False, judged=True, success=success)
             if self._members[name].state == "canary":
                 self._canaries.update([self._record(self._members[name])])
                 self._judge(self._members[name], at_h)
@@ -237,6 +279,9 @@ class World:
         library = [self._view(one, hour, one.name in on_trial) for one in self._members.values() if one.state == "active"]
         if self.policy == "plain":
             return self._decide_plainly(library, hour)
+        self._frozen_h |= dict.fromkeys(incidents(library, self._rules), hour)
+        if any(hour - seen_h <= self._rules.half_life_s / HOUR_S for seen_h in self._frozen_h.values()):
+            return None
         cosines = {pair: cosine for pair, cosine in self._cosines.items() if pair not in self._rejected}
         merging: set[str] = set()
         for merge in merges(library, cosines, self._rules):
@@ -244,7 +289,7 @@ class World:
             merging.update(names)
             child = self._child(names, hour)
             child.state = "canary"
-            child.baseline = {one: (self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
+            child.baseline = {one: Arm(self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
             self._members[child.name] = child
             self._canaries.update([self._record(child)])
         for prune in prunes(library, self._rules):
@@ -289,6 +334,10 @@ class World:
             recent_uses=recent,
             recent_outcomes=tally.recent_outcomes,
             recent_successes=tally.recent_successes,
+            fresh_outcomes=tally.fresh_outcomes,
+            fresh_successes=tally.fresh_successes,
+            unused_s=hour * HOUR_S - max(tally.last_used_at_us / 1e6, member.born_h * HOUR_S),
+            longest_gap_s=tally.longest_gap_us / 1e6,
             protected="its merge is on trial" if on_trial else "",
         )
 
@@ -309,12 +358,12 @@ class World:
         return child
 
     def _judge(self, child: Member, hour: float) -> None:
-        parents = max(
-            Arm(tally.outcomes - began[0], tally.successes - began[1])
-            for tally, began in ((self._members[name].tally, child.baseline[name]) for name in child.parents)
-        )
-        age_s = (hour - child.born_h) * HOUR_S
-        judgement, _ = judge(Arm(child.tally.outcomes, child.tally.successes), parents, age_s, self._trial)
+        strata = {}
+        for name in child.parents:
+            tally, before = self._members[name].tally, child.baseline[name]
+            since = Arm(tally.outcomes - before.outcomes, tally.successes - before.successes)
+            strata[name] = Stratum(child.stood_for.get(name, NOTHING), since, before, self._members[name].original)
+        judgement, _, _ = judge(strata, (hour - child.born_h) * HOUR_S, self._trial)
         if judgement == "promote":
             self._merge_now(child, hour)
         elif judgement == "roll back":
@@ -328,6 +377,12 @@ class World:
         self.score.merges += 1
         worst = max(self._members[name].jobs[job] - child.jobs[job] for name in child.parents for job in self._members[name].jobs)
         self.score.wrong_merges += worst > HARM
+        originals = [self._members[name].original for name in child.parents]
+        arms = [
+            original if original.outcomes else Arm(self._members[name].tally.outcomes, self._members[name].tally.successes)
+            for original, name in zip(originals, child.parents, strict=True)
+        ]
+        child.original = Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms))
         for name in child.parents:
             self._retire(name)
         child.state = "active"
@@ -355,5 +410,5 @@ class World:
         return AdapterRecord(
             adapter_id=member.name, version=1, digest=member.name, tenant="t", name=member.name, kind="lora_xs", granularity="NANO",
             specialization="task", base_model="b", rank=8, modules=("q",), parameter_count=1, file_bytes=1, parents=member.parents,
-            state=state, canary_share=0.1, statistics=counts, created_at_us=_us(member.born_h),
+            state=state, canary_share=0.1, statistics=counts, canary_taken=member.taken, created_at_us=_us(member.born_h),
         )  # fmt: skip

@@ -82,6 +82,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     join, count = Join(app, settings), Count(app, settings)
     rules = Rules(
         min_uses=settings.min_uses,
+        unused_after_s=settings.unused_after_s,
         min_age_s=settings.min_age_s,
         min_success=settings.min_success,
         min_cosine=settings.min_cosine,
@@ -91,7 +92,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     trial = TrialRules(
         alpha=settings.trial_alpha,
         margin=settings.trial_margin,
-        max_outcomes=settings.trial_max_outcomes,
+        parent_margin=settings.trial_parent_margin,
         max_age_s=settings.trial_max_age_s,
     )
     caution = Caution(
@@ -135,6 +136,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             caution,
             gate,
             sign,
+            count.counts,
         )
 
     @cache

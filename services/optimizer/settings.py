@@ -35,8 +35,10 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """How often counts are shown in the registry."""
     dry_run: bool = False
     """Only log what would be merged and pruned."""
+    unused_after_s: float = 14 * 86400.0
+    """An adapter that is unused for so long, and for longer than 1.5 times its longest gap before, is pruned."""
     min_uses: int = 10
-    """An adapter with fewer recent uses is pruned."""
+    """Nobody is pruned as unused of a tenant whose adapters were not used so often recently, on average."""
     min_age_s: float = 86400.0
     """Younger adapters are not pruned."""
     min_success: float = 0.30
@@ -50,12 +52,12 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     trial_alpha: float = 0.05
     """Probability of ending a trial wrongly by its evidence."""
     trial_margin: float = 0.10
-    """By how much a child may be worse than its parents and still be promoted."""
-    trial_max_outcomes: int = 100
-    """After so many outcomes of the child a trial ends by what was seen."""
-    trial_max_age_s: float = 7 * 86400.0
-    """After so long a trial ends by what was seen."""
-    purge_after_s: float = 30 * 86400.0
+    """By how much a child may be worse than its parents together and still be promoted."""
+    trial_parent_margin: float = 0.25
+    """The same, than any one of its parents."""
+    trial_max_age_s: float = 28 * 86400.0
+    """After so long a merge whose child was not shown to be as good is undone."""
+    purge_after_s: float = 365 * 86400.0
     """How long the weights of what was pruned or merged away are kept; 0: for ever. The router has a grace period of its own."""
     changes_per_hour: int = 1000
     """Most prunes and merges of one worker."""

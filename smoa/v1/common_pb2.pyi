@@ -103,20 +103,22 @@ ADAPTER_STATE_CANARY: AdapterState
 ADAPTER_STATE_MISSING: AdapterState
 
 class WeightedAdapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name")
+    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name", "stands_for")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
     weight: float
     score: float
     name: str
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
+    stands_for: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ..., stands_for: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("adapters", "max_tokens")

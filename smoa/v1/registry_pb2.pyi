@@ -18,7 +18,7 @@ COMPOSITION_WEIGHTING_UNSPECIFIED: CompositionWeighting
 COMPOSITION_WEIGHTING_MEASURED_SUCCESS: CompositionWeighting
 
 class AdapterStatistics(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "epoch", "counted_since_us", "epochs")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "epoch", "counted_since_us", "epochs", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us")
     class EpochsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,10 @@ class AdapterStatistics(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COUNTED_SINCE_US_FIELD_NUMBER: _ClassVar[int]
     EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    FRESH_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    FRESH_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_GAP_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: int
@@ -50,7 +54,11 @@ class AdapterStatistics(_message.Message):
     epoch: str
     counted_since_us: int
     epochs: _containers.MessageMap[str, EpochCounts]
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ...) -> None: ...
+    fresh_outcomes: float
+    fresh_successes: float
+    last_used_at_us: int
+    longest_gap_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ...) -> None: ...
 
 class EpochCounts(_message.Message):
     __slots__ = ("uses", "outcomes", "successes", "generations", "tokens")

@@ -37,7 +37,14 @@ class JoinSegment(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JoinEntry(_message.Message):
-    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us", "context", "expected", "user", "closeness", "base_model")
+    __slots__ = ("decision_id", "tenant", "decided", "decided_position", "decided_at_us", "task_id", "adapter_ids", "weights", "verdicts", "early", "first_seen_us", "context", "expected", "user", "closeness", "base_model", "on_trial")
+    class OnTrialEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: StandsFor
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StandsFor, _Mapping]] = ...) -> None: ...
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +61,7 @@ class JoinEntry(_message.Message):
     USER_FIELD_NUMBER: _ClassVar[int]
     CLOSENESS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    ON_TRIAL_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     tenant: str
     decided: bool
@@ -70,7 +78,14 @@ class JoinEntry(_message.Message):
     user: bytes
     closeness: _common_pb2.Closeness
     base_model: str
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ...) -> None: ...
+    on_trial: _containers.MessageMap[str, StandsFor]
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, StandsFor]] = ...) -> None: ...
+
+class StandsFor(_message.Message):
+    __slots__ = ("adapter_ids",)
+    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")
@@ -95,7 +110,7 @@ class Verdict(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
-    __slots__ = ("tenants", "tasks", "together", "applied", "producers")
+    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for")
     class TenantsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -131,17 +146,26 @@ class AdapterCounts(_message.Message):
         key: str
         value: Producer
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Producer, _Mapping]] = ...) -> None: ...
+    class StoodForEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tally
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     PRODUCERS_FIELD_NUMBER: _ClassVar[int]
+    STOOD_FOR_FIELD_NUMBER: _ClassVar[int]
     tenants: _containers.MessageMap[str, Tally]
     tasks: _containers.MessageMap[str, Tally]
     together: _containers.ScalarMap[str, int]
     applied: _containers.ScalarMap[str, int]
     producers: _containers.MessageMap[str, Producer]
-    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ...) -> None: ...
+    stood_for: _containers.MessageMap[str, Tally]
+    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ...) -> None: ...
 
 class CountsEpoch(_message.Message):
     __slots__ = ("epoch", "began_at_us", "began_at_offset")
@@ -161,7 +185,7 @@ class CountsEpoch(_message.Message):
     def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ..., began_at_offset: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Tally(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us")
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +195,10 @@ class Tally(_message.Message):
     RECENT_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     RECENT_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     RECENT_AT_US_FIELD_NUMBER: _ClassVar[int]
+    FRESH_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    FRESH_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_GAP_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: int
@@ -180,7 +208,11 @@ class Tally(_message.Message):
     recent_outcomes: float
     recent_successes: float
     recent_at_us: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ...) -> None: ...
+    fresh_outcomes: float
+    fresh_successes: float
+    last_used_at_us: int
+    longest_gap_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ...) -> None: ...
 
 class ExampleSet(_message.Message):
     __slots__ = ("examples",)

@@ -16,9 +16,11 @@ from services.optimizer.control.gate import Finding, Gate
 from services.optimizer.control.passes import Caution, Optimizer
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.trial import TrialRules
+from services.optimizer.stream.counting import stratum_key
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from smoa.v1.state_pb2 import AdapterCounts
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
 
@@ -172,18 +174,23 @@ class _Callers:
     """Ask, judge as the adapters deserve, and report counts as the optimizer does."""
 
     def __init__(self, world: RouterWorld, chance: dict[str, float]) -> None:
-        self._world, self._chance, self._rng = world, chance, np.random.default_rng(3)
+        self._world, self.chance, self._rng = world, chance, np.random.default_rng(3)
         self.counts: dict[str, list[int]] = {}
         self.seen: Counter[str] = Counter()
+        self.stood_for: dict[str, AdapterCounts] = {}
+        """Of a child on trial."""
 
     async def ask(self) -> None:
         decision = await self._world.client.route("my knee hurts when I climb stairs", base_model="base-a")
         first = max(decision.adapters, key=lambda one: one.weight).adapter_id
-        success = self._rng.random() < self._chance.get(first, 0.9)
+        success = self._rng.random() < self.chance.get(first, 0.9)
         for one in decision.adapters:
             tally = self.counts.setdefault(one.adapter_id, [0, 0, 0])
             tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
             self.seen[one.adapter_id] += 1
+            for parent in one.stands_for:
+                in_place = self.stood_for.setdefault(one.adapter_id, AdapterCounts()).stood_for[stratum_key("public", parent)]
+                in_place.outcomes, in_place.successes = in_place.outcomes + 1, in_place.successes + int(success)
 
     async def report(self) -> None:
         for name, (uses, outcomes, successes) in self.counts.items():
@@ -194,7 +201,7 @@ class _Callers:
 @pytest.mark.parametrize(("deserved", "ends_as"), [(0.1, "RETIRED"), (0.9, "ACTIVE")])
 async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterWorld, deserved: float, ends_as: str) -> None:
     """A planted bad merge is rolled back before 100 requests saw it, and a good one takes its parents' place."""
-    parents = await _twins(world)
+    parents, callers = await _twins(world), _Callers(world, {})
     optimizer = Optimizer(
         world.client,
         world.store,
@@ -202,14 +209,15 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
         lambda _: True,
         False,
         100,
-        caution=Caution(canary_share=0.2, trial=TrialRules(max_outcomes=40)),
+        counts=callers.stood_for.get,
+        caution=Caution(canary_share=0.2, trial=TrialRules(margin=0.3, parent_margin=0.3)),
     )
     report = await optimizer.run_pass()
     assert len(report.merged) == 1
     [child] = [adapter async for adapter in world.client.list_all(states=[common.ADAPTER_STATE_CANARY])]
     again = await optimizer.run_pass()
     assert (again.merged, again.pruned) == ([], []), "nothing else is done to those whose merge is on trial"
-    callers = _Callers(world, {child.adapter_id: deserved})
+    callers.chance[child.adapter_id] = deserved
     said: list[str] = []
     for _ in range(200):
         for _ in range(20):

@@ -56,6 +56,16 @@ def test_it_stands_where_its_first_parent_stood_with_their_weights() -> None:
     assert _names(_given(canaries, _chosen(x=0.5, a=0.3, b=0.2))) == [("x", 0.5), ("child", 0.5)]
 
 
+def test_it_says_for_which_parents_it_stands() -> None:
+    canaries = Canaries(1)
+    canaries.update([_record("child", ("a", "b", "c"))])
+    assert [(one.ref.adapter_id, one.stands_for) for one in _given(canaries, _chosen(x=0.5, b=0.3, a=0.2))] == [
+        ("x", ()),
+        ("child", ("b", "a")),
+    ]
+    assert _given(canaries, _chosen(c=1.0))[0].stands_for == ("c",)
+
+
 def test_others_queries_are_left_as_they_are() -> None:
     canaries = Canaries(1)
     canaries.update([_record("child", ("a", "b"))])

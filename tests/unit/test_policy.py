@@ -49,10 +49,27 @@ def test_wilson_upper_bound(successes: int, trials: int, upper: float) -> None:
     assert wilson_upper(successes, trials, 1.96) == pytest.approx(upper, abs=5e-5)
 
 
-def test_little_used_adapter_is_pruned_with_its_numbers() -> None:
-    found = prunes([_view("a", uses=9), _view("b", uses=11)], RULES)
-    wanted = "not needed: used 9 times recently, 10.0 expected at its age; the tenant's 2 adapters were used 20 times"
+DAY_S = 86400.0
+UNUSED_S = 15 * DAY_S
+
+
+def test_an_unused_adapter_is_pruned_with_its_numbers() -> None:
+    found = prunes([_view("a", uses=9, unused_s=UNUSED_S), _view("b", uses=11)], RULES)
+    wanted = "not needed: not used for 15.0 days, its season is 14.0 days; the tenant's 2 adapters were used 20 times recently"
     assert [prune.reason for prune in found] == [wanted]
+
+
+def test_nine_seasonal_adapters_are_kept_through_a_quiet_day_beside_a_busy_one() -> None:
+    seasonal = [_view(f"s{number}", uses=0, unused_s=1.1 * DAY_S) for number in range(9)]
+    assert _pruned(_view("busy", uses=1000), *seasonal) == []
+
+
+@pytest.mark.parametrize(
+    ("gap_days", "unused_days", "pruned"), [(0, 13, False), (0, 15, True), (30, 40, False), (30, 46, True), (360, 400, False)]
+)
+def test_unused_is_longer_than_its_own_season(gap_days: float, unused_days: float, pruned: bool) -> None:
+    one = _view("a", uses=0, unused_s=unused_days * DAY_S, longest_gap_s=gap_days * DAY_S)
+    assert _pruned(one, _view("busy")) == (["a"] if pruned else [])
 
 
 def test_enough_uses_are_kept() -> None:
@@ -60,17 +77,17 @@ def test_enough_uses_are_kept() -> None:
 
 
 def test_young_adapter_is_kept() -> None:
-    assert _pruned(_view("a", uses=0, age_s=86399.0), _view("b")) == []
-    assert _pruned(_view("a", uses=0, age_s=86400.0), _view("b")) == ["a"]
+    assert _pruned(_view("a", uses=0, age_s=86399.0, unused_s=UNUSED_S), _view("b")) == []
+    assert _pruned(_view("a", uses=0, age_s=86400.0, unused_s=UNUSED_S), _view("b")) == ["a"]
 
 
 def test_quiet_tenant_prunes_nobody() -> None:
-    assert _pruned(_view("a", uses=0), _view("b", uses=19)) == []
-    assert _pruned(_view("a", uses=0), _view("b", uses=20)) == ["a"]
+    assert _pruned(_view("a", uses=0, unused_s=UNUSED_S), _view("b", uses=19)) == []
+    assert _pruned(_view("a", uses=0, unused_s=UNUSED_S), _view("b", uses=20)) == ["a"]
 
 
 def test_traffic_of_another_tenant_does_not_count() -> None:
-    assert _pruned(_view("a", uses=0), _view("b", uses=9999, tenant="u")) == []
+    assert _pruned(_view("a", uses=0, unused_s=UNUSED_S), _view("b", uses=9999, tenant="u")) == []
 
 
 def test_failing_beyond_doubt_is_pruned_even_when_young() -> None:
@@ -196,20 +213,21 @@ def test_what_failed_once_and_does_well_of_late_is_kept() -> None:
     assert _pruned(failing, better) == ["a"]
 
 
-def test_recent_uses_count_not_those_of_long_ago() -> None:
-    assert _pruned(_view("a", uses=1000, recent_uses=2.0), _view("b", uses=100)) == ["a"]
-
-
 @pytest.mark.parametrize("why", ["pinned", "its merge is on trial", "in a composition"])
 def test_what_is_protected_is_neither_pruned_nor_merged(why: str) -> None:
-    kept = [_view("a", uses=0, protected=why), _view("b", outcomes=50, successes=0, protected=why), _view("c"), _view("d")]
+    kept = [
+        _view("a", uses=0, unused_s=UNUSED_S, protected=why),
+        _view("b", outcomes=50, successes=0, protected=why),
+        _view("c"),
+        _view("d"),
+    ]
     assert _pruned(*kept) == []
     assert _merged({("a", "b"): 1.0, ("b", "c"): 1.0, ("c", "d"): 1.0}, *kept) == [("c", "d")]
 
 
 def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> None:
-    big = _view("big", uses=5, recent_successes=2.0, recent_outcomes=4.0, file_bytes=1000)
-    small = _view("small", uses=5, recent_successes=2.0, recent_outcomes=4.0, file_bytes=10)
+    big = _view("big", uses=5, unused_s=UNUSED_S, recent_successes=2.0, recent_outcomes=4.0, file_bytes=1000)
+    small = _view("small", uses=5, unused_s=UNUSED_S, recent_successes=2.0, recent_outcomes=4.0, file_bytes=10)
     found = prunes([small, big, _view("busy", uses=500)], RULES)
     assert [one.adapter.adapter_id for one in found] == ["big", "small"]
     assert found[0].evidence["recent_uses"] == 5.0
@@ -222,8 +240,7 @@ def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:
     assert prune.reason == "fails recently: 3.0 of 40.0 right, as recent ones are weighed; with 95% confidence under 30%"
 
 
-def test_a_young_adapter_needs_no_more_than_its_share_of_the_window() -> None:
-    day = 86400.0
-    assert _pruned(_view("a", uses=1, age_s=day), _view("b")) == []
-    assert _pruned(_view("a", uses=0, age_s=day), _view("b")) == ["a"]
-    assert _pruned(_view("a", uses=10, recent_uses=9.99, age_s=2 * day), _view("b")) == []
+def test_a_retrained_version_is_not_merged_into_the_one_before() -> None:
+    first, second = _view("a", name="intent", uses=5000, successes=4499, outcomes=5000), _view("b", name="intent")
+    assert _merged({("a", "b"): 0.99}, first, second) == []
+    assert _merged({("a", "b"): 0.99, ("a", "c"): 0.95}, first, second, _view("c")) == [("a", "c")]

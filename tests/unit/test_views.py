@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from services.optimizer.control.views import arm_of, protection_of, view_of
 from services.optimizer.policy.library_policy import Rules, prunes
-from services.optimizer.policy.trial import Arm, TrialRules, judge
+from services.optimizer.policy.trial import Arm, Stratum, TrialRules, judge
 from smoa.v1 import registry_pb2
 from smoa.v1.registry_pb2 import AdapterStatistics, EpochCounts
 
@@ -96,4 +96,4 @@ def test_no_counts_that_an_adapter_may_have_break_a_pass_or_a_trial(now: Adapter
     prunes([view_of(adapter, "", 100.0, now_us)], Rules())
     arm = arm_of(now, before)
     assert 0 <= arm.successes <= arm.outcomes
-    judge(arm, arm, 0.0, TrialRules())
+    judge({"a": Stratum(arm, arm, arm, arm)}, 0.0, TrialRules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import defaultdict
@@ -17,17 +18,19 @@ from numpy.typing import NDArray
 
 from services.optimizer.control.gate import Finding, Gate, alone
 from services.optimizer.control.reporting import AWAY
-from services.optimizer.control.views import arm_of, protection_of, view_of
+from services.optimizer.control.views import protection_of, stratum_of, view_of
 from services.optimizer.policy.candidates import near_pairs
+from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
 from services.optimizer.policy.merging import Child, child_of, cosines, merged, random_sketch
-from services.optimizer.policy.trial import TrialRules, judge, reason_of
+from services.optimizer.policy.trial import NOTHING, Arm, TrialRules, judge
 from smoa.adapter import Adapter, decode, encode
 from smoa.client import SmoaClient
 from smoa.errors import SmoaError
 from smoa.store import AdapterStore
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
 
@@ -94,14 +97,19 @@ class Optimizer:
         caution: Caution | None = None,
         gate: Gate | None = None,
         sign: Callable[[Adapter], Adapter] = lambda adapter: adapter,
+        counts: Callable[[str], AdapterCounts | None] = lambda _: None,
     ) -> None:
+        """`counts` are an adapter's, as this worker has them."""
         self._client, self._store, self._rules, self._counted_since = client, store, rules, counted_since
         self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
-        self._caution, self._gate, self._sign = caution or Caution(), gate, sign
+        self._caution, self._gate, self._sign, self._counts = caution or Caution(), gate, sign, counts
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
         self._rejected: set[tuple[str, str]] = set()
         """Pairs of parents, by id, whose merge was rolled back: not tried again."""
+        self._incidents: dict[Scope, float] = {}
+        """When each was seen last."""
+        self._incident_now: set[Scope] = set()
         self._room = HourlyRoom(self._caution.changes_per_hour)
         self._known: dict[str, Known] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
@@ -117,7 +125,7 @@ class Optimizer:
         on_trial = {parent for canary in canaries for parent in canary.parents}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
         composed = await self._composed({adapter.tenant for adapter in active})
-        library = [self._view(adapter, on_trial, composed) for adapter in active]
+        library = self._without_incidents([self._view(adapter, on_trial, composed) for adapter in active])
         try:
             await self._change(library, report)
         finally:
@@ -141,8 +149,28 @@ class Optimizer:
         since_us, now_us = self._counted_since(adapter.adapter_id), time.time_ns() // 1000
         if adapter.statistics.epoch:  # as the registry was told last, by this worker or by whose it is
             since_us = max(since_us or 0, adapter.statistics.counted_since_us)
-        window_s = self._rules.half_life_s
-        return view_of(adapter, protection_of(adapter, on_trial, composed, since_us, window_s, now_us), window_s, now_us)
+        protected = protection_of(adapter, on_trial, composed, since_us, self._rules.window_s, now_us)
+        return view_of(adapter, protected, self._rules.half_life_s, now_us)
+
+    def _without_incidents(self, library: Sequence[AdapterView]) -> list[AdapterView]:
+        """The same, with all that an incident is of protected; and for a while after it, as what failed then is still in the counts."""
+        now_s, found = time.monotonic(), incidents(library, self._rules)
+        for scope, why in found.items():
+            if scope not in self._incidents:
+                _log.warning("%s", why)
+            self._incidents[scope] = now_s
+        for scope, seen_s in list(self._incidents.items()):
+            if now_s - seen_s > self._rules.half_life_s:
+                del self._incidents[scope]
+        self._incident_now = set(found)
+
+        def protected(view: AdapterView) -> AdapterView:
+            of_it = [scope for scope in self._incidents if scope.holds(view)]
+            if view.protected or not of_it:
+                return view
+            return dataclasses.replace(view, protected=found.get(of_it[0], f"an incident of its {of_it[0].kind} was not long ago"))
+
+        return [protected(view) for view in library] if self._incidents else list(library)
 
     def _owns(self, adapter_id: str) -> bool:
         return self._counted_since(adapter_id) is not None
@@ -173,20 +201,39 @@ class Optimizer:
         child = await self._client.get(child_id, tenant)
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
-        # Parents are alike, so one decision has several, and its verdict counts for each: the one with most stands for all.
-        counts = {parent: (await self._client.get(parent, tenant)).statistics for parent in child.parents}
-        parents = max(arm_of(counts[parent], child.canary_baseline[parent]) for parent in child.parents)
+        parents = [await self._client.get(parent, tenant) for parent in child.parents]
+        counts = self._counts(child_id)
+        strata = {
+            parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))
+            for parent in parents
+        }
         # If counts were lost, the trial is as old as what is known of it.
-        began_us = max(child.created_at_us, child.statistics.counted_since_us, *(one.counted_since_us for one in counts.values()))
-        judgement, evidence = judge(arm_of(child.statistics), parents, time.time() - began_us / 1e6, self._caution.trial)
-        if judgement == "wait":
+        began_us = max(child.created_at_us, child.statistics.counted_since_us, *(one.statistics.counted_since_us for one in parents))
+        judgement, evidence, reason = judge(strata, time.time() - began_us / 1e6, self._caution.trial)
+        scopes = {Scope("tenant", tenant), Scope("base model", child.base_model)}
+        if judgement == "wait" or (judgement == "promote" and scopes & self._incident_now):
             return ""
-        reason = reason_of(evidence)
         _log.info("canary %s: %s: %s", child_id, judgement, reason)
         await self._client.settle_merge(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
         if judgement == "roll back":
             self._reject(child.parents)
         return f"{judgement} {child_id}: {reason}"
+
+    async def _original(self, parent: registry_pb2.Adapter) -> Arm:
+        """All outcomes of what a parent was merged from, over all generations; none of one that was not."""
+        if not parent.merge_id:
+            return NOTHING
+        known, wanted, outcomes, successes = set[str](), list(parent.parents), 0, 0
+        while wanted:
+            if (name := wanted.pop()) in known:
+                continue
+            known.add(name)
+            one = await self._client.get(name, parent.tenant)
+            if one.merge_id:
+                wanted += one.parents
+            else:
+                outcomes, successes = outcomes + one.statistics.outcomes, successes + one.statistics.successes
+        return Arm(outcomes, min(outcomes, successes))
 
     async def _composed(self, tenants: Iterable[str]) -> set[str]:
         """Ids of adapters that compositions name."""
@@ -249,7 +296,7 @@ class Optimizer:
                 if await self._was_merged(merge):
                     self._reject(parents)
                     return False
-                weights = [adapter.successes + 1.0 for adapter in merge.adapters]
+                weights = [1.0] * len(merge.adapters)  # alike for each: by their use, the child would be the one that is asked most
                 parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
                 if len(parts) < len(merge.adapters):
                     return False

@@ -39,6 +39,10 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
         recent_outcomes=judged.recent_outcomes,
         recent_successes=judged.recent_successes,
         recent_at_us=all_of_it.recent_at_us,
+        fresh_outcomes=judged.fresh_outcomes,
+        fresh_successes=judged.fresh_successes,
+        last_used_at_us=all_of_it.last_used_at_us,
+        longest_gap_us=all_of_it.longest_gap_us,
         epoch=epoch.epoch,
         counted_since_us=epoch.began_at_us,
     )

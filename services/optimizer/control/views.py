@@ -9,9 +9,11 @@ from collections.abc import Container
 from typing import Final
 
 from services.optimizer.policy.library_policy import AdapterView
-from services.optimizer.policy.trial import Arm
+from services.optimizer.policy.trial import NOTHING, Arm, Stratum
+from services.optimizer.stream.counting import FRESH_HALF_LIFE_US, stratum_key
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from smoa.v1.state_pb2 import AdapterCounts, Tally
 
 START_US: Final = 10 * 60 * 10**6
 """An optimizer that is started after the router reads what happened before from Kafka: its first epoch holds the minutes before it, too."""
@@ -58,6 +60,9 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         earlier = faded(before, getattr(before, name)) if before.epoch == counts.epoch else 0.0
         return max(0.0, faded(counts, getattr(counts, name)) - earlier)
 
+    def fresh(value: float) -> float:
+        return value * 0.5 ** (max(0, now_us - counts.recent_at_us) / FRESH_HALF_LIFE_US) if counts.recent_at_us else 0.0
+
     return AdapterView(
         adapter_id=adapter.adapter_id,
         digest=adapter.digest,
@@ -74,10 +79,31 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         recent_uses=recent("recent_uses"),
         recent_outcomes=(recent_outcomes := recent("recent_outcomes")),
         recent_successes=min(recent_outcomes, recent("recent_successes")),
+        fresh_outcomes=(fresh_outcomes := fresh(counts.fresh_outcomes)),
+        fresh_successes=min(fresh_outcomes, fresh(counts.fresh_successes)),
+        unused_s=(now_us - max(counts.last_used_at_us, adapter.created_at_us, adapter.restored_at_us)) / 1e6,
+        longest_gap_s=counts.longest_gap_us / 1e6,
         file_bytes=adapter.file_bytes,
         shared=adapter.shared,
         protected=protected,
     )
+
+
+def stratum_of(
+    counts: AdapterCounts | None, parent: registry_pb2.Adapter, began: registry_pb2.AdapterStatistics, original: Arm = NOTHING
+) -> Stratum:
+    """How a child on trial does for one of its parents, by what the parent's owner said of both.
+
+    Args:
+        counts: The child's, as this worker has them.
+        parent: The parent now.
+        began: Its counts when the trial began.
+        original: What it was merged from itself, all their outcomes.
+    """
+    key = stratum_key(parent.tenant, parent.adapter_id)
+    tally = counts.stood_for[key] if counts is not None and key in counts.stood_for else Tally()
+    before = Arm(began.outcomes, min(began.outcomes, began.successes))
+    return Stratum(Arm(tally.outcomes, tally.successes), arm_of(parent.statistics, began), before, original)
 
 
 def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterStatistics | None = None) -> Arm:

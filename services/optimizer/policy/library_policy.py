@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
+SEASONS: Final = 1.5
+"""Of its longest gap that an adapter is waited for: a year's last one may be some weeks longer than the first."""
 MAX_GROUP: Final = 32
 """Adapters that one merge replaces."""
 NAMED: Final = 4
@@ -34,6 +36,13 @@ class AdapterView:
     """Faded to now."""
     recent_outcomes: float = 0.0
     recent_successes: float = 0.0
+    fresh_outcomes: float = 0.0
+    """Of the last half hour or so."""
+    fresh_successes: float = 0.0
+    unused_s: float = 0.0
+    """Since it was used last, or since it is there."""
+    longest_gap_s: float = 0.0
+    """For so long it was not used once, and came back."""
     file_bytes: int = 1
     shared: bool = False
     protected: str = ""
@@ -67,7 +76,22 @@ class Rules:
     min_cosine: float = 0.90
     min_benefit: float = 0.30
     half_life_s: float = 7 * 86400.0
-    """Of the recent counts: how long the window is in which an adapter must be used."""
+    """Of the recent counts."""
+    unused_after_s: float = 14 * 86400.0
+    """Unused for less, no adapter is without need; nor for less than its own season."""
+    incident_fall: float = 0.25
+    """Share of its success by which a tenant, or a base model, has to fall at once."""
+    incident_evidence: float = 30.0
+    """Recent outcomes by which its level before is known."""
+
+    @property
+    def window_s(self) -> float:
+        """How far back counts have to reach for an adapter to be judged by them."""
+        return max(self.half_life_s, self.unused_after_s)
+
+    def season_s(self, longest_gap_s: float) -> float:
+        """For how long an adapter may be unused that was once unused for so long, and came back."""
+        return max(self.unused_after_s, SEASONS * longest_gap_s)
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,7 @@ def wilson_upper(successes: float, trials: float, z: float) -> float:
 
 
 def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
-    """Adapters to retire, those of least value for their bytes first: little used of late although old enough and given their chances, or
+    """Adapters to retire, those of least value for their bytes first: unused for longer than their season although given their chances, or
     failing beyond doubt, of late or over a life that of late was no better.
 
     Given their chances: the tenant's adapters were used `min_uses` times on average, so that a quiet night prunes nobody.
@@ -157,6 +181,8 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         needed = rules.min_uses * (1 - 0.5 ** (adapter.age_s / rules.half_life_s))  # of a young one's window not all has been
         evidence = {
             "needed_uses": needed,
+            "unused_s": adapter.unused_s,
+            "season_s": (season_s := rules.season_s(adapter.longest_gap_s)),
             "uses": float(adapter.uses),
             "recent_uses": adapter.recent_uses,
             "outcomes": float(adapter.outcomes),
@@ -177,11 +203,15 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             right = f"{adapter.recent_successes:.1f} of {adapter.recent_outcomes:.1f} right, as recent ones are weighed"
             reason = f"fails recently: {right}; with 95% confidence under {rules.min_success:.0%}"
             found.append(Prune(adapter, reason, evidence))
-        elif adapter.recent_uses < needed and adapter.age_s >= rules.min_age_s and explored:
-            traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times"
-            reason = f"not needed: used {adapter.recent_uses:.0f} times recently, {needed:.1f} expected at its age; {traffic}"
+        elif adapter.unused_s >= season_s and adapter.recent_uses < needed and adapter.age_s >= rules.min_age_s and explored:
+            traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times recently"
+            reason = f"not needed: not used for {_days(adapter.unused_s)}, its season is {_days(season_s)}; {traffic}"
             found.append(Prune(adapter, reason, evidence))
     return sorted(found, key=lambda one: (one.adapter.value_per_byte, one.adapter.adapter_id))
+
+
+def _days(seconds: float) -> str:
+    return f"{seconds / 86400:.1f} days" if seconds >= 8640 else f"{seconds:.0f} s"
 
 
 def benefit(adapters: Sequence[AdapterView], cosine: float, rules: Rules) -> float:
@@ -203,9 +233,11 @@ def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], fl
     pairs: list[Merge] = []
     for (low, high), raw in cosines.items():
         cosine = min(1.0, raw)  # rounding may pass 1
-        if low not in by_id or high not in by_id or by_id[low].family != by_id[high].family or cosine <= rules.min_cosine:
+        if low not in by_id or high not in by_id or cosine <= rules.min_cosine:
             continue
         pair = (by_id[low], by_id[high])
+        if pair[0].family != pair[1].family or pair[0].name == pair[1].name:  # of two versions one is meant to be better
+            continue
         if (value := benefit(pair, cosine, rules)) >= rules.min_benefit:
             like[low][high] = like[high][low] = cosine
             pairs.append(Merge(pair, cosine, value))

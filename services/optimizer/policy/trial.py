@@ -1,29 +1,58 @@
-"""Judging a canary while outcomes come in, at every one of them, without the error of peeking. Pure.
+"""Judging a merge's child while outcomes come in, at every one of them, without the error of peeking. Pure.
 
-For each arm, a confidence sequence for its probability of success: the Bernoulli likelihood mixed over a uniform prior, against the one at
-p, is a martingale when p is true (Ville 1939; Robbins 1970; Howard et al. 2021, "Time-uniform, nonparametric, nonasymptotic confidence
-sequences"), so all p at which it stays under 1 / alpha hold the truth at every moment together with probability 1 - alpha.
+A child replaces several parents, and must do for the queries of each: what it does for one that is asked often says nothing of another.
+So outcomes are compared within strata, one for each parent: those of the child where it stood for that parent, against the parent's own
+since the trial began. In each, two hypotheses are tested by an e-process: "the child is worse than the parent by the margin", and "the
+child is as good". The evidence against one is the likelihood of all outcomes, mixed over a prior that was fixed before the trial, by the
+largest that the hypothesis allows. By Ville's inequality it passes 1 / alpha with a probability of alpha at most, at all moments together
+(Wasserman, Ramdas and Balakrishnan 2020, "Universal inference"; Ramdas et al. 2023, "Game-theoretic statistics and safe anytime-valid
+inference"). A child is promoted when the first is refuted for every parent, and, with a narrower margin, for all together; that needs no
+correction for their number (Berger 1982, intersection-union tests). It is undone when the second is refuted for one of them, with their
+number in the bound. What is not shown by the deadline is undone, too: nothing that is unknown is taken for a rate.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Judgement = Literal["wait", "promote", "roll back"]
+MOST_BEFORE: Final = 20.0
+"""Outcomes that what is known of a parent counts for in the prior of its rate: an equal child is shown the sooner."""
+_STEPS: Final = 40
 
 
 class Arm(NamedTuple):
-    """Outcomes of one side since the trial began."""
+    """Outcomes of one side."""
 
     outcomes: int
     successes: int
 
     @property
-    def rate(self) -> float:
-        """Share of successes; 0.5 without outcomes."""
-        return self.successes / self.outcomes if self.outcomes else 0.5
+    def rate(self) -> float | None:
+        """Share of successes; None without outcomes."""
+        return self.successes / self.outcomes if self.outcomes else None
+
+    def __str__(self) -> str:
+        return f"{self.successes} of {self.outcomes}"
+
+
+NOTHING: Final = Arm(0, 0)
+
+
+class Stratum(NamedTuple):
+    """The queries of one parent."""
+
+    child: Arm
+    """Of the child, where it stood for the parent."""
+    parent: Arm
+    """Of the parent, since the trial began."""
+    before: Arm = NOTHING
+    """Of the parent before it began."""
+    original: Arm = NOTHING
+    """Of what the parent was merged from itself: that level is the bar for every generation after it, or margins would add up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,67 +60,136 @@ class TrialRules:
     """When a trial ends."""
 
     alpha: float = 0.05
-    """Probability of ending one wrongly by its evidence, however often it is looked at; half of it for each arm."""
+    """Probability of ending one wrongly by its evidence, however often it is looked at."""
     margin: float = 0.10
-    """By how much a child may be worse than its parents and still be promoted: the price of a smaller library."""
-    max_outcomes: int = 100
-    """Of the child: after so many it is decided by what was seen."""
-    max_age_s: float = 7 * 86400.0
-    """After so long too, so that what has little traffic is not on trial for ever."""
-    min_outcomes: int = 8
-    """Of the child, without which it is not promoted: what nobody judged stays as it was."""
+    """By how much a child may be worse than its parents together and still be promoted: the price of a smaller library."""
+    parent_margin: float = 0.25
+    """The same, than any one of them: each has fewer outcomes than all, and what can be shown of it is less."""
+    max_age_s: float = 28 * 86400.0
+    """What was not shown by then is undone."""
 
 
-def interval(arm: Arm, alpha: float) -> tuple[float, float]:
-    """Lower and upper end of the confidence sequence, at this moment of it."""
-    if not arm.outcomes:
-        return 0.0, 1.0
-    failures = arm.outcomes - arm.successes
-    # log of the mixed likelihood, B(successes + 1, failures + 1), less the bound
-    bar = math.lgamma(arm.successes + 1) + math.lgamma(failures + 1) - math.lgamma(arm.outcomes + 2) + math.log(alpha)
-
-    def holds(p: float) -> bool:
-        likelihood = (arm.successes * math.log(p) if arm.successes else 0.0) + (failures * math.log1p(-p) if failures else 0.0)
-        return likelihood >= bar
-
-    def edge(outside: float, inside: float) -> float:
-        for _ in range(50):
-            middle = (outside + inside) / 2
-            outside, inside = (outside, middle) if 0 < middle < 1 and holds(middle) else (middle, inside)
-        return inside
-
-    return (edge(0.0, arm.rate) if arm.successes else 0.0), (edge(1.0, arm.rate) if failures else 1.0)
+def against(child: Arm, parent: Arm, before: Arm, *, worse_by: float | None) -> float:
+    """Natural logarithm of the evidence against "the child's rate is under the parent's by at least this"; None: "it is not under it"."""
+    if not child.outcomes or not parent.outcomes:
+        return 0.0
+    known = min(MOST_BEFORE, before.outcomes)
+    right = known * (before.rate or 0.0)
+    prior = 1 + right, 1 + known - right
+    if worse_by is None:
+        mixed = _mixed(child, 1, 1) + _mixed(parent, *prior)
+    else:  # what is to be shown is that the two are alike: one rate for both, which is known the sooner
+        mixed = _mixed(Arm(child.outcomes + parent.outcomes, child.successes + parent.successes), *prior)
+    return mixed - _largest(child, parent, worse_by)
 
 
-def judge(child: Arm, parents: Arm, age_s: float, rules: TrialRules) -> tuple[Judgement, dict[str, float]]:
-    """What to do, and the numbers behind it."""
-    child_low, child_high = interval(child, rules.alpha / 2)
-    parents_low, parents_high = interval(parents, rules.alpha / 2)
+def against_level(child: Arm, level: float) -> float:
+    """Natural logarithm of the evidence against "the child's rate is at most this"."""
+    at = max(0.0, min(level, child.rate)) if child.rate is not None else level
+    return _mixed(child, 1.0, 1.0) - _likelihood(child, at)
+
+
+def judge(strata: Mapping[str, Stratum], age_s: float, rules: TrialRules) -> tuple[Judgement, dict[str, float], str]:
+    """What to do, the numbers behind it, and as a sentence; both are of the parent that decides.
+
+    Args:
+        strata: By the parent's id.
+        age_s: Of what is known of the trial.
+        rules: When it ends.
+    """
+    shown = {parent: _shown(one, rules) for parent, one in strata.items()}
+    least = min(shown, key=lambda parent: (shown[parent], parent))
+    if min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha):
+        return "promote", *_said(strata, least, "as good")
+    refuted = {parent: against(one.child, one.parent, one.before, worse_by=None) for parent, one in strata.items()}
+    worst = max(refuted, key=lambda parent: (refuted[parent], parent))
+    if refuted[worst] > math.log(len(strata) / rules.alpha):
+        return "roll back", *_said(strata, worst, "worse")
+    if age_s >= rules.max_age_s:
+        return "roll back", *_said(strata, least, "not shown to be as good by the deadline")
+    return "wait", *_said(strata, least, "not shown yet")
+
+
+def _shown(one: Stratum, rules: TrialRules) -> float:
+    """Evidence that the child holds for one parent."""
+    return _held(one, [one], rules.parent_margin)
+
+
+def _shown_together(strata: Sequence[Stratum], rules: TrialRules) -> float:
+    """Evidence that the child holds for all parents together."""
+    return _held(_sum(strata), strata, rules.margin)
+
+
+def _held(one: Stratum, parts: Sequence[Stratum], margin: float) -> float:
+    """Evidence that the child holds within a margin: against the parents, and, of those that were merged, against what they were merged
+    from.
+    """
+    evidence = against(one.child, one.parent, one.before, worse_by=margin)
+    merged = _sum([part for part in parts if part.original.outcomes])
+    return evidence if merged.original.rate is None else min(evidence, against_level(merged.child, merged.original.rate - margin))
+
+
+def _sum(strata: Sequence[Stratum]) -> Stratum:
+    if not strata:
+        return Stratum(NOTHING, NOTHING)
+    return Stratum(*(Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms)) for arms in zip(*strata, strict=True)))
+
+
+def _said(strata: Mapping[str, Stratum], parent: str, verdict: str) -> tuple[dict[str, float], str]:
+    one = strata[parent]
     evidence = {
-        "child_outcomes": float(child.outcomes),
-        "child_success": child.rate,
-        "child_low": child_low,
-        "child_high": child_high,
-        "parents_outcomes": float(parents.outcomes),
-        "parents_success": parents.rate,
-        "parents_low": parents_low,
-        "parents_high": parents_high,
+        "parents": float(len(strata)),
+        "child_outcomes": float(one.child.outcomes),
+        "child_successes": float(one.child.successes),
+        "parent_outcomes": float(one.parent.outcomes),
+        "parent_successes": float(one.parent.successes),
     }
-    if child_high < parents_low:
-        return "roll back", evidence
-    if child_low > parents_high - rules.margin:
-        return "promote", evidence
-    if child.outcomes >= rules.max_outcomes or age_s >= rules.max_age_s:
-        good = child.outcomes >= rules.min_outcomes and child.rate >= parents.rate - rules.margin
-        return ("promote" if good else "roll back"), evidence
-    return "wait", evidence
+    if one.original.outcomes:
+        evidence |= {"original_outcomes": float(one.original.outcomes), "original_successes": float(one.original.successes)}
+    return evidence, f"{verdict}: in place of {parent} the child was right {one.child}, the parent {one.parent}"
 
 
-def reason_of(evidence: dict[str, float]) -> str:
-    """The numbers as a sentence, for the lifecycle event."""
-    return (
-        f"child {evidence['child_success']:.2f} of {evidence['child_outcomes']:.0f} "
-        f"({evidence['child_low']:.2f} to {evidence['child_high']:.2f}), "
-        f"parents {evidence['parents_success']:.2f} of {evidence['parents_outcomes']:.0f} "
-        f"({evidence['parents_low']:.2f} to {evidence['parents_high']:.2f})"
-    )
+def _mixed(arm: Arm, a: float, b: float) -> float:
+    """Log-likelihood of the outcomes, in their order, mixed over Beta(a, b)."""
+    failures = arm.outcomes - arm.successes
+    return _log_beta(arm.successes + a, failures + b) - _log_beta(a, b)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _likelihood(arm: Arm, p: float) -> float:
+    failures = arm.outcomes - arm.successes
+    right = arm.successes * math.log(p) if arm.successes and p > 0 else -math.inf if arm.successes else 0.0
+    wrong = failures * math.log1p(-p) if failures and p < 1 else -math.inf if failures else 0.0
+    return right + wrong
+
+
+def _largest(child: Arm, parent: Arm, worse_by: float | None) -> float:
+    """The largest log-likelihood that the hypothesis allows: at the rates as they were seen, or, where those are outside, on its edge."""
+    assert child.rate is not None
+    assert parent.rate is not None
+    margin = worse_by or 0.0
+    inside = child.rate >= parent.rate if worse_by is None else child.rate <= parent.rate - margin
+    if inside:
+        return _likelihood(child, child.rate) + _likelihood(parent, parent.rate)
+    p = _edge(child, parent, margin)
+    return _likelihood(child, p - margin) + _likelihood(parent, p)
+
+
+def _edge(child: Arm, parent: Arm, margin: float) -> float:
+    """The parent's rate at which both arms are likeliest together while the child's is the margin under it: the likelihood is concave in
+    it, and its slope is searched for zero.
+    """
+    wrong, parents_wrong = child.outcomes - child.successes, parent.outcomes - parent.successes
+    low, high = margin, 1.0
+    for _ in range(_STEPS):
+        p = (low + high) / 2
+        q = p - margin
+        slope = child.successes / q - wrong / (1 - q) + parent.successes / p - (parents_wrong / (1 - p) if p < 1 else 0.0)
+        if slope > 0:
+            low = p
+        else:
+            high = p
+    return (low + high) / 2

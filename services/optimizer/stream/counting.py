@@ -20,12 +20,16 @@ from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Tally
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
+MAX_STRATA: Final = 256
+"""Tenants and parents for which a merge's child is judged apart."""
 EXAMPLES_OF: Final = "examples/"
 """Before a key: the changelog's name of its examples."""
 EPOCH: Final = "epoch/"
 """The changelog's name of what a partition's counts are called. No adapter's name has a slash."""
 OTHERS: Final = ""
 """The view that those past the bound share."""
+FRESH_HALF_LIFE_US: Final = 1200e6
+"""Of the fresh counts, by which it is seen that everything fails at once."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -39,6 +43,9 @@ def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
             tally.recent_uses *= factor
             tally.recent_outcomes *= factor
             tally.recent_successes *= factor
+            fresh = 0.5 ** ((at_us - tally.recent_at_us) / FRESH_HALF_LIFE_US)
+            tally.fresh_outcomes *= fresh
+            tally.fresh_successes *= fresh
         tally.recent_at_us = at_us
         return 1.0
     return float(0.5 ** ((tally.recent_at_us - at_us) / half_life_us))
@@ -51,7 +58,6 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
         return False
     counts.applied[lane] = effect.source_position
     judged, success = effect.HasField("success"), effect.success
-    weight = 1.0
     for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
         if not recent and not name:
             continue
@@ -60,13 +66,35 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
         tally.outcomes += judged
         tally.successes += judged and success
         if recent:
-            weight = decay(tally, min(effect.occurred_at_us or now_us, now_us), half_life_us)  # a clock that is ahead must not age the rest
-            tally.recent_uses += weight * effect.used
-            tally.recent_outcomes += weight * judged
-            tally.recent_successes += weight * (judged and success)
+            at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
+            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=judged and success)
+    for parent in effect.stands_for if judged else ():
+        tally = _view(counts.stood_for, stratum_key(effect.tenant, parent), MAX_STRATA)
+        tally.outcomes += 1
+        tally.successes += success
     for other in effect.together:
         _count_frequent(counts.together, other)
     return True
+
+
+def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: bool) -> None:
+    """Count a use or a verdict of `at_us` in what fades."""
+    weight = decay(tally, at_us, half_life_us)
+    fresh = 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
+    tally.recent_uses += weight * used
+    tally.recent_outcomes += weight * judged
+    tally.recent_successes += weight * success
+    tally.fresh_outcomes += fresh * judged
+    tally.fresh_successes += fresh * success
+    if used:
+        if tally.last_used_at_us:
+            tally.longest_gap_us = max(tally.longest_gap_us, at_us - tally.last_used_at_us)
+        tally.last_used_at_us = max(tally.last_used_at_us, at_us)
+
+
+def stratum_key(tenant: str, parent: str) -> str:
+    """What the verdicts of a tenant are known by where a child on trial stood for a parent."""
+    return f"{tenant}/{parent}"
 
 
 def count_usage(counts: AdapterCounts, usage: UsageEvent, producer_id: str, sequence: int, now_us: int) -> bool:
@@ -117,6 +145,11 @@ def totals(views: Iterable[Tally], half_life_us: float) -> Tally:
         total.recent_uses += one.recent_uses * factor
         total.recent_outcomes += one.recent_outcomes * factor
         total.recent_successes += one.recent_successes * factor
+        fresh = 0.5 ** ((total.recent_at_us - one.recent_at_us) / FRESH_HALF_LIFE_US)
+        total.fresh_outcomes += one.fresh_outcomes * fresh
+        total.fresh_successes += one.fresh_successes * fresh
+        total.last_used_at_us = max(total.last_used_at_us, one.last_used_at_us)
+        total.longest_gap_us = max(total.longest_gap_us, one.longest_gap_us)  # whoever comes back once a year is waited for
     return total
 
 

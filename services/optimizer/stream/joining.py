@@ -53,6 +53,9 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
         entry.weights.extend(one.weight for one in decision.adapters)
         entry.user = decision.user
+        for adapter in decision.adapters:
+            if adapter.stands_for:
+                entry.on_trial[adapter.adapter_id].adapter_ids.extend(adapter.stands_for)
         if decision.HasField("closeness"):
             entry.closeness.CopyFrom(decision.closeness)
             entry.base_model = decision.base_model
@@ -174,6 +177,8 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
     for place, (adapter_id, weight) in enumerate(zip(adapter_ids, entry.weights, strict=True)):
         one = effect(adapter_id, None if verdict is None else verdict.success, weight)
         one.used = used
+        if adapter_id in entry.on_trial:
+            one.stands_for.extend(entry.on_trial[adapter_id].adapter_ids)
         if used:
             one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
         if entry.expected and verdict is not None:

@@ -157,7 +157,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
         strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[_to_weighted(item.ref, item.weight, item.score) for item in routed.choice.chosen],
+        adapters=[_to_weighted(item.ref, item.weight, item.score, item.stands_for) for item in routed.choice.chosen],
         cached=routed.cached,
         handler_us=routed.handler_us,
         decided_at_us=routed.decided_at_us,
@@ -199,5 +199,7 @@ def _to_stage(stage: Stage) -> common.Stage:
     return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
 
 
-def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0) -> common.WeightedAdapter:
-    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score)
+def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0, stands_for: Sequence[str] = ()) -> common.WeightedAdapter:
+    return common.WeightedAdapter(
+        adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score, stands_for=stands_for
+    )

@@ -51,6 +51,10 @@ class Statistics:
     recent_outcomes: float = 0.0
     recent_successes: float = 0.0
     recent_at_us: int = 0
+    fresh_outcomes: float = 0.0
+    fresh_successes: float = 0.0
+    last_used_at_us: int = 0
+    longest_gap_us: int = 0
     epoch: str = ""
     counted_since_us: int = 0
     """Since when the last epoch holds everything."""
@@ -85,7 +89,15 @@ class Statistics:
             oldest = next(name for name in epochs if name != OLDER)
             epochs = {OLDER: epochs.pop(OLDER, EpochCounts()) + epochs.pop(oldest), **epochs}
         total = sum(epochs.values(), EpochCounts())
-        return dataclasses.replace(report, **vars(total), epochs=epochs, counted_since_us=since_us, unknown=self.unknown)
+        return dataclasses.replace(
+            report,
+            **vars(total),
+            epochs=epochs,
+            counted_since_us=since_us,
+            last_used_at_us=max(self.last_used_at_us, report.last_used_at_us),  # of every epoch
+            longest_gap_us=max(self.longest_gap_us, report.longest_gap_us),
+            unknown=self.unknown,
+        )
 
     def to_payload(self) -> dict[str, Any]:
         """What is stored."""

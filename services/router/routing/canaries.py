@@ -99,5 +99,10 @@ class Canaries:
 
 def _in_their_place(chosen: tuple[Chosen, ...], canary: AdapterRecord) -> tuple[Chosen, ...]:
     parents = [one for one in chosen if one.ref.adapter_id in canary.parents]
-    child = Chosen(canary.ref, score=max(one.score for one in parents), weight=sum(one.weight for one in parents))
+    child = Chosen(
+        canary.ref,
+        score=max(one.score for one in parents),
+        weight=sum(one.weight for one in parents),
+        stands_for=tuple(one.ref.adapter_id for one in parents),
+    )
     return tuple(child if one is parents[0] else one for one in chosen if one is parents[0] or one not in parents)

@@ -36,6 +36,8 @@ class Chosen(NamedTuple):
     ref: AdapterRef
     score: float
     weight: float
+    stands_for: tuple[str, ...] = ()
+    """Of a merge's child on trial: ids of the parents that it is here instead of."""
 
 
 def task_score(labels: Labels | None, hints: Hints) -> float:
