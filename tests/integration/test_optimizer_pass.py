@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from services.optimizer.control.passes import Caution, Optimizer, PassReport
-from services.optimizer.policy.library_policy import Rules
+from services.optimizer.control.views import view_of
+from services.optimizer.policy.library_policy import Rules, prunes
 from smoa.adapter import decode
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -183,3 +184,43 @@ async def test_counts_that_nobody_can_have_counted_are_refused(tmp_path: Path, s
             await world.client.report_statistics("public", made.adapter_id, statistics)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert [one.statistics.uses async for one in world.client.list_all()] == [0]
+
+
+async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path) -> None:
+    """Ten adapters that did well; then every answer fails, whoever gives it, and some have hardly any other evidence."""
+    async with running_router(tmp_path) as world:
+        names = [f"a{number}" for number in range(10)]
+        made = [await world.register(KNEES, name=name, value=0.1 * number - 0.5, modules=("q_proj",)) for number, name in enumerate(names)]
+        now_us = time.time_ns() // 1000
+
+        async def report(fresh_right: float) -> None:
+            for number, adapter in enumerate(made):
+                before = 2 if number == 3 else 40
+                right = before * 9 // 10
+                counts = registry_pb2.AdapterStatistics(
+                    uses=before + 20,
+                    outcomes=before + 20,
+                    successes=right + int(20 * fresh_right),
+                    recent_uses=before + 20,
+                    recent_outcomes=before + 20,
+                    recent_successes=right + 20 * fresh_right,
+                    recent_at_us=now_us,
+                    fresh_outcomes=20,
+                    fresh_successes=20 * fresh_right,
+                    last_used_at_us=now_us,
+                )
+                await world.client.report_statistics("public", adapter.adapter_id, counts)
+
+        await report(0.0)
+        rules = dataclasses.replace(RULES, min_age_s=3600.0)
+        failed = [prune.adapter.name for prune in prunes([view_of(one, "", rules.half_life_s, now_us) for one in await _all(world)], rules)]
+        assert failed == ["a3"], "without the others nobody would know better"
+        optimizer = Optimizer(world.client, world.store, rules, lambda _: 0, False, 100)
+        report_of = await optimizer.run_pass()
+        assert (report_of.pruned, report_of.merged) == ([], [])
+        await report(1.0)  # it is over, and what failed is still in the counts
+        assert (await optimizer.run_pass()).pruned == []
+
+
+async def _all(world: RouterWorld) -> list[registry_pb2.Adapter]:
+    return [one async for one in world.client.list_all()]

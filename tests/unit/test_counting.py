@@ -18,6 +18,7 @@ from services.optimizer.stream.counting import (
     count_outcome,
     count_usage,
     decay,
+    stratum_key,
     totals,
 )
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, USAGE, Received
@@ -157,3 +158,36 @@ def test_another_tenants_verdicts_do_not_reach_what_the_owner_sees() -> None:
     assert math.isclose(after.recent_successes, before.recent_successes)
     assert after.uses == 1010
     assert statistics_of(counts, "nobody", HALF_LIFE_US / 1e6, CountsEpoch(epoch="e")).outcomes == 0
+
+
+def test_verdicts_are_kept_by_the_parent_for_which_a_child_stood_and_by_who_gave_them() -> None:
+    counts = AdapterCounts()
+    for position, (tenant, success, parents) in enumerate(
+        [("t", True, ("a", "b")), ("t", False, ("a",)), ("u", False, ("a",)), ("t", None, ("a",)), ("t", True, ())]
+    ):
+        effect = _effect(position, tenant=tenant, success=success, stands_for=parents)
+        assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US)
+        assert not count_outcome(counts, effect, HALF_LIFE_US, NOW_US), "a replay"
+    kept = {key: (tally.outcomes, tally.successes) for key, tally in counts.stood_for.items()}
+    assert kept == {stratum_key("t", "a"): (2, 1), stratum_key("t", "b"): (1, 1), stratum_key("u", "a"): (1, 0)}
+
+
+def test_the_longest_time_between_two_uses_is_kept() -> None:
+    counts, day_us = AdapterCounts(), 86400 * 10**6
+    now_us = 10**15
+    start_us = now_us - 100 * day_us
+    for position, day in enumerate((0, 1, 40, 39, 41)):
+        count_outcome(counts, _effect(position, at_us=start_us + day * day_us, success=None), HALF_LIFE_US, now_us)
+    tally = counts.tenants["t"]
+    assert (tally.longest_gap_us, tally.last_used_at_us) == (39 * day_us, start_us + 41 * day_us)
+
+
+def test_fresh_counts_fade_within_an_hour() -> None:
+    counts = AdapterCounts()
+    for position, (minutes, success) in enumerate(((0, True), (20, False), (60, False))):
+        count_outcome(counts, _effect(position, at_us=NOW_US + minutes * 60 * 10**6, success=success), HALF_LIFE_US, NOW_US + 10**12)
+    tally = counts.tenants["t"]
+    assert tally.fresh_outcomes == pytest.approx(1 / 8 + 1 / 4 + 1)
+    assert tally.fresh_successes == pytest.approx(1 / 8)
+    whole = totals([tally, tally], HALF_LIFE_US)
+    assert whole.fresh_outcomes == pytest.approx(2 * tally.fresh_outcomes)

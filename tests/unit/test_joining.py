@@ -166,6 +166,16 @@ def test_one_outcome_tells_how_close_its_query_was(
     assert all(one.HasField("success") for one in told)
 
 
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_an_outcome_says_for_whom_a_child_on_trial_stood(outcome_first: bool) -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5)
+    decision.adapters.add(adapter_id="child", weight=0.7, stands_for=["a", "b"])
+    decision.adapters.add(adapter_id="x", weight=0.3)
+    effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True), outcome_first)
+    judged = {one.adapter_id: list(one.stands_for) for one in effects if one.HasField("success")}
+    assert judged == {"child": ["a", "b"], "x": []}
+
+
 def test_nothing_of_a_silent_tenants_queries_is_kept() -> None:
     decision = router_pb2.Decision(decision_id="d1", tenant="t", context=b"c" * 64, user=b"u" * 8)
     decision.adapters.add(adapter_id="a", weight=1)
