@@ -235,6 +235,18 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
 
 
+async def test_what_was_undone_is_remembered_in_every_group_after_a_restart(world: RouterWorld) -> None:
+    a, b = await _twins(world)
+    child = await _trial(world, [a, b])
+    await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad for one of them")
+    c = await world.register(KNEES, name="c", value=0.505)
+    report = await Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100).run_pass()
+    [merge] = report.merged
+    merged = {one.adapter_id for one in merge.adapters}
+    assert c.adapter_id in merged
+    assert len(merged & {a.adapter_id, b.adapter_id}) == 1
+
+
 class _SaysNo(Gate):
     """A gate at which every child has lost a nat a token."""
 

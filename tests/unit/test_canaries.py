@@ -66,6 +66,21 @@ def test_it_says_for_which_parents_it_stands() -> None:
     assert _given(canaries, _chosen(c=1.0))[0].stands_for == ("c",)
 
 
+def test_whoever_asks_stays_on_one_side() -> None:
+    canaries = Canaries(1)
+    canaries.update([_record("child", ("a",), share=0.3)])
+    canaries.grant("child", 10_000)
+    sides = {}
+    for number in range(400):
+        who = str(number).encode()
+        answers = {canaries.tried(_chosen(a=1.0), "t", 0, who)[0].ref.adapter_id for _ in range(5)}
+        assert len(answers) == 1
+        sides[who] = answers.pop()
+    assert 80 < sum(side == "child" for side in sides.values()) < 160
+    canaries.update([dataclasses.replace(_record("child", ("a",), share=0.5))])
+    assert all(canaries.tried(_chosen(a=1.0), "t", 0, who)[0].ref.adapter_id == "child" for who, side in sides.items() if side == "child")
+
+
 def test_others_queries_are_left_as_they_are() -> None:
     canaries = Canaries(1)
     canaries.update([_record("child", ("a", "b"))])

@@ -144,6 +144,8 @@ def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json:
         _show_tallies("tenant", counts.tenants)
         if counts.tasks:
             _show_tallies("task", counts.tasks)
+        if counts.stood_for:
+            _show_tallies("on trial, for whom/in place of", counts.stood_for)
         if counts.together:
             say("chosen together with " + ", ".join(f"{names.get(one, one)} ({many:,})" for one, many in _most_together(counts)))
     if events:

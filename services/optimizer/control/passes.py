@@ -51,7 +51,8 @@ class PassReport:
 
 
 _PRUNED: Final = "pruned: "
-_TAKEN_AWAY: Final = (_PRUNED, "merged into ", "rolled back: ")
+_ROLLED_BACK: Final = "rolled back: "
+_TAKEN_AWAY: Final = (_PRUNED, "merged into ", _ROLLED_BACK)
 """How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
 MAX_PAIRS = 200_000
 """Near pairs of one family that a pass compares."""
@@ -105,8 +106,8 @@ class Optimizer:
         self._caution, self._gate, self._sign, self._counts = caution or Caution(), gate, sign, counts
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
-        self._rejected: set[tuple[str, str]] = set()
-        """Pairs of parents, by id, whose merge was rolled back: not tried again."""
+        self._rejected: set[tuple[str, str]] | None = None
+        """Pairs of parents, by id, whose merge was rolled back: not tried again. Until the first pass nobody has looked which those are."""
         self._incidents: dict[Scope, float] = {}
         """When each was seen last."""
         self._incident_now: set[Scope] = set()
@@ -118,6 +119,8 @@ class Optimizer:
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
         report = PassReport()
+        if self._rejected is None:
+            self._rejected = await self._rolled_back()
         states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
         listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
         canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
@@ -350,8 +353,15 @@ class Optimizer:
             raise
         return True
 
+    async def _rolled_back(self) -> set[tuple[str, str]]:
+        """What was undone before this process began: in whatever group, no two of them are tried again."""
+        retired = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
+        undone = [one async for one in retired if one.merge_id and one.state_reason.startswith(_ROLLED_BACK)]
+        return {pair for one in undone for pair in combinations(sorted(one.parents), 2)}
+
     def _reject(self, parents: Iterable[str]) -> None:
-        self._rejected.update(combinations(sorted(parents), 2))
+        if self._rejected is not None:  # else they are read when they are needed
+            self._rejected.update(combinations(sorted(parents), 2))
 
     def _has_room(self, report: PassReport) -> bool:
         if self._dry_run or self._room.take(time.monotonic()):
@@ -387,7 +397,7 @@ class Optimizer:
                 _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
             for place_a, place_b in near:
                 low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
-                if (low.adapter_id, high.adapter_id) in self._rejected:
+                if self._rejected and (low.adapter_id, high.adapter_id) in self._rejected:
                     continue
                 if (cosine := await self._compared(low, high, report)) is not None:
                     found[low.adapter_id, high.adapter_id] = cosine

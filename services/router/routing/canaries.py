@@ -7,6 +7,7 @@ is one for all routers, and stands on the canary's record: a router takes a few 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
@@ -81,20 +82,28 @@ class Canaries:
         if adapter_id in self._granted:
             self._granted[adapter_id] += queries
 
-    def tried(self, chosen: tuple[Chosen, ...], tenant: str, now_us: int) -> tuple[Chosen, ...]:
-        """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together."""
+    def tried(self, chosen: tuple[Chosen, ...], tenant: str, now_us: int, who: bytes = b"") -> tuple[Chosen, ...]:
+        """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together.
+
+        Whoever asks, `who`, stays on one side, as long as the canary has queries left; the share only grows.
+        """
         open_here = {self._by_parent[one.ref.adapter_id] for one in chosen if one.ref.adapter_id in self._by_parent}
         for name in sorted(open_here):
             canary = self._open[name]
             if not canary.visible_to(tenant):
                 continue
             share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
-            if self._random.random() < share and self._granted[name] > 0:
+            if (_place_of(name, who) if who else self._random.random()) < share and self._granted[name] > 0:
                 self._granted[name] -= 1
                 chosen = _in_their_place(chosen, canary)
                 if self._granted[name] < _LOW and left_of_budget(canary, now_us) > 0:
                     self.hungry()
         return chosen
+
+
+def _place_of(canary: str, who: bytes) -> float:
+    """In [0, 1), by chance, and of one trial always the same."""
+    return int.from_bytes(hashlib.blake2b(canary.encode() + b"/" + who, digest_size=6).digest()) / 2**48
 
 
 def _in_their_place(chosen: tuple[Chosen, ...], canary: AdapterRecord) -> tuple[Chosen, ...]:

@@ -105,6 +105,7 @@ class Router:
             InvalidArgument: the task strategy without hints.
         """
         started = time.perf_counter_ns()
+        who = query.session.encode() or query.user  # before it is completed: what changes no choice is left out then
         query = self._complete(query)
         await self._check_tenant_exists(query.tenant)
         stages: tuple[Stage, ...] = ()
@@ -122,7 +123,7 @@ class Router:
             choice, cached = await self._chosen(query, look)
         now_us = time.time_ns() // 1000
         if len(self.canaries) and not query.chosen_by_caller and not look:
-            tried = self.canaries.tried(choice.chosen, query.tenant, now_us)
+            tried = self.canaries.tried(choice.chosen, query.tenant, now_us, who)
             if tried is not choice.chosen:
                 choice = dataclasses.replace(choice, chosen=tried, closeness=None)
         executor = (
