@@ -77,9 +77,11 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
 
 
 async def read_topic(
-    kafka: Kafka | str, topic: str, partition: int | None = None, silence_s: float = SILENCE_S
+    kafka: Kafka | str, topic: str, partition: int | None = None, silence_s: float = SILENCE_S, since_ms: int | None = None
 ) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
     """Every record of a topic, or of one of its partitions, that is there when the reading begins; each partition's in order.
+
+    With `since_ms`, from the first that was written then or later.
 
     Raises:
         Unavailable: the broker does not answer, or sends nothing for `silence_s`.
@@ -92,14 +94,18 @@ async def read_topic(
                 return
             consumer.assign(places)
             ends = await consumer.end_offsets(places)
+            if since_ms is not None:
+                firsts = await consumer.offsets_for_times(dict.fromkeys(places, since_ms))
+                for place in places:
+                    consumer.seek(place, found.offset if (found := firsts.get(place)) is not None else ends[place])
         while True:
             async with asyncio.timeout(silence_s):
                 if not [one for one in places if await consumer.position(one) < ends[one]]:
                     return
-                while not (found := await consumer.getmany(timeout_ms=500)):
+                while not (records_of := await consumer.getmany(timeout_ms=500)):
                     if not [one for one in places if await consumer.position(one) < ends[one]]:  # it ended in what is not for readers
                         return
-            for records in found.values():
+            for records in records_of.values():
                 for one in records:
                     yield one
 

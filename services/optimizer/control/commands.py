@@ -14,17 +14,19 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 
 from services.optimizer.control.propose import propose_command
+from services.optimizer.control.report import lifecycle_of, report_command
 from services.optimizer.settings import APP_ID
 from services.optimizer.stream.changelog import COUNTS, Changelog
 from services.optimizer.stream.dlq import dead_letters
 from smoa.cli.names import PROTECTED, RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
+from smoa.cli.since import since_option
 from smoa.cli.tables import say, show_table
 from smoa.cli.top import words_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, LIFECYCLE, OUTCOMES, USAGE
-from smoa.reader import lag_of, read_topic
+from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, USAGE
+from smoa.reader import lag_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleEvent
@@ -44,10 +46,12 @@ def optimizer_group() -> None:
     Bring it back:           smoa optimizer undo ADAPTER
     Keep its hands off:      smoa adapter pin ADAPTER
     What is missing?         smoa optimizer propose
+    Was it right?            smoa optimizer report
     """  # noqa: D301  the escape tells click to keep the lines
 
 
 optimizer_group.add_command(propose_command)
+optimizer_group.add_command(report_command)
 
 
 @optimizer_group.command("status")
@@ -86,8 +90,9 @@ def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
 @router_option
 @click.option("--tenant", default="", help="Only this tenant's.")
 @click.option("--last", default=50, show_default=True, help="So many events; 0 means all.")
+@since_option(None)
 @json_lines_option
-def history_command(adapter: str | None, kafka: str, router: str, tenant: str, last: int, as_json: bool) -> None:
+def history_command(adapter: str | None, kafka: str, router: str, tenant: str, last: int, since_us: int | None, as_json: bool) -> None:
     """What happened to the library, or to ADAPTER and its relatives by merges, oldest first.
 
     The lifecycle topic is compacted: of each adapter at least the last event is there. ADAPTER is an id or, where the router answers, a
@@ -96,10 +101,11 @@ def history_command(adapter: str | None, kafka: str, router: str, tenant: str, l
 
     async def work() -> tuple[list[LifecycleEvent], dict[str, str]]:
         async with SmoaClient(router=router) as client:
-            events = [one for one in await _history(kafka) if tenant in ("", one.tenant)]
+            events = await lifecycle_of(kafka, tenant)
             if adapter:
                 told = {one.adapter_id for one in events} & {adapter.upper()}  # also of one that the registry does not have any more
                 events = _about(told.pop() if told else (await find_adapter(client, adapter, tenant or "public")).adapter_id, events)
+            events = [one for one in events if one.occurred_at_us >= (since_us or 0)]
             if last:
                 events = events[-last:]
             return events, {} if as_json else await _names(client, events)
@@ -126,7 +132,7 @@ def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json:
             found = await find_adapter(client, adapter, tenant)
             kept = await Changelog(kafka, COUNTS.name).read_around(found.adapter_id)
             counts = [AdapterCounts.FromString(one.value) for one in kept if one.name == found.adapter_id.encode()]
-            events = _about(found.adapter_id, await _history(kafka))
+            events = _about(found.adapter_id, await lifecycle_of(kafka))
             beside = [(tenant, one) for one, _ in _most_together(counts[-1])] if counts else []
             names = {} if as_json else await _names(client, events) | await names_of(client, beside)
             return found, counts[-1] if counts else None, events, names
@@ -195,11 +201,6 @@ async def _names(client: SmoaClient, events: Iterable[LifecycleEvent]) -> dict[s
     except grpc.aio.AioRpcError as error:
         click.echo(f"note: names are not shown: {error.code().name} from the router", err=True)
         return {}
-
-
-async def _history(kafka: str) -> list[LifecycleEvent]:
-    events = [LifecycleEvent.FromString(one.value) async for one in read_topic(kafka, LIFECYCLE) if one.value]
-    return sorted((one for one in events if one.adapter_id and not one.ranker), key=lambda one: one.occurred_at_us)
 
 
 def _about(adapter_id: str, events: list[LifecycleEvent]) -> list[LifecycleEvent]:
