@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from services.local import free_port
 from services.optimizer.control.commands import optimizer_group
+from services.optimizer.control.report import days_of
 from smoa.cli.names import PROTECTED
 from smoa.errors import FailedPrecondition
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES
@@ -83,6 +84,40 @@ async def test_undo_restores_what_was_pruned_and_ends_a_trial(world: _World) -> 
     assert await world.said("undo", other.adapter_id) == f"other is active again\n{PROTECTED}\n"
     assert (await world.said("undo", child.adapter_id)).startswith(f"child {child.adapter_id} is retired")
     assert (await world.router.client.get(child.adapter_id)).state == common.ADAPTER_STATE_RETIRED
+
+
+async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) -> None:
+    parents, child = await _merged(world, 0.2)
+    for place in range(5):
+        await world.router.client.report(await world.router.client.route(KNEES[place % 3], base_model="base-a"), success=place > 0)
+    await world.router.client.settle_merge("public", child.adapter_id, promote=True, reason=f"as good: in place of {parents[0].adapter_id}")
+    other = await world.router.register(MONEY, name="other")
+    await world.router.client.retire("public", other.adapter_id, "pruned: fails: 0 of 20 right")
+    await world.told(5)
+
+    async def reported() -> bool:
+        return sum(day.outcomes for day in await days_of(world.kafka, "", 0)) >= 5
+
+    await until("the outcomes", 20, reported)
+    numbers = json.loads(await world.said("report", "--json", "--since", "1h"))
+    assert {name: numbers[name] for name in ("pruned", "merged_away", "merges", "undone")} == {
+        "pruned": 1,
+        "merged_away": 2,
+        "merges": 1,
+        "undone": 0,
+    }
+    assert numbers["outcomes_first_half"] + numbers["outcomes_last_half"] == 5
+    assert numbers["successes_first_half"] + numbers["successes_last_half"] == 4
+    page = tmp_path / "page.html"
+    said = await world.said("report", "--since", "1h", "-o", str(page))
+    assert said == f"wrote {page}: 1 pruned, 2 merged into 1, 0 merges undone\n"
+    written = page.read_text()
+    assert "as good: in place of a" in written
+    assert "fails: 0 of 20 right" in written
+    assert json.loads(await world.said("report", "--json", "--since", "2099-01-01"))["pruned"] == 0
+    history = [json.loads(line) for line in (await world.said("history", "--json", "--since", "1h")).splitlines()]
+    assert other.adapter_id in {one["adapter_id"] for one in history}
+    assert await world.said("history", "--json", "--since", "2099-01-01") == ""
 
 
 async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _World, tmp_path: Path) -> None:

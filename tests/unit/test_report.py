@@ -14,6 +14,7 @@ from smoa.cli.since import Since
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleEvent
 
+ID = "01J9ZC3B5T8QH7M2K4N6P0R1SV"
 SINCE_US = 20_000 * DAY_US
 UNTIL_US = SINCE_US + 10 * DAY_US
 _times = count(SINCE_US + DAY_US, DAY_US)
@@ -28,13 +29,14 @@ def _event(name: str, action: str, reason: str = "", parents: tuple[str, ...] = 
 def _report(*days: Day) -> Report:
     names = ("twin-a", "twin-b", "child", "bad<b>", "tried", "back")
     library = [registry_pb2.Adapter(adapter_id=name, name=name, tenant="t", file_bytes=1000) for name in names]
+    library.append(registry_pb2.Adapter(adapter_id=ID, name="named by its id"))
     library[2].statistics.outcomes, library[2].statistics.successes = 120, 110
     events = [
         _event("bad<b>", "REGISTERED"),
         _event("child", "CANARY", "delta cosine 0.99", ("twin-a", "twin-b")),
         _event("twin-a", "RETIRED", "merged into child: as good"),
         _event("twin-b", "RETIRED", "merged into child: as good"),
-        _event("child", "PROMOTED", "as good: in place of twin-a ...", ("twin-a", "twin-b")),
+        _event("child", "PROMOTED", f"as good: in place of {ID} ...", ("twin-a", "twin-b")),
         _event("bad<b>", "RETIRED", "pruned: fails: 0 of 20 right"),
         _event("tried", "ROLLED_BACK", "worse: in place of back ..."),
         _event("back", "RESTORED"),
@@ -62,6 +64,9 @@ def test_the_page_is_whole_and_what_is_in_names_is_text() -> None:
         assert outside not in written
     assert "child (twin-a, twin-b)" in written
     assert "because somebody said so" not in written, "that was not its doing"
+    assert "<td>merge undone</td>" in written
+    assert f"in place of {ID} " not in written
+    assert "in place of named by its id " in written
     for plot in written.split("<svg")[1:]:
         ET.fromstring("<svg" + plot.partition("</svg>")[0] + "</svg>")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +14,22 @@ from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleAction, LifecycleEvent
 
 _PRUNED, _MERGED = "pruned: ", "merged into "
+_WORDS: Final = {
+    "RETIRED": "pruned",
+    "PROMOTED": "merged",
+    "MERGED": "merged",
+    "ROLLED_BACK": "merge undone",
+    "CANARY": "on trial",
+    "RESTORED": "brought back",
+}
+_ID: Final = re.compile(r"\b[0-9A-HJKMNP-TV-Z]{26}\b")
+"""An adapter's, in a reason."""
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
 .numbers{display:flex;flex-wrap:wrap;gap:2rem;margin:1rem 0}.numbers b{display:block;font-size:1.6rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #ddd}
+td:first-child,td:last-child,td:nth-child(3){white-space:nowrap}
 .good{color:#17703a}.bad{color:#a3201c}svg{width:100%;height:auto}.note{color:#666}
 """
 
@@ -163,8 +175,14 @@ def _table(report: Report) -> str:
         parents = ", ".join(parent.name for parent_id in one.parents if (parent := report.by_id.get(parent_id)) is not None)
         counts = adapter.statistics if adapter is not None else registry_pb2.AdapterStatistics()
         rate = f"{counts.successes:,} of {counts.outcomes:,}" if counts.outcomes else "-"
-        what = LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_").lower().replace("_", " ")
-        cells = (_moment(one.occurred_at_us), f"{name} ({parents})" if parents else name, what, one.reason.removeprefix(_PRUNED), rate)
+        why = _ID.sub(lambda found: known.name if (known := report.by_id.get(found[0])) is not None else found[0], one.reason)
+        cells = (
+            _moment(one.occurred_at_us),
+            f"{name} ({parents})" if parents else name,
+            _WORDS[LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_")],
+            why.removeprefix(_PRUNED),
+            rate,
+        )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{one}</th>" for one in ("when (UTC)", "adapter", "what", "why", "right, over its life"))
     return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
