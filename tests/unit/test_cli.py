@@ -46,7 +46,17 @@ def test_an_argument_in_another_encoding_is_told_in_a_sentence(
     assert "is not UTF-8 text; rename the file" in capsys.readouterr().err
 
 
-OTHERWISE = {"adapter import", "adapter train", "access add", "access signing-key", "access remove", "login", "logout"}
+OTHERWISE = {
+    "adapter import",
+    "adapter train",
+    "access add",
+    "access signing-key",
+    "access remove",
+    "login",
+    "logout",
+    "up",
+    "example write",
+}
 """They print progress as it comes, or one line: a key, or what was done."""
 
 
@@ -68,7 +78,7 @@ def test_every_command_that_prints_something_can_print_json() -> None:
 def test_every_command_with_an_address_can_be_told_the_stack() -> None:
     everything = [one for group in (cli, optimizer_group, dlq_group, router_group) for one in _commands(group, group.name or "")]
     for path, command in everything:
-        if path == "cli login":  # it says where to call instead
+        if path in ("cli login", "cli up"):  # one says where to call instead, the other makes the stack
             continue
         options = {option for one in command.params for option in one.opts}
         if options & {"--router", "--executor", "--kafka", "--store"}:
