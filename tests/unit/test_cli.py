@@ -68,7 +68,7 @@ def _commands(command: click.Command, path: str) -> list[tuple[str, click.Comman
 
 def test_every_command_that_prints_something_can_print_json() -> None:
     everything: list[tuple[str, click.Command]] = [*_commands(cli, ""), ("doctor", doctor)]
-    for name, group in (("optimizer", optimizer_group), ("dlq", dlq_group), ("router", router_group)):
+        if path in ("cli login", "cli up", "cli demo"):  # where to call instead; what makes a stack of its own
         everything += _commands(group, name)
     assert len(everything) > 25
     without = {path for path, command in everything if not any("--json" in one.opts for one in command.params)}
