@@ -166,6 +166,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             try:
                 await reporter().report()
                 await optimizer().run_pass()
+                count.aside = optimizer().incident_tenants
             except grpc.aio.AioRpcError as error:
                 _log.warning("the registry at %s did not answer (%s); the pass is put off", settings.router, error.details())
 

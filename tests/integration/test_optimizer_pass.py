@@ -218,8 +218,10 @@ async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path
         optimizer = Optimizer(world.client, world.store, rules, lambda _: 0, False, 100)
         report_of = await optimizer.run_pass()
         assert (report_of.pruned, report_of.merged) == ([], [])
+        assert optimizer.incident_tenants == {"public"}, "by which the counter sets aside what is said now"
         await report(1.0)  # it is over, and what failed is still in the counts
         assert (await optimizer.run_pass()).pruned == []
+        assert optimizer.incident_tenants == set()
 
 
 async def _all(world: RouterWorld) -> list[registry_pb2.Adapter]:

@@ -191,3 +191,20 @@ def test_fresh_counts_fade_within_an_hour() -> None:
     assert tally.fresh_successes == pytest.approx(1 / 8)
     whole = totals([tally, tally], HALF_LIFE_US)
     assert whole.fresh_outcomes == pytest.approx(2 * tally.fresh_outcomes)
+
+
+def test_verdicts_of_an_incident_are_counted_and_set_aside() -> None:
+    counts = AdapterCounts()
+    for position, aside in enumerate((False, True, True)):
+        effect = _effect(position, success=not aside, stands_for=("p",))
+        assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US, aside=aside)
+    tally = counts.tenants["t"]
+    assert (tally.uses, tally.outcomes, tally.successes, tally.aside_outcomes, tally.aside_successes) == (3, 3, 1, 2, 0)
+    assert (tally.recent_uses, tally.recent_outcomes, tally.recent_successes) == (3, 1, 1)
+    assert (tally.fresh_outcomes, tally.fresh_successes) == (3, 1), "by these it is seen when it is over"
+    assert counts.stood_for[stratum_key("t", "p")].outcomes == 1
+    told = statistics_of(counts, "t", HALF_LIFE_US / 1e6, CountsEpoch(epoch="e"))
+    assert (told.outcomes, told.aside_outcomes, told.recent_outcomes) == (3, 2, 1)
+    received = Received(ADAPTER_OUTCOMES, 0, 9, 0, b"a", _effect(9, success=False).SerializeToString(), "", 0)
+    [planned] = CountPartition(HALF_LIFE_US / 1e6, {}).plan([received], NOW_US, {"t"}).counts.values()
+    assert planned.tenants["t"].aside_outcomes == 1

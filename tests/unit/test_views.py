@@ -67,6 +67,16 @@ def test_a_trial_is_judged_by_the_epoch_that_is_whole() -> None:
     assert arm_of(AdapterStatistics()) == Arm(0, 0)
 
 
+def test_what_was_set_aside_judges_nobody() -> None:
+    adapter = registry_pb2.Adapter(adapter_id="a", name="n")
+    adapter.statistics.CopyFrom(AdapterStatistics(outcomes=50, successes=40, aside_outcomes=10, aside_successes=1, epoch="e"))
+    view = view_of(adapter, "", WEEK_S, NOW_US)
+    assert (view.outcomes, view.successes) == (40, 39)
+    began = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=100, successes=90, aside_outcomes=5)})
+    now = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=130, successes=100, aside_outcomes=15, aside_successes=2)})
+    assert arm_of(now, began) == Arm(20, 8)
+
+
 _COUNTS = st.builds(
     AdapterStatistics,
     uses=st.integers(0, 2**40),

@@ -236,12 +236,13 @@ def _show_tallies(name: str, tallies: Mapping[str, Tally]) -> None:
             key or "(others)",
             f"{one.uses:,}",
             f"{one.successes / one.outcomes:.0%} of {one.outcomes:,}" if one.outcomes else "-",
+            f"{one.aside_outcomes:,}",
             f"{one.recent_uses:.1f}" if one.recent_at_us else "-",
             f"{one.tokens:,}",
         )
         for key, one in sorted(tallies.items(), key=lambda pair: -pair[1].uses)[:10]
     ]
-    show_table((name, "uses", "success", "of late", "tokens"), rows)
+    show_table((name, "uses", "success", "set aside", "of late", "tokens"), rows)
 
 
 def _most_together(counts: AdapterCounts) -> list[tuple[str, int]]:

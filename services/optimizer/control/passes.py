@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from services.optimizer.control.gate import Finding, Gate, alone
 from services.optimizer.control.reporting import AWAY
-from services.optimizer.control.views import protection_of, stratum_of, view_of
+from services.optimizer.control.views import lifetime_of, protection_of, stratum_of, view_of
 from services.optimizer.policy.candidates import near_pairs
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
@@ -111,6 +111,8 @@ class Optimizer:
         self._incidents: dict[Scope, float] = {}
         """When each was seen last."""
         self._incident_now: set[Scope] = set()
+        self.incident_tenants: frozenset[str] = frozenset()
+        """Tenants of whose answers so much fails now that what is said of them is set aside."""
         self._room = HourlyRoom(self._caution.changes_per_hour)
         self._known: dict[str, Known] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
@@ -166,6 +168,7 @@ class Optimizer:
             if now_s - seen_s > self._rules.half_life_s:
                 del self._incidents[scope]
         self._incident_now = set(found)
+        self.incident_tenants = frozenset(view.tenant for view in library if any(scope.holds(view) for scope in found))
 
         def protected(view: AdapterView) -> AdapterView:
             of_it = [scope for scope in self._incidents if scope.holds(view)]
@@ -235,8 +238,9 @@ class Optimizer:
             if one.merge_id:
                 wanted += one.parents
             else:
-                outcomes, successes = outcomes + one.statistics.outcomes, successes + one.statistics.successes
-        return Arm(outcomes, min(outcomes, successes))
+                arm = lifetime_of(one.statistics)
+                outcomes, successes = outcomes + arm.outcomes, successes + arm.successes
+        return Arm(outcomes, successes)
 
     async def _composed(self, tenants: Iterable[str]) -> set[str]:
         """Ids of adapters that compositions name."""

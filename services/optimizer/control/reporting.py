@@ -35,6 +35,8 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
         successes=judged.successes,
         generations=all_of_it.generations,
         tokens=all_of_it.tokens,
+        aside_outcomes=judged.aside_outcomes,
+        aside_successes=judged.aside_successes,
         recent_uses=all_of_it.recent_uses,
         recent_outcomes=judged.recent_outcomes,
         recent_successes=judged.recent_successes,

@@ -74,8 +74,8 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         modules=tuple(adapter.modules),
         age_s=(now_us - max(adapter.created_at_us, adapter.restored_at_us)) / 1e6,
         uses=max(0, counts.uses - before.uses),
-        outcomes=(outcomes := max(0, counts.outcomes - before.outcomes)),
-        successes=min(outcomes, max(0, counts.successes - before.successes)),
+        outcomes=(outcomes := max(0, _judged(counts) - _judged(before))),
+        successes=min(outcomes, max(0, _right(counts) - _right(before))),
         recent_uses=recent("recent_uses"),
         recent_outcomes=(recent_outcomes := recent("recent_outcomes")),
         recent_successes=min(recent_outcomes, recent("recent_successes")),
@@ -102,8 +102,22 @@ def stratum_of(
     """
     key = stratum_key(parent.tenant, parent.adapter_id)
     tally = counts.stood_for[key] if counts is not None and key in counts.stood_for else Tally()
-    before = Arm(began.outcomes, min(began.outcomes, began.successes))
+    before = lifetime_of(began)
     return Stratum(Arm(tally.outcomes, tally.successes), arm_of(parent.statistics, began), before, original)
+
+
+def lifetime_of(counts: registry_pb2.AdapterStatistics) -> Arm:
+    """All outcomes by which an adapter may be judged."""
+    return Arm(_judged(counts), min(_judged(counts), _right(counts)))
+
+
+def _judged(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> int:
+    """Outcomes by which an adapter may be judged."""
+    return max(0, counts.outcomes - counts.aside_outcomes)
+
+
+def _right(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> int:
+    return max(0, counts.successes - counts.aside_successes)
 
 
 def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterStatistics | None = None) -> Arm:
@@ -111,5 +125,5 @@ def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterSt
     now, before = counts.epochs[counts.epoch], registry_pb2.EpochCounts()
     if began is not None and counts.epoch in began.epochs:
         before = began.epochs[counts.epoch]
-    outcomes = max(0, now.outcomes - before.outcomes)
-    return Arm(outcomes, min(outcomes, max(0, now.successes - before.successes)))
+    outcomes = max(0, _judged(now) - _judged(before))
+    return Arm(outcomes, min(outcomes, max(0, _right(now) - _right(before))))

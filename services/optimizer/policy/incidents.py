@@ -37,10 +37,9 @@ def incidents(adapters: Iterable[AdapterView], rules: Rules) -> dict[Scope, str]
                 sums[place] += value
     found = {}
     for scope, (fresh, fresh_right, recent, recent_right) in pooled.items():
-        before, before_right = recent - fresh, recent_right - fresh_right
-        if before < rules.incident_evidence:
+        if recent - fresh < rules.incident_evidence:
             continue
-        level = max(0.0, before_right) / before
+        level = recent_right / recent
         if wilson_upper(fresh_right, fresh, CONFIDENCE_Z) < level * (1 - rules.incident_fall):
             found[scope] = (
                 f"an incident of {scope.kind} {scope.name[:24]}: {fresh_right:.1f} of {fresh:.1f} right of late, "

@@ -218,6 +218,8 @@ class Count(Stage[CountPartition]):
         self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
         """Other workers' examples by partition, and when they were read."""
         self._faded_s = -FADE_EVERY_S  # at once: the clock may have begun with this machine
+        self.aside: frozenset[str] = frozenset()
+        """Tenants that have an incident: what is said of their answers now is set aside."""
         self.changed: set[str] = set()
         self.refused_reports = 0
         """Counts that the registry did not take: they were less than it had of the same epoch."""
@@ -259,7 +261,7 @@ class Count(Stage[CountPartition]):
             placed[partition] = []
             for one in events:
                 (placed[partition] if place_of(one.key, partitions) == partition else misplaced).append(one)
-        plans = {partition: self.parts[partition].plan(events, now_us) for partition, events in placed.items()}
+        plans = {partition: self.parts[partition].plan(events, now_us, self.aside) for partition, events in placed.items()}
         if misplaced:
             if not await self._confirmed(done):
                 return False

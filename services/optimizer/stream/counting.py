@@ -38,7 +38,7 @@ MAX_PRODUCERS: Final = 64
 def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
     """Bring the recent counts to `at_us` if that is later; returns what an event of `at_us` weighs in them."""
     if tally.recent_at_us == 0 or at_us >= tally.recent_at_us:
-        if tally.recent_at_us and (tally.recent_uses or tally.recent_outcomes):
+        if tally.recent_at_us and (tally.recent_uses or tally.recent_outcomes or tally.fresh_outcomes):
             factor = 0.5 ** ((at_us - tally.recent_at_us) / half_life_us)
             tally.recent_uses *= factor
             tally.recent_outcomes *= factor
@@ -51,8 +51,8 @@ def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
     return float(0.5 ** ((tally.recent_at_us - at_us) / half_life_us))
 
 
-def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: float, now_us: int) -> bool:
-    """Count a use or a verdict, once; False if it was counted before."""
+def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: float, now_us: int, *, aside: bool = False) -> bool:
+    """Count a use or a verdict, once; False if it was counted before. `aside`: of an incident, by which no adapter is judged."""
     lane = f"{effect.source_topic}:{effect.source_partition}"
     if effect.source_position <= counts.applied.get(lane, -1):
         return False
@@ -65,10 +65,13 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
         tally.uses += effect.used
         tally.outcomes += judged
         tally.successes += judged and success
+        if aside:
+            tally.aside_outcomes += judged
+            tally.aside_successes += judged and success
         if recent:
             at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
-            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=judged and success)
-    for parent in effect.stands_for if judged else ():
+            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=judged and success, aside=aside)
+    for parent in effect.stands_for if judged and not aside else ():
         tally = _view(counts.stood_for, stratum_key(effect.tenant, parent), MAX_STRATA)
         tally.outcomes += 1
         tally.successes += success
@@ -77,13 +80,13 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     return True
 
 
-def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: bool) -> None:
+def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: bool, aside: bool = False) -> None:
     """Count a use or a verdict of `at_us` in what fades."""
     weight = decay(tally, at_us, half_life_us)
     fresh = 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
     tally.recent_uses += weight * used
-    tally.recent_outcomes += weight * judged
-    tally.recent_successes += weight * success
+    tally.recent_outcomes += weight * (judged and not aside)
+    tally.recent_successes += weight * (success and not aside)
     tally.fresh_outcomes += fresh * judged
     tally.fresh_successes += fresh * success
     if used:
@@ -116,7 +119,7 @@ def _view(views: MutableMapping[str, Tally], name: str, most: int) -> Tally:
     if name not in views and len(views) >= most:
         least = min((one for one in views if one), key=lambda one: (views[one].uses, one))
         others, gone = views[OTHERS], views[least]
-        for field_name in ("uses", "outcomes", "successes", "generations", "tokens"):
+        for field_name in ("uses", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes"):
             setattr(others, field_name, getattr(others, field_name) + getattr(gone, field_name))
         del views[least]
     return views[name]
@@ -141,6 +144,8 @@ def totals(views: Iterable[Tally], half_life_us: float) -> Tally:
         total.successes += one.successes
         total.generations += one.generations
         total.tokens += one.tokens
+        total.aside_outcomes += one.aside_outcomes
+        total.aside_successes += one.aside_successes
         factor = 0.5 ** ((total.recent_at_us - one.recent_at_us) / half_life_us)
         total.recent_uses += one.recent_uses * factor
         total.recent_outcomes += one.recent_outcomes * factor
@@ -220,13 +225,13 @@ class CountPartition:
             return self.epoch.SerializeToString() if self.epoch else None
         return self.examples.value(name.removeprefix(EXAMPLES_OF)) if name.startswith(EXAMPLES_OF) else self._values.get(name)
 
-    def plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
-        """What the events come to; nothing is changed."""
-        plan, left_out = without_failing(lambda these: self._plan(these, now_us), events)
+    def plan(self, events: Sequence[Received], now_us: int, aside: Container[str] = frozenset()) -> CountPlan:
+        """What the events come to; nothing is changed. Verdicts of tenants in `aside` are set aside."""
+        plan, left_out = without_failing(lambda these: self._plan(these, now_us, aside), events)
         plan.refused += left_out
         return plan
 
-    def _plan(self, events: Sequence[Received], now_us: int) -> CountPlan:
+    def _plan(self, events: Sequence[Received], now_us: int, aside: Container[str]) -> CountPlan:
         plan = CountPlan()
         fresh: dict[str, AdapterCounts] = {}
         examples: list[Example] = []
@@ -247,7 +252,7 @@ class CountPartition:
                 if (counts := fresh.get(adapter_id)) is None:
                     counts = fresh[adapter_id] = self.get(adapter_id) or AdapterCounts()
                 if isinstance(message, AdapterOutcome):
-                    changed = count_outcome(counts, message, self._half_life_us, now_us)
+                    changed = count_outcome(counts, message, self._half_life_us, now_us, aside=message.tenant in aside)
                 else:
                     changed = count_usage(counts, message, *_sender(one), now_us)
                 if changed:

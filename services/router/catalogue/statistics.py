@@ -30,6 +30,8 @@ class EpochCounts:
     successes: int = 0
     generations: int = 0
     tokens: int = 0
+    aside_outcomes: int = 0
+    aside_successes: int = 0
 
     def __add__(self, other: EpochCounts) -> EpochCounts:
         return EpochCounts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTED})
@@ -47,6 +49,8 @@ class Statistics:
     successes: int = 0
     generations: int = 0
     tokens: int = 0
+    aside_outcomes: int = 0
+    aside_successes: int = 0
     recent_uses: float = 0.0
     recent_outcomes: float = 0.0
     recent_successes: float = 0.0
