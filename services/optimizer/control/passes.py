@@ -6,25 +6,23 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Final
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from services.optimizer.control.gate import Finding, Gate, alone
+from services.optimizer.control.likeness import Likeness
 from services.optimizer.control.reporting import AWAY
 from services.optimizer.control.views import lifetime_of, protection_of, stratum_of, view_of
-from services.optimizer.policy.candidates import near_pairs
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, HourlyRoom, Merge, Prune, Rules, merges, prunes
-from services.optimizer.policy.merging import Child, child_of, cosines, merged, random_sketch
+from services.optimizer.policy.merging import Child, child_of, merged
 from services.optimizer.policy.trial import NOTHING, Arm, TrialRules, judge
-from smoa.adapter import Adapter, decode, encode
+from smoa.adapter import Adapter, encode
 from smoa.client import SmoaClient
 from smoa.errors import SmoaError
 from smoa.store import AdapterStore
@@ -54,10 +52,6 @@ _PRUNED: Final = "pruned: "
 _ROLLED_BACK: Final = "rolled back: "
 _TAKEN_AWAY: Final = (_PRUNED, "merged into ", _ROLLED_BACK)
 """How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
-MAX_PAIRS = 200_000
-"""Near pairs of one family that a pass compares."""
-MAX_FILES_BYTES: Final = 2**30
-"""Weights of files that are kept for the next comparison, but for the two of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +66,6 @@ class Caution:
     """Nats a token that a child may lose on its parents' right answers."""
     purge_after_s: float = 0.0
     """How long the weights of what was pruned or merged away are kept; 0: for ever. What people retired is theirs to purge."""
-
-
-class Known(NamedTuple):
-    """What is kept of a file between passes."""
-
-    layers: tuple[int, ...]
-    sketch: NDArray[np.float32]
 
 
 class Optimizer:
@@ -102,7 +89,8 @@ class Optimizer:
     ) -> None:
         """`counts` are an adapter's, as this worker has them."""
         self._client, self._store, self._rules, self._counted_since = client, store, rules, counted_since
-        self._dry_run, self._max_family, self._merge = dry_run, max_family, merge
+        self._dry_run, self._merge = dry_run, merge
+        self._likeness = Likeness(store, rules.min_cosine, max_family)
         self._caution, self._gate, self._sign, self._counts = caution or Caution(), gate, sign, counts
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
@@ -114,9 +102,6 @@ class Optimizer:
         self.incident_tenants: frozenset[str] = frozenset()
         """Tenants of whose answers so much fails now that what is said of them is set aside."""
         self._room = HourlyRoom(self._caution.changes_per_hour)
-        self._known: dict[str, Known] = {}
-        self._cosine: dict[tuple[str, str], float] = {}  # by digests
-        self._files: dict[str, Adapter] = {}
 
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
@@ -134,7 +119,7 @@ class Optimizer:
         try:
             await self._change(library, report)
         finally:
-            self._files = {}
+            self._likeness.forget_files()
         if self._caution.purge_after_s > 0:
             await self._purge(report)
         verb = "would have applied" if self._dry_run else "applied"
@@ -251,7 +236,7 @@ class Optimizer:
         return found
 
     async def _change(self, library: Sequence[AdapterView], report: PassReport) -> None:
-        likeness = await self._cosines(library, report)
+        likeness = await self._likeness.cosines(library, self._rejected or (), partial(self._refuse, report))
         proposed = await asyncio.to_thread(merges, library, likeness, self._rules)
         for merge in proposed:
             if not self._owns(merge.adapters[0].adapter_id):
@@ -304,7 +289,11 @@ class Optimizer:
                     self._reject(parents)
                     return False
                 weights = [1.0] * len(merge.adapters)  # alike for each: by their use, the child would be the one that is asked most
-                parts = [one for adapter in merge.adapters if (one := await self._file(adapter, report)) is not None]
+                parts = [
+                    one
+                    for adapter in merge.adapters
+                    if (one := await self._likeness.file(adapter, partial(self._refuse, report))) is not None
+                ]
                 if len(parts) < len(merge.adapters):
                     return False
                 child = await asyncio.to_thread(self._merge, parts, weights, merge.merge_id)
@@ -376,63 +365,3 @@ class Optimizer:
     def _refuse(self, report: PassReport, reason: str, *, again: bool = True) -> None:
         _log.warning("not applied%s: %s", ", will be proposed again" if again else "", reason)
         report.refused.append(reason)
-
-    async def _cosines(self, library: Iterable[AdapterView], report: PassReport) -> dict[tuple[str, str], float]:
-        """Of those that may be alike by their sketches: a file is read once for its sketch, and again only if it has a near one."""
-        families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
-        for view in library:
-            families[view.family].append(view)
-        groups: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
-        for name, family in families.items():
-            if len(family) > self._max_family:
-                _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
-                family = sorted(family, key=lambda view: view.age_s)[: self._max_family]
-            for view in family if len(family) > 1 else []:
-                if (known := await self._sketched(view, report)) is not None:
-                    groups[(*name, known.layers)].append(view)
-        wanted = {view.digest for group in groups.values() for view in group}
-        self._known = {digest: known for digest, known in self._known.items() if digest in wanted}
-        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if wanted.issuperset(pair)}
-        found: dict[tuple[str, str], float] = {}
-        for group in groups.values():
-            sketches = np.stack([self._known[view.digest].sketch for view in group])
-            near = await asyncio.to_thread(near_pairs, sketches, self._rules.min_cosine, MAX_PAIRS)
-            if len(near) == MAX_PAIRS:
-                _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
-            for place_a, place_b in near:
-                low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
-                if self._rejected and (low.adapter_id, high.adapter_id) in self._rejected:
-                    continue
-                if (cosine := await self._compared(low, high, report)) is not None:
-                    found[low.adapter_id, high.adapter_id] = cosine
-        return found
-
-    async def _compared(self, low: AdapterView, high: AdapterView, report: PassReport) -> float | None:
-        pair = (low.digest, high.digest)
-        if pair not in self._cosine:
-            first, second = await self._file(low, report), await self._file(high, report)
-            if first is None or second is None:
-                return None
-            self._cosine[pair] = next(iter((await asyncio.to_thread(cosines, [first, second])).values()))
-        return self._cosine[pair]
-
-    async def _sketched(self, view: AdapterView, report: PassReport) -> Known | None:
-        if (known := self._known.get(view.digest)) is not None:
-            return known
-        if (adapter := await self._file(view, report)) is None:
-            return None
-        del self._files[view.digest]
-        known = self._known[view.digest] = Known(adapter.manifest.layers, await asyncio.to_thread(random_sketch, adapter))
-        return known
-
-    async def _file(self, view: AdapterView, report: PassReport) -> Adapter | None:
-        if view.digest not in self._files:
-            try:
-                adapter = await asyncio.to_thread(decode, await self._store.get(view.digest))
-            except SmoaError as error:
-                self._refuse(report, f"{view.adapter_id} cannot be compared: {error}")
-                return None
-            self._files[view.digest] = adapter
-            while len(self._files) > 2 and sum(one.nbytes for one in self._files.values()) > MAX_FILES_BYTES:
-                del self._files[next(iter(self._files))]  # the oldest
-        return self._files[view.digest]

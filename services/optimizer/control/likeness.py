@@ -1,0 +1,111 @@
+"""Which adapters of a library are alike, by their files: each is read once for its sketch, and again only if another's is near."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.optimizer.policy import merging
+from services.optimizer.policy.candidates import near_pairs
+from services.optimizer.policy.library_policy import AdapterView
+from services.optimizer.policy.merging import random_sketch
+from smoa.adapter import Adapter, decode
+from smoa.errors import SmoaError
+from smoa.store import AdapterStore
+
+_log = logging.getLogger(__name__)
+Refuse: TypeAlias = Callable[[str], None]
+MAX_PAIRS = 200_000
+"""Near pairs of one family that are compared."""
+MAX_FILES_BYTES: Final = 2**30
+"""Weights of files that are kept for the next comparison, but for the two of this one."""
+
+
+class Known(NamedTuple):
+    """What is kept of a file between passes."""
+
+    layers: tuple[int, ...]
+    sketch: NDArray[np.float32]
+
+
+class Likeness:
+    """Keeps sketches and cosines between passes, and files within one."""
+
+    def __init__(self, store: AdapterStore, min_cosine: float, max_family: int) -> None:
+        self._store, self._min_cosine, self._max_family = store, min_cosine, max_family
+        self._known: dict[str, Known] = {}
+        self._cosine: dict[tuple[str, str], float] = {}  # by digests
+        self._files: dict[str, Adapter] = {}
+
+    def forget_files(self) -> None:
+        """A pass is over."""
+        self._files = {}
+
+    async def cosines(
+        self, library: Iterable[AdapterView], rejected: Container[tuple[str, str]], refuse: Refuse
+    ) -> dict[tuple[str, str], float]:
+        """By (lower id, higher id), of those that may be alike by their sketches and are not `rejected`."""
+        families: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
+        for view in library:
+            families[view.family].append(view)
+        groups: defaultdict[tuple[object, ...], list[AdapterView]] = defaultdict(list)
+        for name, family in families.items():
+            if len(family) > self._max_family:
+                _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
+                family = sorted(family, key=lambda view: view.age_s)[: self._max_family]
+            for view in family if len(family) > 1 else []:
+                if (known := await self._sketched(view, refuse)) is not None:
+                    groups[(*name, known.layers)].append(view)
+        wanted = {view.digest for group in groups.values() for view in group}
+        self._known = {digest: known for digest, known in self._known.items() if digest in wanted}
+        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if wanted.issuperset(pair)}
+        found: dict[tuple[str, str], float] = {}
+        for group in groups.values():
+            sketches = np.stack([self._known[view.digest].sketch for view in group])
+            near = await asyncio.to_thread(near_pairs, sketches, self._min_cosine, MAX_PAIRS)
+            if len(near) == MAX_PAIRS:
+                _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
+            for place_a, place_b in near:
+                low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
+                if (low.adapter_id, high.adapter_id) in rejected:
+                    continue
+                if (cosine := await self._compared(low, high, refuse)) is not None:
+                    found[low.adapter_id, high.adapter_id] = cosine
+        return found
+
+    async def _compared(self, low: AdapterView, high: AdapterView, refuse: Refuse) -> float | None:
+        pair = (low.digest, high.digest)
+        if pair not in self._cosine:
+            first, second = await self.file(low, refuse), await self.file(high, refuse)
+            if first is None or second is None:
+                return None
+            self._cosine[pair] = next(iter((await asyncio.to_thread(merging.cosines, [first, second])).values()))
+        return self._cosine[pair]
+
+    async def _sketched(self, view: AdapterView, refuse: Refuse) -> Known | None:
+        if (known := self._known.get(view.digest)) is not None:
+            return known
+        if (adapter := await self.file(view, refuse)) is None:
+            return None
+        del self._files[view.digest]
+        known = self._known[view.digest] = Known(adapter.manifest.layers, await asyncio.to_thread(random_sketch, adapter))
+        return known
+
+    async def file(self, view: AdapterView, refuse: Refuse) -> Adapter | None:
+        """An adapter's file; None, and `refuse` is told why, where it cannot be read."""
+        if view.digest not in self._files:
+            try:
+                adapter = await asyncio.to_thread(decode, await self._store.get(view.digest))
+            except SmoaError as error:
+                refuse(f"{view.adapter_id} cannot be compared: {error}")
+                return None
+            self._files[view.digest] = adapter
+            while len(self._files) > 2 and sum(one.nbytes for one in self._files.values()) > MAX_FILES_BYTES:
+                del self._files[next(iter(self._files))]  # the oldest
+        return self._files[view.digest]
