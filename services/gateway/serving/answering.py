@@ -120,9 +120,8 @@ class Answering:
         wanted = (asked.route.base_model or self._base_model) if asked.model == AUTO else asked.model
         base_model = _meant(wanted, known) if wanted else next(iter(known), None) if len(known) == 1 else None
         if base_model is None or (asked.model == AUTO and not self._passes):
-            if status_in(error) is not None:
-                raise error
-            raise Unavailable(f"router: is away ({error.code().name}); try again", 1.0) from error
+            said = status_in(error)  # a router that is there says what is missing
+            raise Unavailable(said.message if said else f"router: is away ({error.code().name}); try again", 1.0) from error
         return router_pb2.Decision(tenant=tenant, base_model=base_model)
 
 
