@@ -49,12 +49,11 @@ async def run(settings: OptimizerSettings) -> int:
 
 async def end_with_its_client(app: faust.App) -> None:
     """Look after the Kafka client, and end this process when it has left the group for good."""
-    from services.optimizer.stream.transport import Consumer
+    from services.optimizer.stream.transport import consumer_of
 
     while True:
         await asyncio.sleep(LOOK_S)
-        consumer = app._consumer  # `consumer` makes it when it is first asked for, which is for Faust to do
-        if isinstance(consumer, Consumer) and not consumer.look():
+        if (consumer := consumer_of(app)) is not None and not consumer.look():
             logging.getLogger(__name__).error("the Kafka client takes no part in its group any more; this worker ends, to be started again")
             end_now(70)
 
