@@ -59,8 +59,8 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """After so long a merge whose child was not shown to be as good is undone."""
     purge_after_s: float = 365 * 86400.0
     """How long the weights of what was pruned or merged away are kept; 0: for ever. The router has a grace period of its own."""
-    changes_per_hour: int = 1000
-    """Most prunes and merges of one worker."""
+    changes_per_hour: int = 100
+    """Most prunes, merges and purges of one tenant's adapters."""
     merge_method: str = "average"
     """average, ties or dare."""
     merge_density: float = 0.2

@@ -227,3 +227,18 @@ async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path
 
 async def _all(world: RouterWorld) -> list[registry_pb2.Adapter]:
     return [one async for one in world.client.list_all()]
+
+
+async def test_an_hour_has_room_for_so_many_changes_of_each_tenant_also_after_a_restart(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        for tenant in ("acme", "beta"):
+            for number in range(3):
+                made = await world.register(MONEY, tenant, name=f"failing-{number}", value=0.1 + number, modules=(f"k{number}_proj",))
+                counts = registry_pb2.AdapterStatistics(
+                    uses=40, outcomes=40, successes=1, recent_uses=40, recent_at_us=time.time_ns() // 1000
+                )
+                await world.client.report_statistics(tenant, made.adapter_id, counts)
+        caution = Caution(changes_per_hour=2)
+        for pruned, put_off in ((4, 2), (0, 2)):  # the second time by another worker
+            report = await Optimizer(world.client, world.store, RULES, lambda _: 0, False, 100, caution=caution).run_pass()
+            assert (len(report.pruned), report.put_off) == (pruned, put_off)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,7 +51,8 @@ class PassReport:
 
 _PRUNED: Final = "pruned: "
 _ROLLED_BACK: Final = "rolled back: "
-_TAKEN_AWAY: Final = (_PRUNED, "merged into ", _ROLLED_BACK)
+_MERGED: Final = "merged into "
+_TAKEN_AWAY: Final = (_PRUNED, _MERGED, _ROLLED_BACK)
 """How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
 
 
@@ -61,7 +63,8 @@ class Caution:
     canary_share: float = 0.0
     """Of its parents' queries, the share that a merge's child answers while it is on trial; 0 replaces the parents at once."""
     trial: TrialRules = field(default_factory=TrialRules)
-    changes_per_hour: int = 1000
+    changes_per_hour: int = 100
+    """Of each tenant."""
     gate_max_loss: float = 0.1
     """Nats a token that a child may lose on its parents' right answers."""
     purge_after_s: float = 0.0
@@ -107,7 +110,7 @@ class Optimizer:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
         report = PassReport()
         if self._rejected is None:
-            self._rejected = await self._rolled_back()
+            self._rejected = await self._look_back()
         states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
         listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
         canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
@@ -243,13 +246,13 @@ class Optimizer:
                 continue
             if report.executor_away:
                 report.put_off += 1
-            elif self._has_room(report) and not await self._apply_merge(merge, report):
-                self._room.give_back()
+            elif self._has_room(merge.adapters[0].tenant, report) and not await self._apply_merge(merge, report):
+                self._room.give_back(merge.adapters[0].tenant)
         merging = {view.adapter_id for merge in proposed for view in merge.adapters}
         for prune in prunes(library, self._rules):
             mine = prune.adapter.adapter_id not in merging and self._owns(prune.adapter.adapter_id)
-            if mine and self._has_room(report) and not await self._apply_prune(prune, report):
-                self._room.give_back()
+            if mine and self._has_room(prune.adapter.tenant, report) and not await self._apply_prune(prune, report):
+                self._room.give_back(prune.adapter.tenant)
 
     async def _purge(self, report: PassReport) -> None:
         """Delete the weights of what this optimizer took away long ago."""
@@ -257,14 +260,14 @@ class Optimizer:
         before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
         gone = [one async for one in listed if one.state_reason.startswith(_TAKEN_AWAY) and one.updated_at_us < before_us]
         for adapter in gone:
-            if self._owns(adapter.adapter_id) and not adapter.pinned and self._has_room(report):
+            if self._owns(adapter.adapter_id) and not adapter.pinned and self._has_room(adapter.tenant, report):
                 _log.info("%spurge %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, adapter.state_reason)
                 if not self._dry_run:
                     try:
                         await self._client.purge(adapter.tenant, adapter.adapter_id)
                     except grpc.aio.AioRpcError as error:
                         self._refuse(report, f"purge {adapter.adapter_id}: {error.details()}")
-                        self._room.give_back()
+                        self._room.give_back(adapter.tenant)
                         continue
                 report.purged.append(adapter.adapter_id)
 
@@ -346,18 +349,26 @@ class Optimizer:
             raise
         return True
 
-    async def _rolled_back(self) -> set[tuple[str, str]]:
-        """What was undone before this process began: in whatever group, no two of them are tried again."""
-        retired = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
-        undone = [one async for one in retired if one.merge_id and one.state_reason.startswith(_ROLLED_BACK)]
-        return {pair for one in undone for pair in combinations(sorted(one.parents), 2)}
+    async def _look_back(self) -> set[tuple[str, str]]:
+        """What was done before this process began: pairs that were undone, no two of which are tried again in whatever group; and how many
+        places of the hour are taken.
+        """
+        undone, taken = set[tuple[str, str]](), defaultdict[str, list[float]](list)
+        async for one in self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True):
+            if one.merge_id and one.state_reason.startswith(_ROLLED_BACK):
+                undone.update(combinations(sorted(one.parents), 2))
+            elif one.state_reason.startswith(_PRUNED) or one.state_reason.startswith(_MERGED):
+                taken[one.tenant].append(one.updated_at_us / 1e6)
+        for tenant, times_s in taken.items():
+            self._room.was_taken(tenant, times_s)
+        return undone
 
     def _reject(self, parents: Iterable[str]) -> None:
         if self._rejected is not None:  # else they are read when they are needed
             self._rejected.update(combinations(sorted(parents), 2))
 
-    def _has_room(self, report: PassReport) -> bool:
-        if self._dry_run or self._room.take(time.monotonic()):
+    def _has_room(self, tenant: str, report: PassReport) -> bool:
+        if self._dry_run or self._room.take(tenant, time.time()):
             return True
         report.put_off += 1
         return False

@@ -128,24 +128,30 @@ class Merge:
 
 
 class HourlyRoom:
-    """How many changes the last hour still has room for: a rule that has gone wrong must not empty a library in one pass."""
+    """How many changes of a tenant the last hour has room for: a rule that has gone wrong must not empty a library in one pass."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._taken = most, deque[float]()
+        self._most = most
+        self._taken: defaultdict[str, deque[float]] = defaultdict(deque)
 
-    def take(self, now_s: float) -> bool:
+    def was_taken(self, tenant: str, at_s: Iterable[float]) -> None:
+        """Changes of before this process began."""
+        self._taken[tenant] = deque(sorted([*self._taken[tenant], *at_s]))
+
+    def take(self, tenant: str, now_s: float) -> bool:
         """Take a place, if there is one."""
-        while self._taken and self._taken[0] <= now_s - 3600:
-            self._taken.popleft()
-        if len(self._taken) >= self._most:
+        taken = self._taken[tenant]
+        while taken and taken[0] <= now_s - 3600:
+            taken.popleft()
+        if len(taken) >= self._most:
             return False
-        self._taken.append(now_s)
+        taken.append(now_s)
         return True
 
-    def give_back(self) -> None:
+    def give_back(self, tenant: str) -> None:
         """Give back the place taken last: nothing came of it."""
-        if self._taken:
-            self._taken.pop()
+        if self._taken[tenant]:
+            self._taken[tenant].pop()
 
 
 def wilson_upper(successes: float, trials: float, z: float) -> float:
