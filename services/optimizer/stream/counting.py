@@ -43,9 +43,10 @@ def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
             tally.recent_uses *= factor
             tally.recent_outcomes *= factor
             tally.recent_successes *= factor
-            fresh = 0.5 ** ((at_us - tally.recent_at_us) / FRESH_HALF_LIFE_US)
-            tally.fresh_outcomes *= fresh
-            tally.fresh_successes *= fresh
+            if tally.fresh_outcomes:
+                fresh = 0.5 ** ((at_us - tally.recent_at_us) / FRESH_HALF_LIFE_US)
+                tally.fresh_outcomes *= fresh
+                tally.fresh_successes *= fresh
         tally.recent_at_us = at_us
         return 1.0
     return float(0.5 ** ((tally.recent_at_us - at_us) / half_life_us))
@@ -83,16 +84,18 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
 def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: bool, aside: bool = False) -> None:
     """Count a use or a verdict of `at_us` in what fades."""
     weight = decay(tally, at_us, half_life_us)
-    fresh = 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
-    tally.recent_uses += weight * used
-    tally.recent_outcomes += weight * (judged and not aside)
-    tally.recent_successes += weight * (success and not aside)
-    tally.fresh_outcomes += fresh * judged
-    tally.fresh_successes += fresh * success
+    if judged:
+        fresh = 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
+        tally.fresh_outcomes += fresh
+        tally.fresh_successes += fresh * success
+        tally.recent_outcomes += weight * (not aside)
+        tally.recent_successes += weight * (success and not aside)
     if used:
-        if tally.last_used_at_us:
-            tally.longest_gap_us = max(tally.longest_gap_us, at_us - tally.last_used_at_us)
-        tally.last_used_at_us = max(tally.last_used_at_us, at_us)
+        tally.recent_uses += weight
+        if (last_us := tally.last_used_at_us) and at_us - last_us > tally.longest_gap_us:
+            tally.longest_gap_us = at_us - last_us
+        if at_us > last_us:
+            tally.last_used_at_us = at_us
 
 
 def stratum_key(tenant: str, parent: str) -> str:
