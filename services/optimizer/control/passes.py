@@ -11,12 +11,12 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
-from typing import Final
 
 import grpc
 
 from services.optimizer.control.gate import Finding, Gate, alone
 from services.optimizer.control.likeness import Likeness
+from services.optimizer.control.reasons import MERGED, PRUNED, ROLLED_BACK
 from services.optimizer.control.reporting import AWAY
 from services.optimizer.control.views import lifetime_of, protection_of, stratum_of, view_of
 from services.optimizer.policy.incidents import Scope, incidents
@@ -47,13 +47,6 @@ class PassReport:
     """Changes that the hour had no room for, or merges that nobody could try."""
     executor_away: bool = False
     """It did not try a merge's child: the others wait for the next pass."""
-
-
-_PRUNED: Final = "pruned: "
-_ROLLED_BACK: Final = "rolled back: "
-_MERGED: Final = "merged into "
-_TAKEN_AWAY: Final = (_PRUNED, _MERGED, _ROLLED_BACK)
-"""How the reasons of retirements begin that are this optimizer's; the registry writes the last two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +90,8 @@ class Optimizer:
         self._caution, self._gate, self._sign, self._counts = caution or Caution(), gate, sign, counts
         self._open: dict[str, str] = {}
         """Tenants of the canaries on trial that this worker judges, by the child's id."""
+        self._originals: dict[str, Arm] = {}
+        """By the parent: they are looked at every second, and those adapters are retired. Until the next pass."""
         self._rejected: set[tuple[str, str]] | None = None
         """Pairs of parents, by id, whose merge was rolled back: not tried again. Until the first pass nobody has looked which those are."""
         self._incidents: dict[Scope, float] = {}
@@ -114,6 +109,7 @@ class Optimizer:
         states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
         listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
         canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
+        self._originals = {}
         self._open = {canary.adapter_id: canary.tenant for canary in canaries if self._owns(canary.adapter_id)}
         on_trial = {parent for canary in canaries for parent in canary.parents}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
@@ -217,6 +213,8 @@ class Optimizer:
         """All outcomes of what a parent was merged from, over all generations; none of one that was not."""
         if not parent.merge_id:
             return NOTHING
+        if parent.adapter_id in self._originals:
+            return self._originals[parent.adapter_id]
         known, wanted, outcomes, successes = set[str](), list(parent.parents), 0, 0
         while wanted:
             if (name := wanted.pop()) in known:
@@ -228,7 +226,8 @@ class Optimizer:
             else:
                 arm = lifetime_of(one.statistics)
                 outcomes, successes = outcomes + arm.outcomes, successes + arm.successes
-        return Arm(outcomes, successes)
+        self._originals[parent.adapter_id] = found = Arm(outcomes, successes)
+        return found
 
     async def _composed(self, tenants: Iterable[str]) -> set[str]:
         """Ids of adapters that compositions name."""
@@ -258,7 +257,7 @@ class Optimizer:
         """Delete the weights of what this optimizer took away long ago."""
         listed = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
         before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
-        gone = [one async for one in listed if one.state_reason.startswith(_TAKEN_AWAY) and one.updated_at_us < before_us]
+        gone = [one async for one in listed if one.state_reason.startswith((PRUNED, MERGED, ROLLED_BACK)) and one.updated_at_us < before_us]
         for adapter in gone:
             if self._owns(adapter.adapter_id) and not adapter.pinned and self._has_room(adapter.tenant, report):
                 _log.info("%spurge %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, adapter.state_reason)
@@ -276,7 +275,7 @@ class Optimizer:
         _log.info("%sprune %s %s: %s", "dry run: " if self._dry_run else "", adapter.name, adapter.adapter_id, prune.reason)
         if not self._dry_run:
             try:
-                await self._client.retire(adapter.tenant, adapter.adapter_id, f"{_PRUNED}{prune.reason}", prune.evidence)
+                await self._client.retire(adapter.tenant, adapter.adapter_id, f"{PRUNED}{prune.reason}", prune.evidence)
             except grpc.aio.AioRpcError as error:
                 self._refuse(report, f"prune {adapter.adapter_id}: {error.details()}")
                 return False
@@ -355,9 +354,9 @@ class Optimizer:
         """
         undone, taken = set[tuple[str, str]](), defaultdict[str, list[float]](list)
         async for one in self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True):
-            if one.merge_id and one.state_reason.startswith(_ROLLED_BACK):
+            if one.merge_id and one.state_reason.startswith(ROLLED_BACK):
                 undone.update(combinations(sorted(one.parents), 2))
-            elif one.state_reason.startswith(_PRUNED) or one.state_reason.startswith(_MERGED):
+            elif one.state_reason.startswith((PRUNED, MERGED)):
                 taken[one.tenant].append(one.updated_at_us / 1e6)
         for tenant, times_s in taken.items():
             self._room.was_taken(tenant, times_s)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
+from services.optimizer.control.reasons import MERGED, PRUNED
 from services.optimizer.control.report_plots import Bars, Day, date_of, error_of, plot_of_changes, plot_of_success
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleAction, LifecycleEvent
 
-_PRUNED, _MERGED = "pruned: ", "merged into "
 _WORDS: Final = {
     "RETIRED": "pruned",
     "PROMOTED": "merged",
@@ -55,12 +55,12 @@ class Report:
     @property
     def pruned(self) -> list[LifecycleEvent]:
         """Adapters that it retired because they failed or were not used."""
-        return [one for one in self._last("RETIRED") if one.reason.startswith(_PRUNED)]
+        return [one for one in self._last("RETIRED") if one.reason.startswith(PRUNED)]
 
     @property
     def merged_away(self) -> list[LifecycleEvent]:
         """Parents that a child replaced."""
-        return [one for one in self._last("RETIRED") if one.reason.startswith(_MERGED)]
+        return [one for one in self._last("RETIRED") if one.reason.startswith(MERGED)]
 
     @property
     def merges(self) -> list[LifecycleEvent]:
@@ -180,7 +180,7 @@ def _table(report: Report) -> str:
             _moment(one.occurred_at_us),
             f"{name} ({parents})" if parents else name,
             _WORDS[LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_")],
-            why.removeprefix(_PRUNED),
+            why.removeprefix(PRUNED),
             rate,
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")

@@ -1,0 +1,9 @@
+"""How the reasons of retirements begin that are the optimizer's doing; the registry writes the last two."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PRUNED: Final = "pruned: "
+MERGED: Final = "merged into "
+ROLLED_BACK: Final = "rolled back: "
