@@ -22,7 +22,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.machine import machine
-from benchmarks.simulated_library import SCENARIOS, Score, World
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.simulated_library import Score, World
 
 SUMMED: Final = (
     "queries", "regret", "prunes", "wrong_prunes", "merges", "wrong_merges", "rolled_back", "library", "distinct_useful",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from benchmarks.scenarios import Scenario
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.trial import NOTHING, Arm, Stratum, TrialRules, judge
@@ -27,39 +28,6 @@ HARM: Final = 0.1
 
 def _us(at_h: float) -> int:
     return int(at_h * HOUR_S * 1e6) + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
-    """What is hard about a world."""
-
-    name: str
-    noise: float = 0.10
-    """Outcomes that say the opposite."""
-    missing: float = 0.3
-    delay_h: float = 2.0
-    liars: float = 0.0
-    """Share of queries by a tenant that calls everything a failure; it may use what is shared, which is everything."""
-    drift: bool = False
-    """In the middle, a tenth of the adapters become bad, and successors arrive a day later."""
-    arrivals: float = 0.0
-    """Share of the jobs whose adapters come during the run."""
-    outages: tuple[tuple[int, int], ...] = ()
-    """(first hour, hours) in which every answer fails, whoever gives it."""
-    weekly: float = 0.0
-    """Share of the jobs that are asked for on one day of seven only."""
-
-
-SCENARIOS: Final = (
-    Scenario(name="calm", noise=0.0, missing=0.0, delay_h=0.0),
-    Scenario(name="noisy"),
-    Scenario(name="sparse", missing=0.8, delay_h=24.0),
-    Scenario(name="lies", liars=0.3),
-    Scenario(name="drift", drift=True),
-    Scenario(name="cold starts", arrivals=0.4),
-    Scenario(name="outages", outages=((30, 1), (200, 6), (400, 1))),
-    Scenario(name="seasons", weekly=0.3),
-)
 
 
 @dataclass

@@ -88,7 +88,8 @@ def test_without_outcomes_or_changes_it_says_so() -> None:
 
 @pytest.mark.parametrize(("outcomes", "successes"), [(1, 0), (1, 1), (10**9, 5 * 10**8)])
 def test_one_day_is_drawn(outcomes: int, successes: int) -> None:
-    ET.fromstring(plot_of_success([Day(SINCE_US, outcomes, successes)]))
+    drawn = ET.fromstring(plot_of_success([Day(SINCE_US, outcomes, successes)]))
+    assert [len(drawn.findall(tag)) for tag in ("circle", "polyline")] == [1, 1]
 
 
 def test_a_time_is_how_long_ago_or_a_date() -> None:
