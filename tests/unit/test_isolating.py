@@ -75,10 +75,10 @@ def test_a_join_and_a_count_go_on_without_an_event_that_finds_a_bug(monkeypatch:
             raise RecursionError
         return decide(entry, decision, *rest)  # type: ignore[arg-type]
 
-    def counting_one(counts: object, effect: AdapterOutcome, *rest: object) -> object:
+    def counting_one(counts: object, effect: AdapterOutcome, *rest: object, **more: object) -> object:
         if effect.decision_id == "d1":
             raise OverflowError
-        return count(counts, effect, *rest)  # type: ignore[arg-type]
+        return count(counts, effect, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(joining, "join_decision", deciding)
     monkeypatch.setattr(counting, "count_outcome", counting_one)

@@ -64,6 +64,7 @@ def report_command(kafka: str, router: str, tenant: str, since_us: int, output: 
     if as_json:
         return click.echo(json.dumps(report.numbers()))
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(report))
     except OSError as error:
         raise InvalidArgument("output", f"cannot be written ({error})", "name another file") from error
