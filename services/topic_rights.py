@@ -11,9 +11,10 @@ from typing import Final
 
 from services.optimizer.settings import APP_ID
 from services.optimizer.stream.changelog import COUNTS, JOINS
-from smoa.events import ADAPTER_OUTCOMES, AUDIT, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.events import ADAPTER_OUTCOMES, AUDIT, CHANGES, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 
 _COUNTED: Final = (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES)
+_TOLD: Final = (AUDIT, CHANGES)
 _OWN: Final = (JOINS.name, COUNTS.name)
 
 
@@ -29,16 +30,18 @@ class TopicRights:
 
 
 RIGHTS: Final[dict[str, TopicRights]] = {
-    "router": TopicRights(reads=(LIFECYCLE, ADAPTER_OUTCOMES, EXECUTORS), writes=(DECISIONS, OUTCOMES, LIFECYCLE, DEAD_LETTER, AUDIT)),
+    "router": TopicRights(reads=(LIFECYCLE, ADAPTER_OUTCOMES, EXECUTORS), writes=(DECISIONS, OUTCOMES, LIFECYCLE, DEAD_LETTER, *_TOLD)),
     "gateway": TopicRights(writes=(USAGE, DEAD_LETTER)),
     "executor": TopicRights(writes=(USAGE, EXECUTORS, DEAD_LETTER, AUDIT)),
     # What it reads it also writes: what came to another partition, as topics grew, is sent again to its own.
     "optimizer": TopicRights(
-        reads=(*_COUNTED, *_OWN), writes=(*_COUNTED, DEAD_LETTER, *_OWN), sees=(LIFECYCLE, EXECUTORS, AUDIT), groups=(APP_ID,)
+        reads=(*_COUNTED, *_OWN), writes=(*_COUNTED, DEAD_LETTER, *_OWN), sees=(LIFECYCLE, EXECUTORS, *_TOLD), groups=(APP_ID,)
     ),
     "learner": TopicRights(reads=(DECISIONS, OUTCOMES, LIFECYCLE), writes=(LIFECYCLE,)),
     "operator": TopicRights(
-        reads=(*_COUNTED, LIFECYCLE, EXECUTORS, DEAD_LETTER, AUDIT, *_OWN), writes=(*_COUNTED, LIFECYCLE, DEAD_LETTER), groups=(APP_ID,)
+        reads=(*_COUNTED, LIFECYCLE, EXECUTORS, DEAD_LETTER, *_TOLD, *_OWN),
+        writes=(*_COUNTED, LIFECYCLE, DEAD_LETTER),
+        groups=(APP_ID,),
     ),
     "reporter": TopicRights(writes=(OUTCOMES,)),
 }

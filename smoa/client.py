@@ -11,14 +11,15 @@ from typing import Unpack
 import grpc
 
 from smoa.access.channels import Channels, ConnectionSettings
+from smoa.changes_client import ChangesClient
 from smoa.errors import FailedPrecondition
 from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
 from smoa.library_client import LibraryClient
 from smoa.limits import AS_MANY_TOKENS, MAX_EXAMPLE_CHARACTERS, MAX_QUERY_CHARACTERS
 from smoa.sampling_options import SamplingOptions
 from smoa.turns import Turn, said
-from smoa.v1 import common_pb2 as common
 from smoa.v1 import (
+    changes_pb2_grpc,
     executor_pb2,
     executor_pb2_grpc,
     feedback_pb2,
@@ -27,6 +28,7 @@ from smoa.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
+from smoa.v1 import common_pb2 as common
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Answer:
         )
 
 
-class SmoaClient(LibraryClient):
-    """Route, generate, report, and keep the library.
+class SmoaClient(LibraryClient, ChangesClient):
+    """Route, generate, report, keep the library, and decide what is planned for it.
 
         async with SmoaClient(router="127.0.0.1:50051") as smoa:
             answer = await smoa.chat("my card was charged twice")
@@ -99,6 +101,7 @@ class SmoaClient(LibraryClient):
             channel = self._channel(router)
             self.router: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(channel)
             self.registry: registry_pb2_grpc.RegistryServiceAsyncStub = registry_pb2_grpc.RegistryServiceStub(channel)
+            self.changes: changes_pb2_grpc.ChangeServiceAsyncStub = changes_pb2_grpc.ChangeServiceStub(channel)
             self.feedback: feedback_pb2_grpc.FeedbackServiceAsyncStub = feedback_pb2_grpc.FeedbackServiceStub(channel)
             self._calls = ExecutorCalls(
                 self.router, lambda address: self._made_by.to(address, (*CHANNEL_OPTIONS, OWN_CONNECTION)), timeout_s

@@ -12,7 +12,7 @@ from smoa.errors import InvalidArgument
 from smoa.identifiers import check_ulid
 from smoa.limits import MAX_EXAMPLE_CHARACTERS
 from smoa.rules import check_rules
-from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+from smoa.v1 import changes_pb2, events_pb2, feedback_pb2, router_pb2
 
 SCHEMA: Final = "1"
 DECISIONS: Final = "smoa.decisions.v1"
@@ -24,6 +24,7 @@ LIFECYCLE: Final = "smoa.lifecycle.v1"
 EXECUTORS: Final = "smoa.executors.v1"
 DEAD_LETTER: Final = "smoa.dead-letter.v1"
 AUDIT: Final = "smoa.audit.v1"
+CHANGES: Final = "smoa.changes.v1"
 PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES})
 """Topics whose messages may hold many events each (`EventBatch`): the compacted ones cannot, for compaction goes by a message's key."""
 
@@ -40,6 +41,7 @@ TYPES: Final[dict[str, type[Message]]] = {
     EXECUTORS: events_pb2.ExecutorStatus,
     DEAD_LETTER: events_pb2.DeadLetter,
     AUDIT: events_pb2.AuditEvent,
+    CHANGES: changes_pb2.PlannedChange,
 }
 
 

@@ -14,7 +14,7 @@ from aiokafka.errors import ClusterAuthorizationFailedError, KafkaError, TopicAl
 from aiokafka.partitioner import murmur2
 
 from smoa.errors import Unavailable
-from smoa.events import ADAPTER_OUTCOMES, AUDIT, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
+from smoa.events import ADAPTER_OUTCOMES, AUDIT, CHANGES, DEAD_LETTER, DECISIONS, EXAMPLES, EXECUTORS, LIFECYCLE, OUTCOMES, USAGE
 from smoa.kafka import Kafka
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Topic:
 
 
 TOPICS = (
-    *map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES, DEAD_LETTER, AUDIT)),
+    *map(Topic, (DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLES, DEAD_LETTER, AUDIT, CHANGES)),
     Topic(LIFECYCLE, compacted=True),
     Topic(EXECUTORS, compacted=True),
 )

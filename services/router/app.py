@@ -7,11 +7,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 
+from services.router.api.change_servicer import ChangeServicer, change_event
 from services.router.api.feedback_servicer import FeedbackServicer
 from services.router.api.registry_servicer import RegistryServicer, lifecycle_event
 from services.router.api.routing_servicer import RouterServicer
 from services.router.catalogue.changes import ARRIVALS, Change, now_us
 from services.router.catalogue.compositions import Compositions
+from services.router.catalogue.freezes import Freezes
+from services.router.catalogue.planned_changes import PlannedChanges
 from services.router.catalogue.records import AdapterRecord, home_of
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.uploads import Uploads
@@ -33,7 +36,16 @@ from smoa.signatures import Publishers
 from smoa.spool import Spool
 from smoa.store import AdapterStore
 from smoa.tasks import begin, end
-from smoa.v1 import feedback_pb2, feedback_pb2_grpc, registry_pb2, registry_pb2_grpc, router_pb2, router_pb2_grpc
+from smoa.v1 import (
+    changes_pb2,
+    changes_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +111,13 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
         lambda: publisher.check_room(kept_bytes // 2),
     )
     stack.push_async_callback(registry.close)
+    freezes = Freezes(library.catalogue)
+    planned = PlannedChanges(
+        library.catalogue,
+        freezes,
+        lambda change: publisher.publish([change_event(change)]),
+        lambda: publisher.check_room(kept_bytes // 2),
+    )
     uploads = Uploads(registry, settings.data_folder, settings.max_adapter_bytes, settings.upload_bytes_per_day)
     stack.push_async_callback(uploads.close)
     stack.push_async_callback(router.close)
@@ -118,9 +137,10 @@ async def build(settings: RouterSettings, stack: AsyncExitStack, library: Librar
 
     routing = RouterServicer(router, publisher, metrics, refuses_when_full=settings.when_spool_is_full == "refuse", leave_bytes=kept_bytes)
     router_pb2_grpc.add_RouterServiceServicer_to_server(routing, server.server)
-    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions, uploads), server.server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(registry, compositions, uploads, planned), server.server)
+    changes_pb2_grpc.add_ChangeServiceServicer_to_server(ChangeServicer(planned, freezes), server.server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackServicer(publisher, kept_bytes), server.server)
-    modules = (router_pb2, registry_pb2, feedback_pb2)
+    modules = (router_pb2, registry_pb2, changes_pb2, feedback_pb2)
     server.serves(*(service for module in modules for service in module.DESCRIPTOR.services_by_name.values()))
     if settings.share_address:  # the others answer meanwhile, and know more
         await library.whole()

@@ -236,6 +236,8 @@ async def test_each_kind_of_documents_has_ids_of_its_own(library: Library) -> No
     assert found is not None
     assert (found.tenant, found.body, found.revision) == ("public", {"deep": [1, {"a": "b"}]}, 1)
     assert await library.catalogue.list_documents("composition", "public", "", 10) == [found]
+    everybodys = await library.catalogue.list_documents("composition", None, "", 10)
+    assert [one.document_id for one in everybodys] == sorted([adapter.adapter_id, other])
     assert await library.catalogue.get_document("ranker", other) is None
     assert await library.catalogue.get(other) is None
     assert [c.ref.adapter_id for c in await library.search.search(vector(1), PUBLIC, 10)] == [adapter.adapter_id]
@@ -336,6 +338,16 @@ async def test_what_a_newer_program_added_to_a_record_stays(library: Library) ->
     (found,) = await library.search.search(vector(1), PUBLIC, 1, hinted=["renamed"])
     assert found.labels == labels_of(again)
     assert (await library.catalogue.records([made.adapter_id, new_adapter_id()])) == {made.adapter_id: replace(again, examples=())}
+
+
+async def test_documents_are_listed_by_their_states(library: Library) -> None:
+    ids = sorted(new_adapter_id() for _ in range(4))
+    for one, tenant, state in zip(ids, ("public", "acme", "public", "public"), ("proposed", "proposed", "trial", "done"), strict=True):
+        await library.catalogue.write_document("planned_change", Document(one, tenant, {"state": state}))
+    listed = library.catalogue.list_documents
+    assert [one.document_id for one in await listed("planned_change", None, "", 10, ("proposed", "trial"))] == ids[:3]
+    assert [one.document_id for one in await listed("planned_change", None, ids[0], 1, ("proposed", "trial"))] == ids[1:2]
+    assert [one.document_id for one in await listed("planned_change", "public", "", 10, ("proposed", "undone"))] == ids[:1]
 
 
 async def test_a_document_that_is_made_again_goes_on_where_it_was(library: Library) -> None:

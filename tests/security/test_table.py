@@ -26,6 +26,8 @@ from smoa.metrics import ROUTES
 from smoa.reader import read_range
 from smoa.topics import TOPICS
 from smoa.v1 import (
+    changes_pb2,
+    changes_pb2_grpc,
     executor_pb2,
     executor_pb2_grpc,
     feedback_pb2,
@@ -63,11 +65,19 @@ TABLE: Final = {
     "RegistryService/GetComposition": "infer library operate",
     "RegistryService/ListCompositions": "infer library operate",
     "RegistryService/DeleteComposition": "library",
+    "ChangeService/ProposeChange": "optimizer",
+    "ChangeService/BeginChange": "optimizer",
+    "ChangeService/AdvanceChange": "optimizer",
+    "ChangeService/DecideChange": "library operate",
+    "ChangeService/ListChanges": "library operate optimizer",
+    "ChangeService/Freeze": "library operate optimizer",
+    "ChangeService/ListFreezes": "library operate optimizer",
 }
 """Who may call what. A method that is not here fails the first test."""
 MODULES: Final = (
     (router_pb2, router_pb2_grpc, "router"),
     (registry_pb2, registry_pb2_grpc, "router"),
+    (changes_pb2, changes_pb2_grpc, "router"),
     (feedback_pb2, feedback_pb2_grpc, "router"),
     (executor_pb2, executor_pb2_grpc, "executor"),
 )

@@ -13,7 +13,7 @@ from smoa import events
 from smoa.errors import InvalidArgument
 from smoa.outbox import records_of
 from smoa.topics import partition_of
-from smoa.v1 import common_pb2, events_pb2, feedback_pb2, router_pb2
+from smoa.v1 import changes_pb2, common_pb2, events_pb2, feedback_pb2, router_pb2
 
 MESSAGES: dict[str, Message] = {
     events.DECISIONS: router_pb2.Decision(
@@ -27,6 +27,7 @@ MESSAGES: dict[str, Message] = {
     events.EXECUTORS: events_pb2.ExecutorStatus(address="h:1", base_model="b", active=["a"], hosted=["a", "c"], rows=16, leaving=True),
     events.DEAD_LETTER: events_pb2.DeadLetter(topic="s", partition=1, offset=2, key=b"\xff", value=b"\x00\xff", reason="bad"),
     events.AUDIT: events_pb2.AuditEvent(caller="c", method="m", tenant="t", subject="a", roles=["library"], status="OK", count=1),
+    events.CHANGES: changes_pb2.PlannedChange(change_id="c", tenant="t", kind=changes_pb2.CHANGE_KIND_PRUNE, adapter_ids=["a"]),
 }
 each_topic = pytest.mark.parametrize("topic", events.TYPES)
 

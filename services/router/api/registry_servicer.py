@@ -15,6 +15,7 @@ from services.router.catalogue.changes import Change
 from services.router.catalogue.compositions import Composition, Compositions
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.merges import Merges
+from services.router.catalogue.planned_changes import ChangeState, PlannedChanges, change_id_of, merge_change_id
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, REPORTED, Statistics
@@ -38,8 +39,10 @@ _STATES: dict[int, State] = {
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """`smoa.v1.RegistryService`."""
 
-    def __init__(self, registry: Registry, compositions: Compositions, uploads: Uploads) -> None:
+    def __init__(self, registry: Registry, compositions: Compositions, uploads: Uploads, planned: PlannedChanges) -> None:
+        """`planned` is told of what was done of it, whoever did it."""
         self._registry, self._compositions, self._merges, self._uploads = registry, compositions, Merges(registry), uploads
+        self._planned = planned
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -117,37 +120,46 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence))
+        record = await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence)
+        await self._planned.happened(record.tenant, change_id_of("prune", record), "done", request.reason, request.evidence)
+        return to_adapter(record)
 
     async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(await self._registry.restore(request.tenant, request.adapter_id))
+        before = await self._registry.get(request.tenant, request.adapter_id)
+        record = await self._registry.restore(request.tenant, request.adapter_id)
+        await self._planned.happened(record.tenant, change_id_of("prune", before), "undone", "restored", {})
+        return to_adapter(record)
 
     async def PurgeAdapter(self, request: registry_pb2.PurgeAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(await self._registry.purge(request.tenant, request.adapter_id))
+        record = await self._registry.purge(request.tenant, request.adapter_id)
+        await self._planned.happened(record.tenant, change_id_of("purge", record), "done", "", {})
+        return to_adapter(record)
 
     async def ApplyMerge(self, request: registry_pb2.ApplyMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(
-            await self._merges.apply(
-                request.tenant,
-                request.merge_id,
-                request.child_digest,
-                request.parent_ids,
-                request.reason,
-                request.canary_share,
-                request.evidence,
-            )
+        child = await self._merges.apply(
+            request.tenant,
+            request.merge_id,
+            request.child_digest,
+            request.parent_ids,
+            request.reason,
+            request.canary_share,
+            request.evidence,
         )
+        state: ChangeState = "trial" if child.state == "canary" else "done"
+        await self._planned.happened(child.tenant, merge_change_id(child.merge_id), state, request.reason, request.evidence)
+        return to_adapter(child)
 
     async def SettleMerge(self, request: registry_pb2.SettleMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        return to_adapter(
-            await self._merges.settle(
-                request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence
-            )
+        child = await self._merges.settle(
+            request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence
         )
+        state: ChangeState = "done" if request.promote else "undone"
+        await self._planned.happened(child.tenant, merge_change_id(child.merge_id), state, request.reason, request.evidence)
+        return to_adapter(child)
 
     async def CreateComposition(  # noqa: N802
         self, request: registry_pb2.CreateCompositionRequest, context: Context

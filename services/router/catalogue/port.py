@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A small thing that is no adapter: a composition, a ranker. Each kind has ids of its own."""
+    """A small thing that is no adapter: a composition, a ranker, a change that is planned. Each kind has ids of its own."""
 
     document_id: str
     tenant: str
@@ -43,7 +43,7 @@ class Document(NamedTuple):
     last_writes: tuple[str, ...] = ()
 
 
-DOCUMENT_KINDS: Final = ("composition", "ranker", "stamp")
+DOCUMENT_KINDS: Final = ("composition", "ranker", "stamp", "planned_change", "freeze", "change_budget")
 STAMP_ID: Final = "000000000000000000000STAMP"
 """Of the one stamp of a library (`stamp.py`)."""
 
@@ -98,8 +98,10 @@ class Catalogue(Protocol):
     async def get_document(self, kind: str, document_id: str) -> Document | None:
         """One document."""
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
-        """A tenant's documents with an id over `after`, by id."""
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
+        """Documents of a tenant, or for None of all, with an id over `after`, by id; where states are given, those
+        whose body has one of them as its `state`.
+        """
 
     async def delete_document(self, kind: str, document: Document) -> None:
         """Remove a document, if nobody has written it since its revision; absent is fine. Its revisions go on, should it be made again.

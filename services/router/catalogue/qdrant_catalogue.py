@@ -109,7 +109,7 @@ class QdrantCatalogue:
         self._change_points.limits = await connection.ensure_collection(f"{prefix}_changes", NO_VECTORS, {"state": KEYWORD}, **options)
         for points in self._documents.values():
             points.limits = await connection.ensure_collection(
-                points.collection, NO_VECTORS, {**INDEXES, "tenant": KEYWORD, "state": KEYWORD}, **options
+                points.collection, NO_VECTORS, {**INDEXES, "tenant": KEYWORD, "state": KEYWORD, "body.state": KEYWORD}, **options
             )
         await self._changes.resolve_all()
 
@@ -265,9 +265,14 @@ class QdrantCatalogue:
         found = await self._documents[kind].get(point_id(document_id))
         return None if found is None or _is_deleted(found) else _document(found.payload or {})
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
         """See `Catalogue`."""
-        wanted = models.Filter(must=[equals("tenant", tenant), equals("state", _THERE)])
+        conditions: list[models.Condition] = [equals("state", _THERE)]
+        if tenant is not None:
+            conditions.append(equals("tenant", tenant))
+        if states:
+            conditions.append(models.FieldCondition(key="body.state", match=models.MatchAny(any=list(states))))
+        wanted = models.Filter(must=conditions)
         found = await self._documents[kind].scroll(wanted, point_id(after) if after else "", limit)
         return [_document(point.payload or {}) for point in found]
 

@@ -275,12 +275,16 @@ class RecordFile:
             found = self._database.execute(query, (kind, document_id)).fetchone()
         return _document(*found) if found else None
 
-    def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+    def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
         """By id."""
-        where = "kind = ? AND tenant = ? AND document_id > ? AND NOT deleted"
+        where, values = "kind = ? AND document_id > ? AND NOT deleted", [kind, after]
+        if tenant is not None:
+            where, values = f"{where} AND tenant = ?", [*values, tenant]
+        if states:
+            where = f"{where} AND json_extract(body, '$.state') IN ({', '.join('?' * len(states))})"
         query = f"SELECT document_id, tenant, body, revision FROM documents WHERE {where} ORDER BY document_id LIMIT ?"
         with _failures():
-            found = self._database.execute(query, (kind, tenant, after, limit)).fetchall()
+            found = self._database.execute(query, (*values, *states, limit)).fetchall()
         return [_document(*row) for row in found]
 
     def keep_trained(self, pool: str, rows: int, probes: int, rescored: int, scan: bytes) -> None:

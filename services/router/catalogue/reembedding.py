@@ -28,7 +28,7 @@ class Source(Protocol):
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
         """See `Catalogue`."""
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int) -> list[Document]:
         """See `Catalogue`."""
 
 
@@ -51,10 +51,9 @@ async def reembed(source: Source, target: Catalogue, embedder: Views, *, alone: 
     Each record notes of which revision it was made, and which one that gave it: what somebody has written since stays. `alone`: nobody
     has, so that compositions are made the same, too; else those that have come since the last time are added.
     """
-    began_us, done, last, tenants = now_us(), Reembedded(), "", set[str]()
+    began_us, done, last = now_us(), Reembedded(), ""
     while page := await source.scroll(_EVERYTHING, last, _PAGE):
         last = page[-1].adapter_id
-        tenants |= {record.tenant for record in page}
         there = await target.records([record.adapter_id for record in page])
         bare = tuple(record.adapter_id for record in page if not record.examples and record.adapter_id not in there)
         changed = [record for record in page if record.adapter_id not in bare and _made_of(there.get(record.adapter_id)) != record.revision]
@@ -65,8 +64,8 @@ async def reembed(source: Source, target: Catalogue, embedder: Views, *, alone: 
         yield done
     before = await target.get_document("stamp", STAMP_ID)
     since_us = 0 if alone or before is None else int(before.body.get(_NOTE, 0))
-    for tenant in sorted(tenants):
-        await _copy_compositions(source, target, tenant, since_us, alone)
+    for kind in ("composition", "planned_change", "freeze"):
+        await _copy_documents(kind, source, target, since_us, alone)
     await stamped(target, embedder.name, embedder.dimension)
     stamp = await target.get_document("stamp", STAMP_ID)
     assert stamp is not None, "it has just been given one"
@@ -103,20 +102,20 @@ async def _write(
     return frozenset(entry.record.adapter_id for entry in entries) - lost
 
 
-async def _copy_compositions(source: Source, target: Catalogue, tenant: str, since_us: int, alone: bool) -> None:
-    wanted = {one.document_id: one async for one in _compositions(source, tenant)}
+async def _copy_documents(kind: str, source: Source, target: Catalogue, since_us: int, alone: bool) -> None:
+    wanted = {one.document_id: one async for one in _documents(kind, source)}
     if alone:
-        for one in [one async for one in _compositions(target, tenant) if one.document_id not in wanted]:
-            await target.delete_document("composition", one)
+        for one in [one async for one in _documents(kind, target) if one.document_id not in wanted]:
+            await target.delete_document(kind, one)
     for document_id, one in wanted.items():
-        there = await target.get_document("composition", document_id)
+        there = await target.get_document(kind, document_id)
         if (there is None and int(one.body.get("created_at_us", 0)) >= since_us) or (alone and there and there.body != one.body):
-            await target.write_document("composition", (there or Document(document_id, tenant, {}))._replace(body=one.body))
+            await target.write_document(kind, (there or Document(document_id, one.tenant, {}))._replace(body=one.body))
 
 
-async def _compositions(source: Source, tenant: str) -> AsyncIterator[Document]:
+async def _documents(kind: str, source: Source) -> AsyncIterator[Document]:
     last = ""
-    while page := await source.list_documents("composition", tenant, last, _PAGE):
+    while page := await source.list_documents(kind, None, last, _PAGE):
         last = page[-1].document_id
         for one in page:
             yield one

@@ -48,9 +48,9 @@ class SqliteReader:
         """See `Catalogue`."""
         return await asyncio.to_thread(self._file.scroll, scope, after, limit)
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
         """See `Catalogue`."""
-        return await asyncio.to_thread(self._file.list_documents, kind, tenant, after, limit)
+        return await asyncio.to_thread(self._file.list_documents, kind, tenant, after, limit, states)
 
     async def example_vectors(self, adapter_ids: Sequence[str]) -> dict[str, Vector]:
         """See `Catalogue`."""
@@ -166,9 +166,9 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         return self.reader.get_document(kind, document_id)
 
-    async def list_documents(self, kind: str, tenant: str, after: str, limit: int) -> list[Document]:
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
         """See `Catalogue`."""
-        return await self.call(lambda file: file.list_documents(kind, tenant, after, limit))
+        return await self.call(lambda file: file.list_documents(kind, tenant, after, limit, states))
 
     async def delete_document(self, kind: str, document: Document) -> None:
         """See `Catalogue`."""
