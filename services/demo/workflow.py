@@ -42,6 +42,7 @@ async def run(session: Session) -> dict[str, Any]:
         "SMOA_OPTIMIZER_CANARY_SHARE": "0",  # its traffic is too short for a trial
         "SMOA_OPTIMIZER_INTERVAL_S": "0",
         "SMOA_OPTIMIZER_MIN_AGE_S": "1",
+        "SMOA_OPTIMIZER_OBSERVE_FIRST_S": "0",
         "SMOA_OPTIMIZER_UNUSED_AFTER_S": "1",
     }
     async with session.stack("router", "executor", "optimizer", **environment) as running:

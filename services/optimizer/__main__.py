@@ -1,4 +1,4 @@
-"""`python -m services.optimizer [--dry-run]`: run one optimizer worker until a signal."""
+"""`python -m services.optimizer`: run one optimizer worker until a signal."""
 
 from __future__ import annotations
 
@@ -60,10 +60,7 @@ async def end_with_its_client(app: faust.App) -> None:
 
 def main() -> None:
     """Entry point."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--dry-run"]
-    settings = settings_or_exit("optimizer", OptimizerSettings, "SMOA_OPTIMIZER_", arguments)
-    if "--dry-run" in sys.argv[1:]:
-        settings = dataclasses.replace(settings, dry_run=True)
+    settings = settings_or_exit("optimizer", OptimizerSettings, "SMOA_OPTIMIZER_", sys.argv[1:])
     configure_logging()
     try:
         code = asyncio.run(run(settings))

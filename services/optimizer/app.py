@@ -13,12 +13,14 @@ from functools import cache, partial
 import faust
 import grpc
 
+from services.optimizer.control.caution import Caution
 from services.optimizer.control.gate import Gate
-from services.optimizer.control.passes import Caution, Optimizer
+from services.optimizer.control.passes import Optimizer
 from services.optimizer.control.reporting import Reporter
 from services.optimizer.metrics import OptimizerMetrics
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.merging import checked_method, merged
+from services.optimizer.policy.modes import checked_mode
 from services.optimizer.policy.trial import TrialRules
 from services.optimizer.settings import APP_ID, OptimizerSettings
 from services.optimizer.stream.agents import Count, Join
@@ -45,6 +47,8 @@ STUCK_S = 10.0
 STILL_S = 60.0
 LAG_S = 60.0
 """How old what is not counted yet may be for the counts to be judged by."""
+INCIDENT_SEEN_S = 600.0
+"""An incident that was seen within this is taken for one that goes on, until a pass has looked."""
 PUT_OFF_S, LOOK_AGAIN_S = 3600.0, 5.0
 """For so long a pass that was asked for waits until they are."""
 
@@ -96,6 +100,8 @@ def build(settings: OptimizerSettings) -> faust.App:
         max_age_s=settings.trial_max_age_s,
     )
     caution = Caution(
+        mode=checked_mode(settings.mode),
+        observe_first_s=settings.observe_first_s,
         canary_share=settings.canary_share,
         trial=trial,
         changes_per_hour=settings.changes_per_hour,
@@ -130,7 +136,6 @@ def build(settings: OptimizerSettings) -> faust.App:
             AdapterStore(settings.store),
             rules,
             count.counted_since,
-            settings.dry_run,
             settings.max_family,
             merge,
             caution,
@@ -154,6 +159,14 @@ def build(settings: OptimizerSettings) -> faust.App:
             _log.warning("messages of %.0f s ago are not counted yet; nothing is judged until they are", behind)
         return behind > LAG_S
 
+    async def recall() -> None:
+        """What is not over since this worker, or the one whose partitions it has now, looked last."""
+        try:
+            await optimizer().freezing.recall(INCIDENT_SEEN_S)
+            count.aside = optimizer().freezing.incident_tenants
+        except grpc.aio.AioRpcError as error:
+            _log.warning("incidents are known with the first pass: the registry at %s: %s", settings.router, error.details())
+
     async def one_pass() -> None:
         deadline_s = time.monotonic() + (settings.interval_s or PUT_OFF_S)
         while await lags():
@@ -166,7 +179,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             try:
                 await reporter().report()
                 await optimizer().run_pass()
-                count.aside = optimizer().incident_tenants
+                count.aside = optimizer().freezing.incident_tenants
             except grpc.aio.AioRpcError as error:
                 _log.warning("the registry at %s did not answer (%s); the pass is put off", settings.router, error.details())
 
@@ -176,8 +189,8 @@ def build(settings: OptimizerSettings) -> faust.App:
             async with pass_lock:
                 try:
                     await reporter().report()
-                    if not settings.dry_run and optimizer().has_trials and not await lags():
-                        await optimizer().judge()
+                    if len(optimizer().trials) and not await lags():
+                        await optimizer().trials.judge()
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the registry at %s did not take counts (%s)", settings.router, error.details())
 
@@ -228,6 +241,7 @@ def build(settings: OptimizerSettings) -> faust.App:
                 if count.generation != told_generation:
                     count.changed |= set(count.all_counted())
                     told_generation = count.generation
+                    await recall()
                     _log.info("ready with partitions of %d topics", len(app.consumer.assignment()))
                 heartbeat.write_text(str(os.getpid()))
             await asyncio.sleep(HEARTBEAT_S)

@@ -33,8 +33,10 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """How often the library is looked at for what to merge and prune; 0: on SIGUSR1 only."""
     report_interval_s: float = field(default=1.0, metadata={"least": 0.01})
     """How often counts are shown in the registry."""
-    dry_run: bool = False
-    """Only log what would be merged and pruned."""
+    mode: str = "auto"
+    """auto: what is proposed is done. approve: what a person said yes to (`smoa optimizer approve`). observe: nothing."""
+    observe_first_s: float = 14 * 86400.0
+    """A library whose oldest adapter is younger is changed only where a person said yes, under auto, too."""
     unused_after_s: float = 14 * 86400.0
     """An adapter that is unused for so long, and for longer than 1.5 times its longest gap before, is pruned."""
     min_uses: int = 10

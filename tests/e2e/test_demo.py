@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 AWAY = "127.0.0.1:1"
-PRODUCTION = {"SMOA_KAFKA_BOOTSTRAP": AWAY, "SMOA_QDRANT_URL": f"http://{AWAY}", "SMOA_ROUTER": AWAY, "SMOA_OPTIMIZER_DRY_RUN": "true"}
+PRODUCTION = {"SMOA_KAFKA_BOOTSTRAP": AWAY, "SMOA_QDRANT_URL": f"http://{AWAY}", "SMOA_ROUTER": AWAY, "SMOA_OPTIMIZER_MODE": "observe"}
 
 
 async def _start(tmp_path: Path, *arguments: str, **environment: str) -> Process:

@@ -52,7 +52,7 @@ class Up:
         """Start it, and wait until the router serves and the optimizer has its partitions."""
         command = [sys.executable, "-c", "from smoa.cli import main; main()", "up", "--data", str(self.folder / "data")]
         ports = ["--router-port", str(self.router), "--executor-port", str(self.executor), "--gateway-port", str(self.gateway)]
-        eager = {"SMOA_OPTIMIZER_INTERVAL_S": "5", "SMOA_OPTIMIZER_MIN_AGE_S": "5"}
+        eager = {"SMOA_OPTIMIZER_INTERVAL_S": "5", "SMOA_OPTIMIZER_MIN_AGE_S": "5", "SMOA_OPTIMIZER_OBSERVE_FIRST_S": "0"}
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen([*command, *ports], env={**os.environ, **eager}, stdout=log, stderr=log, start_new_session=True)
         heartbeat = self.folder / "data" / "optimizer" / "heartbeat"

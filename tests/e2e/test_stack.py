@@ -92,7 +92,12 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         executor_port=free_port(),
         gateway_port=free_port(),
         kafka_bootstrap=kafka.bootstrap if kafka else "",
-        environment={"SMOA_OPTIMIZER_INTERVAL_S": "0", "SMOA_STORE": str(tmp_path / "store"), "SMOA_OPTIMIZER_MIN_AGE_S": "0"},
+        environment={
+            "SMOA_OPTIMIZER_INTERVAL_S": "0",
+            "SMOA_STORE": str(tmp_path / "store"),
+            "SMOA_OPTIMIZER_MIN_AGE_S": "0",
+            "SMOA_OPTIMIZER_OBSERVE_FIRST_S": "0",
+        },
     )
     with (tmp_path / "stack.log").open("w") as log:
         stack = LocalStack(settings, log)

@@ -12,14 +12,15 @@ import grpc
 import numpy as np
 import pytest
 
+from services.optimizer.control.caution import Caution
 from services.optimizer.control.gate import Finding, Gate
-from services.optimizer.control.passes import Caution, Optimizer
+from services.optimizer.control.passes import Optimizer
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.trial import TrialRules
 from services.optimizer.stream.counting import stratum_key
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
+from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
@@ -142,7 +143,7 @@ async def test_shared_and_private_adapters_are_not_merged(world: RouterWorld) ->
     code, message, _ = await refused(_trial(world, [private, shared]))
     assert code == "FAILED_PRECONDITION"
     assert message.endswith("merge adapters that the same tenants may use")
-    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100)
+    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100)
     assert (await optimizer.run_pass()).merged == []
 
 
@@ -205,9 +206,8 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     optimizer = Optimizer(
         world.client,
         world.store,
-        Rules(min_age_s=3600.0),
+        Rules(min_age_s=0.0),
         lambda _: True,
-        False,
         100,
         counts=callers.stood_for.get,
         caution=Caution(canary_share=0.2, trial=TrialRules(margin=0.3, parent_margin=0.3)),
@@ -223,7 +223,7 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
         for _ in range(20):
             await callers.ask()
         await callers.report()
-        said = await optimizer.judge()
+        said = await optimizer.trials.judge()
         if said:
             break
     assert (await world.client.get(child.adapter_id)).state == common.AdapterState.Value(f"ADAPTER_STATE_{ends_as}"), said
@@ -231,18 +231,22 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     states = {(await world.client.get(parent.adapter_id)).state for parent in parents}
     assert states == {common.ADAPTER_STATE_ACTIVE if ends_as == "RETIRED" else common.ADAPTER_STATE_RETIRED}
     if ends_as == "RETIRED":
-        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100)):
+        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100)):
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
 
 
 async def test_what_was_undone_is_remembered_in_every_group_after_a_restart(world: RouterWorld) -> None:
     a, b = await _twins(world)
+    ids = [a.adapter_id, b.adapter_id]
+    planned = await world.client.propose_change("public", changes_pb2.CHANGE_KIND_MERGE, ids, "alike", merge_id="m1")
     child = await _trial(world, [a, b])
     await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad for one of them")
+    [undone] = [one async for one in world.client.list_changes(states=[changes_pb2.CHANGE_STATE_UNDONE])]
+    assert (undone.change_id, [one.reason for one in undone.steps]) == (planned.change_id, ["alike", "because", "bad for one of them"])
     c = await world.register(KNEES, name="c", value=0.505)
-    report = await Optimizer(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100).run_pass()
+    report = await Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100).run_pass()
     [merge] = report.merged
-    merged = {one.adapter_id for one in merge.adapters}
+    merged = {one.adapter_id for one in merge}
     assert c.adapter_id in merged
     assert len(merged & {a.adapter_id, b.adapter_id}) == 1
 
@@ -257,7 +261,7 @@ class _SaysNo(Gate):
 async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWorld) -> None:
     parents = await _twins(world)
     optimizer = Optimizer(
-        *(world.client, world.store, Rules(min_age_s=3600.0), lambda _: 0, False, 100),
+        *(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100),
         caution=Caution(canary_share=0.2),
         gate=_SaysNo(world.client, AsyncMock(return_value=[])),
     )
@@ -275,8 +279,8 @@ async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWo
 async def test_only_a_canary_that_is_gone_is_given_up(world: RouterWorld, code: str, left: int) -> None:
     nothing = grpc.aio.Metadata()
     client = AsyncMock(get=AsyncMock(side_effect=grpc.aio.AioRpcError(grpc.StatusCode[code], nothing, nothing, "no")))
-    optimizer = Optimizer(client, world.store, Rules(), lambda _: 0, False, 100)
-    optimizer._open["child"] = "public"
+    optimizer = Optimizer(client, world.store, Rules(), lambda _: 0, 100)
+    optimizer.trials.began(registry_pb2.Adapter(adapter_id="child", tenant="public"))
     with suppress(grpc.aio.AioRpcError):
-        assert await optimizer.judge() == ["gone"] * (1 - left)
-    assert len(optimizer._open) == left
+        assert await optimizer.trials.judge() == ["gone"] * (1 - left)
+    assert len(optimizer.trials) == left

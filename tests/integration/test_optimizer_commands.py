@@ -8,17 +8,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.request import urlopen
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
 from services.local import free_port
+from services.optimizer.control.change_commands import CARRIED_OUT
 from services.optimizer.control.commands import optimizer_group
 from services.optimizer.control.report import days_of
 from smoa.cli.names import PROTECTED
-from smoa.errors import FailedPrecondition
-from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES
+from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
+from smoa.events import CHANGES, DECISIONS, LIFECYCLE, OUTCOMES
+from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, running_router
 from tests.kafka_support import embedded_broker, read_all, until
 from tests.stream_support import Worker, counted
@@ -118,6 +120,47 @@ async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) ->
     history = [json.loads(line) for line in (await world.said("history", "--json", "--since", "1h")).splitlines()]
     assert other.adapter_id in {one["adapter_id"] for one in history}
     assert await world.said("history", "--json", "--since", "2099-01-01") == ""
+
+
+async def test_people_see_what_is_planned_and_say_yes_or_no(world: _World) -> None:
+    client, adapters = world.router.client, [await world.router.register(KNEES, name=name) for name in ("left", "right")]
+    prune = changes_pb2.CHANGE_KIND_PRUNE
+    assert await world.said("changes") == "no change is planned\n"
+    with pytest.raises(InvalidArgument, match="change: is not named; name changes, or give --all alone"):
+        await world.said("approve")
+    assert await world.said("approve", "--all") == "nothing is proposed\n"
+    first, second = [await client.propose_change("public", prune, [one.adapter_id], "not needed", {"uses": 1.0}) for one in adapters]
+    listed = await world.said("changes")
+    assert all(word in listed for word in (first.change_id, "prune", "left", "right", "proposed", "smoa optimizer approve CHANGE"))
+    assert "2 changes of public are proposed" in await world.said("status")
+    assert await world.said("approve", first.change_id.lower(), "--reason", "it is old") == f"approved: {first.change_id}\n{CARRIED_OUT}\n"
+    assert await world.said("reject", second.change_id[:20], "--reason", "not now") == f"refused: {second.change_id}\n"
+    assert f"{first.change_id}" in await world.said("reject", "--all")
+    with pytest.raises(NotFound):
+        await world.said("reject", "ZZZZ")
+    told = [json.loads(line) for line in (await world.said("changes", "--all", "--json")).splitlines()]
+    assert {one["change_id"]: one["state"] for one in told}[second.change_id] == "CHANGE_STATE_REFUSED"
+
+    async def there() -> bool:
+        events = [changes_pb2.PlannedChange.FromString(one.value or b"") for one in await read_all(world.kafka, CHANGES)]
+        steps = [one.steps[-1].reason for one in events if one.change_id == second.change_id]
+        return steps == ["not needed", "not now"]
+
+    await until("a chat bot hears of both", 20, there)
+
+
+async def test_a_freeze_is_said_shown_and_taken_back(world: _World) -> None:
+    assert await world.said("freeze", "--reason", "a migration") == "frozen: public; let it go on with `smoa optimizer thaw`\n"
+    everywhere = await world.said("freeze", "--all-tenants", "--base-model", "base-a")
+    assert everywhere == "frozen: every tenant, base model base-a; let it go on with `smoa optimizer thaw`\n"
+    status = await world.said("status")
+    assert "a migration" in status
+    assert "every tenant, base model base-a" in status
+    assert {one["reason"] for one in json.loads(await world.said("status", "--json"))["freezes"] if "reason" in one} == {"a migration"}
+    assert await world.said("thaw") == "thawed: public\n"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.said("thaw")
+    assert refused.value.details() == "freeze: there is not a freeze of public; see `smoa optimizer status`"
 
 
 async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _World, tmp_path: Path) -> None:

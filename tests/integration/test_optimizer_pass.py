@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from services.optimizer.control.passes import Caution, Optimizer, PassReport
+from services.optimizer.control.caution import Caution
+from services.optimizer.control.changes import PassReport
+from services.optimizer.control.passes import Optimizer
 from services.optimizer.control.views import view_of
 from services.optimizer.policy.library_policy import Rules, prunes
 from smoa.adapter import decode
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+from smoa.v1.changes_pb2 import PlannedChange
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, running_router
 
 RULES = Rules(min_age_s=0.0, unused_after_s=0.0)
@@ -46,25 +51,29 @@ async def _states(world: RouterWorld) -> list[tuple[str, str, str]]:
     return [(a.name, common.AdapterState.Name(a.state).removeprefix("ADAPTER_STATE_"), a.state_reason) for a in found]
 
 
-async def _pass(world: RouterWorld, *, dry_run: bool = False, rules: Rules = RULES) -> PassReport:
-    return await Optimizer(world.client, world.store, rules, lambda _: 0, dry_run, 100).run_pass()
+async def _pass(world: RouterWorld, *, rules: Rules = RULES, **caution: Any) -> PassReport:
+    return await Optimizer(world.client, world.store, rules, lambda _: 0, 100, caution=Caution(**caution)).run_pass()
 
 
-async def test_a_dry_run_proposes_with_numbers_and_applies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def _names(world: RouterWorld, changes: Sequence[PlannedChange]) -> set[frozenset[str]]:
+    """Of each change's adapters."""
+    return {frozenset([(await world.client.get(adapter)).name for adapter in one.adapter_ids]) for one in changes}
+
+
+async def test_who_observes_proposes_with_numbers_and_applies_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with running_router(tmp_path) as world:
         await _library(world)
         before = await _states(world)
         files = sorted(Path(world.store.location).rglob("*.safetensors"))
-        report = await _pass(world, dry_run=True)
-        assert {prune.adapter.name for prune in report.pruned} == {"failing", "unused"}
-        assert [{adapter.name for adapter in merge.adapters} for merge in report.merged] == [{"twin-a", "twin-b"}]
+        report = await _pass(world, mode="observe")
+        assert await _names(world, report.proposed) == {frozenset({"failing"}), frozenset({"unused"}), frozenset({"twin-a", "twin-b"})}
+        assert (report.waiting, report.pruned, report.merged) == (3, [], [])
         assert await _states(world) == before
         assert sorted(Path(world.store.location).rglob("*.safetensors")) == files
         said = "\n".join(caplog.messages)
-        assert "dry run: prune failing " in said
+        assert "proposed: prune " in said
         assert "fails: 2 of 40 right; with 95% confidence under 30%" in said
-        assert "dry run: prune unused " in said
         assert "; the tenant's 4 adapters were used 79 times recently" in said
         assert "not needed: not used for " in said
         assert " s, its season is 0 s; " in said
@@ -85,7 +94,7 @@ async def test_a_pass_merges_and_prunes_through_the_registry_and_a_second_one_fi
         # The mean, alike for each: by their use, the child would be the one that is asked most.
         assert np.allclose(merged.tensors["q_proj"], 0.505, atol=1e-4)
         assert await world.routed("my knee hurts") == [child.name]
-        again = await _pass(world, rules=dataclasses.replace(RULES, min_age_s=3600.0))
+        again = await _pass(world, rules=dataclasses.replace(RULES, unused_after_s=3600.0))
         assert (again.pruned, again.merged, again.refused) == ([], [], [])
 
 
@@ -96,7 +105,7 @@ async def test_a_lost_file_is_reported_and_the_rest_goes_on(tmp_path: Path) -> N
         await world.store.delete(twin.digest)
         report = await _pass(world)
         assert report.merged == []
-        assert {"failing", "unused"} <= {prune.adapter.name for prune in report.pruned}
+        assert {"failing", "unused"} <= {one.name for one in report.pruned}
         assert report.refused[0].startswith(f"{twin.adapter_id} cannot be compared: adapter file '{twin.digest}' was not found")
 
 
@@ -113,12 +122,12 @@ async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(t
 
         with monkeypatch.context() as patched:
             patched.setattr(world.store, "get", counted)
-            dry = Optimizer(world.client, world.store, RULES, lambda _: 0, True, 100)
+            observing = Optimizer(world.client, world.store, RULES, lambda _: 0, 100, caution=Caution(mode="observe"))
             for _ in range(2):
-                report = await dry.run_pass()
-                assert [{adapter.name for adapter in merge.adapters} for merge in report.merged] == [{"a", "b", "c"}]
+                report = await observing.run_pass()
+                assert frozenset("abc") in await _names(world, report.proposed)
         assert len(reads) == 4 + 3, "each for its sketch, and those that are near once more"
-        rules = dataclasses.replace(RULES, min_age_s=3600.0)
+        rules = dataclasses.replace(RULES, unused_after_s=3600.0)
         assert (await _pass(world, rules=rules)).refused == []
         active = {adapter.name: adapter async for adapter in world.client.list_all()}
         assert set(active) == {"a", "other"}
@@ -131,10 +140,10 @@ async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is
         await _library(world)
         by_hand = await world.register(MONEY, name="by-hand", value=0.1, modules=("o_proj",))
         await world.client.retire("public", by_hand.adapter_id, "its customer left")
-        assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
+        assert {one.name for one in (await _pass(world)).pruned} == {"failing", "unused"}
         [pinned] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
         await world.client.pin("public", pinned.adapter_id)
-        later = Optimizer(world.client, world.store, RULES, lambda _: 0, False, 100, caution=Caution(purge_after_s=1e-6))
+        later = Optimizer(world.client, world.store, RULES, lambda _: 0, 100, caution=Caution(purge_after_s=1e-6))
         assert len((await later.run_pass()).purged) == 3
         assert (await later.run_pass()).purged == []
         states = {name: state for name, state, _ in await _states(world)}
@@ -149,7 +158,7 @@ async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
     async with running_router(tmp_path) as world:
         await _library(world)
         began_us = time.time_ns() // 1000 + 3600 * 10**6  # an hour after they were registered
-        lost = Optimizer(world.client, world.store, RULES, lambda _: began_us, False, 100)
+        lost = Optimizer(world.client, world.store, RULES, lambda _: began_us, 100)
         report = await lost.run_pass()
         assert (report.pruned, report.merged) == ([], [])
 
@@ -157,7 +166,7 @@ async def test_counts_that_were_lost_prune_nobody(tmp_path: Path) -> None:
 async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(tmp_path: Path) -> None:
     async with running_router(tmp_path) as world:
         await _library(world)
-        assert {prune.adapter.name for prune in (await _pass(world)).pruned} == {"failing", "unused"}
+        assert {one.name for one in (await _pass(world)).pruned} == {"failing", "unused"}
         [failing] = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED]) if a.name == "failing"]
         await world.client.restore("public", failing.adapter_id)
         for _ in range(2):
@@ -213,16 +222,16 @@ async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path
                 await world.client.report_statistics("public", adapter.adapter_id, counts)
 
         await report(0.0)
-        rules = dataclasses.replace(RULES, min_age_s=3600.0)
-        failed = [prune.adapter.name for prune in prunes([view_of(one, "", rules.half_life_s, now_us) for one in await _all(world)], rules)]
+        rules = dataclasses.replace(RULES, unused_after_s=3600.0)
+        failed = [one.adapter.name for one in prunes([view_of(one, "", rules.half_life_s, now_us) for one in await _all(world)], rules)]
         assert failed == ["a3"], "without the others nobody would know better"
-        optimizer = Optimizer(world.client, world.store, rules, lambda _: 0, False, 100)
+        optimizer = Optimizer(world.client, world.store, rules, lambda _: 0, 100)
         report_of = await optimizer.run_pass()
         assert (report_of.pruned, report_of.merged) == ([], [])
-        assert optimizer.incident_tenants == {"public"}, "by which the counter sets aside what is said now"
+        assert optimizer.freezing.incident_tenants == {"public"}, "by which the counter sets aside what is said now"
         await report(1.0)  # it is over, and what failed is still in the counts
         assert (await optimizer.run_pass()).pruned == []
-        assert optimizer.incident_tenants == set()
+        assert optimizer.freezing.incident_tenants == set()
 
 
 async def _all(world: RouterWorld) -> list[registry_pb2.Adapter]:
@@ -240,5 +249,5 @@ async def test_an_hour_has_room_for_so_many_changes_of_each_tenant_also_after_a_
                 await world.client.report_statistics(tenant, made.adapter_id, counts)
         caution = Caution(changes_per_hour=2)
         for pruned, put_off in ((4, 2), (0, 2)):  # the second time by another worker
-            report = await Optimizer(world.client, world.store, RULES, lambda _: 0, False, 100, caution=caution).run_pass()
+            report = await Optimizer(world.client, world.store, RULES, lambda _: 0, 100, caution=caution).run_pass()
             assert (len(report.pruned), report.put_off) == (pruned, put_off)

@@ -59,9 +59,9 @@ async def test_what_the_optimizer_merges_is_signed_by_it(tmp_path: Path, key: Pa
         for number, examples in enumerate((KNEES, MONEY)):
             await world.client.upload(encode(sign(decode(adapter_file(name=str(number))))), examples)
         rules = Rules(min_uses=0, min_age_s=0.0)
-        plain = await Optimizer(world.client, world.store, rules, lambda _: 0, False, 100).run_pass()
+        plain = await Optimizer(world.client, world.store, rules, lambda _: 0, 100).run_pass()
         assert not plain.merged
-        report = await Optimizer(world.client, world.store, rules, lambda _: 0, False, 100, sign=sign).run_pass()
+        report = await Optimizer(world.client, world.store, rules, lambda _: 0, 100, sign=sign).run_pass()
         assert len(report.merged) == 1
         [child] = [one async for one in world.client.list_all()]
         assert decode(await world.client.download("public", child.adapter_id)).manifest.signature

@@ -21,7 +21,7 @@ PRODUCTION = {
     "SMOA_QDRANT_URL": "http://qdrant.example:6334",
     "SMOA_STORE": "s3://bucket",
     "SMOA_ROUTER_TOP_K": "1",
-    "SMOA_OPTIMIZER_DRY_RUN": "true",
+    "SMOA_OPTIMIZER_MODE": "observe",
 }
 
 

@@ -90,8 +90,9 @@ def test_traffic_of_another_tenant_does_not_count() -> None:
     assert _pruned(_view("a", uses=0, unused_s=UNUSED_S), _view("b", uses=9999, tenant="u")) == []
 
 
-def test_failing_beyond_doubt_is_pruned_even_when_young() -> None:
-    found = prunes([_view("a", outcomes=10, successes=0, age_s=0.0)], RULES)
+def test_failing_beyond_doubt_is_pruned_and_nobody_younger_than_a_day() -> None:
+    assert prunes([_view("a", outcomes=10, successes=0, age_s=86_000.0)], RULES) == []
+    found = prunes([_view("a", outcomes=10, successes=0, age_s=86_400.0)], RULES)
     assert [prune.reason for prune in found] == ["fails: 0 of 10 right; with 95% confidence under 30%"]
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import click
 import grpc
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 
+from services.optimizer.control.change_commands import (
+    approve_command,
+    changes_command,
+    freeze_command,
+    freeze_rows,
+    reject_command,
+    thaw_command,
+)
 from services.optimizer.control.propose import propose_command
 from services.optimizer.control.report import lifecycle_of, report_command
 from services.optimizer.settings import APP_ID
@@ -27,8 +36,9 @@ from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, USAGE
 from smoa.reader import lag_of
+from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1 import registry_pb2
+from smoa.v1.changes_pb2 import FreezeRecord, PlannedChange
 from smoa.v1.events_pb2 import LifecycleEvent
 from smoa.v1.state_pb2 import AdapterCounts, Tally
 
@@ -41,10 +51,14 @@ def optimizer_group() -> None:
 
     \b
     How is it doing?         smoa optimizer status
+    What does it plan?       smoa optimizer changes
+    Yes, or no:              smoa optimizer approve CHANGE
+                             smoa optimizer reject CHANGE
     What did it do?          smoa optimizer history
     Why did this one go?     smoa optimizer explain ADAPTER
     Bring it back:           smoa optimizer undo ADAPTER
     Keep its hands off:      smoa adapter pin ADAPTER
+                             smoa optimizer freeze
     What is missing?         smoa optimizer propose
     Was it right?            smoa optimizer report
     """  # noqa: D301  the escape tells click to keep the lines
@@ -52,6 +66,8 @@ def optimizer_group() -> None:
 
 optimizer_group.add_command(propose_command)
 optimizer_group.add_command(report_command)
+for _command in (changes_command, approve_command, reject_command, freeze_command, thaw_command):
+    optimizer_group.add_command(_command)
 
 
 @optimizer_group.command("status")
@@ -60,22 +76,30 @@ optimizer_group.add_command(report_command)
 @tenant_option
 @json_lines_option
 def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
-    """How far it is behind, what it put aside, and the merges that are on trial."""
+    """How far it is behind, what it put aside, what is proposed, what is frozen, and the merges that are on trial."""
     topics = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES, USAGE)
 
-    async def work() -> tuple[dict[str, tuple[int, int]], int, list[registry_pb2.Adapter]]:
+    async def work() -> tuple[dict[str, tuple[int, int]], int, list[registry_pb2.Adapter], list[PlannedChange], list[FreezeRecord]]:
         lag = await lag_of(kafka, APP_ID, topics)
         async with SmoaClient(router=router) as client:
             canaries = [one async for one in client.list_all(tenant, states=[common.ADAPTER_STATE_CANARY])]
-        return lag, len(await dead_letters(kafka)), canaries
+            proposed = [one async for one in client.list_changes(tenant, states=[changes_pb2.CHANGE_STATE_PROPOSED])]
+            freezes = list(await client.list_freezes(tenant))
+        return lag, len(await dead_letters(kafka)), canaries, proposed, freezes
 
-    lag, aside, canaries = asyncio.run(work())
+    lag, aside, canaries, proposed, freezes = asyncio.run(work())
     if as_json:
         behind = {topic: end - committed for topic, (end, committed) in lag.items()}
-        return click.echo(json.dumps({"behind": behind, "dead_letters": aside, "canaries": [MessageToDict(one) for one in canaries]}))
+        listed: dict[str, Sequence[Message]] = {"canaries": canaries, "proposed": proposed, "freezes": freezes}
+        told = {name: [MessageToDict(one) for one in ones] for name, ones in listed.items()}
+        return click.echo(json.dumps({"behind": behind, "dead_letters": aside, **told}))
     rows = [(topic, f"{end:,}", f"{committed:,}", f"{end - committed:,}") for topic, (end, committed) in lag.items()]
     show_table(("topic", "messages", "counted", "behind"), rows)
     click.echo(f"{aside:,} events are put aside" + ("; see `smoa dlq list`" if aside else ""))
+    if proposed:
+        click.echo(f"{len(proposed):,} changes of {tenant} are proposed; see `smoa optimizer changes`")
+    if freezes:
+        show_table(("frozen", "by", "since", "why"), freeze_rows(freezes), prose={"why"})
     if not canaries:
         return click.echo(f"no merge of {tenant} is on trial")
     trials = [

@@ -177,7 +177,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         active[adapter.tenant] += 1
     found: list[Prune] = []
     for adapter in adapters:
-        if adapter.protected:
+        if adapter.protected or adapter.age_s < rules.min_age_s:
             continue
         upper = wilson_upper(adapter.successes, adapter.outcomes, rules.confidence_z)
         rate = adapter.success_rate
@@ -209,7 +209,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             right = f"{adapter.recent_successes:.1f} of {adapter.recent_outcomes:.1f} right, as recent ones are weighed"
             reason = f"fails recently: {right}; with 95% confidence under {rules.min_success:.0%}"
             found.append(Prune(adapter, reason, evidence))
-        elif adapter.unused_s >= season_s and adapter.recent_uses < needed and adapter.age_s >= rules.min_age_s and explored:
+        elif adapter.unused_s >= season_s and adapter.recent_uses < needed and explored:
             traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times recently"
             reason = f"not needed: not used for {_days(adapter.unused_s)}, its season is {_days(season_s)}; {traffic}"
             found.append(Prune(adapter, reason, evidence))
@@ -234,7 +234,7 @@ def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], fl
     A group begins with the best pair left and takes in whoever is worth merging with each one of it (complete linkage), the likest first:
     neither a chain of likenesses nor one of small gaps in success must join adapters that are unlike.
     """
-    by_id = {adapter.adapter_id: adapter for adapter in adapters if not adapter.protected}
+    by_id = {adapter.adapter_id: adapter for adapter in adapters if not adapter.protected and adapter.age_s >= rules.min_age_s}
     like: defaultdict[str, dict[str, float]] = defaultdict(dict)
     pairs: list[Merge] = []
     for (low, high), raw in cosines.items():

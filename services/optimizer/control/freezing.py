@@ -1,0 +1,80 @@
+"""What is left alone now: what people froze, and incidents, which the registry is told so that every worker knows them after a restart."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from services.optimizer.policy.incidents import Scope, incidents
+from services.optimizer.policy.library_policy import AdapterView, Rules
+from smoa.client import SmoaClient
+from smoa.v1.changes_pb2 import FreezeRecord
+
+_log = logging.getLogger(__name__)
+
+
+class Freezing:
+    """Owns nothing: the registry keeps the freezes. `incident_tenants`: of whose answers so much fails now that what is said of them is set
+    aside.
+    """
+
+    def __init__(self, client: SmoaClient, rules: Rules) -> None:
+        self._client, self._rules = client, rules
+        self.incident_tenants: frozenset[str] = frozenset()
+
+    async def protected(self, library: Sequence[AdapterView]) -> list[AdapterView]:
+        """The library, with all that is frozen protected: by people; by incidents that are seen now; and for a half-life of the recent
+        counts after one, as what failed then is still in them.
+        """
+        found, now_us = incidents(library, self._rules), time.time_ns() // 1000
+        for scope, why in found.items():
+            await self._client.freeze(*_place(scope), reason=why, incident=True)
+        freezes = list[FreezeRecord]()
+        for one in await self._client.list_freezes(all_tenants=True):
+            over = one.incident and _scope(one) not in found and (one.thawed or now_us - one.seen_at_us > self._rules.half_life_s * 1e6)
+            if over:
+                await self._client.thaw(one.tenant or None, one.base_model, incident=True)
+            elif not one.thawed:
+                freezes.append(one)
+        seen = [one for one in freezes if one.incident and _scope(one) in found]
+        for one in seen:
+            if one.since_us == one.seen_at_us:
+                _log.warning("%s", one.reason)
+        self.incident_tenants = frozenset(view.tenant for view in library if any(_holds(one, view.tenant, view.base_model) for one in seen))
+        return [_with(view, freezes, found) for view in library] if freezes else list(library)
+
+    async def recall(self, seen_within_s: float) -> None:
+        """After a start: tenants whose incident was seen so recently that it is probably not over; until the first pass knows better."""
+        after_us = time.time_ns() // 1000 - int(seen_within_s * 1e6)
+        freezes = await self._client.list_freezes(all_tenants=True)
+        fresh = [one for one in freezes if one.incident and not one.thawed and one.seen_at_us > after_us]
+        self.incident_tenants = frozenset(one.tenant for one in fresh if one.tenant)
+
+    async def holds(self, tenant: str, base_model: str) -> bool:
+        """Whether something holds a tenant's adapters of a base model, by what the registry says now."""
+        return any(not one.thawed and _holds(one, tenant, base_model) for one in await self._client.list_freezes(tenant))
+
+
+def _place(scope: Scope) -> tuple[str | None, str]:
+    return (scope.name, "") if scope.kind == "tenant" else (None, scope.name)
+
+
+def _scope(freeze: FreezeRecord) -> Scope:
+    return Scope("tenant", freeze.tenant) if freeze.tenant else Scope("base model", freeze.base_model)
+
+
+def _holds(freeze: FreezeRecord, tenant: str, base_model: str) -> bool:
+    return freeze.tenant in ("", tenant) and freeze.base_model in ("", base_model)
+
+
+def _with(view: AdapterView, freezes: Sequence[FreezeRecord], found: Mapping[Scope, str]) -> AdapterView:
+    of_it = [one for one in freezes if _holds(one, view.tenant, view.base_model)]
+    if view.protected or not of_it:
+        return view
+    [why, *_] = [
+        (found.get(_scope(one)) or f"an incident of its {_scope(one).kind} was not long ago") if one.incident else f"frozen: {one.reason}"
+        for one in of_it
+    ]
+    return dataclasses.replace(view, protected=why)

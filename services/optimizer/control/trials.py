@@ -1,0 +1,98 @@
+"""Merges on trial: their evidence is looked at while outcomes come in, and each ends as its child deserves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import grpc
+
+from services.optimizer.control.freezing import Freezing
+from services.optimizer.control.reporting import AWAY
+from services.optimizer.control.views import lifetime_of, stratum_of
+from services.optimizer.policy.trial import NOTHING, Arm, TrialRules, judge
+from smoa.client import SmoaClient
+from smoa.v1 import common_pb2 as common
+from smoa.v1 import registry_pb2
+from smoa.v1.state_pb2 import AdapterCounts
+
+_log = logging.getLogger(__name__)
+
+
+class Trials:
+    """The canaries that this worker judges, as of the last pass."""
+
+    def __init__(self, client: SmoaClient, rules: TrialRules, freezing: Freezing, counts: Callable[[str], AdapterCounts | None]) -> None:
+        self._client, self._rules, self._freezing, self._counts = client, rules, freezing, counts
+        self._tenants: dict[str, str] = {}
+        """By the child's id."""
+        self._originals: dict[str, Arm] = {}
+        """By the parent: they are looked at every second, and those adapters are retired. Until the next pass."""
+
+    def __len__(self) -> int:
+        return len(self._tenants)
+
+    def are(self, canaries: Iterable[registry_pb2.Adapter]) -> None:
+        """A pass has found these."""
+        self._tenants, self._originals = {one.adapter_id: one.tenant for one in canaries}, {}
+
+    def began(self, child: registry_pb2.Adapter) -> None:
+        """One more."""
+        self._tenants[child.adapter_id] = child.tenant
+
+    async def judge(self) -> list[str]:
+        """Look at them, and end those that can be; returns what was done, for the log."""
+        done = []
+        for child_id, tenant in list(self._tenants.items()):
+            try:
+                said = await self._judge_one(tenant, child_id)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in AWAY:
+                    raise
+                _log.warning("canary %s: %s", child_id, error.details())
+                said = "gone" if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION) else ""
+            if said:
+                del self._tenants[child_id]
+                done.append(said)
+        return done
+
+    async def _judge_one(self, tenant: str, child_id: str) -> str:
+        """What was done, or nothing."""
+        child = await self._client.get(child_id, tenant)
+        if child.state != common.ADAPTER_STATE_CANARY:
+            return "settled by another"
+        parents = [await self._client.get(parent, tenant) for parent in child.parents]
+        counts = self._counts(child_id)
+        strata = {
+            parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))
+            for parent in parents
+        }
+        # If counts were lost, the trial is as old as what is known of it.
+        began_us = max(child.created_at_us, child.statistics.counted_since_us, *(one.statistics.counted_since_us for one in parents))
+        judgement, evidence, reason = judge(strata, time.time() - began_us / 1e6, self._rules)
+        if judgement == "wait" or (judgement == "promote" and await self._freezing.holds(tenant, child.base_model)):
+            return ""
+        _log.info("canary %s: %s: %s", child_id, judgement, reason)
+        await self._client.settle_merge(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
+        return f"{judgement} {child_id}: {reason}"
+
+    async def _original(self, parent: registry_pb2.Adapter) -> Arm:
+        """All outcomes of what a parent was merged from, over all generations; none of one that was not."""
+        if not parent.merge_id:
+            return NOTHING
+        if parent.adapter_id in self._originals:
+            return self._originals[parent.adapter_id]
+        known, wanted, outcomes, successes = set[str](), list(parent.parents), 0, 0
+        while wanted:
+            if (name := wanted.pop()) in known:
+                continue
+            known.add(name)
+            one = await self._client.get(name, parent.tenant)
+            if one.merge_id:
+                wanted += one.parents
+            else:
+                arm = lifetime_of(one.statistics)
+                outcomes, successes = outcomes + arm.outcomes, successes + arm.successes
+        self._originals[parent.adapter_id] = found = Arm(outcomes, successes)
+        return found
