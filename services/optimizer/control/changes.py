@@ -44,6 +44,8 @@ class Proposal(NamedTuple):
     reason: str
     evidence: Mapping[str, float]
     merge_id: str = ""
+    since_us: int = 0
+    """What was refused before is proposed again: of an adapter that came back, since when it is judged anew."""
 
     @property
     def key(self) -> str:
@@ -85,6 +87,8 @@ class Known:
 
     open: Mapping[str, PlannedChange]
     """By key."""
+    refused_at_us: Mapping[str, int]
+    """By key: when what was refused or undone was proposed last."""
     rejected: frozenset[tuple[str, str]]
     """Pairs of ids no two of which are merged in whatever group: a merge of them was undone, or refused."""
 
@@ -98,13 +102,16 @@ class Changes:
 
     async def known(self) -> Known:
         """All that is open or was rejected, of every tenant."""
-        found, rejected = dict[str, PlannedChange](), set[tuple[str, str]]()
+        found, refused_at_us, rejected = dict[str, PlannedChange](), dict[str, int](), set[tuple[str, str]]()
         async for one in self._client.list_changes(states=(*OPEN, *REMEMBERED), all_tenants=True):
+            key = _key(one.kind, one.adapter_ids, one.merge_id)
             if one.state in OPEN:
-                found[_key(one.kind, one.adapter_ids, one.merge_id)] = one
-            elif one.kind == changes.CHANGE_KIND_MERGE:
+                found[key] = one
+                continue
+            refused_at_us[key] = max(one.created_at_us, refused_at_us.get(key, 0))
+            if one.kind == changes.CHANGE_KIND_MERGE:
                 rejected.update(_rejected(one))
-        return Known(found, frozenset(rejected))
+        return Known(found, refused_at_us, frozenset(rejected))
 
     async def carry_on(
         self,
@@ -127,7 +134,7 @@ class Changes:
         """
         wanted = set[str]()
         for proposal in proposals:
-            if owns(proposal.adapter_ids[0]):
+            if owns(proposal.adapter_ids[0]) and known.refused_at_us.get(proposal.key, -1) < proposal.since_us:
                 wanted.add(proposal.key)
                 if (change := known.open.get(proposal.key) or await self._proposed(proposal, report)) is not None:
                     await self._carry(change, views, ages_s, report)

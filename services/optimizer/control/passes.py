@@ -110,7 +110,9 @@ class Optimizer:
         merging = {one for proposal in found for one in proposal.adapter_ids}
         for prune in prunes(library, self._rules):
             if (one := prune.adapter).adapter_id not in merging:
-                found.append(Proposal(changes_pb2.CHANGE_KIND_PRUNE, one.tenant, (one.adapter_id,), prune.reason, prune.evidence))
+                since_us = int((time.time() - one.age_s) * 1e6)
+                kind = changes_pb2.CHANGE_KIND_PRUNE
+                found.append(Proposal(kind, one.tenant, (one.adapter_id,), prune.reason, prune.evidence, since_us=since_us))
         return found
 
     async def _purges(self) -> list[Proposal]:
