@@ -1,9 +1,9 @@
-"""Merging on the real model: a library of near-duplicates before and after, and a planted bad merge that is rolled back.
+"""Merging on the real model: a library of near-duplicates before and after, and planted bad merges that are rolled back.
 
 The example library's adapters, each with a near-duplicate (a tenth of noise in its weights), behind a running stack. The optimizer merges
 the pairs, each as a canary that real answers promote; exact match of routed queries is taken before and after, on the same queries, so
-that those whose answer changed can be counted. Then two adapters get a child of random weights, as a merge that went wrong would, and
-traffic goes on until the optimizer has rolled it back.
+that those whose answer changed can be counted. Then two adapters get a child of random weights, as a merge that went wrong would, and two
+others one that is the first of them, and so is bad for the second alone; traffic goes on until the optimizer has rolled each back.
 """
 
 from __future__ import annotations
@@ -85,16 +85,22 @@ class Library(Caller):
         await run_all(self.console, label, [lambda query=query: one(query) for query in queries])  # type: ignore[misc]
         return right, seen
 
-    async def plant_bad_merge(self) -> registry_pb2.Adapter:
-        """A child of random weights, on trial for two adapters that do well."""
-        parents = sorted(await self.active(), key=lambda one: one.name)[:2]
+    async def plant_bad_merge(self, first: int, *, for_one: bool) -> registry_pb2.Adapter:
+        """A child on trial for two adapters that do well, the `first` by name and the next: of random weights or, bad `for_one` of them,
+        the first's.
+        """
+        parents = sorted(await self.active(), key=lambda one: one.name)[first : first + 2]
         model = decode(await self.store.get(parents[0].digest))
-        bad = random_copy(model, "planted", np.random.default_rng(SEED), ())
+        bad = (
+            near_duplicate(model, np.random.default_rng(SEED))
+            if for_one
+            else random_copy(model, "planted", np.random.default_rng(SEED), ())
+        )
         manifest = bad.manifest.__class__(**{**vars(bad.manifest), "parents": tuple(parent.adapter_id for parent in parents)})
         digest = await self.store.put(encode(type(bad)(manifest, bad.tensors)))
         child = common.WeightedAdapter(adapter_id=manifest.adapter_id, version=manifest.version, digest=digest, weight=1.0)
         self.gate_loss = (await self._gate(parents).compare("public", [_ref(one) for one in parents], child)).worst[1]
-        return await self.client.apply_merge("public", "planted", digest, list(manifest.parents), "planted", 0.2)
+        return await self.client.apply_merge("public", f"planted-{first}", digest, list(manifest.parents), "planted", 0.2)
 
     def _gate(self, parents: Sequence[registry_pb2.Adapter]) -> Gate:
         """The optimizer's, on the jobs' own training examples."""
@@ -121,6 +127,8 @@ async def run(jobs: Sequence[str], queries_per_job: int, console: Console, folde
         environment={
             "SMOA_OPTIMIZER_CANARY_SHARE": "0.2",
             "SMOA_OPTIMIZER_INTERVAL_S": "0",
+            "SMOA_OPTIMIZER_MIN_AGE_S": "0",
+            "SMOA_OPTIMIZER_OBSERVE_FIRST_S": "0",
             "SMOA_STORE": str(folder / "store"),
         },
     )
@@ -154,15 +162,8 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
 
     told = [LifecycleEvent.FromString(one.value) async for one in read_topic(stack.kafka_bootstrap, LIFECYCLE) if one.value]
     gated = [one.evidence for one in told if one.evidence.get("gate_examples")]
-    child = await library.plant_bad_merge()
-    os.kill(stack.pid("optimizer"), signal.SIGUSR1)  # it was not the optimizer that opened this trial: a pass shows it
-    spoilt = {(await client.get(parent)).name.removesuffix("-copy") for parent in child.parents}
-    theirs = [query for name in sorted(spoilt) for query in asked_of[name][:A_ROUND]]
-    seen = asked = 0
-    while (await client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY and asked < 1000:
-        _, chosen = await library.ask_each("bad merge", theirs)
-        seen, asked = seen + chosen[child.adapter_id], asked + len(theirs)
-    end = await client.get(child.adapter_id)
+    bad = await _undone(library, client, stack, asked_of, first=0, for_one=False)
+    bad_for_one = await _undone(library, client, stack, asked_of, first=2, for_one=True)
     return {
         "adapters_before": adapters_before,
         "adapters_after": adapters_after,
@@ -178,10 +179,31 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
         "gate_examples_median": median([one["gate_examples"] for one in gated] or [0.0]),
         "gate_loss_median": median([one["gate_loss"] for one in gated] or [0.0]),
         "gate_loss_most": max((one["gate_loss"] for one in gated), default=0.0),
-        "gate_loss_of_the_bad_merge": library.gate_loss,
-        "bad_merge_requests": seen,
-        "bad_merge_state": common.AdapterState.Name(end.state),
-        "bad_merge_reason": end.state_reason,
+        **{f"bad_merge_{name}": value for name, value in bad.items()},
+        **{f"bad_for_one_{name}": value for name, value in bad_for_one.items()},
+    }
+
+
+async def _undone(
+    library: Library, client: SmoaClient, stack: LocalStack, asked_of: dict[str, list[Query]], *, first: int, for_one: bool
+) -> dict[str, Any]:
+    """Plant a bad merge, and ask its parents' queries until it is rolled back: how many it answered, of those that it is bad for."""
+    child = await library.plant_bad_merge(first, for_one=for_one)
+    os.kill(stack.pid("optimizer"), signal.SIGUSR1)  # it was not the optimizer that opened this trial: a pass shows it
+    spoilt = [(await client.get(parent)).name.removesuffix("-copy") for parent in child.parents]
+    broken = asked = requests = 0
+    while (await client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY and asked < 2000:
+        for name in spoilt:
+            _, chosen = await library.ask_each("bad merge", asked_of[name][:A_ROUND])
+            asked, requests = asked + A_ROUND, requests + chosen[child.adapter_id]
+            broken += chosen[child.adapter_id] if name == spoilt[-1] or not for_one else 0
+    end = await client.get(child.adapter_id)
+    return {
+        "gate_loss": library.gate_loss,
+        "requests": requests,
+        "requests_of_those_it_is_bad_for": broken,
+        "state": common.AdapterState.Name(end.state),
+        "reason": end.state_reason,
     }
 
 

@@ -45,6 +45,7 @@ class Member:
     """Queries that it was given as a canary."""
     baseline: dict[str, Arm] = field(default_factory=dict)
     stood_for: dict[str, Arm] = field(default_factory=dict)
+    control: dict[str, Arm] = field(default_factory=dict)
     original: Arm = NOTHING
     """Of a merge's child: what it was merged from over all generations."""
     today: list[tuple[float, int]] = field(default_factory=list)
@@ -89,7 +90,7 @@ class World:
         self._frozen_h: dict[Scope, int] = {}
         self._rejected: set[tuple[str, str]] = set()
         self._best: defaultdict[int, float] = defaultdict(float)
-        self._late: list[tuple[float, int, str, tuple[str, ...], bool]] = []
+        self._late: list[tuple[float, int, str, tuple[str, ...], str, bool]] = []
         self._arriving: list[tuple[float, Member]] = []
         self._weights = [1.0 / (rank + 3) ** 0.9 for rank in range(jobs)]
         self._asked = [job for job in range(jobs) if job % 10 != 9]  # one job of ten is asked for by nobody
@@ -203,11 +204,12 @@ class World:
             return self._best[job]
         name = self._rng.choice(there)
         stands_for: tuple[str, ...] = ()
+        control_of = ""
         if len(self._canaries):
             if self._hungry:
                 self._feed(at_h)
             [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),), "t", _us(at_h))
-            name, stands_for = tried.ref.adapter_id, tried.stands_for
+            name, stands_for, control_of = tried.ref.adapter_id, tried.stands_for, tried.control_of
         member = self._members[name]
         member.tally.uses += 1
         count_recent(member.tally, _us(at_h), self._half_life_us, used=True, judged=False, success=False)
@@ -221,18 +223,21 @@ class World:
             success = not out and self._rng.random() < member.jobs.get(job, 0.05)
             said = False if liar else success != (self._rng.random() < self.scenario.noise)
             due = at_h + self._rng.expovariate(1 / self.scenario.delay_h) if self.scenario.delay_h else at_h
-            heapq.heappush(self._late, (due, self.score.queries, name, stands_for, said))
+            heapq.heappush(self._late, (due, self.score.queries, name, stands_for, control_of, said))
         regret = self._best[job] - member.jobs.get(job, 0.05)
         self.score.regret += regret
         return regret
 
     def _deliver(self, until_h: float) -> None:
         while self._late and self._late[0][0] <= until_h:
-            at_h, _, name, stands_for, success = heapq.heappop(self._late)
+            at_h, _, name, stands_for, control_of, success = heapq.heappop(self._late)
             tally = self._members[name].tally
-            for parent in stands_for:
-                arm = self._members[name].stood_for.get(parent, NOTHING)
-                self._members[name].stood_for[parent] = Arm(arm.outcomes + 1, arm.successes + success)
+            sides = [(self._members[name].stood_for, parent) for parent in stands_for]
+            if control_of:
+                sides.append((self._members[control_of].control, name))
+            for side, parent in sides:
+                arm = side.get(parent, NOTHING)
+                side[parent] = Arm(arm.outcomes + 1, arm.successes + success)
             tally.outcomes += 1
             tally.successes += success
             count_recent(tally, _us(at_h), self._half_life_us, used=False, judged=True, success=success)
@@ -328,9 +333,8 @@ class World:
     def _judge(self, child: Member, hour: float) -> None:
         strata = {}
         for name in child.parents:
-            tally, before = self._members[name].tally, child.baseline[name]
-            since = Arm(tally.outcomes - before.outcomes, tally.successes - before.successes)
-            strata[name] = Stratum(child.stood_for.get(name, NOTHING), since, before, self._members[name].original)
+            arms = (child.stood_for.get(name, NOTHING), child.control.get(name, NOTHING))
+            strata[name] = Stratum(*arms, child.baseline[name], self._members[name].original)
         judgement, _, _ = judge(strata, (hour - child.born_h) * HOUR_S, self._trial)
         if judgement == "promote":
             self._merge_now(child, hour)

@@ -59,9 +59,9 @@ class End(NamedTuple):
     """Of one trial."""
 
     judgement: str
-    outcomes: int
+    outcomes: float
     """Of the child."""
-    of_the_worst: int
+    of_the_worst: float
     """Of the child in the place of the parent for which it is worst."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ PARTITIONS = 4
 SESSION_TIMEOUT_S = 8.0
 SLOW_S = 20.0
 TOPICS = (DECISIONS, OUTCOMES, ADAPTER_OUTCOMES)
-Counted = dict[str, tuple[int, int, int]]
+Counted = dict[str, tuple[int, int, float]]
 
 
 @dataclass
@@ -231,12 +232,12 @@ async def counted(bootstrap: str, check: Callable[[Kept], None] = lambda _: None
 
 def difference(truth: Counted, found: Counted) -> tuple[int, int]:
     """Uses and outcomes that were lost, and those that were counted twice."""
-    lost = doubled = 0
+    lost = doubled = 0.0
     for name in truth.keys() | found.keys():
         for wanted, got in zip(truth.get(name, (0, 0, 0)), found.get(name, (0, 0, 0)), strict=True):
             lost += max(0, wanted - got)
             doubled += max(0, got - wanted)
-    return lost, doubled
+    return math.ceil(lost), math.ceil(doubled)
 
 
 @dataclass

@@ -115,7 +115,7 @@ async def _by_success(session: Session, caller: Caller) -> dict[str, Any]:
         f"(successes + 1) / (outcomes + 2), scaled to the same sum. Right before: {before:.0%}, after: {after:.0%}.",
         ("adapter", ">reported right", ">weight before", ">weight after"),
         [
-            (one, f"{counts[one].successes} of {counts[one].outcomes}", f"{weights_before[one]:.2f}", f"{weights_after[one]:.2f}")
+            (one, f"{counts[one].successes:g} of {counts[one].outcomes}", f"{weights_before[one]:.2f}", f"{weights_after[one]:.2f}")
             for one in (ONE, FAILING)
         ],
     )

@@ -103,7 +103,7 @@ def _show(session: Session, before: list[registry_pb2.Adapter], changes: Changes
     rows = []
     for adapter in sorted(changes.library, key=lambda one: (one.state, one.name)):
         seen = counts.get(adapter.adapter_id, adapter.statistics)
-        rate = f"{seen.successes} of {seen.outcomes}" if seen.outcomes else "-"
+        rate = f"{seen.successes:g} of {seen.outcomes}" if seen.outcomes else "-"
         is_back, parent_is_back = adapter.adapter_id in undone, bool(undone & set(adapter.parents) and adapter.merge_id)
         back = ", then brought back" if is_back else ", then undone" if parent_is_back else ""
         rows.append((adapter.name, str(seen.uses), rate, f"{changes.story(adapter)}{back}"))

@@ -103,7 +103,7 @@ ADAPTER_STATE_CANARY: AdapterState
 ADAPTER_STATE_MISSING: AdapterState
 
 class WeightedAdapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name", "stands_for")
+    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name", "stands_for", "control_of", "trial_share")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,8 @@ class WeightedAdapter(_message.Message):
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_OF_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_SHARE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
@@ -118,7 +120,9 @@ class WeightedAdapter(_message.Message):
     score: float
     name: str
     stands_for: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ..., stands_for: _Optional[_Iterable[str]] = ...) -> None: ...
+    control_of: str
+    trial_share: float
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ..., stands_for: _Optional[_Iterable[str]] = ..., control_of: _Optional[str] = ..., trial_share: _Optional[float] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("adapters", "max_tokens")

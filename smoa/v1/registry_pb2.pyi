@@ -46,7 +46,7 @@ class AdapterStatistics(_message.Message):
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
-    successes: int
+    successes: float
     generations: int
     tokens: int
     recent_uses: float
@@ -61,8 +61,8 @@ class AdapterStatistics(_message.Message):
     last_used_at_us: int
     longest_gap_us: int
     aside_outcomes: int
-    aside_successes: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[int] = ...) -> None: ...
+    aside_successes: float
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ...) -> None: ...
 
 class EpochCounts(_message.Message):
     __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes")
@@ -75,12 +75,12 @@ class EpochCounts(_message.Message):
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
-    successes: int
+    successes: float
     generations: int
     tokens: int
     aside_outcomes: int
-    aside_successes: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[int] = ...) -> None: ...
+    aside_successes: float
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline")

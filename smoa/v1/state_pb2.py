@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from smoa.v1 import common_pb2 as smoa_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\x1a\x14smoa/v1/common.proto\"C\n\x08Landmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x12\n\nwritten_ms\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\"}\n\tLandmarks\x12.\n\x06topics\x18\x01 \x03(\x0b\x32\x1e.smoa.v1.Landmarks.TopicsEntry\x1a@\n\x0bTopicsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Landmark:\x02\x38\x01\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\xd6\x03\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x0c\x12\x10\n\x08\x65xpected\x18\r \x03(\x02\x12\x0c\n\x04user\x18\x0e \x01(\x0c\x12%\n\tcloseness\x18\x0f \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x12\n\nbase_model\x18\x10 \x01(\t\x12\x31\n\x08on_trial\x18\x11 \x03(\x0b\x32\x1f.smoa.v1.JoinEntry.OnTrialEntry\x1a\x42\n\x0cOnTrialEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.smoa.v1.StandsFor:\x02\x38\x01\" \n\tStandsFor\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x01 \x03(\t\"\xc5\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\tB\x08\n\x06_score\"\xbd\x05\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x12\x37\n\tstood_for\x18\x06 \x03(\x0b\x32$.smoa.v1.AdapterCounts.StoodForEntry\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\x1a?\n\rStoodForEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\"\xa9\x01\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\x12@\n\x0f\x62\x65gan_at_offset\x18\x03 \x03(\x0b\x32\'.smoa.v1.CountsEpoch.BeganAtOffsetEntry\x1a\x34\n\x12\x42\x65ganAtOffsetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd0\x02\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x03\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\x12\x16\n\x0e\x66resh_outcomes\x18\n \x01(\x01\x12\x17\n\x0f\x66resh_successes\x18\x0b \x01(\x01\x12\x17\n\x0flast_used_at_us\x18\x0c \x01(\x03\x12\x16\n\x0elongest_gap_us\x18\r \x01(\x03\x12\x16\n\x0e\x61side_outcomes\x18\x0e \x01(\x03\x12\x17\n\x0f\x61side_successes\x18\x0f \x01(\x03\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13smoa/v1/state.proto\x12\x07smoa.v1\x1a\x14smoa/v1/common.proto\"C\n\x08Landmark\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x12\n\nwritten_ms\x18\x02 \x01(\x03\x12\x13\n\x0bincarnation\x18\x03 \x01(\x03\"}\n\tLandmarks\x12.\n\x06topics\x18\x01 \x03(\x0b\x32\x1e.smoa.v1.Landmarks.TopicsEntry\x1a@\n\x0bTopicsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Landmark:\x02\x38\x01\"\x1e\n\x0bJoinSegment\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\"\xd6\x03\n\tJoinEntry\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65\x63ided\x18\x03 \x01(\x08\x12\x18\n\x10\x64\x65\x63ided_position\x18\x04 \x01(\x03\x12\x15\n\rdecided_at_us\x18\x05 \x01(\x03\x12\x0f\n\x07task_id\x18\x06 \x01(\t\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x07 \x03(\t\x12\x0f\n\x07weights\x18\x08 \x03(\x02\x12\"\n\x08verdicts\x18\t \x03(\x0b\x32\x10.smoa.v1.Verdict\x12\r\n\x05\x65\x61rly\x18\n \x01(\x08\x12\x15\n\rfirst_seen_us\x18\x0b \x01(\x03\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x0c\x12\x10\n\x08\x65xpected\x18\r \x03(\x02\x12\x0c\n\x04user\x18\x0e \x01(\x0c\x12%\n\tcloseness\x18\x0f \x01(\x0b\x32\x12.smoa.v1.Closeness\x12\x12\n\nbase_model\x18\x10 \x01(\t\x12\x31\n\x08on_trial\x18\x11 \x03(\x0b\x32\x1f.smoa.v1.JoinEntry.OnTrialEntry\x1a\x42\n\x0cOnTrialEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12!\n\x05value\x18\x02 \x01(\x0b\x32\x12.smoa.v1.TrialPart:\x02\x38\x01\"B\n\tTrialPart\x12\x12\n\nstands_for\x18\x01 \x03(\t\x12\x12\n\ncontrol_of\x18\x02 \x01(\t\x12\r\n\x05share\x18\x03 \x01(\x02\"\xc5\x01\n\x07Verdict\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\x16\n\x0ereported_at_us\x18\x04 \x01(\x03\x12\x12\n\x05score\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\tB\x08\n\x06_score\"\xd7\x06\n\rAdapterCounts\x12\x34\n\x07tenants\x18\x01 \x03(\x0b\x32#.smoa.v1.AdapterCounts.TenantsEntry\x12\x30\n\x05tasks\x18\x02 \x03(\x0b\x32!.smoa.v1.AdapterCounts.TasksEntry\x12\x36\n\x08together\x18\x03 \x03(\x0b\x32$.smoa.v1.AdapterCounts.TogetherEntry\x12\x34\n\x07\x61pplied\x18\x04 \x03(\x0b\x32#.smoa.v1.AdapterCounts.AppliedEntry\x12\x38\n\tproducers\x18\x05 \x03(\x0b\x32%.smoa.v1.AdapterCounts.ProducersEntry\x12\x37\n\tstood_for\x18\x06 \x03(\x0b\x32$.smoa.v1.AdapterCounts.StoodForEntry\x12\x34\n\x07\x63ontrol\x18\x07 \x03(\x0b\x32#.smoa.v1.AdapterCounts.ControlEntry\x12\"\n\x05\x64raws\x18\x08 \x01(\x0b\x32\x13.smoa.v1.TrialDraws\x1a>\n\x0cTenantsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a<\n\nTasksEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a/\n\rTogetherEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0c\x41ppliedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x43\n\x0eProducersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.smoa.v1.Producer:\x02\x38\x01\x1a?\n\rStoodForEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\x1a>\n\x0c\x43ontrolEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.smoa.v1.Tally:\x02\x38\x01\"N\n\nTrialDraws\x12\r\n\x05\x64rawn\x18\x01 \x01(\x03\x12\r\n\x05\x63hild\x18\x02 \x01(\x03\x12\x10\n\x08\x65xpected\x18\x03 \x01(\x01\x12\x10\n\x08variance\x18\x04 \x01(\x01\"\xa9\x01\n\x0b\x43ountsEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x65gan_at_us\x18\x02 \x01(\x03\x12@\n\x0f\x62\x65gan_at_offset\x18\x03 \x03(\x0b\x32\'.smoa.v1.CountsEpoch.BeganAtOffsetEntry\x1a\x34\n\x12\x42\x65ganAtOffsetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\xd0\x02\n\x05Tally\x12\x0c\n\x04uses\x18\x01 \x01(\x03\x12\x10\n\x08outcomes\x18\x02 \x01(\x03\x12\x11\n\tsuccesses\x18\x03 \x01(\x01\x12\x13\n\x0bgenerations\x18\x04 \x01(\x03\x12\x0e\n\x06tokens\x18\x05 \x01(\x03\x12\x13\n\x0brecent_uses\x18\x06 \x01(\x01\x12\x17\n\x0frecent_outcomes\x18\x07 \x01(\x01\x12\x18\n\x10recent_successes\x18\x08 \x01(\x01\x12\x14\n\x0crecent_at_us\x18\t \x01(\x03\x12\x16\n\x0e\x66resh_outcomes\x18\n \x01(\x01\x12\x17\n\x0f\x66resh_successes\x18\x0b \x01(\x01\x12\x17\n\x0flast_used_at_us\x18\x0c \x01(\x03\x12\x16\n\x0elongest_gap_us\x18\r \x01(\x03\x12\x16\n\x0e\x61side_outcomes\x18\x0e \x01(\x03\x12\x17\n\x0f\x61side_successes\x18\x0f \x01(\x01\"\x1e\n\nExampleSet\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"0\n\x08Producer\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x12\n\nseen_at_us\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_options = b'8\001'
   _globals['_ADAPTERCOUNTS_STOODFORENTRY']._loaded_options = None
   _globals['_ADAPTERCOUNTS_STOODFORENTRY']._serialized_options = b'8\001'
+  _globals['_ADAPTERCOUNTS_CONTROLENTRY']._loaded_options = None
+  _globals['_ADAPTERCOUNTS_CONTROLENTRY']._serialized_options = b'8\001'
   _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._loaded_options = None
   _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_options = b'8\001'
   _globals['_LANDMARK']._serialized_start=54
@@ -62,32 +64,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINENTRY']._serialized_end=753
   _globals['_JOINENTRY_ONTRIALENTRY']._serialized_start=687
   _globals['_JOINENTRY_ONTRIALENTRY']._serialized_end=753
-  _globals['_STANDSFOR']._serialized_start=755
-  _globals['_STANDSFOR']._serialized_end=787
-  _globals['_VERDICT']._serialized_start=790
-  _globals['_VERDICT']._serialized_end=987
-  _globals['_ADAPTERCOUNTS']._serialized_start=990
-  _globals['_ADAPTERCOUNTS']._serialized_end=1691
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=1336
-  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=1398
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=1400
-  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=1460
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=1462
-  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=1509
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=1511
-  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=1557
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=1559
-  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1626
-  _globals['_ADAPTERCOUNTS_STOODFORENTRY']._serialized_start=1628
-  _globals['_ADAPTERCOUNTS_STOODFORENTRY']._serialized_end=1691
-  _globals['_COUNTSEPOCH']._serialized_start=1694
-  _globals['_COUNTSEPOCH']._serialized_end=1863
-  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_start=1811
-  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_end=1863
-  _globals['_TALLY']._serialized_start=1866
-  _globals['_TALLY']._serialized_end=2202
-  _globals['_EXAMPLESET']._serialized_start=2204
-  _globals['_EXAMPLESET']._serialized_end=2234
-  _globals['_PRODUCER']._serialized_start=2236
-  _globals['_PRODUCER']._serialized_end=2284
+  _globals['_TRIALPART']._serialized_start=755
+  _globals['_TRIALPART']._serialized_end=821
+  _globals['_VERDICT']._serialized_start=824
+  _globals['_VERDICT']._serialized_end=1021
+  _globals['_ADAPTERCOUNTS']._serialized_start=1024
+  _globals['_ADAPTERCOUNTS']._serialized_end=1879
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_start=1460
+  _globals['_ADAPTERCOUNTS_TENANTSENTRY']._serialized_end=1522
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_start=1524
+  _globals['_ADAPTERCOUNTS_TASKSENTRY']._serialized_end=1584
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_start=1586
+  _globals['_ADAPTERCOUNTS_TOGETHERENTRY']._serialized_end=1633
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_start=1635
+  _globals['_ADAPTERCOUNTS_APPLIEDENTRY']._serialized_end=1681
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_start=1683
+  _globals['_ADAPTERCOUNTS_PRODUCERSENTRY']._serialized_end=1750
+  _globals['_ADAPTERCOUNTS_STOODFORENTRY']._serialized_start=1752
+  _globals['_ADAPTERCOUNTS_STOODFORENTRY']._serialized_end=1815
+  _globals['_ADAPTERCOUNTS_CONTROLENTRY']._serialized_start=1817
+  _globals['_ADAPTERCOUNTS_CONTROLENTRY']._serialized_end=1879
+  _globals['_TRIALDRAWS']._serialized_start=1881
+  _globals['_TRIALDRAWS']._serialized_end=1959
+  _globals['_COUNTSEPOCH']._serialized_start=1962
+  _globals['_COUNTSEPOCH']._serialized_end=2131
+  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_start=2079
+  _globals['_COUNTSEPOCH_BEGANATOFFSETENTRY']._serialized_end=2131
+  _globals['_TALLY']._serialized_start=2134
+  _globals['_TALLY']._serialized_end=2470
+  _globals['_EXAMPLESET']._serialized_start=2472
+  _globals['_EXAMPLESET']._serialized_end=2502
+  _globals['_PRODUCER']._serialized_start=2504
+  _globals['_PRODUCER']._serialized_end=2552
 # @@protoc_insertion_point(module_scope)

@@ -43,8 +43,8 @@ class JoinEntry(_message.Message):
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: StandsFor
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StandsFor, _Mapping]] = ...) -> None: ...
+        value: TrialPart
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[TrialPart, _Mapping]] = ...) -> None: ...
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_FIELD_NUMBER: _ClassVar[int]
@@ -78,14 +78,18 @@ class JoinEntry(_message.Message):
     user: bytes
     closeness: _common_pb2.Closeness
     base_model: str
-    on_trial: _containers.MessageMap[str, StandsFor]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, StandsFor]] = ...) -> None: ...
+    on_trial: _containers.MessageMap[str, TrialPart]
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, TrialPart]] = ...) -> None: ...
 
-class StandsFor(_message.Message):
-    __slots__ = ("adapter_ids",)
-    ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
-    adapter_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+class TrialPart(_message.Message):
+    __slots__ = ("stands_for", "control_of", "share")
+    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_OF_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    stands_for: _containers.RepeatedScalarFieldContainer[str]
+    control_of: str
+    share: float
+    def __init__(self, stands_for: _Optional[_Iterable[str]] = ..., control_of: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")
@@ -110,7 +114,7 @@ class Verdict(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
-    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for")
+    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws")
     class TenantsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -153,19 +157,42 @@ class AdapterCounts(_message.Message):
         key: str
         value: Tally
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
+    class ControlEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Tally
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     PRODUCERS_FIELD_NUMBER: _ClassVar[int]
     STOOD_FOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
     tenants: _containers.MessageMap[str, Tally]
     tasks: _containers.MessageMap[str, Tally]
     together: _containers.ScalarMap[str, int]
     applied: _containers.ScalarMap[str, int]
     producers: _containers.MessageMap[str, Producer]
     stood_for: _containers.MessageMap[str, Tally]
-    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ...) -> None: ...
+    control: _containers.MessageMap[str, Tally]
+    draws: TrialDraws
+    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ..., control: _Optional[_Mapping[str, Tally]] = ..., draws: _Optional[_Union[TrialDraws, _Mapping]] = ...) -> None: ...
+
+class TrialDraws(_message.Message):
+    __slots__ = ("drawn", "child", "expected", "variance")
+    DRAWN_FIELD_NUMBER: _ClassVar[int]
+    CHILD_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    drawn: int
+    child: int
+    expected: float
+    variance: float
+    def __init__(self, drawn: _Optional[int] = ..., child: _Optional[int] = ..., expected: _Optional[float] = ..., variance: _Optional[float] = ...) -> None: ...
 
 class CountsEpoch(_message.Message):
     __slots__ = ("epoch", "began_at_us", "began_at_offset")
@@ -203,7 +230,7 @@ class Tally(_message.Message):
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
-    successes: int
+    successes: float
     generations: int
     tokens: int
     recent_uses: float
@@ -215,8 +242,8 @@ class Tally(_message.Message):
     last_used_at_us: int
     longest_gap_us: int
     aside_outcomes: int
-    aside_successes: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[int] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[int] = ...) -> None: ...
+    aside_successes: float
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ...) -> None: ...
 
 class ExampleSet(_message.Message):
     __slots__ = ("examples",)

@@ -21,7 +21,7 @@ from services.optimizer.stream.counting import stratum_key
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1.state_pb2 import AdapterCounts
+from smoa.v1.state_pb2 import AdapterCounts, Tally
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
 
@@ -178,7 +178,7 @@ class _Callers:
         self._world, self.chance, self._rng = world, chance, np.random.default_rng(3)
         self.counts: dict[str, list[int]] = {}
         self.seen: Counter[str] = Counter()
-        self.stood_for: dict[str, AdapterCounts] = {}
+        self.on_trial: dict[str, AdapterCounts] = {}
         """Of a child on trial."""
 
     async def ask(self) -> None:
@@ -190,8 +190,16 @@ class _Callers:
             tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
             self.seen[one.adapter_id] += 1
             for parent in one.stands_for:
-                in_place = self.stood_for.setdefault(one.adapter_id, AdapterCounts()).stood_for[stratum_key("public", parent)]
-                in_place.outcomes, in_place.successes = in_place.outcomes + 1, in_place.successes + int(success)
+                self._add(self._tried(one.adapter_id).stood_for[stratum_key("public", parent)], success)
+            if one.control_of:
+                self._add(self._tried(one.control_of).control[stratum_key("public", one.adapter_id)], success)
+
+    def _tried(self, child: str) -> AdapterCounts:
+        return self.on_trial.setdefault(child, AdapterCounts())
+
+    @staticmethod
+    def _add(tally: Tally, success: bool) -> None:
+        tally.outcomes, tally.successes = tally.outcomes + 1, tally.successes + int(success)
 
     async def report(self) -> None:
         for name, (uses, outcomes, successes) in self.counts.items():
@@ -209,7 +217,7 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
         Rules(min_age_s=0.0),
         lambda _: True,
         100,
-        counts=callers.stood_for.get,
+        counts=callers.on_trial.get,
         caution=Caution(canary_share=0.2, trial=TrialRules(margin=0.3, parent_margin=0.3)),
     )
     report = await optimizer.run_pass()

@@ -214,9 +214,9 @@ async def test_a_freeze_holds_prunes_merges_and_promotions_and_no_undoing(world:
     )
     assert len((await optimizer.run_pass()).merged) == 1
     for name in ("twin-a", "twin-b"):
-        await _counted(world, made[name].adapter_id, 130, 127)
-        tally = in_place.stood_for[stratum_key("public", made[name].adapter_id)]
-        tally.outcomes, tally.successes = 100, 100
+        for side in (in_place.stood_for, in_place.control):
+            tally = side[stratum_key("public", made[name].adapter_id)]
+            tally.outcomes, tally.successes = 100, 100
     await world.client.freeze("public", reason="another")
     assert await optimizer.trials.judge() == []
     await world.client.thaw("public")

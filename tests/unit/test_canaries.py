@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
-from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_HOUR, QUERIES_AN_OUTCOME, TAKEN_AT_ONCE, Canaries, left_of_budget
+from services.router.routing.canaries import (
+    FIRST_QUERIES,
+    QUERIES_AN_HOUR,
+    QUERIES_AN_OUTCOME,
+    SHARES,
+    TAKEN_AT_ONCE,
+    Canaries,
+    left_of_budget,
+)
 from services.router.routing.scoring import Chosen
 
 
@@ -40,10 +49,10 @@ def _chosen(**weights: float) -> tuple[Chosen, ...]:
 
 
 def _given(canaries: Canaries, chosen: tuple[Chosen, ...], tenant: str = "t") -> tuple[Chosen, ...]:
-    """The first answer of twenty that is not what was chosen, if there is one."""
+    """The first answer of twenty that a child is in, if there is one."""
     canaries.grant("child", FIRST_QUERIES)
     answers = (canaries.tried(chosen, tenant, 0) for _ in range(FIRST_QUERIES))
-    return next((one for one in answers if one is not chosen), chosen)
+    return next((answer for answer in answers if any(one.stands_for for one in answer)), chosen)
 
 
 def _names(chosen: tuple[Chosen, ...]) -> list[tuple[str, float]]:
@@ -64,6 +73,22 @@ def test_it_says_for_which_parents_it_stands() -> None:
         ("child", ("b", "a")),
     ]
     assert _given(canaries, _chosen(c=1.0))[0].stands_for == ("c",)
+
+
+def test_both_sides_say_who_is_compared_and_by_which_chance() -> None:
+    canaries = Canaries(1)
+    canaries.update([_record("child", ("a", "b"), share=0.1)])
+    assert [(one.control_of, one.trial_share) for one in canaries.tried(_chosen(a=0.6, x=0.4), "t", 0)] == [("child", 0.0), ("", 0.0)]
+    canaries.grant("child", 10_000)
+    share, sides = round(0.1 * SHARES) / SHARES, Counter[str]()
+    for _ in range(2000):
+        first, other = canaries.tried(_chosen(a=0.6, x=0.4), "t", 0)
+        assert (first.trial_share, other.trial_share, other.control_of) == (share, 0.0, "")
+        assert (first.ref.adapter_id, first.control_of, first.stands_for) in (("a", "child", ()), ("child", "", ("a",)))
+        sides[first.ref.adapter_id] += 1
+    assert 150 < sides["child"] < 250
+    kept = canaries.tried(_chosen(a=1.0), "t", 0, b"somebody")[0]
+    assert kept.trial_share == 0.0, "one who stays on a side was not drawn for this query"
 
 
 def test_whoever_asks_stays_on_one_side() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -29,13 +30,15 @@ HALF_LIFE_US = 100.0
 NOW_US = 1_000_000
 
 
-def _effect(position: int, *, at_us: int = NOW_US, success: bool | None = True, tenant: str = "t", **more: object) -> AdapterOutcome:
+def _effect(
+    position: int, *, at_us: int = NOW_US, success: bool | None = True, tenant: str = "t", used: bool = True, **more: object
+) -> AdapterOutcome:
     return AdapterOutcome(
         adapter_id="a",
         tenant=tenant,
         source_topic=DECISIONS,
         source_position=position,
-        used=True,
+        used=used,
         success=success,
         occurred_at_us=at_us,
         **more,  # type: ignore[arg-type]
@@ -170,6 +173,41 @@ def test_verdicts_are_kept_by_the_parent_for_which_a_child_stood_and_by_who_gave
         assert not count_outcome(counts, effect, HALF_LIFE_US, NOW_US), "a replay"
     kept = {key: (tally.outcomes, tally.successes) for key, tally in counts.stood_for.items()}
     assert kept == {stratum_key("t", "a"): (2, 1), stratum_key("t", "b"): (1, 1), stratum_key("u", "a"): (1, 0)}
+
+
+def test_a_childs_counts_have_both_sides_of_its_trial_and_only_its_own_uses() -> None:
+    counts = AdapterCounts()
+    effects = [
+        _effect(0, success=None, stands_for=("a",), trial_share=0.25),
+        _effect(1, success=None, control_for=("a", "b"), trial_share=0.25),
+        _effect(2, success=None, control_for=("a",), trial_share=0.0),
+        _effect(3, used=False, success=True, stands_for=("a",), trial_share=0.25),
+        _effect(4, used=False, success=False, control_for=("a", "b"), trial_share=0.25),
+    ]
+    for effect in effects:
+        assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US)
+        assert not count_outcome(counts, effect, HALF_LIFE_US, NOW_US), "a replay"
+    assert (counts.tenants["t"].uses, counts.tenants["t"].outcomes) == (1, 1)
+    sides = [
+        {key: (tally.uses, tally.outcomes, tally.successes) for key, tally in side.items()} for side in (counts.stood_for, counts.control)
+    ]
+    assert sides == [{"t/a": (1, 1, 1)}, {"t/a": (2, 1, 0), "t/b": (1, 1, 0)}]
+    draws = counts.draws
+    assert (draws.drawn, draws.child, draws.expected, draws.variance) == (2, 1, 0.5, 2 * 0.25 * 0.75)
+
+
+@settings(deadline=None, derandomize=True)
+@given(scores=st.lists(st.floats(0, 1, width=32), max_size=50), seed=st.integers(0, 100))
+def test_a_score_counts_as_what_it_is_and_sums_do_not_depend_on_their_order(scores: list[float], seed: int) -> None:
+    found = set()
+    for order in (scores, random.Random(seed).sample(scores, len(scores))):
+        counts = AdapterCounts()
+        for position, score in enumerate(order):
+            count_outcome(counts, _effect(position, success=True, score=score, stands_for=("p",)), HALF_LIFE_US, NOW_US)
+        found.add((counts.tenants["t"].successes, counts.stood_for["t/p"].successes))
+    assert len(found) == 1
+    [(total, in_place)] = found
+    assert total == in_place == pytest.approx(sum(scores), abs=len(scores) * 2**-20)
 
 
 def test_the_longest_time_between_two_uses_is_kept() -> None:

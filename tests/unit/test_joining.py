@@ -30,7 +30,9 @@ def _decision(number: int, tenant: str = "t", adapters: str = "ab", offset: int 
 
 
 def _outcome(number: int, success: bool = True, tenant: str = "t", offset: int = 0, partition: int = 0) -> Received:
-    message = feedback_pb2.Outcome(decision_id=f"d{number}", tenant=tenant, success=success, score=0.5, reported_at_us=6)
+    message = feedback_pb2.Outcome(
+        decision_id=f"d{number}", tenant=tenant, success=success, score=0.75 if success else 0.25, reported_at_us=6
+    )
     return Received(OUTCOMES, partition, offset, 0, f"d{number}".encode(), message.SerializeToString(), "", 0)
 
 
@@ -174,6 +176,28 @@ def test_an_outcome_says_for_whom_a_child_on_trial_stood(outcome_first: bool) ->
     effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True), outcome_first)
     judged = {one.adapter_id: list(one.stands_for) for one in effects if one.HasField("success")}
     assert judged == {"child": ["a", "b"], "x": []}
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_a_parent_whose_merge_is_on_trial_tells_the_child_what_it_is_compared_with(outcome_first: bool) -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5)
+    for name, child in (("a", "child"), ("x", ""), ("b", "child")):
+        decision.adapters.add(adapter_id=name, weight=0.3, control_of=child, trial_share=0.25 if child else 0.0)
+    effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True), outcome_first)
+    told = [one for one in effects if one.adapter_id == "child"]
+    assert all((list(one.control_for), one.trial_share, list(one.together)) == (["a", "b"], 0.25, []) for one in told)
+    assert sum(one.used for one in told) == sum(one.HasField("success") for one in told) == 1
+    assert len({(one.adapter_id, one.source_topic, one.source_position) for one in effects}) == len(effects), "each is counted once"
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+@pytest.mark.parametrize("score", [None, 0.0, 0.75])
+def test_an_outcomes_score_goes_with_it(outcome_first: bool, score: float | None) -> None:
+    decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5)
+    decision.adapters.add(adapter_id="a", weight=1.0)
+    effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True, score=score), outcome_first)
+    [judged] = [one for one in effects if one.HasField("success")]
+    assert (judged.score if judged.HasField("score") else None) == score
 
 
 def test_nothing_of_a_silent_tenants_queries_is_kept() -> None:
@@ -362,7 +386,7 @@ class _World:
         assert not plan.refused
         self.counter.apply(plan)
 
-    def totals(self) -> dict[str, tuple[int, int, int]]:
+    def totals(self) -> dict[str, tuple[int, int, float]]:
         found = {}
         for name in self.counter:
             counts = self.counter.get(name)
@@ -372,12 +396,12 @@ class _World:
         return found
 
 
-def _truth(verdicts: list[bool | None]) -> dict[str, tuple[int, int, int]]:
-    totals: dict[str, tuple[int, int, int]] = {}
+def _truth(verdicts: list[bool | None]) -> dict[str, tuple[int, int, float]]:
+    totals: dict[str, tuple[int, int, float]] = {}
     for number, verdict in enumerate(verdicts):
         for name in _used_by(number):
             uses, outcomes, successes = totals.get(name, (0, 0, 0))
-            totals[name] = (uses + 1, outcomes + (verdict is not None), successes + (verdict is True))
+            totals[name] = (uses + 1, outcomes + (verdict is not None), successes + {None: 0.0, True: 0.75, False: 0.25}[verdict])
     return totals
 
 

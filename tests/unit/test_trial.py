@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.policy.trial import NOTHING, Arm, Stratum, TrialRules, against, against_level, judge
+from services.optimizer.policy.trial import (
+    MOST_OF_A_USER,
+    NOTHING,
+    Arm,
+    Draws,
+    Stratum,
+    TrialRules,
+    against,
+    against_level,
+    judge,
+    with_users,
+)
 
 RULES = TrialRules()
 Chances = dict[str, tuple[float, float, float]]
@@ -135,3 +146,63 @@ def test_the_truth_is_refuted_at_no_moment_but_rarely(chance: float) -> None:
                 refuted += 1
                 break
     assert refuted / 200 <= 0.1  # two hypotheses
+
+
+def test_sides_that_are_not_drawn_as_the_routers_say_promote_nothing_and_are_undone_at_the_deadline() -> None:
+    good = {"a": Stratum(Arm(300, 290), Arm(300, 290), Arm(100, 97))}
+    fair, skewed = Draws(600, 300, 300.0, 150.0), Draws(600, 400, 300.0, 150.0)
+    assert judge(good, 0.0, RULES, fair)[0] == "promote"
+    assert judge(good, 0.0, RULES, skewed)[0] == "wait"
+    judgement, _, reason = judge(good, RULES.max_age_s, RULES, skewed)
+    assert judgement == "roll back"
+    assert reason.startswith("its sides are skewed (400 of 600 drawn for the child, 300.0 expected): ")
+    worse = {"a": Stratum(Arm(100, 10), Arm(100, 97), NOTHING)}
+    assert judge(worse, 0.0, RULES, skewed)[0] == "roll back", "harm is undone by whatever is known"
+
+
+def test_fair_draws_are_rarely_called_skewed() -> None:
+    rng, called = random.Random(1), 0
+    for _ in range(100):
+        draws = Draws()
+        for _ in range(1000):
+            share = rng.choice([0.1, 0.3, 0.5])
+            child = draws.child + (rng.random() < share)
+            draws = Draws(draws.drawn + 1, child, draws.expected + share, draws.variance + share * (1 - share))
+            called += draws.skewed
+    assert called == 0
+
+
+_ARMS = st.tuples(st.integers(0, 1000), st.floats(0, 1)).map(lambda pair: Arm(pair[0], pair[0] * pair[1]))
+
+
+@settings(deadline=None, derandomize=True)
+@given(owner=_ARMS, users=st.dictionaries(st.sampled_from("uvwxyz"), st.tuples(_ARMS, _ARMS)))
+def test_no_user_of_a_shared_parent_is_more_than_its_share(owner: Arm, users: dict[str, tuple[Arm, Arm]]) -> None:
+    found = with_users(Stratum(owner, NOTHING), users).child
+    assert owner.outcomes <= found.outcomes + 1e-6
+    assert -1e-6 <= found.successes <= found.outcomes + 1e-6
+    without = {name: with_users(Stratum(owner, NOTHING), {one: arms for one, arms in users.items() if one != name}).child for name in users}
+    whole = owner.outcomes + sum(child.outcomes for child, _ in users.values())
+    assert found.outcomes <= whole + 1e-6
+    for name in users:
+        assert found.outcomes - without[name].outcomes <= MOST_OF_A_USER * len(users) * found.outcomes + 1e-6
+
+
+def test_a_liar_among_the_users_neither_promotes_what_is_bad_nor_undoes_what_is_good() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        for child_rate, wanted in ((0.95, "promote"), (0.3, "roll back")):
+            arms = {name: [[0, 0], [0, 0]] for name in ("owner", "liar")}
+            judgement = "wait"
+            for _ in range(6000):
+                side = int(rng.random() < 0.7)  # 0: the child's
+                liar = rng.random() < 0.4
+                arm = arms["liar" if liar else "owner"][side]
+                arm[0] += 1
+                arm[1] += (not liar) and rng.random() < (child_rate if side == 0 else 0.95)
+                own, lied = [[Arm(*one) for one in arms[name]] for name in ("owner", "liar")]
+                stratum = with_users(Stratum(own[0], own[1], Arm(20, 19)), {"liar": (lied[0], lied[1])})
+                judgement = judge({"a": stratum}, 0.0, RULES)[0]
+                if judgement != "wait":
+                    break
+            assert judgement == wanted

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.control.views import arm_of, protection_of, view_of
+from services.optimizer.control.views import lifetime_of, protection_of, stratum_of, view_of
 from services.optimizer.policy.library_policy import Rules, prunes
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, judge
 from smoa.v1 import registry_pb2
 from smoa.v1.registry_pb2 import AdapterStatistics, EpochCounts
+from smoa.v1.state_pb2 import AdapterCounts
 
 DAY_US = 86400 * 10**6
 NOW_US = 100 * DAY_US
@@ -58,13 +59,24 @@ def test_a_restored_adapter_is_left_alone_for_a_window_and_then_judged_by_what_c
     assert view_of(adapter, "", WEEK_S, NOW_US).recent_uses == pytest.approx(40.0 * 0.5 ** (8 / 7) + 25.0)
 
 
-def test_a_trial_is_judged_by_the_epoch_that_is_whole() -> None:
-    began = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=100, successes=90)})
-    within = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=120, successes=100)})
-    assert arm_of(within, began) == Arm(20, 10)
-    lost = AdapterStatistics(epoch="b", epochs={"a": EpochCounts(outcomes=105, successes=95), "b": EpochCounts(outcomes=30, successes=3)})
-    assert arm_of(lost, began) == Arm(30, 3), "not 35: of the others some are unknown"
-    assert arm_of(AdapterStatistics()) == Arm(0, 0)
+def test_a_trial_is_judged_by_both_sides_and_no_user_of_a_shared_parent_alone_decides() -> None:
+    parent = registry_pb2.Adapter(adapter_id="a", tenant="owner", shared=True)
+    counts = AdapterCounts()
+    for side, key, outcomes, successes in (
+        ("stood_for", "owner/a", 40, 36),
+        ("stood_for", "owner/b", 9, 9),
+        ("stood_for", "liar/a", 1000, 0),
+        ("control", "owner/a", 80, 72),
+        ("control", "user/a", 10, 9),
+        ("control", "x/a/a", 5, 5),
+    ):
+        tally = getattr(counts, side)[key]
+        tally.outcomes, tally.successes = outcomes, successes
+    began = AdapterStatistics(outcomes=100, successes=90, aside_outcomes=10)
+    stratum = stratum_of(counts, parent, began)
+    assert stratum.child.outcomes == pytest.approx(50), "a fifth of them at most are a liar's"
+    assert stratum.child.successes == 36
+    assert (stratum.parent, stratum.before) == (Arm(95, 86), Arm(90, 90))
 
 
 def test_what_was_set_aside_judges_nobody() -> None:
@@ -72,9 +84,7 @@ def test_what_was_set_aside_judges_nobody() -> None:
     adapter.statistics.CopyFrom(AdapterStatistics(outcomes=50, successes=40, aside_outcomes=10, aside_successes=1, epoch="e"))
     view = view_of(adapter, "", WEEK_S, NOW_US)
     assert (view.outcomes, view.successes) == (40, 39)
-    began = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=100, successes=90, aside_outcomes=5)})
-    now = AdapterStatistics(epoch="a", epochs={"a": EpochCounts(outcomes=130, successes=100, aside_outcomes=15, aside_successes=2)})
-    assert arm_of(now, began) == Arm(20, 8)
+    assert lifetime_of(adapter.statistics) == Arm(40, 39)
 
 
 _COUNTS = st.builds(
@@ -104,6 +114,6 @@ def test_no_counts_that_an_adapter_may_have_break_a_pass_or_a_trial(now: Adapter
     """More successes than outcomes, which nobody counted: whoever wrote them, the others are judged all the same."""
     adapter = registry_pb2.Adapter(adapter_id="a", name="n", statistics=now, restored_baseline=before, restored_at_us=1)
     prunes([view_of(adapter, "", 100.0, now_us)], Rules())
-    arm = arm_of(now, before)
+    arm = lifetime_of(now)
     assert 0 <= arm.successes <= arm.outcomes
     judge({"a": Stratum(arm, arm, arm, arm)}, 0.0, TrialRules())

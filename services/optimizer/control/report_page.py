@@ -174,7 +174,7 @@ def _table(report: Report) -> str:
         name = adapter.name if adapter is not None and adapter.name else one.adapter_id
         parents = ", ".join(parent.name for parent_id in one.parents if (parent := report.by_id.get(parent_id)) is not None)
         counts = adapter.statistics if adapter is not None else registry_pb2.AdapterStatistics()
-        rate = f"{counts.successes:,} of {counts.outcomes:,}" if counts.outcomes else "-"
+        rate = f"{counts.successes:,.10g} of {counts.outcomes:,}" if counts.outcomes else "-"
         why = _ID.sub(lambda found: known.name if (known := report.by_id.get(found[0])) is not None else found[0], one.reason)
         cells = (
             _moment(one.occurred_at_us),

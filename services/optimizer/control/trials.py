@@ -11,7 +11,7 @@ import grpc
 from services.optimizer.control.freezing import Freezing
 from services.optimizer.control.reporting import AWAY
 from services.optimizer.control.views import lifetime_of, stratum_of
-from services.optimizer.policy.trial import NOTHING, Arm, TrialRules, judge
+from services.optimizer.policy.trial import NOTHING, Arm, Draws, TrialRules, judge
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -30,12 +30,16 @@ class Trials:
         self._originals: dict[str, Arm] = {}
         """By the parent: they are looked at every second, and those adapters are retired. Until the next pass."""
 
+        self._skewed: set[str] = set()
+        """Of which it was told."""
+
     def __len__(self) -> int:
         return len(self._tenants)
 
     def are(self, canaries: Iterable[registry_pb2.Adapter]) -> None:
         """A pass has found these."""
         self._tenants, self._originals = {one.adapter_id: one.tenant for one in canaries}, {}
+        self._skewed &= self._tenants.keys()
 
     def began(self, child: registry_pb2.Adapter) -> None:
         """One more."""
@@ -63,14 +67,18 @@ class Trials:
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
         parents = [await self._client.get(parent, tenant) for parent in child.parents]
-        counts = self._counts(child_id)
+        counts = self._counts(child_id) or AdapterCounts()
         strata = {
             parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))
             for parent in parents
         }
         # If counts were lost, the trial is as old as what is known of it.
-        began_us = max(child.created_at_us, child.statistics.counted_since_us, *(one.statistics.counted_since_us for one in parents))
-        judgement, evidence, reason = judge(strata, time.time() - began_us / 1e6, self._rules)
+        age_s = time.time() - max(child.created_at_us, child.statistics.counted_since_us) / 1e6
+        draws = Draws(counts.draws.drawn, counts.draws.child, counts.draws.expected, counts.draws.variance)
+        if draws.skewed and child_id not in self._skewed:
+            self._skewed.add(child_id)
+            _log.warning("canary %s: its sides are not as the routers say that they were drawn: %s; it is not promoted", child_id, draws)
+        judgement, evidence, reason = judge(strata, age_s, self._rules, draws)
         if judgement == "wait" or (judgement == "promote" and await self._freezing.holds(tenant, child.base_model)):
             return ""
         _log.info("canary %s: %s: %s", child_id, judgement, reason)
@@ -83,7 +91,7 @@ class Trials:
             return NOTHING
         if parent.adapter_id in self._originals:
             return self._originals[parent.adapter_id]
-        known, wanted, outcomes, successes = set[str](), list(parent.parents), 0, 0
+        known, wanted, outcomes, successes = set[str](), list(parent.parents), 0.0, 0.0
         while wanted:
             if (name := wanted.pop()) in known:
                 continue

@@ -5,12 +5,12 @@ Counts that were lost are unknown, not zero. They show in the epoch of an adapte
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Final
 
 from services.optimizer.policy.library_policy import AdapterView
-from services.optimizer.policy.trial import NOTHING, Arm, Stratum
-from services.optimizer.stream.counting import FRESH_HALF_LIFE_US, stratum_key
+from services.optimizer.policy.trial import NOTHING, Arm, Stratum, with_users
+from services.optimizer.stream.counting import FRESH_HALF_LIFE_US
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts, Tally
@@ -90,9 +90,10 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
 
 
 def stratum_of(
-    counts: AdapterCounts | None, parent: registry_pb2.Adapter, began: registry_pb2.AdapterStatistics, original: Arm = NOTHING
+    counts: AdapterCounts, parent: registry_pb2.Adapter, began: registry_pb2.AdapterStatistics, original: Arm = NOTHING
 ) -> Stratum:
-    """How a child on trial does for one of its parents, by what the parent's owner said of both.
+    """How a child on trial does for one of its parents: verdicts on decisions in which it stood for the parent, beside those, of the same
+    time, in which the parent was itself; of its owner, and of the others that use it where it is shared.
 
     Args:
         counts: The child's, as this worker has them.
@@ -100,10 +101,21 @@ def stratum_of(
         began: Its counts when the trial began.
         original: What it was merged from itself, all their outcomes.
     """
-    key = stratum_key(parent.tenant, parent.adapter_id)
-    tally = counts.stood_for[key] if counts is not None and key in counts.stood_for else Tally()
-    before = lifetime_of(began)
-    return Stratum(Arm(tally.outcomes, tally.successes), arm_of(parent.statistics, began), before, original)
+
+    def of(side: Mapping[str, Tally]) -> tuple[Arm, dict[str, Arm]]:
+        ending, owner, users = f"/{parent.adapter_id}", NOTHING, dict[str, Arm]()
+        for key, tally in side.items():
+            if key.endswith(ending):
+                arm = Arm(tally.outcomes, tally.successes)
+                if (tenant := key.removesuffix(ending)) == parent.tenant:
+                    owner = arm
+                else:
+                    users[tenant] = arm
+        return owner, users
+
+    (child, child_users), (control, control_users) = of(counts.stood_for), of(counts.control)
+    users = {tenant: (child_users.get(tenant, NOTHING), control_users.get(tenant, NOTHING)) for tenant in {*child_users, *control_users}}
+    return with_users(Stratum(child, control, lifetime_of(began), original), users)
 
 
 def lifetime_of(counts: registry_pb2.AdapterStatistics) -> Arm:
@@ -116,14 +128,5 @@ def _judged(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -
     return max(0, counts.outcomes - counts.aside_outcomes)
 
 
-def _right(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> int:
+def _right(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> float:
     return max(0, counts.successes - counts.aside_successes)
-
-
-def arm_of(counts: registry_pb2.AdapterStatistics, began: registry_pb2.AdapterStatistics | None = None) -> Arm:
-    """Outcomes since a trial began, at which the counts were `began`: those of the last epoch, which holds all since it began itself."""
-    now, before = counts.epochs[counts.epoch], registry_pb2.EpochCounts()
-    if began is not None and counts.epoch in began.epochs:
-        before = began.epochs[counts.epoch]
-    outcomes = max(0, _judged(now) - _judged(before))
-    return Arm(outcomes, min(outcomes, max(0, _right(now) - _right(before))))

@@ -31,7 +31,8 @@ class AdapterView:
     age_s: float
     uses: int
     outcomes: int
-    successes: int
+    successes: float
+    """Sum of the verdicts, each in [0, 1]."""
     recent_uses: float = 0.0
     """Faded to now."""
     recent_outcomes: float = 0.0
@@ -203,7 +204,7 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
             "value_per_byte": adapter.value_per_byte,
         }
         if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
-            reason = f"fails: {adapter.successes} of {adapter.outcomes} right; with 95% confidence under {rules.min_success:.0%}"
+            reason = f"fails: {adapter.successes:.10g} of {adapter.outcomes} right; with 95% confidence under {rules.min_success:.0%}"
             found.append(Prune(adapter, reason, evidence))
         elif of_late < rules.min_success:
             right = f"{adapter.recent_successes:.1f} of {adapter.recent_outcomes:.1f} right, as recent ones are weighed"
@@ -277,4 +278,4 @@ def _grown(group: Merge, left: Set[str], like: Mapping[str, Mapping[str, float]]
 
 
 def _numbers(adapter: AdapterView) -> str:
-    return f"{adapter.name} ({adapter.uses} uses, {adapter.successes}/{adapter.outcomes})"
+    return f"{adapter.name} ({adapter.uses} uses, {adapter.successes:.10g}/{adapter.outcomes})"

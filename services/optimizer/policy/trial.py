@@ -2,9 +2,10 @@
 
 A child replaces several parents, and must do for the queries of each: what it does for one that is asked often says nothing of another.
 So outcomes are compared within strata, one for each parent: those of the child where it stood for that parent, against the parent's own
-since the trial began. In each, two hypotheses are tested by an e-process: "the child is worse than the parent by the margin", and "the
-child is as good". The evidence against one is the likelihood of all outcomes, mixed over a prior that was fixed before the trial, by the
-largest that the hypothesis allows. By Ville's inequality it passes 1 / alpha with a probability of alpha at most, at all moments together
+at the same time; each decision says on which side it is. In each, two hypotheses are tested by an e-process: "the child is worse than the
+parent by the margin", and "the child is as good". The evidence against one is the likelihood of all outcomes, mixed over a prior that was
+fixed before the trial, by the largest that the hypothesis allows. By Ville's inequality it passes 1 / alpha with a probability of alpha at
+most, at all moments together
 (Wasserman, Ramdas and Balakrishnan 2020, "Universal inference"; Ramdas et al. 2023, "Game-theoretic statistics and safe anytime-valid
 inference"). A child is promoted when the first is refuted for every parent, and, with a narrower margin, for all together; that needs no
 correction for their number (Berger 1982, intersection-union tests). It is undone when the second is refuted for one of them, with their
@@ -21,14 +22,18 @@ from typing import Final, Literal, NamedTuple
 Judgement = Literal["wait", "promote", "roll back"]
 MOST_BEFORE: Final = 20.0
 """Outcomes that what is known of a parent counts for in the prior of its rate: an equal child is shown the sooner."""
+MOST_OF_A_USER: Final = 0.2
+"""Of the outcomes on one side of a shared adapter's trial, those of one tenant that is not its owner."""
+SKEWED_Z: Final = 5.0
+"""Standard deviations by which a trial's sides are off: seen once in two million looks, and looks at sums that grow are not independent."""
 _STEPS: Final = 40
 
 
 class Arm(NamedTuple):
     """Outcomes of one side."""
 
-    outcomes: int
-    successes: int
+    outcomes: float
+    successes: float
 
     @property
     def rate(self) -> float | None:
@@ -36,7 +41,7 @@ class Arm(NamedTuple):
         return self.successes / self.outcomes if self.outcomes else None
 
     def __str__(self) -> str:
-        return f"{self.successes} of {self.outcomes}"
+        return f"{self.successes:.10g} of {self.outcomes:.10g}"
 
 
 NOTHING: Final = Arm(0, 0)
@@ -48,7 +53,7 @@ class Stratum(NamedTuple):
     child: Arm
     """Of the child, where it stood for the parent."""
     parent: Arm
-    """Of the parent, since the trial began."""
+    """Of the parent, in the decisions of the same time that were not the child's."""
     before: Arm = NOTHING
     """Of the parent before it began."""
     original: Arm = NOTHING
@@ -67,6 +72,35 @@ class TrialRules:
     """The same, than any one of them: each has fewer outcomes than all, and what can be shown of it is less."""
     max_age_s: float = 28 * 86400.0
     """What was not shown by then is undone."""
+
+
+def with_users(stratum: Stratum, users: Mapping[str, tuple[Arm, Arm]]) -> Stratum:
+    """The stratum of a shared parent, whose owner's verdicts are in it, with what its other users said of (child, parent).
+
+    Each counts for no more than `MOST_OF_A_USER` of all outcomes on a side: whoever may use a shared adapter may report what it likes, and
+    one of them alone must neither promote nor undo.
+    """
+    sides = []
+    for place, owner in enumerate((stratum.child, stratum.parent)):
+        arms = [arms[place] for _, arms in sorted(users.items()) if arms[place].outcomes]
+        most = _most_of_each([arm.outcomes for arm in arms], owner.outcomes)
+        capped = [Arm(arm.outcomes * part, arm.successes * part) for arm in arms for part in [min(1.0, most / arm.outcomes)]]
+        sides.append(Arm(owner.outcomes + sum(one.outcomes for one in capped), owner.successes + sum(one.successes for one in capped)))
+    return stratum._replace(child=sides[0], parent=sides[1])
+
+
+def _most_of_each(outcomes: Sequence[int | float], owners: int | float) -> float:
+    """The largest number to which the users' outcomes may be cut so that none is more than its share of all that is left."""
+    low, high = 0.0, float(max(outcomes, default=0))
+    if high <= MOST_OF_A_USER * (owners + sum(outcomes)):
+        return high
+    for _ in range(_STEPS):
+        most = (low + high) / 2
+        if most <= MOST_OF_A_USER * (owners + sum(min(most, one) for one in outcomes)):
+            low = most
+        else:
+            high = most
+    return low
 
 
 def against(child: Arm, parent: Arm, before: Arm, *, worse_by: float | None) -> float:
@@ -89,24 +123,48 @@ def against_level(child: Arm, level: float) -> float:
     return _mixed(child, 1.0, 1.0) - _likelihood(child, at)
 
 
-def judge(strata: Mapping[str, Stratum], age_s: float, rules: TrialRules) -> tuple[Judgement, dict[str, float], str]:
+class Draws(NamedTuple):
+    """How often the child's side was drawn, and how often it had to be: an A/A check of the assignment itself."""
+
+    drawn: int = 0
+    child: int = 0
+    expected: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def skewed(self) -> bool:
+        """Whether what decided about the sides is not what the routers say that it is (sample ratio mismatch: Fabijan et al., KDD 2019)."""
+        return abs(self.child - self.expected) > SKEWED_Z * math.sqrt(max(self.variance, 1.0))
+
+    def __str__(self) -> str:
+        return f"{self.child} of {self.drawn} drawn for the child, {self.expected:.1f} expected"
+
+
+def judge(
+    strata: Mapping[str, Stratum],
+    age_s: float,
+    rules: TrialRules,
+    draws: Draws = Draws(),  # noqa: B008  it does not change
+) -> tuple[Judgement, dict[str, float], str]:
     """What to do, the numbers behind it, and as a sentence; both are of the parent that decides.
 
     Args:
         strata: By the parent's id.
         age_s: Of what is known of the trial.
         rules: When it ends.
+        draws: Of the trial: nothing is promoted by sides that are not the queries' own chance.
     """
     shown = {parent: _shown(one, rules) for parent, one in strata.items()}
     least = min(shown, key=lambda parent: (shown[parent], parent))
-    if min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha):
+    if min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha) and not draws.skewed:
         return "promote", *_said(strata, least, "as good")
     refuted = {parent: against(one.child, one.parent, one.before, worse_by=None) for parent, one in strata.items()}
     worst = max(refuted, key=lambda parent: (refuted[parent], parent))
     if refuted[worst] > math.log(len(strata) / rules.alpha):
         return "roll back", *_said(strata, worst, "worse")
     if age_s >= rules.max_age_s:
-        return "roll back", *_said(strata, least, "not shown to be as good by the deadline")
+        verdict = f"its sides are skewed ({draws})" if draws.skewed else "not shown to be as good by the deadline"
+        return "roll back", *_said(strata, least, verdict)
     return "wait", *_said(strata, least, "not shown yet")
 
 

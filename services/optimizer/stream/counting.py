@@ -30,6 +30,8 @@ OTHERS: Final = ""
 """The view that those past the bound share."""
 FRESH_HALF_LIFE_US: Final = 1200e6
 """Of the fresh counts, by which it is seen that everything fails at once."""
+SCORES: Final = 2**20
+"""A score is a multiple of one in so many: sums of them are exact in a double, in whatever order they come."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -58,30 +60,54 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     if effect.source_position <= counts.applied.get(lane, -1):
         return False
     counts.applied[lane] = effect.source_position
-    judged, success = effect.HasField("success"), effect.success
+    if effect.control_for or effect.stands_for:
+        _count_trial(counts, effect, aside)
+    if effect.control_for:
+        return True  # it was not used: its parents were
+    judged, success = effect.HasField("success"), verdict_of(effect)
     for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
         if not recent and not name:
             continue
         tally = _view(views, name, most)
         tally.uses += effect.used
         tally.outcomes += judged
-        tally.successes += judged and success
+        tally.successes += success
         if aside:
             tally.aside_outcomes += judged
-            tally.aside_successes += judged and success
+            tally.aside_successes += success
         if recent:
             at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
-            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=judged and success, aside=aside)
-    for parent in effect.stands_for if judged and not aside else ():
-        tally = _view(counts.stood_for, stratum_key(effect.tenant, parent), MAX_STRATA)
-        tally.outcomes += 1
-        tally.successes += success
+            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=success, aside=aside)
     for other in effect.together:
         _count_frequent(counts.together, other)
     return True
 
 
-def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: bool, aside: bool = False) -> None:
+def verdict_of(effect: AdapterOutcome) -> float:
+    """In [0, 1], a multiple of 2^-20; 0 without a verdict."""
+    if not effect.HasField("success"):
+        return 0.0
+    return round(effect.score * SCORES) / SCORES if effect.HasField("score") else float(effect.success)
+
+
+def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> None:
+    """Of a decision of a child's trial, on either side."""
+    side, parents = (counts.control, effect.control_for) if effect.control_for else (counts.stood_for, effect.stands_for)
+    judged = effect.HasField("success") and not aside
+    for parent in parents:
+        tally = _view(side, stratum_key(effect.tenant, parent), MAX_STRATA)
+        tally.uses += effect.used
+        tally.outcomes += judged
+        tally.successes += judged * verdict_of(effect)
+    if effect.used and effect.trial_share:
+        draws, share = counts.draws, effect.trial_share
+        draws.drawn += 1
+        draws.child += not effect.control_for
+        draws.expected += share
+        draws.variance += share * (1 - share)
+
+
+def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: float, aside: bool = False) -> None:
     """Count a use or a verdict of `at_us` in what fades."""
     weight = decay(tally, at_us, half_life_us)
     if judged:
@@ -89,7 +115,7 @@ def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, j
         tally.fresh_outcomes += fresh
         tally.fresh_successes += fresh * success
         tally.recent_outcomes += weight * (not aside)
-        tally.recent_successes += weight * (success and not aside)
+        tally.recent_successes += weight * success * (not aside)
     if used:
         tally.recent_uses += weight
         if (last_us := tally.last_used_at_us) and at_us - last_us > tally.longest_gap_us:

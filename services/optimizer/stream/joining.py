@@ -54,8 +54,10 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.weights.extend(one.weight for one in decision.adapters)
         entry.user = decision.user
         for adapter in decision.adapters:
-            if adapter.stands_for:
-                entry.on_trial[adapter.adapter_id].adapter_ids.extend(adapter.stands_for)
+            if adapter.stands_for or adapter.control_of:
+                part = entry.on_trial[adapter.adapter_id]
+                part.control_of, part.share = adapter.control_of, adapter.trial_share
+                part.stands_for.extend(adapter.stands_for)
         if decision.HasField("closeness"):
             entry.closeness.CopyFrom(decision.closeness)
             entry.base_model = decision.base_model
@@ -166,6 +168,7 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
             source_partition=lane.partition,
             source_position=position,
             success=success,
+            score=verdict.score if verdict is not None and verdict.HasField("score") else None,
             weight=weight,
             occurred_at_us=at_us,
             task_id=entry.task_id,
@@ -178,11 +181,18 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
         one = effect(adapter_id, None if verdict is None else verdict.success, weight)
         one.used = used
         if adapter_id in entry.on_trial:
-            one.stands_for.extend(entry.on_trial[adapter_id].adapter_ids)
+            part = entry.on_trial[adapter_id]
+            one.stands_for.extend(part.stands_for)
+            one.trial_share = part.share
         if used:
             one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
         if entry.expected and verdict is not None:
             one.expected = entry.expected[place]
+        made.append(one)
+    for child, parents in _controls(entry).items():
+        one = effect(child, None if verdict is None else verdict.success, 0.0)
+        one.used, one.trial_share = used, entry.on_trial[parents[0]].share
+        one.control_for.extend(parents)
         made.append(one)
     if verdict is None:
         return made
@@ -194,6 +204,15 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
         right.taught = True
         made.append(right)
     return made
+
+
+def _controls(entry: JoinEntry) -> dict[str, list[str]]:
+    """By the children that parents of the decision are compared with: those parents, in the decision's order."""
+    found: dict[str, list[str]] = {}
+    for adapter_id in entry.adapter_ids if entry.on_trial else ():
+        if adapter_id in entry.on_trial and (child := entry.on_trial[adapter_id].control_of):
+            found.setdefault(child, []).append(adapter_id)
+    return found
 
 
 @dataclass(slots=True, eq=False)

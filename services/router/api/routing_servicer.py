@@ -20,7 +20,7 @@ from services.router.metrics import RouterMetrics
 from services.router.routing.explanation import Explanation
 from services.router.routing.query import Choice, RoutedQuery, RouteQuery
 from services.router.routing.router import Router
-from services.router.routing.scoring import Hints
+from services.router.routing.scoring import Chosen, Hints
 from smoa.access.principal import known_caller
 from smoa.errors import InvalidArgument, ResourceExhausted
 from smoa.events import DECISIONS, event
@@ -157,7 +157,7 @@ def to_decision(routed: RoutedQuery) -> router_pb2.Decision:
         tenant=routed.query.tenant,
         base_model=routed.query.base_model,
         strategy=f"ROUTING_STRATEGY_{routed.query.strategy.upper()}",
-        adapters=[_to_weighted(item.ref, item.weight, item.score, item.stands_for) for item in routed.choice.chosen],
+        adapters=[_to_chosen(one) for one in routed.choice.chosen],
         cached=routed.cached,
         handler_us=routed.handler_us,
         decided_at_us=routed.decided_at_us,
@@ -199,7 +199,12 @@ def _to_stage(stage: Stage) -> common.Stage:
     return common.Stage(adapters=[_to_weighted(record.ref, weight) for record, weight in stage.adapters], max_tokens=stage.max_tokens)
 
 
-def _to_weighted(ref: AdapterRef, weight: float, score: float = 0.0, stands_for: Sequence[str] = ()) -> common.WeightedAdapter:
-    return common.WeightedAdapter(
-        adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight, score=score, stands_for=stands_for
-    )
+def _to_chosen(one: Chosen) -> common.WeightedAdapter:
+    made = _to_weighted(one.ref, one.weight)
+    made.score, made.control_of, made.trial_share = one.score, one.control_of, one.trial_share
+    made.stands_for.extend(one.stands_for)
+    return made
+
+
+def _to_weighted(ref: AdapterRef, weight: float) -> common.WeightedAdapter:
+    return common.WeightedAdapter(adapter_id=ref.adapter_id, version=ref.version, digest=ref.digest, weight=weight)

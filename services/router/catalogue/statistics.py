@@ -27,11 +27,11 @@ class EpochCounts:
 
     uses: int = 0
     outcomes: int = 0
-    successes: int = 0
+    successes: float = 0.0
     generations: int = 0
     tokens: int = 0
     aside_outcomes: int = 0
-    aside_successes: int = 0
+    aside_successes: float = 0.0
 
     def __add__(self, other: EpochCounts) -> EpochCounts:
         return EpochCounts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTED})
@@ -46,11 +46,11 @@ class Statistics:
 
     uses: int = 0
     outcomes: int = 0
-    successes: int = 0
+    successes: float = 0.0
     generations: int = 0
     tokens: int = 0
     aside_outcomes: int = 0
-    aside_successes: int = 0
+    aside_successes: float = 0.0
     recent_uses: float = 0.0
     recent_outcomes: float = 0.0
     recent_successes: float = 0.0
@@ -82,7 +82,7 @@ class Statistics:
         for name in COUNTED:
             if getattr(counts, name) < getattr(before, name):
                 raise FailedPrecondition(
-                    f"statistics: {name} is {getattr(counts, name):,}, and was {getattr(before, name):,} in the same epoch "
+                    f"statistics: {name} is {getattr(counts, name):,.16g}, and was {getattr(before, name):,.16g} in the same epoch "
                     f"{report.epoch!r}; counts only rise: report them under the epoch of the changelog that they come from"
                 )
         since_us = max(report.counted_since_us, self.counted_since_us) if report.epoch == self.epoch else report.counted_since_us

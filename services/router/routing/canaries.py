@@ -22,6 +22,8 @@ QUERIES_AN_HOUR: Final = 10
 """For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
 SUCCESSES_TO_DOUBLE: Final = 10
 """A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
+SHARES: Final = 4096
+"""A share is a multiple of one in so many: so sums of them are exact, in whatever order they are added up."""
 TAKEN_AT_ONCE: Final = 10
 _LOW: Final = 5
 
@@ -83,7 +85,8 @@ class Canaries:
             self._granted[adapter_id] += queries
 
     def tried(self, chosen: tuple[Chosen, ...], tenant: str, now_us: int, who: bytes = b"") -> tuple[Chosen, ...]:
-        """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together.
+        """The same, or, for a share of queries, with a canary where its first parent stood, with its parents' weights together. Who is
+        compared with whom stands on both sides.
 
         Whoever asks, `who`, stays on one side, as long as the canary has queries left; the share only grows.
         """
@@ -93,11 +96,18 @@ class Canaries:
             if not canary.visible_to(tenant):
                 continue
             share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
-            if (_place_of(name, who) if who else self._random.random()) < share and self._granted[name] > 0:
+            share = round(share * SHARES) / SHARES
+            may = self._granted[name] > 0
+            drawn = share if may and not who else 0.0
+            if may and (_place_of(name, who) if who else self._random.random()) < share:
                 self._granted[name] -= 1
-                chosen = _in_their_place(chosen, canary)
+                chosen = _in_their_place(chosen, canary, drawn)
                 if self._granted[name] < _LOW and left_of_budget(canary, now_us) > 0:
                     self.hungry()
+            else:
+                chosen = tuple(
+                    one._replace(control_of=name, trial_share=drawn) if one.ref.adapter_id in canary.parents else one for one in chosen
+                )
         return chosen
 
 
@@ -106,12 +116,13 @@ def _place_of(canary: str, who: bytes) -> float:
     return int.from_bytes(hashlib.blake2b(canary.encode() + b"/" + who, digest_size=6).digest()) / 2**48
 
 
-def _in_their_place(chosen: tuple[Chosen, ...], canary: AdapterRecord) -> tuple[Chosen, ...]:
+def _in_their_place(chosen: tuple[Chosen, ...], canary: AdapterRecord, drawn: float) -> tuple[Chosen, ...]:
     parents = [one for one in chosen if one.ref.adapter_id in canary.parents]
     child = Chosen(
         canary.ref,
         score=max(one.score for one in parents),
         weight=sum(one.weight for one in parents),
         stands_for=tuple(one.ref.adapter_id for one in parents),
+        trial_share=drawn,
     )
     return tuple(child if one is parents[0] else one for one in chosen if one is parents[0] or one not in parents)

@@ -38,6 +38,10 @@ class Chosen(NamedTuple):
     weight: float
     stands_for: tuple[str, ...] = ()
     """Of a merge's child on trial: ids of the parents that it is here instead of."""
+    control_of: str = ""
+    """Of one of those parents, where it is here itself: the child's id."""
+    trial_share: float = 0.0
+    """Of both: the probability by which the child's side was drawn; 0 where it was not."""
 
 
 def task_score(labels: Labels | None, hints: Hints) -> float:
