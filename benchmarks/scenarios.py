@@ -16,7 +16,9 @@ class Scenario:
     missing: float = 0.3
     delay_h: float = 2.0
     liars: float = 0.0
-    """Share of queries by a tenant that calls everything a failure; it may use what is shared, which is everything."""
+    """Share of queries by a tenant that calls everything a failure. It may use what is shared, which is everything, and so is heard where a
+    shared adapter's users are: in trials.
+    """
     drift: bool = False
     """In the middle, a tenth of the adapters become bad, and successors arrive a day later."""
     arrivals: float = 0.0
@@ -25,6 +27,20 @@ class Scenario:
     """(first hour, hours) in which every answer fails, whoever gives it."""
     weekly: float = 0.0
     """Share of the jobs that are asked for on one day of seven only."""
+    daily: float = 0.0
+    """Share of the jobs that are asked for in one hour of the day only."""
+    retrained: float = 0.0
+    """Share of the jobs whose adapter gets a second version: of the same name, better or worse."""
+    minorities: float = 0.0
+    """Pairs of look-alikes, by jobs, of which one has many queries and keeps what it can in a merge, and the other few and loses it."""
+    counts_lost_every_h: float = 0.0
+    """A third of the counts begins anew."""
+    restarts_every_h: float = 0.0
+    """Routers and workers forget what only they know."""
+    workers: int = 1
+    """Each decides for its own adapters by what it saw before the others decided."""
+    graded: bool = False
+    """Outcomes are scores between 0 and 1."""
 
 
 SCENARIOS: Final = (
@@ -36,4 +52,10 @@ SCENARIOS: Final = (
     Scenario(name="cold starts", arrivals=0.4),
     Scenario(name="outages", outages=((30, 1), (200, 6), (400, 1))),
     Scenario(name="seasons", weekly=0.3),
+    Scenario(name="daily", daily=0.3),
+    Scenario(name="retrained", retrained=0.4),
+    Scenario(name="minorities", minorities=0.3),
+    Scenario(name="counts lost", counts_lost_every_h=240),
+    Scenario(name="restarts", restarts_every_h=12, workers=2),
+    Scenario(name="graded", graded=True),
 )

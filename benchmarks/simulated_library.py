@@ -12,18 +12,26 @@ from typing import Final
 from benchmarks.scenarios import Scenario
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
-from services.optimizer.policy.trial import NOTHING, Arm, Stratum, TrialRules, judge
-from services.optimizer.stream.counting import count_recent, decay
+from services.optimizer.policy.trial import NOTHING, Arm, Pairs, Stratum, TrialRules, Voice, judge, with_users
+from services.optimizer.stream.counting import SCORES, count_recent, decay, pair
 from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
 from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
 from services.router.routing.scoring import Chosen
-from smoa.v1.state_pb2 import Tally
+from smoa.v1.state_pb2 import Tally, TrialPairs
 
 HOUR_S: Final = 3600.0
 USEFUL: Final = 0.3
 HARM: Final = 0.1
 """A merge whose child is worse than its parents by more than this is a wrong one."""
+
+
+Side = tuple[str, bool]
+"""Of a trial: a parent, and whether a liar among its users spoke."""
+
+
+def _pairs(of: TrialPairs) -> Pairs:
+    return Pairs(of.pairs, of.child, of.parent)
 
 
 def _us(at_h: float) -> int:
@@ -38,14 +46,20 @@ class Member:
     jobs: dict[int, float]
     """Chance of success by job."""
     born_h: float
+    label: str = ""
+    """What its owner calls it, if that is not its own: versions of one thing have the same."""
+    fragile: bool = False
+    """What it does is lost in a merge with what does something else."""
+    counted_since_h: float = 0.0
     state: str = "active"
     parents: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
     taken: int = 0
     """Queries that it was given as a canary."""
     baseline: dict[str, Arm] = field(default_factory=dict)
-    stood_for: dict[str, Arm] = field(default_factory=dict)
-    control: dict[str, Arm] = field(default_factory=dict)
+    stood_for: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
+    control: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
+    pairs: defaultdict[Side, TrialPairs] = field(default_factory=lambda: defaultdict(TrialPairs))
     original: Arm = NOTHING
     """Of a merge's child: what it was merged from over all generations."""
     today: list[tuple[float, int]] = field(default_factory=list)
@@ -90,7 +104,7 @@ class World:
         self._frozen_h: dict[Scope, int] = {}
         self._rejected: set[tuple[str, str]] = set()
         self._best: defaultdict[int, float] = defaultdict(float)
-        self._late: list[tuple[float, int, str, tuple[str, ...], str, bool]] = []
+        self._late: list[tuple[float, int, str, tuple[str, ...], str, float, bool]] = []
         self._arriving: list[tuple[float, Member]] = []
         self._weights = [1.0 / (rank + 3) ** 0.9 for rank in range(jobs)]
         self._asked = [job for job in range(jobs) if job % 10 != 9]  # one job of ten is asked for by nobody
@@ -121,12 +135,20 @@ class World:
             else:
                 alike = family
             self._like(alike, 0.95, 0.995)
+            if self._rng.random() < self.scenario.retrained:
+                self._arriving.append((self._rng.uniform(24, self._hours * 0.6), self._retrained(job, family[0], alike)))
             for member in family:
                 if late:
                     self._arriving.append((self._rng.uniform(24, self._hours * 0.6), member))
                 else:
                     self._add(member)
         names = [name for name in self._members if max(self._members[name].jobs.values()) > USEFUL]
+        for _ in range(int(self._jobs * self.scenario.minorities)):
+            few = self._members[self._rng.choice(names)]
+            many = self._members[self._rng.choice(names)]
+            if min(many.jobs) * 4 < self._jobs < min(few.jobs) * 2 and not few.fragile:
+                few.fragile = True
+                self._like([few, many], 0.95, 0.99)
         for _ in range(self._jobs // 10):  # look-alikes
             a, b = self._rng.sample(names, 2)
             if not self._members[a].jobs.keys() & self._members[b].jobs.keys():
@@ -134,6 +156,12 @@ class World:
 
     def _new(self, job: int, quality: float, born_h: float = 0.0) -> Member:
         return Member(f"{self._rng.getrandbits(60):015x}", {job: min(1.0, quality)}, born_h)
+
+    def _retrained(self, job: int, before: Member, alike: list[Member]) -> Member:
+        member = self._new(job, before.jobs[job] + self._rng.uniform(-0.15, 0.15))
+        member.label = before.label = before.name
+        self._like([*alike, member], 0.95, 0.995)
+        return member
 
     def _like(self, alike: list[Member], low: float, high: float) -> None:
         for place, one in enumerate(alike):
@@ -154,16 +182,9 @@ class World:
             self._arrive(hour)
             if self.scenario.drift and hour == self._hours // 2:
                 self._drift(hour)
+            self._break(hour)
             self._feed(hour)
-            day = hour // 24
-            weights = (
-                [
-                    weight * 7 * (day % 7 == job % 7) if job / self._jobs < self.scenario.weekly else weight
-                    for job, weight in zip(self._asked, asked_weights, strict=True)
-                ]
-                if self.scenario.weekly
-                else asked_weights
-            )
+            weights = [weight * self._season(job, hour) for job, weight in zip(self._asked, asked_weights, strict=True)]
             for job in self._rng.choices(self._asked, weights, k=self._per_hour):
                 day_regret += self._ask(job, hour + self._rng.random())
             self._deliver(hour + 1)
@@ -177,6 +198,33 @@ class World:
         self.score.library = sum(one.state == "active" for one in self._members.values())
         self.score.distinct_useful = self._distinct_useful()
 
+    def _season(self, job: int, hour: int) -> float:
+        """By how much more a job is asked for in this hour than on average."""
+        if job / self._jobs < self.scenario.weekly:
+            return 7.0 * (hour // 24 % 7 == job % 7)
+        if job / self._jobs < self.scenario.daily:
+            return 24.0 * (hour % 24 == job % 24)
+        return 1.0
+
+    def _break(self, hour: int) -> None:
+        """Lose what processes lose."""
+        scenario = self.scenario
+        if scenario.restarts_every_h and self._rng.random() < 1 / scenario.restarts_every_h:
+            self._canaries = Canaries(hour)
+            self._canaries.hungry = self._is_hungry
+            self._canaries.update(self._record(one) for one in self._members.values() if one.state == "canary")
+        if scenario.counts_lost_every_h and self._rng.random() < 1 / scenario.counts_lost_every_h:
+            part = self._rng.randrange(3)
+            for member in [one for one in self._members.values() if int(one.name, 16) % 3 == part]:
+                member.counted_since_h = hour
+                tally, kept = Tally(), member.tally  # what was reported of them stays, by the epoch that is over
+                for name in ("uses", "outcomes", "successes", "last_used_at_us", "longest_gap_us"):
+                    setattr(tally, name, getattr(kept, name))
+                member.tally = tally
+                member.stood_for.clear()
+                member.control.clear()
+                member.pairs.clear()
+
     def _distinct_useful(self) -> int:
         """Jobs that are asked for often enough, and that some adapter ever did."""
         total = sum(self._weights[job] for job in self._asked)
@@ -186,7 +234,7 @@ class World:
     def _arrive(self, hour: int) -> None:
         for due, member in [one for one in self._arriving if one[0] <= hour]:
             self._arriving.remove((due, member))
-            member.born_h = hour
+            member.born_h = member.counted_since_h = hour
             self._add(member)
 
     def _drift(self, hour: int) -> None:
@@ -216,28 +264,36 @@ class World:
         if self.policy == "plain":
             member.today.append((at_h, 1))
         liar = self._rng.random() < self.scenario.liars
-        # What others than its owner say of a shared adapter reaches nobody but themselves; the plain rules hear everybody.
-        heard = not liar or self.policy == "plain"
-        if heard and self._rng.random() >= self.scenario.missing:
+        if self._rng.random() >= self.scenario.missing:
             out = any(first <= at_h < first + hours for first, hours in self.scenario.outages)
             success = not out and self._rng.random() < member.jobs.get(job, 0.05)
-            said = False if liar else success != (self._rng.random() < self.scenario.noise)
+            said = 0.0 if liar else self._said(success, out, member.jobs.get(job, 0.05))
             due = at_h + self._rng.expovariate(1 / self.scenario.delay_h) if self.scenario.delay_h else at_h
-            heapq.heappush(self._late, (due, self.score.queries, name, stands_for, control_of, said))
+            heapq.heappush(self._late, (due, self.score.queries, name, stands_for, control_of, said, liar))
         regret = self._best[job] - member.jobs.get(job, 0.05)
         self.score.regret += regret
         return regret
 
+    def _said(self, success: bool, out: bool, quality: float) -> float:
+        said = float(success)
+        if self.scenario.graded:
+            said = 0.0 if out else round(self._rng.betavariate(4 * quality + 0.01, 4 * (1 - quality) + 0.01) * SCORES) / SCORES
+        return 1 - said if self._rng.random() < self.scenario.noise else said
+
     def _deliver(self, until_h: float) -> None:
         while self._late and self._late[0][0] <= until_h:
-            at_h, _, name, stands_for, control_of, success = heapq.heappop(self._late)
+            at_h, _, name, stands_for, control_of, success, liar = heapq.heappop(self._late)
             tally = self._members[name].tally
             sides = [(self._members[name].stood_for, parent) for parent in stands_for]
             if control_of:
                 sides.append((self._members[control_of].control, name))
             for side, parent in sides:
-                arm = side.get(parent, NOTHING)
-                side[parent] = Arm(arm.outcomes + 1, arm.successes + success)
+                arm = side[parent, liar]
+                side[parent, liar] = Arm(arm.outcomes + 1, arm.successes + success)
+                child = self._members[control_of or name]
+                pair(child.pairs[parent, liar], success, of_child=not control_of)
+            if liar and self.policy != "plain":  # beyond trials, what others say of a shared adapter reaches nobody but themselves
+                continue
             tally.outcomes += 1
             tally.successes += success
             count_recent(tally, _us(at_h), self._half_life_us, used=False, judged=True, success=success)
@@ -249,26 +305,46 @@ class World:
         for member in [one for one in self._members.values() if one.state == "canary"]:
             self._judge(member, hour)
         on_trial = {parent for one in self._members.values() if one.state == "canary" for parent in one.parents}
-        library = [self._view(one, hour, one.name in on_trial) for one in self._members.values() if one.state == "active"]
+        library = [self._view(one, hour, self._protected(one, hour, on_trial)) for one in self._members.values() if one.state == "active"]
         if self.policy == "plain":
             return self._decide_plainly(library, hour)
         self._frozen_h |= dict.fromkeys(incidents(library, self._rules), hour)
         if any(hour - seen_h <= self._rules.half_life_s / HOUR_S for seen_h in self._frozen_h.values()):
             return None
         cosines = {pair: cosine for pair, cosine in self._cosines.items() if pair not in self._rejected}
+        for worker in range(self.scenario.workers):
+            self._decide_own(library, cosines, hour, worker)
+        return None
+
+    def _protected(self, member: Member, hour: int, on_trial: set[str]) -> str:
+        """As `views.protection_of` has it."""
+        if member.name in on_trial:
+            return "its merge is on trial"
+        covers = member.counted_since_h <= max(member.born_h, hour - self._rules.window_s / HOUR_S)
+        return "" if covers else "its counts do not reach back"
+
+    def _decide_own(self, library: list[AdapterView], cosines: dict[tuple[str, str], float], hour: int, worker: int) -> None:
+        """What one worker does by what it saw: the registry refuses a merge, or a prune, of one that is not active any more."""
+
+        def mine(name: str) -> bool:
+            there = self._members[name].state == "active"
+            return there and int(self._members[name].name, 16) % self.scenario.workers == worker
+
         merging: set[str] = set()
         for merge in merges(library, cosines, self._rules):
             names = tuple(view.adapter_id for view in merge.adapters)
             merging.update(names)
+            trying = {parent for one in self._members.values() if one.state == "canary" for parent in one.parents}
+            if not mine(names[0]) or any(self._members[one].state != "active" or one in trying for one in names):
+                continue
             child = self._child(names, hour)
             child.state = "canary"
             child.baseline = {one: Arm(self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
             self._members[child.name] = child
             self._canaries.update([self._record(child)])
         for prune in prunes(library, self._rules):
-            if prune.adapter.adapter_id not in merging:
+            if prune.adapter.adapter_id not in merging and mine(prune.adapter.adapter_id):
                 self._prune(prune.adapter.adapter_id, hour)
-        return None
 
     def _decide_plainly(self, library: list[AdapterView], hour: int) -> None:
         by_name = {view.adapter_id: view for view in library}
@@ -284,7 +360,7 @@ class World:
             if (view.recent_uses < 10 and view.age_s >= 86400) or (rate is not None and rate < 0.3):
                 self._prune(view.adapter_id, hour)
 
-    def _view(self, member: Member, hour: int, on_trial: bool) -> AdapterView:
+    def _view(self, member: Member, hour: int, protected: str) -> AdapterView:
         tally = member.tally
         decay(tally, _us(hour), self._half_life_us)
         recent = tally.recent_uses
@@ -295,7 +371,7 @@ class World:
             adapter_id=member.name,
             digest=member.name,
             tenant="t",
-            name=member.name,
+            name=member.label or member.name,
             kind="lora_xs",
             base_model="b",
             rank=8,
@@ -311,7 +387,7 @@ class World:
             fresh_successes=tally.fresh_successes,
             unused_s=hour * HOUR_S - max(tally.last_used_at_us / 1e6, member.born_h * HOUR_S),
             longest_gap_s=tally.longest_gap_us / 1e6,
-            protected="its merge is on trial" if on_trial else "",
+            protected=protected,
         )
 
     def _child(self, names: tuple[str, ...], hour: int) -> Member:
@@ -322,8 +398,12 @@ class World:
         jobs = {}
         for job in every:
             known = [parent.jobs[job] for parent in parents if job in parent.jobs]
-            jobs[job] = sum(known) / len(known) if same else 0.4 * max(known)
-        child = Member(f"{self._rng.getrandbits(60):015x}", jobs, hour, parents=names)
+            if not same and any(parent.fragile for parent in parents):
+                jobs[job] = 0.05 if any(parent.fragile and job in parent.jobs for parent in parents) else max(known)
+            else:
+                jobs[job] = sum(known) / len(known) if same else 0.4 * max(known)
+        child = Member(f"{self._rng.getrandbits(60):015x}", jobs, hour, parents=names, counted_since_h=hour)
+        child.fragile = same and any(parent.fragile for parent in parents)
         for (low, high), cosine in list(self._cosines.items()):  # the child is where its parents were
             for mine, other in ((low, high), (high, low)):
                 if mine in names and other not in names:
@@ -333,9 +413,12 @@ class World:
     def _judge(self, child: Member, hour: float) -> None:
         strata = {}
         for name in child.parents:
-            arms = (child.stood_for.get(name, NOTHING), child.control.get(name, NOTHING))
-            strata[name] = Stratum(*arms, child.baseline[name], self._members[name].original)
-        judgement, _, _ = judge(strata, (hour - child.born_h) * HOUR_S, self._trial)
+            own, lied = (
+                Voice(child.stood_for[name, liar], child.control[name, liar], _pairs(child.pairs[name, liar])) for liar in (False, True)
+            )
+            known = child.baseline[name], self._members[name].original
+            strata[name] = with_users(Stratum(own.child, own.parent, *known, own.pairs), {"liar": lied})
+        judgement, _, _ = judge(strata, (hour - max(child.born_h, child.counted_since_h)) * HOUR_S, self._trial)
         if judgement == "promote":
             self._merge_now(child, hour)
         elif judgement == "roll back":

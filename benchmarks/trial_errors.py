@@ -20,7 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.machine import machine
-from services.optimizer.policy.trial import NOTHING, Arm, Stratum, TrialRules, judge
+from services.optimizer.policy.trial import NOTHING, Arm, Pairs, Stratum, TrialRules, judge
+from services.optimizer.stream.counting import pair
+from smoa.v1.state_pb2 import TrialPairs
 
 RULES: Final = TrialRules()
 SHARE: Final = 0.2
@@ -71,14 +73,18 @@ def run(world: World, seed: int, most: int) -> End:
     shares = [share for _, _, share in world.parents]
     before = [Arm(KNOWN, round(KNOWN * rate)) for rate, _, _ in world.parents]
     child, parents = [NOTHING] * len(places), [NOTHING] * len(places)
+    sequences = [TrialPairs() for _ in places]
     judgement = "wait"
     while judgement == "wait" and sum(arm.outcomes for arm in child) < most:
         [place] = rng.choices(places, shares)
         tried = rng.random() < SHARE
         arms = child if tried else parents
-        arms[place] = Arm(arms[place].outcomes + 1, arms[place].successes + (rng.random() < world.parents[place][1 if tried else 0]))
+        success = rng.random() < world.parents[place][1 if tried else 0]
+        arms[place] = Arm(arms[place].outcomes + 1, arms[place].successes + success)
+        pair(sequences[place], success, of_child=tried)
         if tried:
-            strata = {str(one): Stratum(child[one], parents[one], before[one]) for one in places}
+            pairs = [Pairs(one.pairs, one.child, one.parent) for one in sequences]
+            strata = {str(one): Stratum(child[one], parents[one], before[one], pairs=pairs[one]) for one in places}
             judgement, _, _ = judge(strata, 0.0, RULES)
     worst = max(places, key=lambda place: world.parents[place][0] - world.parents[place][1])
     return End(judgement, sum(arm.outcomes for arm in child), child[worst].outcomes)

@@ -114,7 +114,7 @@ class Verdict(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
-    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws")
+    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws", "pairs")
     class TenantsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,13 @@ class AdapterCounts(_message.Message):
         key: str
         value: Tally
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
+    class PairsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: TrialPairs
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[TrialPairs, _Mapping]] = ...) -> None: ...
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +179,7 @@ class AdapterCounts(_message.Message):
     STOOD_FOR_FIELD_NUMBER: _ClassVar[int]
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
     tenants: _containers.MessageMap[str, Tally]
     tasks: _containers.MessageMap[str, Tally]
     together: _containers.ScalarMap[str, int]
@@ -180,7 +188,26 @@ class AdapterCounts(_message.Message):
     stood_for: _containers.MessageMap[str, Tally]
     control: _containers.MessageMap[str, Tally]
     draws: TrialDraws
-    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ..., control: _Optional[_Mapping[str, Tally]] = ..., draws: _Optional[_Union[TrialDraws, _Mapping]] = ...) -> None: ...
+    pairs: _containers.MessageMap[str, TrialPairs]
+    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ..., control: _Optional[_Mapping[str, Tally]] = ..., draws: _Optional[_Union[TrialDraws, _Mapping]] = ..., pairs: _Optional[_Mapping[str, TrialPairs]] = ...) -> None: ...
+
+class TrialPairs(_message.Message):
+    __slots__ = ("pairs", "child", "parent", "waiting_child", "waiting_child_sum", "waiting_parent", "waiting_parent_sum")
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    CHILD_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_CHILD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_CHILD_SUM_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PARENT_FIELD_NUMBER: _ClassVar[int]
+    WAITING_PARENT_SUM_FIELD_NUMBER: _ClassVar[int]
+    pairs: int
+    child: float
+    parent: float
+    waiting_child: int
+    waiting_child_sum: float
+    waiting_parent: int
+    waiting_parent_sum: float
+    def __init__(self, pairs: _Optional[int] = ..., child: _Optional[float] = ..., parent: _Optional[float] = ..., waiting_child: _Optional[int] = ..., waiting_child_sum: _Optional[float] = ..., waiting_parent: _Optional[int] = ..., waiting_parent_sum: _Optional[float] = ...) -> None: ...
 
 class TrialDraws(_message.Message):
     __slots__ = ("drawn", "child", "expected", "variance")

@@ -13,20 +13,37 @@ from hypothesis import strategies as st
 
 from services.optimizer.policy.trial import (
     MOST_OF_A_USER,
+    NO_PAIRS,
     NOTHING,
     Arm,
     Draws,
+    Pairs,
     Stratum,
     TrialRules,
-    against,
+    Voice,
     against_level,
+    holds,
     judge,
     with_users,
+    worse,
 )
+from services.optimizer.stream.counting import pair
+from smoa.v1.state_pb2 import TrialPairs
 
 RULES = TrialRules()
 Chances = dict[str, tuple[float, float, float]]
 """By parent: its success, the child's in its place, its share of the queries."""
+
+
+def _stratum(child: Arm, parent: Arm, before: Arm = NOTHING) -> Stratum:
+    """Of verdicts that came in turns."""
+    pairs = min(child.outcomes, parent.outcomes)
+    sums = (pairs * (arm.rate or 0.0) for arm in (child, parent))
+    return Stratum(child, parent, before, pairs=Pairs(pairs, *sums))
+
+
+def _pairs(of: TrialPairs) -> Pairs:
+    return Pairs(of.pairs, of.child, of.parent)
 
 
 def _trial(seed: int, chances: Chances, share: float = 0.2, most: int = 1500) -> tuple[str, dict[str, Arm]]:
@@ -34,14 +51,19 @@ def _trial(seed: int, chances: Chances, share: float = 0.2, most: int = 1500) ->
     rng = random.Random(seed)
     names, shares = list(chances), [one[2] for one in chances.values()]
     child, parents = dict.fromkeys(names, NOTHING), dict.fromkeys(names, NOTHING)
+    sequences = {name: TrialPairs() for name in names}
     judgement = "wait"
     while judgement == "wait" and sum(arm.outcomes for arm in child.values()) < most:
         [name] = rng.choices(names, shares)
         tried = rng.random() < share
         arms, chance = (child, chances[name][1]) if tried else (parents, chances[name][0])
-        arms[name] = Arm(arms[name].outcomes + 1, arms[name].successes + (rng.random() < chance))
+        success = rng.random() < chance
+        arms[name] = Arm(arms[name].outcomes + 1, arms[name].successes + success)
+        pair(sequences[name], success, of_child=tried)
         if tried and rng.random() < 0.5:
-            strata = {one: Stratum(child[one], parents[one], Arm(20, round(20 * chances[one][0]))) for one in names}
+            strata = {
+                one: Stratum(child[one], parents[one], Arm(20, round(20 * chances[one][0])), pairs=_pairs(sequences[one])) for one in names
+            }
             judgement, _, _ = judge(strata, 0.0, RULES)
     return judgement, child
 
@@ -76,16 +98,16 @@ def test_a_minority_parent_whose_queries_the_child_breaks_undoes_the_merge() -> 
         judgement, child = _trial(seed, chances, share=0.1)
         assert judgement == "roll back"
         assert child["few"].outcomes <= 15
-    few = Stratum(Arm(10, 0), Arm(90, 86), Arm(100, 95))
-    many = Stratum(Arm(90, 86), Arm(810, 769), Arm(900, 855))
+    few = _stratum(Arm(10, 0), Arm(90, 86), Arm(100, 95))
+    many = _stratum(Arm(90, 86), Arm(810, 769), Arm(900, 855))
     assert judge({"few": few, "many": many}, 0.0, RULES)[0] == "roll back"
 
 
 def test_a_parent_of_which_nothing_is_known_is_no_rate() -> None:
     assert NOTHING.rate is None
-    good = Stratum(Arm(300, 290), Arm(300, 288), Arm(100, 96))
+    good = _stratum(Arm(300, 290), Arm(300, 288), Arm(100, 96))
     assert judge({"a": good}, 0.0, RULES)[0] == "promote"
-    for unknown in (Stratum(NOTHING, Arm(300, 288)), Stratum(Arm(300, 290), NOTHING), Stratum(NOTHING, NOTHING)):
+    for unknown in (_stratum(NOTHING, Arm(300, 288)), _stratum(Arm(300, 290), NOTHING), _stratum(NOTHING, NOTHING)):
         assert judge({"a": good, "b": unknown}, 0.0, RULES)[0] == "wait"
         judgement, _, reason = judge({"a": good, "b": unknown}, RULES.max_age_s, RULES)
         assert judgement == "roll back"
@@ -93,21 +115,21 @@ def test_a_parent_of_which_nothing_is_known_is_no_rate() -> None:
 
 
 def test_what_is_not_shown_by_the_deadline_is_undone() -> None:
-    nearly = {"a": Stratum(Arm(9, 9), Arm(30, 28), Arm(20, 19))}
+    nearly = {"a": _stratum(Arm(9, 9), Arm(30, 28), Arm(20, 19))}
     assert judge(nearly, RULES.max_age_s - 1, RULES)[0] == "wait"
     assert judge(nearly, RULES.max_age_s, RULES)[0] == "roll back"
 
 
 def test_margins_do_not_add_up_over_generations() -> None:
     """Each generation is as good as the one before, less the margin; the first ones' level is the bar for all."""
-    third = Stratum(Arm(2000, 1500), Arm(2000, 1580), Arm(2000, 1600))
+    third = _stratum(Arm(2000, 1500), Arm(2000, 1580), Arm(2000, 1600))
     assert judge({"a": third}, 0.0, RULES)[0] == "promote"
     assert judge({"a": third._replace(original=Arm(5000, 4500))}, 0.0, RULES)[0] == "wait"
     assert judge({"a": third._replace(original=Arm(5000, 4000))}, 0.0, RULES)[0] == "promote"
 
 
 def test_the_reason_says_the_numbers_of_the_parent_that_decides() -> None:
-    strata = {"a": Stratum(Arm(50, 48), Arm(400, 380)), "b": Stratum(Arm(12, 1), Arm(100, 95), Arm(30, 28))}
+    strata = {"a": _stratum(Arm(50, 48), Arm(400, 380)), "b": _stratum(Arm(12, 1), Arm(100, 95), Arm(30, 28))}
     judgement, evidence, reason = judge(strata, 0.0, RULES)
     assert (judgement, reason) == ("roll back", "worse: in place of b the child was right 1 of 12, the parent 95 of 100")
     assert evidence == {"parents": 2, "child_outcomes": 12, "child_successes": 1, "parent_outcomes": 100, "parent_successes": 95}
@@ -118,19 +140,32 @@ counts = st.integers(0, 400)
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(counts, counts, counts, counts, st.floats(0.02, 0.3))
-def test_nothing_is_refuted_that_was_seen(a: int, b: int, c: int, d: int, margin: float) -> None:
+def test_nothing_is_shown_that_was_not_seen(a: int, b: int, c: int, d: int, margin: float) -> None:
     child, parent = Arm(a + b, a), Arm(c + d, c)
-    worse, as_good = (against(child, parent, NOTHING, worse_by=one) for one in (margin, None))
-    assert math.isfinite(worse)
+    as_good, is_worse = holds(_stratum(child, parent).pairs, NOTHING, margin), worse(child, parent, NOTHING)
     assert math.isfinite(as_good)
+    assert math.isfinite(is_worse)
     if child.rate is not None and parent.rate is not None:
-        assert worse <= 0 or child.rate > parent.rate - margin
-        assert as_good <= 0 or child.rate < parent.rate
+        assert as_good <= 0 or child.rate > parent.rate - margin
+        assert is_worse <= 0 or child.rate < parent.rate
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_pairs_evidence_has_an_expectation_of_one_at_most_where_the_child_is_worse(low: float, more: float, margin: float) -> None:
+    child = low * (1 - margin)
+    parent = child + margin + more * (1 - margin - child)
+    expected = 0.0
+    for child_right in (0, 1):
+        for parent_right in (0, 1):
+            chance = (child if child_right else 1 - child) * (parent if parent_right else 1 - parent)
+            expected += chance * math.exp(holds(Pairs(1, child_right, parent_right), Arm(20, 17), margin))
+    assert expected <= 1 + 1e-6
 
 
 def test_a_child_that_is_worse_by_less_than_the_margin_beyond_doubt_is_promoted() -> None:
-    strata = {"a": Stratum(Arm(20000, 17800), Arm(20000, 18200))}
-    assert against(*strata["a"][:2], NOTHING, worse_by=None) > 5
+    strata = {"a": _stratum(Arm(20000, 17800), Arm(20000, 18200))}
+    assert worse(*strata["a"][:2], NOTHING) > 5
     assert judge(strata, 0.0, RULES)[0] == "promote"
 
 
@@ -142,21 +177,21 @@ def test_the_truth_is_refuted_at_no_moment_but_rarely(chance: float) -> None:
         for _ in range(150):
             child = Arm(child.outcomes + 1, child.successes + (rng.random() < chance))
             parent = Arm(parent.outcomes + 1, parent.successes + (rng.random() < chance))
-            if max(against(child, parent, NOTHING, worse_by=None), against_level(child, chance)) > math.log(1 / 0.05):
+            if max(worse(child, parent, NOTHING), against_level(child, chance)) > math.log(1 / 0.05):
                 refuted += 1
                 break
     assert refuted / 200 <= 0.1  # two hypotheses
 
 
 def test_sides_that_are_not_drawn_as_the_routers_say_promote_nothing_and_are_undone_at_the_deadline() -> None:
-    good = {"a": Stratum(Arm(300, 290), Arm(300, 290), Arm(100, 97))}
+    good = {"a": _stratum(Arm(300, 290), Arm(300, 290), Arm(100, 97))}
     fair, skewed = Draws(600, 300, 300.0, 150.0), Draws(600, 400, 300.0, 150.0)
     assert judge(good, 0.0, RULES, fair)[0] == "promote"
     assert judge(good, 0.0, RULES, skewed)[0] == "wait"
     judgement, _, reason = judge(good, RULES.max_age_s, RULES, skewed)
     assert judgement == "roll back"
     assert reason.startswith("its sides are skewed (400 of 600 drawn for the child, 300.0 expected): ")
-    worse = {"a": Stratum(Arm(100, 10), Arm(100, 97), NOTHING)}
+    worse = {"a": _stratum(Arm(100, 10), Arm(100, 97), NOTHING)}
     assert judge(worse, 0.0, RULES, skewed)[0] == "roll back", "harm is undone by whatever is known"
 
 
@@ -178,10 +213,13 @@ _ARMS = st.tuples(st.integers(0, 1000), st.floats(0, 1)).map(lambda pair: Arm(pa
 @settings(deadline=None, derandomize=True)
 @given(owner=_ARMS, users=st.dictionaries(st.sampled_from("uvwxyz"), st.tuples(_ARMS, _ARMS)))
 def test_no_user_of_a_shared_parent_is_more_than_its_share(owner: Arm, users: dict[str, tuple[Arm, Arm]]) -> None:
-    found = with_users(Stratum(owner, NOTHING), users).child
+    voices = {name: Voice(*arms, NO_PAIRS) for name, arms in users.items()}
+    found = with_users(Stratum(owner, NOTHING), voices).child
     assert owner.outcomes <= found.outcomes + 1e-6
     assert -1e-6 <= found.successes <= found.outcomes + 1e-6
-    without = {name: with_users(Stratum(owner, NOTHING), {one: arms for one, arms in users.items() if one != name}).child for name in users}
+    without = {}
+    for left_out in users:
+        without[left_out] = with_users(Stratum(owner, NOTHING), {one: said for one, said in voices.items() if one != left_out}).child
     whole = owner.outcomes + sum(child.outcomes for child, _ in users.values())
     assert found.outcomes <= whole + 1e-6
     for name in users:
@@ -193,15 +231,18 @@ def test_a_liar_among_the_users_neither_promotes_what_is_bad_nor_undoes_what_is_
         rng = random.Random(seed)
         for child_rate, wanted in ((0.95, "promote"), (0.3, "roll back")):
             arms = {name: [[0, 0], [0, 0]] for name in ("owner", "liar")}
+            sequences = {name: TrialPairs() for name in arms}
             judgement = "wait"
             for _ in range(6000):
                 side = int(rng.random() < 0.7)  # 0: the child's
-                liar = rng.random() < 0.4
-                arm = arms["liar" if liar else "owner"][side]
-                arm[0] += 1
-                arm[1] += (not liar) and rng.random() < (child_rate if side == 0 else 0.95)
+                who = "liar" if rng.random() < 0.4 else "owner"
+                success = who == "owner" and rng.random() < (child_rate if side == 0 else 0.95)
+                arms[who][side][0] += 1
+                arms[who][side][1] += success
+                pair(sequences[who], success, of_child=side == 0)
                 own, lied = [[Arm(*one) for one in arms[name]] for name in ("owner", "liar")]
-                stratum = with_users(Stratum(own[0], own[1], Arm(20, 19)), {"liar": (lied[0], lied[1])})
+                stratum = Stratum(own[0], own[1], Arm(20, 19), pairs=_pairs(sequences["owner"]))
+                stratum = with_users(stratum, {"liar": Voice(lied[0], lied[1], _pairs(sequences["liar"]))})
                 judgement = judge({"a": stratum}, 0.0, RULES)[0]
                 if judgement != "wait":
                     break

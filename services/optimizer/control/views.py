@@ -5,15 +5,15 @@ Counts that were lost are unknown, not zero. They show in the epoch of an adapte
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from typing import Final
 
 from services.optimizer.policy.library_policy import AdapterView
-from services.optimizer.policy.trial import NOTHING, Arm, Stratum, with_users
+from services.optimizer.policy.trial import NO_PAIRS, NOTHING, Arm, Pairs, Stratum, Voice, with_users
 from services.optimizer.stream.counting import FRESH_HALF_LIFE_US
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
-from smoa.v1.state_pb2 import AdapterCounts, Tally
+from smoa.v1.state_pb2 import AdapterCounts, Tally, TrialPairs
 
 START_US: Final = 10 * 60 * 10**6
 """An optimizer that is started after the router reads what happened before from Kafka: its first epoch holds the minutes before it, too."""
@@ -101,21 +101,18 @@ def stratum_of(
         began: Its counts when the trial began.
         original: What it was merged from itself, all their outcomes.
     """
+    ending, voices = f"/{parent.adapter_id}", dict[str, Voice]()
+    for key in {*counts.stood_for, *counts.control, *counts.pairs}:
+        if key.endswith(ending) and (tenant := key.removesuffix(ending)):
+            pairs = counts.pairs.get(key) or TrialPairs()
+            sides = _arm(counts.stood_for.get(key)), _arm(counts.control.get(key))
+            voices[tenant] = Voice(*sides, Pairs(pairs.pairs, pairs.child, pairs.parent))
+    owner = voices.pop(parent.tenant, Voice(NOTHING, NOTHING, NO_PAIRS))
+    return with_users(Stratum(owner.child, owner.parent, lifetime_of(began), original, owner.pairs), voices)
 
-    def of(side: Mapping[str, Tally]) -> tuple[Arm, dict[str, Arm]]:
-        ending, owner, users = f"/{parent.adapter_id}", NOTHING, dict[str, Arm]()
-        for key, tally in side.items():
-            if key.endswith(ending):
-                arm = Arm(tally.outcomes, tally.successes)
-                if (tenant := key.removesuffix(ending)) == parent.tenant:
-                    owner = arm
-                else:
-                    users[tenant] = arm
-        return owner, users
 
-    (child, child_users), (control, control_users) = of(counts.stood_for), of(counts.control)
-    users = {tenant: (child_users.get(tenant, NOTHING), control_users.get(tenant, NOTHING)) for tenant in {*child_users, *control_users}}
-    return with_users(Stratum(child, control, lifetime_of(began), original), users)
+def _arm(tally: Tally | None) -> Arm:
+    return NOTHING if tally is None else Arm(tally.outcomes, tally.successes)
 
 
 def lifetime_of(counts: registry_pb2.AdapterStatistics) -> Arm:

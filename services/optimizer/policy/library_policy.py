@@ -76,6 +76,8 @@ class Rules:
     confidence_z: float = 1.96
     min_cosine: float = 0.90
     min_benefit: float = 0.30
+    min_merge_uses: float = 1.0
+    """Recent uses of each that is merged: who is not asked can show nothing in a trial, and would only be kept by it."""
     half_life_s: float = 7 * 86400.0
     """Of the recent counts."""
     unused_after_s: float = 14 * 86400.0
@@ -235,7 +237,11 @@ def merges(adapters: Iterable[AdapterView], cosines: Mapping[tuple[str, str], fl
     A group begins with the best pair left and takes in whoever is worth merging with each one of it (complete linkage), the likest first:
     neither a chain of likenesses nor one of small gaps in success must join adapters that are unlike.
     """
-    by_id = {adapter.adapter_id: adapter for adapter in adapters if not adapter.protected and adapter.age_s >= rules.min_age_s}
+    by_id = {
+        adapter.adapter_id: adapter
+        for adapter in adapters
+        if not adapter.protected and adapter.age_s >= rules.min_age_s and adapter.recent_uses >= rules.min_merge_uses
+    }
     like: defaultdict[str, dict[str, float]] = defaultdict(dict)
     pairs: list[Merge] = []
     for (low, high), raw in cosines.items():

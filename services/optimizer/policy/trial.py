@@ -2,21 +2,30 @@
 
 A child replaces several parents, and must do for the queries of each: what it does for one that is asked often says nothing of another.
 So outcomes are compared within strata, one for each parent: those of the child where it stood for that parent, against the parent's own
-at the same time; each decision says on which side it is. In each, two hypotheses are tested by an e-process: "the child is worse than the
-parent by the margin", and "the child is as good". The evidence against one is the likelihood of all outcomes, mixed over a prior that was
-fixed before the trial, by the largest that the hypothesis allows. By Ville's inequality it passes 1 / alpha with a probability of alpha at
-most, at all moments together
-(Wasserman, Ramdas and Balakrishnan 2020, "Universal inference"; Ramdas et al. 2023, "Game-theoretic statistics and safe anytime-valid
-inference"). A child is promoted when the first is refuted for every parent, and, with a narrower margin, for all together; that needs no
-correction for their number (Berger 1982, intersection-union tests). It is undone when the second is refuted for one of them, with their
+at the same time; each decision says on which side it is.
+
+That a child holds is shown by a difference sequence: verdicts of both sides, one with one. For a pair, let the alternative be that both
+rates are p, and the hypothesis that the child's is less by the margin. The likelihood of the pair under (p, p), by that under the pair of
+rates of the hypothesis that is nearest to it (in Kullback-Leibler divergence), has an expectation of at most 1 wherever the hypothesis is
+true (Turner and Gruenwald 2023, "Safe sequential testing and effect estimation in stratified count data"); so have products over pairs, of
+whatever strata, and mixtures over p. By Ville's inequality such a product passes 1 / alpha with a probability of alpha at most, at all
+moments together. Scores between 0 and 1 do as well: the logarithm is taken to be linear in them, which is less than it is.
+
+That a child is worse is shown by the likelihood of all outcomes, mixed over a prior that was fixed before the trial, by the largest that
+"as good" allows (Wasserman, Ramdas and Balakrishnan 2020, "Universal inference"; Ramdas et al. 2023, "Game-theoretic statistics and safe
+anytime-valid inference").
+
+A child is promoted when it is shown to hold for every parent, and, with a narrower margin, for all together; that needs no
+correction for their number (Berger 1982, intersection-union tests). It is undone when it is shown to be worse for one of them, with their
 number in the bound. What is not shown by the deadline is undone, too: nothing that is unknown is taken for a rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Literal, NamedTuple
 
 Judgement = Literal["wait", "promote", "roll back"]
@@ -27,6 +36,8 @@ MOST_OF_A_USER: Final = 0.2
 SKEWED_Z: Final = 5.0
 """Standard deviations by which a trial's sides are off: seen once in two million looks, and looks at sums that grow are not independent."""
 _STEPS: Final = 40
+_GRID: Final = 20
+"""Rates that are tried as what both sides are."""
 
 
 class Arm(NamedTuple):
@@ -47,6 +58,17 @@ class Arm(NamedTuple):
 NOTHING: Final = Arm(0, 0)
 
 
+class Pairs(NamedTuple):
+    """A difference sequence: how many pairs, and the sums of their verdicts."""
+
+    pairs: float = 0.0
+    child: float = 0.0
+    parent: float = 0.0
+
+
+NO_PAIRS: Final = Pairs()
+
+
 class Stratum(NamedTuple):
     """The queries of one parent."""
 
@@ -58,6 +80,7 @@ class Stratum(NamedTuple):
     """Of the parent before it began."""
     original: Arm = NOTHING
     """Of what the parent was merged from itself: that level is the bar for every generation after it, or margins would add up."""
+    pairs: Pairs = NO_PAIRS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +97,40 @@ class TrialRules:
     """What was not shown by then is undone."""
 
 
-def with_users(stratum: Stratum, users: Mapping[str, tuple[Arm, Arm]]) -> Stratum:
-    """The stratum of a shared parent, whose owner's verdicts are in it, with what its other users said of (child, parent).
+class Voice(NamedTuple):
+    """What one user of a shared parent said."""
 
-    Each counts for no more than `MOST_OF_A_USER` of all outcomes on a side: whoever may use a shared adapter may report what it likes, and
-    one of them alone must neither promote nor undo.
+    child: Arm
+    parent: Arm
+    pairs: Pairs
+
+
+def with_users(stratum: Stratum, users: Mapping[str, Voice]) -> Stratum:
+    """The stratum of a shared parent, whose owner's verdicts are in it, with what its other users said.
+
+    Each counts for no more than `MOST_OF_A_USER` of all outcomes: whoever may use a shared adapter may report what it likes, and one of
+    them alone must neither promote nor undo.
     """
-    sides = []
-    for place, owner in enumerate((stratum.child, stratum.parent)):
-        arms = [arms[place] for _, arms in sorted(users.items()) if arms[place].outcomes]
-        most = _most_of_each([arm.outcomes for arm in arms], owner.outcomes)
-        capped = [Arm(arm.outcomes * part, arm.successes * part) for arm in arms for part in [min(1.0, most / arm.outcomes)]]
-        sides.append(Arm(owner.outcomes + sum(one.outcomes for one in capped), owner.successes + sum(one.successes for one in capped)))
-    return stratum._replace(child=sides[0], parent=sides[1])
+    voices = [voice for _, voice in sorted(users.items())]
+    children, parents, pairs = [stratum.child], [stratum.parent], [stratum.pairs]
+    for arms, of in ((children, [one.child for one in voices]), (parents, [one.parent for one in voices])):
+        most = _most_of_each([arm.outcomes for arm in of], arms[0].outcomes)
+        arms += [Arm(*(value * _part(arm.outcomes, most) for value in arm)) for arm in of]
+    most = _most_of_each([voice.pairs.pairs for voice in voices], stratum.pairs.pairs)
+    pairs += [Pairs(*(value * _part(voice.pairs.pairs, most) for value in voice.pairs)) for voice in voices]
+    return stratum._replace(child=_sum(children), parent=_sum(parents), pairs=_sum_of_pairs(pairs))
+
+
+def _part(outcomes: float, most: float) -> float:
+    return min(1.0, most / outcomes) if outcomes else 1.0
+
+
+def _sum(arms: Iterable[Arm]) -> Arm:
+    return Arm(*(sum(values) for values in zip(*arms, strict=True)))
+
+
+def _sum_of_pairs(pairs: Iterable[Pairs]) -> Pairs:
+    return Pairs(*(sum(values) for values in zip(*pairs, strict=True)))
 
 
 def _most_of_each(outcomes: Sequence[int | float], owners: int | float) -> float:
@@ -103,18 +147,69 @@ def _most_of_each(outcomes: Sequence[int | float], owners: int | float) -> float
     return low
 
 
-def against(child: Arm, parent: Arm, before: Arm, *, worse_by: float | None) -> float:
-    """Natural logarithm of the evidence against "the child's rate is under the parent's by at least this"; None: "it is not under it"."""
-    if not child.outcomes or not parent.outcomes:
+def holds(pairs: Pairs, before: Arm, margin: float) -> float:
+    """Natural logarithm of the evidence against "the child's rate is under the parent's by at least the margin".
+
+    Args:
+        pairs: The difference sequence.
+        before: What was known of the parent before the trial: about which rate the alternatives are the likelier.
+        margin: In (0, 1).
+    """
+    known = min(MOST_BEFORE, before.outcomes)
+    right = known * (before.rate or 0.0)
+    weights = [right * math.log(one.rate) + (known - right) * math.log1p(-one.rate) for one in _alternatives(margin)]
+    child, parent = (pairs.child, pairs.pairs - pairs.child), (pairs.parent, pairs.pairs - pairs.parent)
+    found = [
+        weight + child[0] * one.child_right + child[1] * one.child_wrong + parent[0] * one.parent_right + parent[1] * one.parent_wrong
+        for weight, one in zip(weights, _alternatives(margin), strict=True)
+    ]
+    return _log_sum(found) - _log_sum(weights)
+
+
+class _Alternative(NamedTuple):
+    """Both rates are one; what each verdict adds to the logarithm of the evidence."""
+
+    rate: float
+    child_right: float
+    child_wrong: float
+    parent_right: float
+    parent_wrong: float
+
+
+@cache
+def _alternatives(margin: float) -> tuple[_Alternative, ...]:
+    found = []
+    for place in range(_GRID):
+        p = (place + 0.5) / _GRID
+        low, high = max(0.0, p - margin), min(p, 1 - margin)
+        for _ in range(_STEPS):  # the nearest rates of the hypothesis, (a, a + margin): where the divergence's slope is 0
+            a = (low + high) / 2
+            b = a + margin
+            if (p - a) / (a * (1 - a)) > (b - p) / (b * (1 - b)):
+                low = a
+            else:
+                high = a
+        found.append(_Alternative(p, math.log(p / a), math.log((1 - p) / (1 - a)), math.log(p / b), math.log((1 - p) / (1 - b))))
+    return tuple(found)
+
+
+def _log_sum(logs: Sequence[float]) -> float:
+    most = max(logs)
+    return most + math.log(sum(math.exp(one - most) for one in logs))
+
+
+def worse(child: Arm, parent: Arm, before: Arm) -> float:
+    """Natural logarithm of the evidence against "the child's rate is not under the parent's"."""
+    if not child.outcomes or not parent.outcomes or child.rate is None or parent.rate is None:
         return 0.0
     known = min(MOST_BEFORE, before.outcomes)
     right = known * (before.rate or 0.0)
-    prior = 1 + right, 1 + known - right
-    if worse_by is None:
-        mixed = _mixed(child, 1, 1) + _mixed(parent, *prior)
-    else:  # what is to be shown is that the two are alike: one rate for both, which is known the sooner
-        mixed = _mixed(Arm(child.outcomes + parent.outcomes, child.successes + parent.successes), *prior)
-    return mixed - _largest(child, parent, worse_by)
+    mixed = _mixed(child, 1, 1) + _mixed(parent, 1 + right, 1 + known - right)
+    if child.rate >= parent.rate:
+        return mixed - _likelihood(child, child.rate) - _likelihood(parent, parent.rate)
+    both = _sum([child, parent])
+    assert both.rate is not None
+    return mixed - _likelihood(both, both.rate)
 
 
 def against_level(child: Arm, level: float) -> float:
@@ -158,7 +253,7 @@ def judge(
     least = min(shown, key=lambda parent: (shown[parent], parent))
     if min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha) and not draws.skewed:
         return "promote", *_said(strata, least, "as good")
-    refuted = {parent: against(one.child, one.parent, one.before, worse_by=None) for parent, one in strata.items()}
+    refuted = {parent: worse(one.child, one.parent, one.before) for parent, one in strata.items()}
     worst = max(refuted, key=lambda parent: (refuted[parent], parent))
     if refuted[worst] > math.log(len(strata) / rules.alpha):
         return "roll back", *_said(strata, worst, "worse")
@@ -175,22 +270,23 @@ def _shown(one: Stratum, rules: TrialRules) -> float:
 
 def _shown_together(strata: Sequence[Stratum], rules: TrialRules) -> float:
     """Evidence that the child holds for all parents together."""
-    return _held(_sum(strata), strata, rules.margin)
+    return _held(_together(strata), strata, rules.margin)
 
 
 def _held(one: Stratum, parts: Sequence[Stratum], margin: float) -> float:
     """Evidence that the child holds within a margin: against the parents, and, of those that were merged, against what they were merged
     from.
     """
-    evidence = against(one.child, one.parent, one.before, worse_by=margin)
-    merged = _sum([part for part in parts if part.original.outcomes])
+    evidence = holds(one.pairs, one.before, margin)
+    merged = _together([part for part in parts if part.original.outcomes])
     return evidence if merged.original.rate is None else min(evidence, against_level(merged.child, merged.original.rate - margin))
 
 
-def _sum(strata: Sequence[Stratum]) -> Stratum:
+def _together(strata: Sequence[Stratum]) -> Stratum:
     if not strata:
         return Stratum(NOTHING, NOTHING)
-    return Stratum(*(Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms)) for arms in zip(*strata, strict=True)))
+    child, parent, before, original = (_sum(arms) for arms in zip(*(one[:4] for one in strata), strict=True))
+    return Stratum(child, parent, before, original, _sum_of_pairs(one.pairs for one in strata))
 
 
 def _said(strata: Mapping[str, Stratum], parent: str, verdict: str) -> tuple[dict[str, float], str]:
@@ -222,32 +318,3 @@ def _likelihood(arm: Arm, p: float) -> float:
     right = arm.successes * math.log(p) if arm.successes and p > 0 else -math.inf if arm.successes else 0.0
     wrong = failures * math.log1p(-p) if failures and p < 1 else -math.inf if failures else 0.0
     return right + wrong
-
-
-def _largest(child: Arm, parent: Arm, worse_by: float | None) -> float:
-    """The largest log-likelihood that the hypothesis allows: at the rates as they were seen, or, where those are outside, on its edge."""
-    assert child.rate is not None
-    assert parent.rate is not None
-    margin = worse_by or 0.0
-    inside = child.rate >= parent.rate if worse_by is None else child.rate <= parent.rate - margin
-    if inside:
-        return _likelihood(child, child.rate) + _likelihood(parent, parent.rate)
-    p = _edge(child, parent, margin)
-    return _likelihood(child, p - margin) + _likelihood(parent, p)
-
-
-def _edge(child: Arm, parent: Arm, margin: float) -> float:
-    """The parent's rate at which both arms are likeliest together while the child's is the margin under it: the likelihood is concave in
-    it, and its slope is searched for zero.
-    """
-    wrong, parents_wrong = child.outcomes - child.successes, parent.outcomes - parent.successes
-    low, high = margin, 1.0
-    for _ in range(_STEPS):
-        p = (low + high) / 2
-        q = p - margin
-        slope = child.successes / q - wrong / (1 - q) + parent.successes / p - (parents_wrong / (1 - p) if p < 1 else 0.0)
-        if slope > 0:
-            low = p
-        else:
-            high = p
-    return (low + high) / 2

@@ -16,7 +16,7 @@ from services.optimizer.stream.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent
-from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Tally
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Tally, TrialPairs
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
@@ -83,6 +83,24 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     return True
 
 
+def pair(pairs: TrialPairs, verdict: float, *, of_child: bool) -> None:
+    """Take one more verdict into a trial's difference sequence: each of the child's with the mean of the parent's since the last pair."""
+    if of_child:
+        pairs.waiting_child += 1
+        pairs.waiting_child_sum += verdict
+    else:
+        pairs.waiting_parent += 1
+        pairs.waiting_parent_sum += verdict
+    if pairs.waiting_child and pairs.waiting_parent:
+        child = pairs.waiting_child_sum / pairs.waiting_child
+        pairs.pairs += 1
+        pairs.child += child
+        pairs.parent += pairs.waiting_parent_sum / pairs.waiting_parent
+        pairs.waiting_child -= 1
+        pairs.waiting_child_sum -= child
+        pairs.waiting_parent, pairs.waiting_parent_sum = 0, 0.0
+
+
 def verdict_of(effect: AdapterOutcome) -> float:
     """In [0, 1], a multiple of 2^-20; 0 without a verdict."""
     if not effect.HasField("success"):
@@ -95,10 +113,12 @@ def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> 
     side, parents = (counts.control, effect.control_for) if effect.control_for else (counts.stood_for, effect.stands_for)
     judged = effect.HasField("success") and not aside
     for parent in parents:
-        tally = _view(side, stratum_key(effect.tenant, parent), MAX_STRATA)
+        tally = _view(side, key := stratum_key(effect.tenant, parent), MAX_STRATA)
         tally.uses += effect.used
         tally.outcomes += judged
         tally.successes += judged * verdict_of(effect)
+        if judged and (key in counts.pairs or len(counts.pairs) < MAX_STRATA):
+            pair(counts.pairs[key], verdict_of(effect), of_child=not effect.control_for)
     if effect.used and effect.trial_share:
         draws, share = counts.draws, effect.trial_share
         draws.drawn += 1

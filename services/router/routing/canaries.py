@@ -20,8 +20,9 @@ FIRST_QUERIES: Final = 20
 QUERIES_AN_OUTCOME: Final = 2
 QUERIES_AN_HOUR: Final = 10
 """For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
-SUCCESSES_TO_DOUBLE: Final = 10
-"""A share grows with successes, by itself for each so many, so that one that does well is not on trial for long."""
+SUCCESSES_TO_DOUBLE: Final = 5
+"""A share grows with successes: half of the queries tell the sides apart soonest, and one that does badly stays with few."""
+MOST_DOUBLINGS: Final = 30.0
 SHARES: Final = 4096
 """A share is a multiple of one in so many: so sums of them are exact, in whatever order they are added up."""
 TAKEN_AT_ONCE: Final = 10
@@ -95,8 +96,8 @@ class Canaries:
             canary = self._open[name]
             if not canary.visible_to(tenant):
                 continue
-            share = min(MAX_CANARY_SHARE, canary.canary_share * (1 + canary.statistics.successes / SUCCESSES_TO_DOUBLE))
-            share = round(share * SHARES) / SHARES
+            doublings = min(canary.statistics.successes / SUCCESSES_TO_DOUBLE, MOST_DOUBLINGS)
+            share = round(min(MAX_CANARY_SHARE, canary.canary_share * 2**doublings) * SHARES) / SHARES
             may = self._granted[name] > 0
             drawn = share if may and not who else 0.0
             if may and (_place_of(name, who) if who else self._random.random()) < share:
