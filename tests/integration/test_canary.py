@@ -17,16 +17,17 @@ from services.optimizer.control.gate import Finding, Gate
 from services.optimizer.control.passes import Optimizer
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.trial import TrialRules
-from services.optimizer.stream.counting import stratum_key
+from services.optimizer.stream.counting import pair, stratum_key
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1.state_pb2 import AdapterCounts, Tally
+from smoa.v1.state_pb2 import AdapterCounts
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
 
 pytestmark = pytest.mark.usefixtures("catalogue")
 
+RULES = Rules(min_age_s=0.0, min_merge_uses=0.0)
 ALL = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED)
 
 
@@ -143,7 +144,7 @@ async def test_shared_and_private_adapters_are_not_merged(world: RouterWorld) ->
     code, message, _ = await refused(_trial(world, [private, shared]))
     assert code == "FAILED_PRECONDITION"
     assert message.endswith("merge adapters that the same tenants may use")
-    optimizer = Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100)
+    optimizer = Optimizer(world.client, world.store, RULES, lambda _: 0, 100)
     assert (await optimizer.run_pass()).merged == []
 
 
@@ -190,16 +191,15 @@ class _Callers:
             tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
             self.seen[one.adapter_id] += 1
             for parent in one.stands_for:
-                self._add(self._tried(one.adapter_id).stood_for[stratum_key("public", parent)], success)
+                self._add(one.adapter_id, parent, success, of_child=True)
             if one.control_of:
-                self._add(self._tried(one.control_of).control[stratum_key("public", one.adapter_id)], success)
+                self._add(one.control_of, one.adapter_id, success, of_child=False)
 
-    def _tried(self, child: str) -> AdapterCounts:
-        return self.on_trial.setdefault(child, AdapterCounts())
-
-    @staticmethod
-    def _add(tally: Tally, success: bool) -> None:
-        tally.outcomes, tally.successes = tally.outcomes + 1, tally.successes + int(success)
+    def _add(self, child: str, parent: str, success: bool, *, of_child: bool) -> None:
+        counts, key = self.on_trial.setdefault(child, AdapterCounts()), stratum_key("public", parent)
+        tally = (counts.stood_for if of_child else counts.control)[key]
+        tally.outcomes, tally.successes = tally.outcomes + 1, tally.successes + success
+        pair(counts.pairs[key], success, of_child=of_child)
 
     async def report(self) -> None:
         for name, (uses, outcomes, successes) in self.counts.items():
@@ -214,7 +214,7 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     optimizer = Optimizer(
         world.client,
         world.store,
-        Rules(min_age_s=0.0),
+        RULES,
         lambda _: True,
         100,
         counts=callers.on_trial.get,
@@ -239,7 +239,7 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
     states = {(await world.client.get(parent.adapter_id)).state for parent in parents}
     assert states == {common.ADAPTER_STATE_ACTIVE if ends_as == "RETIRED" else common.ADAPTER_STATE_RETIRED}
     if ends_as == "RETIRED":
-        for same_or_new in (optimizer, Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100)):
+        for same_or_new in (optimizer, Optimizer(world.client, world.store, RULES, lambda _: 0, 100)):
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
 
 
@@ -252,7 +252,7 @@ async def test_what_was_undone_is_remembered_in_every_group_after_a_restart(worl
     [undone] = [one async for one in world.client.list_changes(states=[changes_pb2.CHANGE_STATE_UNDONE])]
     assert (undone.change_id, [one.reason for one in undone.steps]) == (planned.change_id, ["alike", "because", "bad for one of them"])
     c = await world.register(KNEES, name="c", value=0.505)
-    report = await Optimizer(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100).run_pass()
+    report = await Optimizer(world.client, world.store, RULES, lambda _: 0, 100).run_pass()
     [merge] = report.merged
     merged = {one.adapter_id for one in merge}
     assert c.adapter_id in merged
@@ -269,7 +269,7 @@ class _SaysNo(Gate):
 async def test_a_child_that_the_gate_refuses_never_goes_on_trial(world: RouterWorld) -> None:
     parents = await _twins(world)
     optimizer = Optimizer(
-        *(world.client, world.store, Rules(min_age_s=0.0), lambda _: 0, 100),
+        *(world.client, world.store, RULES, lambda _: 0, 100),
         caution=Caution(canary_share=0.2),
         gate=_SaysNo(world.client, AsyncMock(return_value=[])),
     )

@@ -14,7 +14,7 @@ from services.optimizer.control.changes import PassReport
 from services.optimizer.control.passes import Optimizer
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.trial import TrialRules
-from services.optimizer.stream.counting import stratum_key
+from services.optimizer.stream.counting import pair, stratum_key
 from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
 from smoa.v1.changes_pb2 import PlannedChange
@@ -214,9 +214,11 @@ async def test_a_freeze_holds_prunes_merges_and_promotions_and_no_undoing(world:
     )
     assert len((await optimizer.run_pass()).merged) == 1
     for name in ("twin-a", "twin-b"):
+        key = stratum_key("public", made[name].adapter_id)
         for side in (in_place.stood_for, in_place.control):
-            tally = side[stratum_key("public", made[name].adapter_id)]
-            tally.outcomes, tally.successes = 100, 100
+            side[key].outcomes, side[key].successes = 100, 100
+        for turn in range(200):
+            pair(in_place.pairs[key], 1.0, of_child=turn % 2 == 0)
     await world.client.freeze("public", reason="another")
     assert await optimizer.trials.judge() == []
     await world.client.thaw("public")

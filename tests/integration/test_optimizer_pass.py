@@ -24,7 +24,7 @@ from smoa.v1 import registry_pb2
 from smoa.v1.changes_pb2 import PlannedChange
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, running_router
 
-RULES = Rules(min_age_s=0.0, unused_after_s=0.0)
+RULES = Rules(min_age_s=0.0, min_merge_uses=0.0, unused_after_s=0.0)
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
 
 

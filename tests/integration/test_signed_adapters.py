@@ -58,7 +58,7 @@ async def test_what_the_optimizer_merges_is_signed_by_it(tmp_path: Path, key: Pa
     async with running_router(tmp_path, publishers=str(tmp_path / "publishers.json")) as world:
         for number, examples in enumerate((KNEES, MONEY)):
             await world.client.upload(encode(sign(decode(adapter_file(name=str(number))))), examples)
-        rules = Rules(min_uses=0, min_age_s=0.0)
+        rules = Rules(min_uses=0, min_age_s=0.0, min_merge_uses=0.0)
         plain = await Optimizer(world.client, world.store, rules, lambda _: 0, 100).run_pass()
         assert not plain.merged
         report = await Optimizer(world.client, world.store, rules, lambda _: 0, 100, sign=sign).run_pass()
