@@ -31,7 +31,7 @@ SUMMED: Final = (
 
 
 def plot(scores: list[Score], path: Path) -> None:
-    """Library size, regret, wrong prunes and wrong merges by day, a column a scenario."""
+    """Library size, regret, wrong prunes and wrong merges by day, a row a scenario."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,22 +39,24 @@ def plot(scores: list[Score], path: Path) -> None:
 
     names = list(dict.fromkeys(one.scenario for one in scores))
     shown = ("adapters (grey: distinct, useful)", "regret a query", "wrong prunes", "wrong merges")
-    figure, rows = plt.subplots(len(shown), len(names), figsize=(3 * len(names), 9), sharex=True, squeeze=False)
+    figure, rows = plt.subplots(len(names), len(shown), figsize=(12, 1.6 * len(names) + 0.5), sharex=True, squeeze=False)
     for one in scores:
-        column = names.index(one.scenario)
+        row = rows[names.index(one.scenario)]
         days, *curves = zip(*one.curve, strict=True)
-        for row, curve in zip(rows, curves, strict=True):
-            row[column].plot(days, curve, label=one.policy)
-        rows[0][column].axhline(one.distinct_useful, color="grey", linewidth=0.7)
-        rows[0][column].set(title=one.scenario)
-        rows[-1][column].set(xlabel="day")
-    for row, label in zip(rows, shown, strict=True):
-        row[0].set(ylabel=label)
+        for axes, curve in zip(row, curves, strict=True):
+            axes.plot(days, curve, label=one.policy)
+        row[0].axhline(one.distinct_useful, color="grey", linewidth=0.7)
+        row[0].set(ylabel=one.scenario)
+    for axes, label in zip(rows[0], shown, strict=True):
+        axes.set(title=label)
+    for axes in rows[-1]:
+        axes.set(xlabel="day")
+    for row in rows:
         for axes in row:  # last: a limit that is set stays as it is
             axes.set_ylim(bottom=0)
     rows[0][0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=70)
 
 
 @click.command(help=__doc__)
