@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.simulated_library import Score, World
+from benchmarks.simulated_library import World
+from benchmarks.simulated_members import Score
 
 SUMMED: Final = (
     "queries", "regret", "prunes", "wrong_prunes", "merges", "wrong_merges", "rolled_back", "library", "distinct_useful",

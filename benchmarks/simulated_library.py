@@ -6,83 +6,22 @@ import heapq
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 from benchmarks.scenarios import Scenario
+from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record_of, us_of
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
-from services.optimizer.policy.trial import NOTHING, Arm, Pairs, Stratum, TrialRules, Voice, judge, with_users
+from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
 from services.optimizer.stream.counting import SCORES, count_recent, decay, pair
-from services.router.catalogue.records import AdapterRecord, AdapterRef, State
-from services.router.catalogue.statistics import Statistics
+from services.router.catalogue.records import AdapterRef
 from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
 from services.router.routing.scoring import Chosen
-from smoa.v1.state_pb2 import Tally, TrialPairs
+from smoa.v1.state_pb2 import Tally
 
-HOUR_S: Final = 3600.0
 USEFUL: Final = 0.3
 HARM: Final = 0.1
 """A merge whose child is worse than its parents by more than this is a wrong one."""
-
-
-Side = tuple[str, bool]
-"""Of a trial: a parent, and whether a liar among its users spoke."""
-
-
-def _pairs(of: TrialPairs) -> Pairs:
-    return Pairs(of.pairs, of.child, of.parent)
-
-
-def _us(at_h: float) -> int:
-    return int(at_h * HOUR_S * 1e6) + 1
-
-
-@dataclass
-class Member:
-    """An adapter and its truth."""
-
-    name: str
-    jobs: dict[int, float]
-    """Chance of success by job."""
-    born_h: float
-    label: str = ""
-    """What its owner calls it, if that is not its own: versions of one thing have the same."""
-    fragile: bool = False
-    """What it does is lost in a merge with what does something else."""
-    counted_since_h: float = 0.0
-    state: str = "active"
-    parents: tuple[str, ...] = ()
-    tally: Tally = field(default_factory=Tally)
-    taken: int = 0
-    """Queries that it was given as a canary."""
-    baseline: dict[str, Arm] = field(default_factory=dict)
-    stood_for: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
-    control: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
-    pairs: defaultdict[Side, TrialPairs] = field(default_factory=lambda: defaultdict(TrialPairs))
-    original: Arm = NOTHING
-    """Of a merge's child: what it was merged from over all generations."""
-    today: list[tuple[float, int]] = field(default_factory=list)
-    """(hour, uses), of the last day: the plain rules' window."""
-
-
-@dataclass
-class Score:
-    """What a run came to."""
-
-    scenario: str
-    policy: str
-    queries: int = 0
-    regret: float = 0.0
-    prunes: int = 0
-    wrong_prunes: int = 0
-    merges: int = 0
-    wrong_merges: int = 0
-    rolled_back: int = 0
-    library: int = 0
-    distinct_useful: int = 0
-    curve: list[tuple[float, int, float, int, int]] = field(default_factory=list)
-    """(day, library size, regret a query that day, wrong prunes and wrong merges so far)"""
 
 
 class World:
@@ -116,12 +55,12 @@ class World:
     def _feed(self, at_h: float) -> None:
         """Give canaries of what they have earned, as `trials.py` does."""
         self._hungry = False
-        for name in self._canaries.wanting(_us(at_h)):
+        for name in self._canaries.wanting(us_of(at_h)):
             member = self._members[name]
-            count = min(TAKEN_AT_ONCE, left_of_budget(self._record(member), _us(at_h)))
+            count = min(TAKEN_AT_ONCE, left_of_budget(record_of(member), us_of(at_h)))
             member.taken += count
             self._canaries.grant(name, count)
-            self._canaries.update([self._record(member)])
+            self._canaries.update([record_of(member)])
 
     def _populate(self) -> None:
         for job in range(self._jobs):
@@ -212,7 +151,7 @@ class World:
         if scenario.restarts_every_h and self._rng.random() < 1 / scenario.restarts_every_h:
             self._canaries = Canaries(hour)
             self._canaries.hungry = self._is_hungry
-            self._canaries.update(self._record(one) for one in self._members.values() if one.state == "canary")
+            self._canaries.update(record_of(one) for one in self._members.values() if one.state == "canary")
         if scenario.counts_lost_every_h and self._rng.random() < 1 / scenario.counts_lost_every_h:
             part = self._rng.randrange(3)
             for member in [one for one in self._members.values() if int(one.name, 16) % 3 == part]:
@@ -256,11 +195,11 @@ class World:
         if len(self._canaries):
             if self._hungry:
                 self._feed(at_h)
-            [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),), "t", _us(at_h))
+            [tried] = self._canaries.tried((Chosen(AdapterRef(name, 1, name), 1.0, 1.0),), "t", us_of(at_h))
             name, stands_for, control_of = tried.ref.adapter_id, tried.stands_for, tried.control_of
         member = self._members[name]
         member.tally.uses += 1
-        count_recent(member.tally, _us(at_h), self._half_life_us, used=True, judged=False, success=False)
+        count_recent(member.tally, us_of(at_h), self._half_life_us, used=True, judged=False, success=False)
         if self.policy == "plain":
             member.today.append((at_h, 1))
         liar = self._rng.random() < self.scenario.liars
@@ -296,9 +235,9 @@ class World:
                 continue
             tally.outcomes += 1
             tally.successes += success
-            count_recent(tally, _us(at_h), self._half_life_us, used=False, judged=True, success=success)
+            count_recent(tally, us_of(at_h), self._half_life_us, used=False, judged=True, success=success)
             if self._members[name].state == "canary":
-                self._canaries.update([self._record(self._members[name])])
+                self._canaries.update([record_of(self._members[name])])
                 self._judge(self._members[name], at_h)
 
     def _decide(self, hour: int) -> None:
@@ -341,7 +280,7 @@ class World:
             child.state = "canary"
             child.baseline = {one: Arm(self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
             self._members[child.name] = child
-            self._canaries.update([self._record(child)])
+            self._canaries.update([record_of(child)])
         for prune in prunes(library, self._rules):
             if prune.adapter.adapter_id not in merging and mine(prune.adapter.adapter_id):
                 self._prune(prune.adapter.adapter_id, hour)
@@ -362,7 +301,7 @@ class World:
 
     def _view(self, member: Member, hour: int, protected: str) -> AdapterView:
         tally = member.tally
-        decay(tally, _us(hour), self._half_life_us)
+        decay(tally, us_of(hour), self._half_life_us)
         recent = tally.recent_uses
         if self.policy == "plain":
             member.today = [one for one in member.today if one[0] > hour - 24]
@@ -414,7 +353,7 @@ class World:
         strata = {}
         for name in child.parents:
             own, lied = (
-                Voice(child.stood_for[name, liar], child.control[name, liar], _pairs(child.pairs[name, liar])) for liar in (False, True)
+                Voice(child.stood_for[name, liar], child.control[name, liar], pairs_of(child.pairs[name, liar])) for liar in (False, True)
             )
             known = child.baseline[name], self._members[name].original
             strata[name] = with_users(Stratum(own.child, own.parent, *known, own.pairs), {"liar": lied})
@@ -426,7 +365,7 @@ class World:
             child.state = "retired"
             self._rejected |= {(a, b) for a in child.parents for b in child.parents if a < b}
         if judgement != "wait":
-            self._canaries.update([self._record(child)])
+            self._canaries.update([record_of(child)])
 
     def _merge_now(self, child: Member, hour: float) -> None:
         self.score.merges += 1
@@ -458,12 +397,3 @@ class World:
         for job in member.jobs:
             self._serving[job].remove(name)
         self._cosines = {pair: cosine for pair, cosine in self._cosines.items() if name not in pair}
-
-    def _record(self, member: Member) -> AdapterRecord:
-        state: State = "canary" if member.state == "canary" else "retired"
-        counts = Statistics(outcomes=member.tally.outcomes, successes=member.tally.successes)
-        return AdapterRecord(
-            adapter_id=member.name, version=1, digest=member.name, tenant="t", name=member.name, kind="lora_xs", granularity="NANO",
-            specialization="task", base_model="b", rank=8, modules=("q",), parameter_count=1, file_bytes=1, parents=member.parents,
-            state=state, canary_share=0.1, statistics=counts, canary_taken=member.taken, created_at_us=_us(member.born_h),
-        )  # fmt: skip
