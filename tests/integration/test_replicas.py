@@ -14,7 +14,7 @@ import pytest
 from qdrant_client import AsyncQdrantClient, models
 
 from services.router.catalogue import qdrant_changes
-from services.router.catalogue.port import Conflict, Entry, point_id
+from services.router.catalogue.port import DOCUMENT_KINDS, Conflict, Entry, point_id
 from services.router.catalogue.qdrant_catalogue import KEYWORDS, QdrantCatalogue
 from services.router.catalogue.qdrant_connection import QdrantConnection
 from services.router.catalogue.records import AdapterRecord, Scope
@@ -293,8 +293,9 @@ async def test_one_that_finds_the_collection_made_by_another_goes_on(opened: Ope
     client.collection_exists = not_yet  # type: ignore[method-assign,assignment]
     catalogue = QdrantCatalogue(QdrantConnection(client), DIMENSION, prefix)
     await catalogue.prepare()
-    assert len(set(asked)) == 5
-    assert len(asked) == 2 * 5 + 1
+    collections = 2 + len(DOCUMENT_KINDS)
+    assert len(set(asked)) == collections
+    assert len(asked) == 2 * collections + 1
     await catalogue.write([Entry(record(), vector(1))])
 
 
