@@ -24,7 +24,7 @@ TELL_S: Final = 10.0
 """Refusals that are alike are told together, so often: or whoever is refused could fill the disk."""
 MAX_ALIKE: Final = 1000
 """Kinds of refusals between two tellings; more are counted as nobody's of `other`."""
-_NAMED_BY: Final = ("adapter_id", "composition_id", "child_id", "digest", "child_digest", "name")
+_NAMED_BY: Final = ("change_id", "adapter_id", "composition_id", "child_id", "digest", "child_digest", "name")
 _NOBODY: Final = "nobody known"
 _TOGETHER: Final = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"})
 """Nothing was done, and whoever wants may ask as often as it likes."""

@@ -93,6 +93,16 @@ async def test_a_change_goes_through_its_steps_with_their_numbers(world: RouterW
     assert await _states(world) == {**DONE, "twin-a*": "ACTIVE"}
 
 
+async def test_a_trial_whose_child_somebody_retired_is_undone(world: RouterWorld) -> None:
+    await _library(world)
+    await _optimizer(world, canary_share=0.2).run_pass()
+    [child] = [one async for one in world.client.list_all(states=[common.ADAPTER_STATE_CANARY])]
+    await world.client.retire("public", child.adapter_id, "we do not want it")
+    merge = (await _changes(world))["merge"]
+    assert (_steps(merge)[-2:], merge.steps[-1].reason) == (["trial", "undone"], "we do not want it")
+    assert (await _optimizer(world, canary_share=0.2).run_pass()).merged == []
+
+
 async def test_nothing_is_done_without_a_yes_and_a_no_is_remembered(world: RouterWorld) -> None:
     await _library(world)
     for _ in range(2):

@@ -120,8 +120,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
+        before = await self._registry.get(request.tenant, request.adapter_id)
         record = await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence)
         await self._planned.happened(record.tenant, change_id_of("prune", record), "done", request.reason, request.evidence)
+        if before.state == "canary":
+            await self._planned.happened(record.tenant, merge_change_id(record.merge_id), "undone", request.reason, request.evidence)
         return to_adapter(record)
 
     async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
