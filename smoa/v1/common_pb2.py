@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from smoa.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/common.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\"\xf7\x01\n\x0fWeightedAdapter\x12\x1b\n\nadapter_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06weight\x18\x04 \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x16\n\x04name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\"\n\nstands_for\x18\x07 \x03(\tB\x0e\xbaH\x0b\x92\x01\x08\x10@\"\x04r\x02\x18@\x12\x1b\n\ncontrol_of\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\x0btrial_share\x18\t \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\"Q\n\x05Stage\x12\x34\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapterB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\"\xf2\x01\n\nModelShape\x12\x0e\n\x06layers\x18\x01 \x01(\x05\x12\x31\n\x07modules\x18\x02 \x03(\x0b\x32 .smoa.v1.ModelShape.ModulesEntry\x12\x10\n\x08max_rank\x18\x03 \x01(\x05\x12\x18\n\x10max_lora_xs_rank\x18\x04 \x01(\x05\x12\x19\n\x11max_adapter_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x06 \x01(\x05\x1a\x44\n\x0cModulesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.smoa.v1.LinearShape:\x02\x38\x01\".\n\x0bLinearShape\x12\x0f\n\x07outputs\x18\x01 \x01(\x05\x12\x0e\n\x06inputs\x18\x02 \x01(\x05\"@\n\tCloseness\x12\x16\n\x05value\x18\x01 \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\x12\x1b\n\nstands_for\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00*\xb3\x01\n\x0bGranularity\x12\x1b\n\x17GRANULARITY_UNSPECIFIED\x10\x00\x12\x14\n\x10GRANULARITY_NANO\x10\x01\x12\x15\n\x11GRANULARITY_MICRO\x10\x02\x12\x14\n\x10GRANULARITY_MINI\x10\x03\x12\x15\n\x11GRANULARITY_SMALL\x10\x04\x12\x16\n\x12GRANULARITY_MEDIUM\x10\x05\x12\x15\n\x11GRANULARITY_LARGE\x10\x06*\xc0\x02\n\x0eSpecialization\x12\x1e\n\x1aSPECIALIZATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16SPECIALIZATION_GENERAL\x10\x01\x12\x19\n\x15SPECIALIZATION_DOMAIN\x10\x02\x12\x17\n\x13SPECIALIZATION_TASK\x10\x03\x12\x1b\n\x17SPECIALIZATION_LANGUAGE\x10\x04\x12\x18\n\x14SPECIALIZATION_STYLE\x10\x05\x12\x19\n\x15SPECIALIZATION_FORMAT\x10\x06\x12\x1c\n\x18SPECIALIZATION_REASONING\x10\x07\x12\x17\n\x13SPECIALIZATION_TOOL\x10\x08\x12\x1a\n\x16SPECIALIZATION_PERSONA\x10\t\x12\x19\n\x15SPECIALIZATION_SAFETY\x10\n*\xe9\x01\n\x0fRoutingStrategy\x12 \n\x1cROUTING_STRATEGY_UNSPECIFIED\x10\x00\x12\x1d\n\x19ROUTING_STRATEGY_SEMANTIC\x10\x01\x12\x19\n\x15ROUTING_STRATEGY_TASK\x10\x02\x12\x1c\n\x18ROUTING_STRATEGY_LEARNED\x10\x03\x12\x1b\n\x17ROUTING_STRATEGY_HYBRID\x10\x04\x12!\n\x1dROUTING_STRATEGY_HIERARCHICAL\x10\x05\x12\x1c\n\x18ROUTING_STRATEGY_MIXTURE\x10\x06*\xaa\x01\n\x13\x43ompositionStrategy\x12$\n COMPOSITION_STRATEGY_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPOSITION_STRATEGY_PARALLEL\x10\x01\x12#\n\x1f\x43OMPOSITION_STRATEGY_SEQUENTIAL\x10\x02\x12%\n!COMPOSITION_STRATEGY_HIERARCHICAL\x10\x03*\\\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x18\n\x14\x41\x44\x41PTER_KIND_LORA_XS\x10\x02*\xb1\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x41PTER_STATE_ACTIVE\x10\x01\x12\x19\n\x15\x41\x44\x41PTER_STATE_RETIRED\x10\x02\x12\x18\n\x14\x41\x44\x41PTER_STATE_PURGED\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_STATE_CANARY\x10\x04\x12\x19\n\x15\x41\x44\x41PTER_STATE_MISSING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14smoa/v1/common.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\"\xbb\x01\n\x0fWeightedAdapter\x12\x1b\n\nadapter_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x17\n\x06\x64igest\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06weight\x18\x04 \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x16\n\x04name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12!\n\x05trial\x18\x07 \x01(\x0b\x32\x12.smoa.v1.TrialSide\"d\n\tTrialSide\x12\"\n\nstands_for\x18\x01 \x03(\tB\x0e\xbaH\x0b\x92\x01\x08\x10@\"\x04r\x02\x18@\x12\x1b\n\ncontrol_of\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x16\n\x05share\x18\x03 \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\"Q\n\x05Stage\x12\x34\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x18.smoa.v1.WeightedAdapterB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\"\xf2\x01\n\nModelShape\x12\x0e\n\x06layers\x18\x01 \x01(\x05\x12\x31\n\x07modules\x18\x02 \x03(\x0b\x32 .smoa.v1.ModelShape.ModulesEntry\x12\x10\n\x08max_rank\x18\x03 \x01(\x05\x12\x18\n\x10max_lora_xs_rank\x18\x04 \x01(\x05\x12\x19\n\x11max_adapter_bytes\x18\x05 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x06 \x01(\x05\x1a\x44\n\x0cModulesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.smoa.v1.LinearShape:\x02\x38\x01\".\n\x0bLinearShape\x12\x0f\n\x07outputs\x18\x01 \x01(\x05\x12\x0e\n\x06inputs\x18\x02 \x01(\x05\"@\n\tCloseness\x12\x16\n\x05value\x18\x01 \x01(\x02\x42\x07\xbaH\x04\n\x02@\x01\x12\x1b\n\nstands_for\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00*\xb3\x01\n\x0bGranularity\x12\x1b\n\x17GRANULARITY_UNSPECIFIED\x10\x00\x12\x14\n\x10GRANULARITY_NANO\x10\x01\x12\x15\n\x11GRANULARITY_MICRO\x10\x02\x12\x14\n\x10GRANULARITY_MINI\x10\x03\x12\x15\n\x11GRANULARITY_SMALL\x10\x04\x12\x16\n\x12GRANULARITY_MEDIUM\x10\x05\x12\x15\n\x11GRANULARITY_LARGE\x10\x06*\xc0\x02\n\x0eSpecialization\x12\x1e\n\x1aSPECIALIZATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16SPECIALIZATION_GENERAL\x10\x01\x12\x19\n\x15SPECIALIZATION_DOMAIN\x10\x02\x12\x17\n\x13SPECIALIZATION_TASK\x10\x03\x12\x1b\n\x17SPECIALIZATION_LANGUAGE\x10\x04\x12\x18\n\x14SPECIALIZATION_STYLE\x10\x05\x12\x19\n\x15SPECIALIZATION_FORMAT\x10\x06\x12\x1c\n\x18SPECIALIZATION_REASONING\x10\x07\x12\x17\n\x13SPECIALIZATION_TOOL\x10\x08\x12\x1a\n\x16SPECIALIZATION_PERSONA\x10\t\x12\x19\n\x15SPECIALIZATION_SAFETY\x10\n*\xe9\x01\n\x0fRoutingStrategy\x12 \n\x1cROUTING_STRATEGY_UNSPECIFIED\x10\x00\x12\x1d\n\x19ROUTING_STRATEGY_SEMANTIC\x10\x01\x12\x19\n\x15ROUTING_STRATEGY_TASK\x10\x02\x12\x1c\n\x18ROUTING_STRATEGY_LEARNED\x10\x03\x12\x1b\n\x17ROUTING_STRATEGY_HYBRID\x10\x04\x12!\n\x1dROUTING_STRATEGY_HIERARCHICAL\x10\x05\x12\x1c\n\x18ROUTING_STRATEGY_MIXTURE\x10\x06*\xaa\x01\n\x13\x43ompositionStrategy\x12$\n COMPOSITION_STRATEGY_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMPOSITION_STRATEGY_PARALLEL\x10\x01\x12#\n\x1f\x43OMPOSITION_STRATEGY_SEQUENTIAL\x10\x02\x12%\n!COMPOSITION_STRATEGY_HIERARCHICAL\x10\x03*\\\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x18\n\x14\x41\x44\x41PTER_KIND_LORA_XS\x10\x02*\xb1\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x41PTER_STATE_ACTIVE\x10\x01\x12\x19\n\x15\x41\x44\x41PTER_STATE_RETIRED\x10\x02\x12\x18\n\x14\x41\x44\x41PTER_STATE_PURGED\x10\x03\x12\x18\n\x14\x41\x44\x41PTER_STATE_CANARY\x10\x04\x12\x19\n\x15\x41\x44\x41PTER_STATE_MISSING\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEIGHTEDADAPTER'].fields_by_name['weight']._serialized_options = b'\272H\004\n\002@\001'
   _globals['_WEIGHTEDADAPTER'].fields_by_name['name']._loaded_options = None
   _globals['_WEIGHTEDADAPTER'].fields_by_name['name']._serialized_options = b'\272H\005r\003\030\200\002'
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['stands_for']._loaded_options = None
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['stands_for']._serialized_options = b'\272H\013\222\001\010\020@\"\004r\002\030@'
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['control_of']._loaded_options = None
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['control_of']._serialized_options = b'\272H\004r\002\030@'
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['trial_share']._loaded_options = None
-  _globals['_WEIGHTEDADAPTER'].fields_by_name['trial_share']._serialized_options = b'\272H\004\n\002@\001'
+  _globals['_TRIALSIDE'].fields_by_name['stands_for']._loaded_options = None
+  _globals['_TRIALSIDE'].fields_by_name['stands_for']._serialized_options = b'\272H\013\222\001\010\020@\"\004r\002\030@'
+  _globals['_TRIALSIDE'].fields_by_name['control_of']._loaded_options = None
+  _globals['_TRIALSIDE'].fields_by_name['control_of']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_TRIALSIDE'].fields_by_name['share']._loaded_options = None
+  _globals['_TRIALSIDE'].fields_by_name['share']._serialized_options = b'\272H\004\n\002@\001'
   _globals['_STAGE'].fields_by_name['adapters']._loaded_options = None
   _globals['_STAGE'].fields_by_name['adapters']._serialized_options = b'\272H\005\222\001\002\020 '
   _globals['_MODELSHAPE_MODULESENTRY']._loaded_options = None
@@ -54,28 +54,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSENESS'].fields_by_name['value']._serialized_options = b'\272H\004\n\002@\001'
   _globals['_CLOSENESS'].fields_by_name['stands_for']._loaded_options = None
   _globals['_CLOSENESS'].fields_by_name['stands_for']._serialized_options = b'\272H\004\032\002(\000'
-  _globals['_GRANULARITY']._serialized_start=755
-  _globals['_GRANULARITY']._serialized_end=934
-  _globals['_SPECIALIZATION']._serialized_start=937
-  _globals['_SPECIALIZATION']._serialized_end=1257
-  _globals['_ROUTINGSTRATEGY']._serialized_start=1260
-  _globals['_ROUTINGSTRATEGY']._serialized_end=1493
-  _globals['_COMPOSITIONSTRATEGY']._serialized_start=1496
-  _globals['_COMPOSITIONSTRATEGY']._serialized_end=1666
-  _globals['_ADAPTERKIND']._serialized_start=1668
-  _globals['_ADAPTERKIND']._serialized_end=1760
-  _globals['_ADAPTERSTATE']._serialized_start=1763
-  _globals['_ADAPTERSTATE']._serialized_end=1940
+  _globals['_GRANULARITY']._serialized_start=797
+  _globals['_GRANULARITY']._serialized_end=976
+  _globals['_SPECIALIZATION']._serialized_start=979
+  _globals['_SPECIALIZATION']._serialized_end=1299
+  _globals['_ROUTINGSTRATEGY']._serialized_start=1302
+  _globals['_ROUTINGSTRATEGY']._serialized_end=1535
+  _globals['_COMPOSITIONSTRATEGY']._serialized_start=1538
+  _globals['_COMPOSITIONSTRATEGY']._serialized_end=1708
+  _globals['_ADAPTERKIND']._serialized_start=1710
+  _globals['_ADAPTERKIND']._serialized_end=1802
+  _globals['_ADAPTERSTATE']._serialized_start=1805
+  _globals['_ADAPTERSTATE']._serialized_end=1982
   _globals['_WEIGHTEDADAPTER']._serialized_start=63
-  _globals['_WEIGHTEDADAPTER']._serialized_end=310
-  _globals['_STAGE']._serialized_start=312
-  _globals['_STAGE']._serialized_end=393
-  _globals['_MODELSHAPE']._serialized_start=396
-  _globals['_MODELSHAPE']._serialized_end=638
-  _globals['_MODELSHAPE_MODULESENTRY']._serialized_start=570
-  _globals['_MODELSHAPE_MODULESENTRY']._serialized_end=638
-  _globals['_LINEARSHAPE']._serialized_start=640
-  _globals['_LINEARSHAPE']._serialized_end=686
-  _globals['_CLOSENESS']._serialized_start=688
-  _globals['_CLOSENESS']._serialized_end=752
+  _globals['_WEIGHTEDADAPTER']._serialized_end=250
+  _globals['_TRIALSIDE']._serialized_start=252
+  _globals['_TRIALSIDE']._serialized_end=352
+  _globals['_STAGE']._serialized_start=354
+  _globals['_STAGE']._serialized_end=435
+  _globals['_MODELSHAPE']._serialized_start=438
+  _globals['_MODELSHAPE']._serialized_end=680
+  _globals['_MODELSHAPE_MODULESENTRY']._serialized_start=612
+  _globals['_MODELSHAPE_MODULESENTRY']._serialized_end=680
+  _globals['_LINEARSHAPE']._serialized_start=682
+  _globals['_LINEARSHAPE']._serialized_end=728
+  _globals['_CLOSENESS']._serialized_start=730
+  _globals['_CLOSENESS']._serialized_end=794
 # @@protoc_insertion_point(module_scope)

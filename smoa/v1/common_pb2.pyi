@@ -103,26 +103,32 @@ ADAPTER_STATE_CANARY: AdapterState
 ADAPTER_STATE_MISSING: AdapterState
 
 class WeightedAdapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name", "stands_for", "control_of", "trial_share")
+    __slots__ = ("adapter_id", "version", "digest", "weight", "score", "name", "trial")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
-    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
-    CONTROL_OF_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
     weight: float
     score: float
     name: str
+    trial: TrialSide
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ..., trial: _Optional[_Union[TrialSide, _Mapping]] = ...) -> None: ...
+
+class TrialSide(_message.Message):
+    __slots__ = ("stands_for", "control_of", "share")
+    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_OF_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     stands_for: _containers.RepeatedScalarFieldContainer[str]
     control_of: str
-    trial_share: float
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., weight: _Optional[float] = ..., score: _Optional[float] = ..., name: _Optional[str] = ..., stands_for: _Optional[_Iterable[str]] = ..., control_of: _Optional[str] = ..., trial_share: _Optional[float] = ...) -> None: ...
+    share: float
+    def __init__(self, stands_for: _Optional[_Iterable[str]] = ..., control_of: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("adapters", "max_tokens")

@@ -65,7 +65,7 @@ class UsageEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
-    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user", "closeness", "base_model", "stands_for", "control_for", "trial_share", "score")
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user", "closeness", "base_model", "trial", "score")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -84,9 +84,7 @@ class AdapterOutcome(_message.Message):
     USER_FIELD_NUMBER: _ClassVar[int]
     CLOSENESS_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
-    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
-    CONTROL_FOR_FIELD_NUMBER: _ClassVar[int]
-    TRIAL_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TRIAL_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     decision_id: str
@@ -106,11 +104,19 @@ class AdapterOutcome(_message.Message):
     user: bytes
     closeness: _common_pb2.Closeness
     base_model: str
-    stands_for: _containers.RepeatedScalarFieldContainer[str]
-    control_for: _containers.RepeatedScalarFieldContainer[str]
-    trial_share: float
+    trial: TrialEffect
     score: float
-    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., stands_for: _Optional[_Iterable[str]] = ..., control_for: _Optional[_Iterable[str]] = ..., trial_share: _Optional[float] = ..., score: _Optional[float] = ...) -> None: ...
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., trial: _Optional[_Union[TrialEffect, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+
+class TrialEffect(_message.Message):
+    __slots__ = ("parents", "control", "share")
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    control: bool
+    share: float
+    def __init__(self, parents: _Optional[_Iterable[str]] = ..., control: _Optional[bool] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Example(_message.Message):
     __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids")

@@ -43,8 +43,8 @@ class JoinEntry(_message.Message):
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: TrialPart
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[TrialPart, _Mapping]] = ...) -> None: ...
+        value: _common_pb2.TrialSide
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_common_pb2.TrialSide, _Mapping]] = ...) -> None: ...
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_FIELD_NUMBER: _ClassVar[int]
@@ -78,18 +78,8 @@ class JoinEntry(_message.Message):
     user: bytes
     closeness: _common_pb2.Closeness
     base_model: str
-    on_trial: _containers.MessageMap[str, TrialPart]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, TrialPart]] = ...) -> None: ...
-
-class TrialPart(_message.Message):
-    __slots__ = ("stands_for", "control_of", "share")
-    STANDS_FOR_FIELD_NUMBER: _ClassVar[int]
-    CONTROL_OF_FIELD_NUMBER: _ClassVar[int]
-    SHARE_FIELD_NUMBER: _ClassVar[int]
-    stands_for: _containers.RepeatedScalarFieldContainer[str]
-    control_of: str
-    share: float
-    def __init__(self, stands_for: _Optional[_Iterable[str]] = ..., control_of: _Optional[str] = ..., share: _Optional[float] = ...) -> None: ...
+    on_trial: _containers.MessageMap[str, _common_pb2.TrialSide]
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, _common_pb2.TrialSide]] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")

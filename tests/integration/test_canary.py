@@ -190,10 +190,10 @@ class _Callers:
             tally = self.counts.setdefault(one.adapter_id, [0, 0, 0])
             tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
             self.seen[one.adapter_id] += 1
-            for parent in one.stands_for:
+            for parent in one.trial.stands_for:
                 self._add(one.adapter_id, parent, success, of_child=True)
-            if one.control_of:
-                self._add(one.control_of, one.adapter_id, success, of_child=False)
+            if one.trial.control_of:
+                self._add(one.trial.control_of, one.adapter_id, success, of_child=False)
 
     def _add(self, child: str, parent: str, success: bool, *, of_child: bool) -> None:
         counts, key = self.on_trial.setdefault(child, AdapterCounts()), stratum_key("public", parent)

@@ -23,7 +23,7 @@ from services.optimizer.stream.counting import (
     totals,
 )
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, USAGE, Received
-from smoa.v1.events_pb2 import AdapterOutcome, UsageEvent
+from smoa.v1.events_pb2 import AdapterOutcome, TrialEffect, UsageEvent
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, Tally
 
 HALF_LIFE_US = 100.0
@@ -168,7 +168,7 @@ def test_verdicts_are_kept_by_the_parent_for_which_a_child_stood_and_by_who_gave
     for position, (tenant, success, parents) in enumerate(
         [("t", True, ("a", "b")), ("t", False, ("a",)), ("u", False, ("a",)), ("t", None, ("a",)), ("t", True, ())]
     ):
-        effect = _effect(position, tenant=tenant, success=success, stands_for=parents)
+        effect = _effect(position, tenant=tenant, success=success, trial=TrialEffect(parents=parents))
         assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US)
         assert not count_outcome(counts, effect, HALF_LIFE_US, NOW_US), "a replay"
     kept = {key: (tally.outcomes, tally.successes) for key, tally in counts.stood_for.items()}
@@ -178,11 +178,11 @@ def test_verdicts_are_kept_by_the_parent_for_which_a_child_stood_and_by_who_gave
 def test_a_childs_counts_have_both_sides_of_its_trial_and_only_its_own_uses() -> None:
     counts = AdapterCounts()
     effects = [
-        _effect(0, success=None, stands_for=("a",), trial_share=0.25),
-        _effect(1, success=None, control_for=("a", "b"), trial_share=0.25),
-        _effect(2, success=None, control_for=("a",), trial_share=0.0),
-        _effect(3, used=False, success=True, stands_for=("a",), trial_share=0.25),
-        _effect(4, used=False, success=False, control_for=("a", "b"), trial_share=0.25),
+        _effect(0, success=None, trial=TrialEffect(parents=("a",), share=0.25)),
+        _effect(1, success=None, trial=TrialEffect(parents=("a", "b"), control=True, share=0.25)),
+        _effect(2, success=None, trial=TrialEffect(parents=("a",), control=True, share=0.0)),
+        _effect(3, used=False, success=True, trial=TrialEffect(parents=("a",), share=0.25)),
+        _effect(4, used=False, success=False, trial=TrialEffect(parents=("a", "b"), control=True, share=0.25)),
     ]
     for effect in effects:
         assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US)
@@ -203,7 +203,7 @@ def test_a_score_counts_as_what_it_is_and_sums_do_not_depend_on_their_order(scor
     for order in (scores, random.Random(seed).sample(scores, len(scores))):
         counts = AdapterCounts()
         for position, score in enumerate(order):
-            count_outcome(counts, _effect(position, success=True, score=score, stands_for=("p",)), HALF_LIFE_US, NOW_US)
+            count_outcome(counts, _effect(position, success=True, score=score, trial=TrialEffect(parents=("p",))), HALF_LIFE_US, NOW_US)
         found.add((counts.tenants["t"].successes, counts.stood_for["t/p"].successes))
     assert len(found) == 1
     [(total, in_place)] = found
@@ -234,7 +234,7 @@ def test_fresh_counts_fade_within_an_hour() -> None:
 def test_verdicts_of_an_incident_are_counted_and_set_aside() -> None:
     counts = AdapterCounts()
     for position, aside in enumerate((False, True, True)):
-        effect = _effect(position, success=not aside, stands_for=("p",))
+        effect = _effect(position, success=not aside, trial=TrialEffect(parents=("p",)))
         assert count_outcome(counts, effect, HALF_LIFE_US, NOW_US, aside=aside)
     tally = counts.tenants["t"]
     assert (tally.uses, tally.outcomes, tally.successes, tally.aside_outcomes, tally.aside_successes) == (3, 3, 1, 2, 0)

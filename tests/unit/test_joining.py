@@ -171,10 +171,10 @@ def test_one_outcome_tells_how_close_its_query_was(
 @pytest.mark.parametrize("outcome_first", [False, True])
 def test_an_outcome_says_for_whom_a_child_on_trial_stood(outcome_first: bool) -> None:
     decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5)
-    decision.adapters.add(adapter_id="child", weight=0.7, stands_for=["a", "b"])
+    decision.adapters.add(adapter_id="child", weight=0.7, trial=common_pb2.TrialSide(stands_for=["a", "b"]))
     decision.adapters.add(adapter_id="x", weight=0.3)
     effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True), outcome_first)
-    judged = {one.adapter_id: list(one.stands_for) for one in effects if one.HasField("success")}
+    judged = {one.adapter_id: list(one.trial.parents) for one in effects if one.HasField("success")}
     assert judged == {"child": ["a", "b"], "x": []}
 
 
@@ -182,10 +182,11 @@ def test_an_outcome_says_for_whom_a_child_on_trial_stood(outcome_first: bool) ->
 def test_a_parent_whose_merge_is_on_trial_tells_the_child_what_it_is_compared_with(outcome_first: bool) -> None:
     decision = router_pb2.Decision(decision_id="d1", tenant="t", decided_at_us=5)
     for name, child in (("a", "child"), ("x", ""), ("b", "child")):
-        decision.adapters.add(adapter_id=name, weight=0.3, control_of=child, trial_share=0.25 if child else 0.0)
+        decision.adapters.add(adapter_id=name, weight=0.3, trial=common_pb2.TrialSide(control_of=child, share=0.25) if child else None)
     effects = _effects_of(decision, feedback_pb2.Outcome(decision_id="d1", tenant="t", success=True), outcome_first)
     told = [one for one in effects if one.adapter_id == "child"]
-    assert all((list(one.control_for), one.trial_share, list(one.together)) == (["a", "b"], 0.25, []) for one in told)
+    assert all((list(one.trial.parents), one.trial.control, one.trial.share) == (["a", "b"], True, 0.25) for one in told)
+    assert not any(one.together for one in told)
     assert sum(one.used for one in told) == sum(one.HasField("success") for one in told) == 1
     assert len({(one.adapter_id, one.source_topic, one.source_position) for one in effects}) == len(effects), "each is counted once"
 

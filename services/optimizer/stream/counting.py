@@ -60,18 +60,19 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     if effect.source_position <= counts.applied.get(lane, -1):
         return False
     counts.applied[lane] = effect.source_position
-    if effect.control_for or effect.stands_for:
+    if effect.HasField("trial"):
         _count_trial(counts, effect, aside)
-    if effect.control_for:
-        return True  # it was not used: its parents were
+        if effect.trial.control:
+            return True  # it was not used: its parents were
     judged, success = effect.HasField("success"), verdict_of(effect)
     for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
         if not recent and not name:
             continue
         tally = _view(views, name, most)
         tally.uses += effect.used
-        tally.outcomes += judged
-        tally.successes += success
+        if judged:
+            tally.outcomes += 1
+            tally.successes += success
         if aside:
             tally.aside_outcomes += judged
             tally.aside_successes += success
@@ -110,19 +111,20 @@ def verdict_of(effect: AdapterOutcome) -> float:
 
 def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> None:
     """Of a decision of a child's trial, on either side."""
-    side, parents = (counts.control, effect.control_for) if effect.control_for else (counts.stood_for, effect.stands_for)
+    trial = effect.trial
+    side = counts.control if trial.control else counts.stood_for
     judged = effect.HasField("success") and not aside
-    for parent in parents:
+    for parent in trial.parents:
         tally = _view(side, key := stratum_key(effect.tenant, parent), MAX_STRATA)
         tally.uses += effect.used
         tally.outcomes += judged
         tally.successes += judged * verdict_of(effect)
         if judged and (key in counts.pairs or len(counts.pairs) < MAX_STRATA):
-            pair(counts.pairs[key], verdict_of(effect), of_child=not effect.control_for)
-    if effect.used and effect.trial_share:
-        draws, share = counts.draws, effect.trial_share
+            pair(counts.pairs[key], verdict_of(effect), of_child=not trial.control)
+    if effect.used and trial.share:
+        draws, share = counts.draws, trial.share
         draws.drawn += 1
-        draws.child += not effect.control_for
+        draws.child += not trial.control
         draws.expected += share
         draws.variance += share * (1 - share)
 
@@ -131,11 +133,12 @@ def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, j
     """Count a use or a verdict of `at_us` in what fades."""
     weight = decay(tally, at_us, half_life_us)
     if judged:
-        fresh = 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
+        fresh = 1.0 if weight == 1.0 else 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
         tally.fresh_outcomes += fresh
         tally.fresh_successes += fresh * success
-        tally.recent_outcomes += weight * (not aside)
-        tally.recent_successes += weight * success * (not aside)
+        if not aside:
+            tally.recent_outcomes += weight
+            tally.recent_successes += weight * success
     if used:
         tally.recent_uses += weight
         if (last_us := tally.last_used_at_us) and at_us - last_us > tally.longest_gap_us:

@@ -18,7 +18,7 @@ from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_outcome, decode, event
 from smoa.topics import partition_of
 from smoa.v1 import feedback_pb2, router_pb2
-from smoa.v1.events_pb2 import AdapterOutcome, Example
+from smoa.v1.events_pb2 import AdapterOutcome, Example, TrialEffect
 from smoa.v1.state_pb2 import JoinEntry, JoinSegment, Landmark, Verdict
 
 FAILURES: Final = "failures/"
@@ -54,10 +54,8 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
         entry.weights.extend(one.weight for one in decision.adapters)
         entry.user = decision.user
         for adapter in decision.adapters:
-            if adapter.stands_for or adapter.control_of:
-                part = entry.on_trial[adapter.adapter_id]
-                part.control_of, part.share = adapter.control_of, adapter.trial_share
-                part.stands_for.extend(adapter.stands_for)
+            if adapter.HasField("trial"):
+                entry.on_trial[adapter.adapter_id].CopyFrom(adapter.trial)
         if decision.HasField("closeness"):
             entry.closeness.CopyFrom(decision.closeness)
             entry.base_model = decision.base_model
@@ -157,7 +155,7 @@ def example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Exa
 
 def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: Verdict | None, *, used: bool) -> list[AdapterOutcome]:
     """What an event means to each adapter of its decision, and to one that is said to have been right."""
-    adapter_ids = entry.adapter_ids
+    adapter_ids, on_trial = entry.adapter_ids, entry.on_trial
 
     def effect(adapter_id: str, success: bool | None, weight: float) -> AdapterOutcome:
         return AdapterOutcome(
@@ -180,19 +178,17 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
     for place, (adapter_id, weight) in enumerate(zip(adapter_ids, entry.weights, strict=True)):
         one = effect(adapter_id, None if verdict is None else verdict.success, weight)
         one.used = used
-        if adapter_id in entry.on_trial:
-            part = entry.on_trial[adapter_id]
-            one.stands_for.extend(part.stands_for)
-            one.trial_share = part.share
+        if adapter_id in on_trial and (side := on_trial[adapter_id]).stands_for:
+            one.trial.CopyFrom(TrialEffect(parents=side.stands_for, share=side.share))
         if used:
             one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
         if entry.expected and verdict is not None:
             one.expected = entry.expected[place]
         made.append(one)
-    for child, parents in _controls(entry).items():
+    for child, parents in _controls(entry).items() if on_trial else ():
         one = effect(child, None if verdict is None else verdict.success, 0.0)
-        one.used, one.trial_share = used, entry.on_trial[parents[0]].share
-        one.control_for.extend(parents)
+        one.used = used
+        one.trial.CopyFrom(TrialEffect(parents=parents, control=True, share=on_trial[parents[0]].share))
         made.append(one)
     if verdict is None:
         return made
@@ -209,7 +205,7 @@ def _effects(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: V
 def _controls(entry: JoinEntry) -> dict[str, list[str]]:
     """By the children that parents of the decision are compared with: those parents, in the decision's order."""
     found: dict[str, list[str]] = {}
-    for adapter_id in entry.adapter_ids if entry.on_trial else ():
+    for adapter_id in entry.adapter_ids:
         if adapter_id in entry.on_trial and (child := entry.on_trial[adapter_id].control_of):
             found.setdefault(child, []).append(adapter_id)
     return found

@@ -201,8 +201,9 @@ def _to_stage(stage: Stage) -> common.Stage:
 
 def _to_chosen(one: Chosen) -> common.WeightedAdapter:
     made = _to_weighted(one.ref, one.weight)
-    made.score, made.control_of, made.trial_share = one.score, one.control_of, one.trial_share
-    made.stands_for.extend(one.stands_for)
+    made.score = one.score
+    if one.stands_for or one.control_of:
+        made.trial.CopyFrom(common.TrialSide(stands_for=one.stands_for, control_of=one.control_of, share=one.trial_share))
     return made
 
 
