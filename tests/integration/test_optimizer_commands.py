@@ -183,7 +183,7 @@ async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _W
         assert [one["adapterId"] for one in status["canaries"]] == [child.adapter_id]
         assert status["dead_letters"] == 0
         assert child.adapter_id in await world.said("status")
-        named = {option.adapter_id for decision in decisions for option in decision.adapters}  # the child only by a draw of the trial
+        named = {option.adapter_id for decision in decisions for option in decision.adapters} | {child.adapter_id}  # which is compared
         used = max(parents, key=lambda parent: sum(parent.adapter_id in {o.adapter_id for o in d.adapters} for d in decisions))
         measured: dict[str, str] = {}
 
