@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
+from smoa.listing import pages
 from smoa.v1 import changes_pb2, changes_pb2_grpc
 
 
@@ -57,15 +58,15 @@ class ChangesClient:
         self, tenant: str = "public", *, states: Sequence[changes_pb2.ChangeState] = (), all_tenants: bool = False
     ) -> AsyncIterator[changes_pb2.PlannedChange]:
         """Every change of a listing, page by page."""
-        token = ""
-        while True:
-            request = changes_pb2.ListChangesRequest(tenant=tenant, states=states, page_size=500, page_token=token, all_tenants=all_tenants)
-            page = await self.changes.ListChanges(request, timeout=self._timeout_s)
+        request = changes_pb2.ListChangesRequest(tenant=tenant, states=states, page_size=500, all_tenants=all_tenants)
+
+        def page_after(token: str) -> Awaitable[changes_pb2.ListChangesResponse]:
+            request.page_token = token
+            return self.changes.ListChanges(request, timeout=self._timeout_s)
+
+        async for page in pages(page_after):
             for change in page.changes:
                 yield change
-            token = page.next_page_token
-            if not token:
-                return
 
     async def freeze(
         self, tenant: str | None, base_model: str = "", reason: str = "", *, incident: bool = False

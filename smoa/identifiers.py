@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ulid import ULID
 
 from smoa.errors import InvalidArgument
 
 DEFAULT_TENANT = "public"
 TENANT_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+Word = TypeVar("Word", bound=str)
 _ULID = re.compile("[0-7][0-9A-HJKMNP-TV-Z]{25}")
 
 
@@ -23,6 +29,18 @@ def checked_tenant(tenant: str, field: str = "tenant") -> str:
     return name
 
 
+def chosen_word(word: str, of: Sequence[Word], field: str, problem: str = "", remedy: str = "") -> Word:
+    """The one of some words that a text is.
+
+    Raises:
+        InvalidArgument: it is none of them.
+    """
+    for one in of:
+        if one == word:
+            return one
+    raise InvalidArgument(field, problem or f"{word!r} is unknown", remedy or f"use one of {', '.join(of)}")
+
+
 def is_utf8(text: str) -> bool:
     """Whether an argument or a name of the file system is text: what is not, Python gives as surrogates, which nothing can send."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
@@ -31,6 +49,11 @@ def is_utf8(text: str) -> bool:
 def shown(text: str) -> str:
     """The text as it can be printed."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def ulid_of(*parts: str) -> str:
+    """The id that belongs to these texts: always the same, and of no others."""
+    return str(ULID.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()))
 
 
 def is_ulid(text: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 
 import grpc
 
 from smoa.errors import InvalidArgument
 from smoa.limits import SLOWEST_BYTES_PER_S, UPLOAD_PART_BYTES
+from smoa.listing import pages
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2, registry_pb2_grpc
 
@@ -102,17 +103,17 @@ class LibraryClient:
         all_tenants: bool = False,
     ) -> AsyncIterator[registry_pb2.Adapter]:
         """Every adapter of a listing, page by page."""
-        token = ""
-        while True:
-            request = registry_pb2.ListAdaptersRequest(
-                tenant=tenant, states=states, tags=tags, name=name, page_size=500, page_token=token, all_tenants=all_tenants
-            )
-            page = await self.registry.ListAdapters(request, timeout=self._timeout_s)
+        request = registry_pb2.ListAdaptersRequest(
+            tenant=tenant, states=states, tags=tags, name=name, page_size=500, all_tenants=all_tenants
+        )
+
+        def page_after(token: str) -> Awaitable[registry_pb2.ListAdaptersResponse]:
+            request.page_token = token
+            return self.registry.ListAdapters(request, timeout=self._timeout_s)
+
+        async for page in pages(page_after):
             for adapter in page.adapters:
                 yield adapter
-            token = page.next_page_token
-            if not token:
-                return
 
     async def get(self, adapter_id: str, tenant: str = "public") -> registry_pb2.Adapter:
         """One adapter that the tenant may use."""
@@ -187,15 +188,15 @@ class LibraryClient:
 
     async def list_compositions(self, tenant: str = "public") -> AsyncIterator[registry_pb2.Composition]:
         """Every composition of a tenant, page by page."""
-        token = ""
-        while True:
-            request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=500, page_token=token)
-            page = await self.registry.ListCompositions(request, timeout=self._timeout_s)
+        request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=500)
+
+        def page_after(token: str) -> Awaitable[registry_pb2.ListCompositionsResponse]:
+            request.page_token = token
+            return self.registry.ListCompositions(request, timeout=self._timeout_s)
+
+        async for page in pages(page_after):
             for composition in page.compositions:
                 yield composition
-            token = page.next_page_token
-            if not token:
-                return
 
     async def delete_composition(self, name: str, tenant: str = "public") -> None:
         """Forget a composition, unless another nests it."""

@@ -22,7 +22,7 @@ from smoa.cli.options import (
     tenant_option,
     with_client,
 )
-from smoa.cli.tables import show_table
+from smoa.cli.tables import json_line, show_table
 from smoa.client import SmoaClient
 from smoa.example_inputs import read_examples
 from smoa.peft import export_folder
@@ -119,7 +119,7 @@ def list_command(tenant: str, tags: tuple[str, ...], everything: bool, as_json: 
     adapters = with_client(router, work)
     if as_json:
         for adapter in adapters:
-            click.echo(json.dumps(MessageToDict(adapter, preserving_proto_field_name=True)))
+            click.echo(json_line(adapter))
         return
     rows = [
         (

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from smoa.cli.names import find_composition, with_ids
 from smoa.cli.options import json_lines_option, router_option, tenant_option, with_client
-from smoa.cli.tables import say, show_table
+from smoa.cli.tables import json_line, say, show_table
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument
 from smoa.strict_json import parse_json
@@ -106,7 +106,7 @@ def list_command(as_json: bool, tenant: str, router: str) -> None:
     found = with_client(router, work)
     if as_json:
         for one in found:
-            click.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
+            click.echo(json_line(one))
         return None
     if not found:
         return click.echo("no composition yet; make one with `smoa composition create`")

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from smoa.cli.names import find_adapter, find_composition, names_of
 from smoa.cli.options import executor_option, router_option, tenant_option, with_client
 from smoa.cli.sampling import sampling_of, sampling_options
-from smoa.cli.tables import say, show_table
+from smoa.cli.tables import json_line, say, show_table
 from smoa.client import SmoaClient
 from smoa.v1 import executor_pb2, router_pb2
 
@@ -67,7 +67,7 @@ def route_command(query: str, count: bool, explain: bool, as_json: bool, router:
         async with SmoaClient(router=router, executor=executor) as client:
             decision = await _route(client, query, **options, look=not count, explain=explain)
             if as_json:
-                click.echo(json.dumps(MessageToDict(decision, preserving_proto_field_name=True)))
+                click.echo(json_line(decision))
                 return
             names = await names_of(client, [(options["tenant"], one.adapter_id) for one in decision.adapters])
             how = f"in {decision.handler_us / 1000:.2f} ms{' (cached)' if decision.cached else ''}, confidence {_shown(decision)}"
@@ -233,7 +233,7 @@ def status_command(router: str, executor: str, as_json: bool) -> None:
         async with SmoaClient(router=router, executor=executor) as client:
             status = await client.status()
             if as_json:
-                click.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True)))
+                click.echo(json_line(status))
                 return
             click.echo(
                 f"base model {status.base_model_name} ({status.base_model[:12]}), {len(status.residents)}/{status.slots} slots in use"

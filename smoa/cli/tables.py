@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +32,16 @@ def say(text: str, *, nl: bool = True, err: bool = False) -> None:
     """Print what others have written; a terminal gets no control characters of it, a file or a program all of it."""
     stream = sys.stderr if err else sys.stdout
     click.echo(printable(text) if stream.isatty() else text, nl=nl, err=err)
+
+
+def moment(at_us: int) -> str:
+    """When something was, here, in a table of what happened lately."""
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at_us / 1e6))
+
+
+def json_line(message: Message) -> str:
+    """A message of the contract as one JSON object."""
+    return json.dumps(MessageToDict(message, preserving_proto_field_name=True))
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", prose: Collection[str] = ()) -> Table:

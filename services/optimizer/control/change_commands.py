@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 
 import click
-from google.protobuf.json_format import MessageToDict
 
 from smoa.cli.names import names_of
 from smoa.cli.options import json_lines_option, router_option, tenant_option, with_client
-from smoa.cli.tables import say, show_table
+from smoa.cli.tables import json_line, moment, say, show_table
 from smoa.client import SmoaClient
 from smoa.errors import InvalidArgument, NotFound
 from smoa.v1 import changes_pb2 as changes
@@ -45,7 +43,7 @@ def changes_command(everything: bool, all_tenants: bool, router: str, tenant: st
     found, names = with_client(router, work)
     if as_json:
         for one in found:
-            click.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
+            click.echo(json_line(one))
         return
     if not found:
         click.echo("no change is planned" if not everything else "no change was ever planned")
@@ -63,7 +61,7 @@ def _row(one: PlannedChange, names: Mapping[str, str]) -> tuple[str, ...]:
         changes.ChangeKind.Name(one.kind).removeprefix("CHANGE_KIND_").lower(),
         ", ".join(names.get(two, two) for two in one.adapter_ids),
         f"{state}, approved" if one.approved and one.state == changes.CHANGE_STATE_PROPOSED else state,
-        time.strftime("%m-%d %H:%M:%S", time.localtime(one.updated_at_us / 1e6)),
+        moment(one.updated_at_us),
         (last.reason or one.steps[0].reason) + (f" ({last.by})" if last.by else ""),
     )
 
@@ -118,7 +116,7 @@ def _found(listed: Sequence[PlannedChange], text: str) -> PlannedChange:
 def _tell(decided: Sequence[PlannedChange], word: str, as_json: bool, more: str) -> None:
     if as_json:
         for one in decided:
-            click.echo(json.dumps(MessageToDict(one, preserving_proto_field_name=True)))
+            click.echo(json_line(one))
         return
     ids = ", ".join(one.change_id for one in decided)
     say(f"{word}: {ids}{more}" if decided else "nothing is proposed")
@@ -142,7 +140,7 @@ def freeze_command(reason: str, all_tenants: bool, base_model: str, router: str,
 
     made = with_client(router, work)
     if as_json:
-        return click.echo(json.dumps(MessageToDict(made, preserving_proto_field_name=True)))
+        return click.echo(json_line(made))
     return say(f"frozen: {freeze_named(made)}; let it go on with `smoa optimizer thaw`")
 
 
@@ -177,4 +175,4 @@ def _by(one: FreezeRecord) -> str:
 
 def freeze_rows(found: Sequence[FreezeRecord]) -> list[tuple[str, ...]]:
     """For a table: what, by whom, since when, why."""
-    return [(freeze_named(one), _by(one), time.strftime("%m-%d %H:%M:%S", time.localtime(one.since_us / 1e6)), one.reason) for one in found]
+    return [(freeze_named(one), _by(one), moment(one.since_us), one.reason) for one in found]

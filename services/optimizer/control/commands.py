@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from services.optimizer.stream.dlq import dead_letters
 from smoa.cli.names import PROTECTED, RETIRED, adapter_argument, find_adapter, names_of, state_of, success_of
 from smoa.cli.options import json_lines_option, kafka_option, router_option, tenant_option, with_client
 from smoa.cli.since import since_option
-from smoa.cli.tables import say, show_table
+from smoa.cli.tables import json_line, moment, say, show_table
 from smoa.cli.top import words_of
 from smoa.client import SmoaClient
 from smoa.errors import FailedPrecondition
@@ -137,7 +136,7 @@ def history_command(adapter: str | None, kafka: str, router: str, tenant: str, l
     events, names = asyncio.run(work())
     if as_json:
         for one in events:
-            click.echo(json.dumps(_event_json(one)))
+            click.echo(json_line(one))
         return
     _show_events(events, names)
 
@@ -245,7 +244,7 @@ def _show_events(events: Sequence[LifecycleEvent], names: Mapping[str, str]) -> 
         (
             names.get(one.adapter_id, ""),
             one.adapter_id,
-            time.strftime("%m-%d %H:%M:%S", time.localtime(one.occurred_at_us / 1e6)),
+            moment(one.occurred_at_us),
             words_of(one.action),
             one.reason,
         )

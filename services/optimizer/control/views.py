@@ -120,10 +120,10 @@ def lifetime_of(counts: registry_pb2.AdapterStatistics) -> Arm:
     return Arm(_judged(counts), min(_judged(counts), _right(counts)))
 
 
-def _judged(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> int:
+def _judged(counts: registry_pb2.AdapterStatistics) -> int:
     """Outcomes by which an adapter may be judged."""
     return max(0, counts.outcomes - counts.aside_outcomes)
 
 
-def _right(counts: registry_pb2.AdapterStatistics | registry_pb2.EpochCounts) -> float:
+def _right(counts: registry_pb2.AdapterStatistics) -> float:
     return max(0, counts.successes - counts.aside_successes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
@@ -128,33 +128,6 @@ class Merge:
         named = [_numbers(adapter) for adapter in self.adapters[:NAMED]]
         more = f" and {len(self.adapters) - NAMED} more" if len(self.adapters) > NAMED else ""
         return f"delta cosine {self.cosine:.4f}, benefit {self.benefit:.2f}; {', '.join(named)}{more}"
-
-
-class HourlyRoom:
-    """How many changes of a tenant the last hour has room for: a rule that has gone wrong must not empty a library in one pass."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: defaultdict[str, deque[float]] = defaultdict(deque)
-
-    def was_taken(self, tenant: str, at_s: Iterable[float]) -> None:
-        """Changes of before this process began."""
-        self._taken[tenant] = deque(sorted([*self._taken[tenant], *at_s]))
-
-    def take(self, tenant: str, now_s: float) -> bool:
-        """Take a place, if there is one."""
-        taken = self._taken[tenant]
-        while taken and taken[0] <= now_s - 3600:
-            taken.popleft()
-        if len(taken) >= self._most:
-            return False
-        taken.append(now_s)
-        return True
-
-    def give_back(self, tenant: str) -> None:
-        """Give back the place taken last: nothing came of it."""
-        if self._taken[tenant]:
-            self._taken[tenant].pop()
 
 
 def wilson_upper(successes: float, trials: float, z: float) -> float:

@@ -18,6 +18,7 @@ from ulid import ULID
 
 from smoa.adapter import SINGULAR_VALUES, Adapter, Manifest
 from smoa.errors import InvalidArgument
+from smoa.identifiers import chosen_word
 from smoa.limits import MAX_RANK, MAX_TAGS
 from smoa.tensor_file import Array
 
@@ -112,10 +113,7 @@ def checked_method(name: str) -> Method:
     Raises:
         InvalidArgument: there is none.
     """
-    for method in METHODS:
-        if method == name:
-            return method
-    raise InvalidArgument("merge_method", f"{name!r} is unknown", f"use one of {', '.join(METHODS)}")
+    return chosen_word(name, METHODS, "merge_method")
 
 
 def merged(

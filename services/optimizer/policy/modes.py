@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-from smoa.errors import InvalidArgument
+from smoa.identifiers import chosen_word
 
 Mode = Literal["observe", "approve", "auto"]
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
@@ -16,10 +16,7 @@ def checked_mode(word: str) -> Mode:
     Raises:
         InvalidArgument: there is none of this name.
     """
-    for mode in MODES:
-        if mode == word:
-            return mode
-    raise InvalidArgument("SMOA_OPTIMIZER_MODE", f"{word!r} is unknown", f"use {', '.join(MODES)}")
+    return chosen_word(word, MODES, "SMOA_OPTIMIZER_MODE")
 
 
 def goes_on(mode: Mode, *, approved: bool, library_age_s: float, observe_first_s: float) -> bool:

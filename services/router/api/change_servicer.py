@@ -8,9 +8,8 @@ from typing import Any
 from services.router.api.enums import word_of
 from services.router.catalogue.freezes import Freeze, Freezes
 from services.router.catalogue.planned_changes import KINDS, STATES, ChangeKind, ChangeState, PlannedChange, PlannedChanges
-from smoa.errors import InvalidArgument
 from smoa.events import CHANGES, Event, event
-from smoa.identifiers import checked_tenant
+from smoa.identifiers import checked_tenant, chosen_word
 from smoa.v1 import changes_pb2, changes_pb2_grpc
 
 Context = Any
@@ -25,9 +24,7 @@ class ChangeServicer(changes_pb2_grpc.ChangeServiceServicer):
     async def ProposeChange(self, request: changes_pb2.ProposeChangeRequest, context: Context) -> changes_pb2.PlannedChange:  # noqa: N802
         """See the contract."""
         word = word_of(changes_pb2.ChangeKind, request.kind, "CHANGE_KIND_", "kind")
-        kind: ChangeKind | None = next((one for one in KINDS if one == word), None)
-        if kind is None:
-            raise InvalidArgument("kind", "is not given", "say what the change is")
+        kind: ChangeKind = chosen_word(word, KINDS, "kind", "is not given", "say what the change is")
         made = await self._planned.propose(
             request.tenant, kind, request.adapter_ids, request.merge_id, request.reason, dict(request.evidence)
         )
@@ -73,10 +70,7 @@ class ChangeServicer(changes_pb2_grpc.ChangeServiceServicer):
 
 def _state(value: int) -> ChangeState:
     word = word_of(changes_pb2.ChangeState, value, "CHANGE_STATE_", "state")
-    state: ChangeState | None = next((one for one in STATES if one == word), None)
-    if state is None:
-        raise InvalidArgument("state", "is not given", "say which")
-    return state
+    return chosen_word(word, STATES, "state", "is not given", "say which")
 
 
 def to_change(change: PlannedChange) -> changes_pb2.PlannedChange:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ulid import ULID
-
 from services.router.catalogue import composition as trees
 from services.router.catalogue.composition import Node, PlannedStage
-from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
+from services.router.catalogue.pagination import page_of_documents
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
 from smoa.adapter import check_texts
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from smoa.identifiers import checked_tenant
+from smoa.identifiers import checked_tenant, ulid_of
 
 MAX_NAME_CHARACTERS = 128
 
@@ -124,10 +121,8 @@ class Compositions:
     async def page(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Composition], str]:
         """A page by id, and the token of the next."""
         scope = Scope(tenant=checked_tenant(tenant), name="composition")
-        size, after = page_size_of(page_size), page_after(page_token, scope)
-        found = await self._catalogue.list_documents("composition", scope.tenant or "", after, size + 1)
-        more = len(found) > size
-        return [composition_of(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
+        found, token = await page_of_documents(self._catalogue, "composition", scope, page_size, page_token)
+        return [composition_of(one) for one in found], token
 
     async def delete(self, tenant: str, composition_id_: str) -> None:
         """Forget one.
@@ -218,7 +213,7 @@ class Compositions:
 
 def composition_id(tenant: str, name: str) -> str:
     """The id that belongs to a name: so one name cannot be two compositions, and finding it is one read."""
-    return str(ULID.from_bytes(hashlib.blake2b(f"{tenant}\0{name}".encode(), digest_size=16).digest()))
+    return ulid_of(tenant, name)
 
 
 def document_of(made: Composition) -> Document:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ulid import ULID
-
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.importing import check_reason
+from services.router.catalogue.pagination import every_document
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.retrying import until_taken
 from smoa.access.principal import known_caller
 from smoa.errors import FailedPrecondition
-from smoa.identifiers import checked_tenant
+from smoa.identifiers import checked_tenant, ulid_of
 
 _KIND: Final = "freeze"
-_PAGE: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +104,8 @@ class Freezes:
 
     async def all(self, tenant: str | None) -> list[Freeze]:
         """Those that concern a tenant, or, for None, all."""
-        found, last = list[Freeze](), ""
-        while page := await self._catalogue.list_documents(_KIND, None, last, _PAGE):
-            last = page[-1].document_id
-            found += [one for document in page if (one := _freeze_of(document)) and (tenant is None or one.tenant in ("", tenant))]
-        return found
+        found = [_freeze_of(document) async for document in every_document(self._catalogue, _KIND)]
+        return [one for one in found if one and (tenant is None or one.tenant in ("", tenant))]
 
     async def holding(self, tenant: str, base_models: Collection[str]) -> Freeze | None:
         """One that holds a change of a tenant's adapters of these base models."""
@@ -119,7 +113,7 @@ class Freezes:
 
     async def _document(self, tenant: str | None, base_model: str) -> Document:
         of = "" if tenant is None else checked_tenant(tenant)
-        at = str(ULID.from_bytes(hashlib.blake2b(f"{of}\0{base_model}".encode(), digest_size=16).digest()))
+        at = ulid_of(of, base_model)
         return await self._catalogue.get_document(_KIND, at) or Document(at, of, {})
 
 

@@ -1,16 +1,49 @@
-"""Pages of a listing: their size, and tokens that name where the next one begins and which listing it is of. Pure."""
+"""Pages of a listing: their size, and tokens that name where the next one begins and which listing it is of."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, Protocol
 
+from services.router.catalogue.port import Document
 from services.router.catalogue.records import Scope
 from smoa.errors import InvalidArgument
 from smoa.strict_json import parse_json
 
 MAX_PAGE = 1000
+_AT_ONCE: Final = 256
+
+
+class Documents(Protocol):
+    """What keeps documents."""
+
+    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
+        """See `Catalogue`."""
+
+
+async def every_document(source: Documents, kind: str) -> AsyncIterator[Document]:
+    """All of a kind, of every tenant, by id."""
+    last = ""
+    while page := await source.list_documents(kind, None, last, _AT_ONCE):
+        last = page[-1].document_id
+        for one in page:
+            yield one
+
+
+async def page_of_documents(
+    source: Documents, kind: str, scope: Scope, page_size: int, page_token: str, states: Sequence[str] = ()
+) -> tuple[list[Document], str]:
+    """A page by id of the scope's tenant, or, for None, of all, and the token of the next; the scope names the listing.
+
+    Raises:
+        InvalidArgument: a size out of bounds, or a token of another listing.
+    """
+    size, after = page_size_of(page_size), page_after(page_token, scope)
+    found = await source.list_documents(kind, scope.tenant, after, size + 1, states)
+    return found[:size], page_token_of(found[size - 1].document_id, scope) if len(found) > size else ""
 
 
 def page_size_of(size: int) -> int:

@@ -7,23 +7,20 @@ changes: the same change is the same record, and one that was refused or undone 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from ulid import ULID
-
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.freezes import Freezes
 from services.router.catalogue.importing import check_reason
-from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
+from services.router.catalogue.pagination import page_of_documents
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
 from smoa.access.principal import known_caller
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from smoa.identifiers import check_ulid, checked_tenant
+from smoa.identifiers import check_ulid, checked_tenant, ulid_of
 
 ChangeKind = Literal["prune", "merge", "purge"]
 ChangeState = Literal["proposed", "gated", "trial", "done", "undone", "refused", "withdrawn"]
@@ -246,10 +243,8 @@ class PlannedChanges:
     ) -> tuple[list[PlannedChange], str]:
         """A page by id, and the token of the next; of every tenant's for None."""
         scope = Scope(tenant=tenant, name=f"{_KIND} {' '.join(sorted(states))}")
-        size, after = page_size_of(page_size), page_after(page_token, scope)
-        found = await self._catalogue.list_documents(_KIND, tenant, after, size + 1, states)
-        more = len(found) > size
-        return [change_of(one) for one in found[:size]], page_token_of(found[size - 1].document_id, scope) if more else ""
+        found, token = await page_of_documents(self._catalogue, _KIND, scope, page_size, page_token, states)
+        return [change_of(one) for one in found], token
 
     async def _find(self, tenant: str, change_id: str) -> PlannedChange | None:
         found = await self._catalogue.get_document(_KIND, change_id)
@@ -280,22 +275,18 @@ class PlannedChanges:
             await self._catalogue.write_document("change_budget", budget._replace(body={"begun": left}))
 
     async def _budget(self, tenant: str) -> Document:
-        at = _id_of("budget", tenant)
+        at = ulid_of("budget", tenant)
         return await self._catalogue.get_document("change_budget", at) or Document(at, tenant, {"begun": {}})
 
 
 def merge_change_id(merge_id: str) -> str:
     """The id of the change that a merge is."""
-    return _id_of("merge", merge_id)
+    return ulid_of("merge", merge_id)
 
 
 def change_id_of(kind: ChangeKind, record: AdapterRecord) -> str:
     """The id of an adapter's prune or purge: another one after it came back, for then it is judged anew."""
-    return _id_of(kind, record.adapter_id, str(record.restored_at_us))
-
-
-def _id_of(*parts: str) -> str:
-    return str(ULID.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()))
+    return ulid_of(kind, record.adapter_id, str(record.restored_at_us))
 
 
 def document_of(change: PlannedChange) -> Document:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.description import described_by
+from services.router.catalogue.pagination import Documents, every_document
 from services.router.catalogue.port import STAMP_ID, Catalogue, Conflict, Document, Entry
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.catalogue.stamp import stamped
@@ -22,13 +23,10 @@ _NOTE: Final = "reembedded"
 _EVERYTHING: Final = Scope(tenant=None, states=EVERY_STATE)
 
 
-class Source(Protocol):
+class Source(Documents, Protocol):
     """What is read of the old library."""
 
     async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
-        """See `Catalogue`."""
-
-    async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int) -> list[Document]:
         """See `Catalogue`."""
 
 
@@ -103,22 +101,14 @@ async def _write(
 
 
 async def _copy_documents(kind: str, source: Source, target: Catalogue, since_us: int, alone: bool) -> None:
-    wanted = {one.document_id: one async for one in _documents(kind, source)}
+    wanted = {one.document_id: one async for one in every_document(source, kind)}
     if alone:
-        for one in [one async for one in _documents(kind, target) if one.document_id not in wanted]:
+        for one in [one async for one in every_document(target, kind) if one.document_id not in wanted]:
             await target.delete_document(kind, one)
     for document_id, one in wanted.items():
         there = await target.get_document(kind, document_id)
         if (there is None and int(one.body.get("created_at_us", 0)) >= since_us) or (alone and there and there.body != one.body):
             await target.write_document(kind, (there or Document(document_id, one.tenant, {}))._replace(body=one.body))
-
-
-async def _documents(kind: str, source: Source) -> AsyncIterator[Document]:
-    last = ""
-    while page := await source.list_documents(kind, None, last, _PAGE):
-        last = page[-1].document_id
-        for one in page:
-            yield one
 
 
 def told(done: Reembedded, shown: int = 5) -> Sequence[str]:
