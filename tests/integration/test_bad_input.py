@@ -190,7 +190,7 @@ async def test_a_reason_no_event_could_carry(world: RouterWorld) -> None:
     [made] = [one async for one in world.client.list_all()]
     request = registry_pb2.RetireAdapterRequest(adapter_id=made.adapter_id, reason="x" * 2001)
     found = await refused(world.client.registry.RetireAdapter(request, timeout=5))
-    assert found[:2] == ("INVALID_ARGUMENT", "reason: has 2,001 characters; say it in 2,000")
+    assert found[:2] == ("INVALID_ARGUMENT", "reason: has 2,001 characters; must be at most 2000 characters")
 
 
 async def test_labels_that_are_too_long(world: RouterWorld) -> None:

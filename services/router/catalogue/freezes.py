@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.router.catalogue.changes import now_us
-from services.router.catalogue.importing import check_reason
 from services.router.catalogue.pagination import every_document
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.retrying import until_taken
@@ -52,12 +51,7 @@ class Freezes:
         self._catalogue = catalogue
 
     async def freeze(self, tenant: str | None, base_model: str, reason: str, *, incident: bool = False) -> Freeze:
-        """Leave it alone; None is every tenant. An incident is seen once more, and takes nothing from what a person said.
-
-        Raises:
-            InvalidArgument: too long a reason.
-        """
-        check_reason(reason)
+        """Leave it alone; None is every tenant. An incident is seen once more, and takes nothing from what a person said."""
 
         async def work() -> Freeze:
             document = await self._document(tenant, base_model)

@@ -17,7 +17,6 @@ from smoa.limits import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, MAX_MODULES, MAX_R
 from smoa.store import AdapterStore
 
 MAX_IMPORT: Final = 1000
-MAX_REASON_CHARACTERS: Final = 2000
 
 
 class ImportCounts(NamedTuple):
@@ -71,12 +70,6 @@ def _checked(one: Imported, where: str, views: Views) -> Imported:
             raise InvalidArgument(f"{where}.{field}", problem, remedy)
     record = dataclasses.replace(record, granularity=granularity)
     return Imported(record, None if one.vector is None else views.completed(one.vector, f"{where}.vector", "examples"))
-
-
-def check_reason(reason: str) -> None:
-    """Raise InvalidArgument for a reason that is too long for an event."""
-    if len(reason) > MAX_REASON_CHARACTERS:
-        raise InvalidArgument("reason", f"has {len(reason):,} characters", f"say it in {MAX_REASON_CHARACTERS:,}")
 
 
 def checked_examples(examples: Sequence[str]) -> list[str]:

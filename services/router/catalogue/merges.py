@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 
 from services.router.catalogue.changes import Change, as_it_is, came_back, now_us, same_content
-from services.router.catalogue.importing import check_reason
 from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
@@ -42,7 +41,7 @@ class Merges:
         """Register the child and, unless it is a canary, retire the parents in one write; the same merge id again returns the child.
 
         Raises:
-            InvalidArgument: no merge id, too long a reason, fewer than two parents, a share out of bounds, or a child whose manifest names
+            InvalidArgument: no merge id, fewer than two parents, a share out of bounds, or a child whose manifest names
                 others.
             FailedPrecondition: a parent that is not active, is pinned, differs in base model or has a canary already.
             AlreadyExists: the child's id is taken by other content.
@@ -56,7 +55,6 @@ class Merges:
             raise InvalidArgument(
                 "canary_share", f"{canary_share} is outside 0..{MAX_CANARY_SHARE}", "send 0 to replace the parents at once"
             )
-        check_reason(reason)
         child = await self._registry.files.read(child_digest)
         if set(child.parents) != set(parent_ids) or child.tenant != tenant:
             raise InvalidArgument(
@@ -123,11 +121,9 @@ class Merges:
         """Promote a canary, or roll a merge back, on trial or long done; the same again returns the child as it is.
 
         Raises:
-            InvalidArgument: too long a reason.
             NotFound: no such adapter of the tenant's.
             FailedPrecondition: it is no merge's child, or a parent is not in a state from which this can be done.
         """
-        check_reason(reason)
         return await self._registry.whole(lambda: self._settle(checked_tenant(tenant), child_id, promote, reason, evidence or {}))
 
     async def _settle(self, tenant: str, child_id: str, promote: bool, reason: str, evidence: Mapping[str, float]) -> AdapterRecord:

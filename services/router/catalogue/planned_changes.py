@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, get_args
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.freezes import Freezes
-from services.router.catalogue.importing import check_reason
 from services.router.catalogue.pagination import page_of_documents
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
@@ -108,11 +107,10 @@ class PlannedChanges:
         """Plan a change; one that is there is returned as it is, unless it was withdrawn.
 
         Raises:
-            InvalidArgument: too long a reason, no adapter, or a merge without an id.
+            InvalidArgument: no adapter, or a merge without an id.
             NotFound: an adapter that the tenant does not have.
         """
         tenant = checked_tenant(tenant)
-        check_reason(reason)
         wanted = tuple(dict.fromkeys(adapter_ids))
         if not wanted or (kind == "merge") != (len(wanted) > 1):
             raise InvalidArgument("adapter_ids", f"names {len(wanted)} adapters", "a merge is of two or more, all else of one")
@@ -170,7 +168,6 @@ class PlannedChanges:
             NotFound: no such change of the tenant's.
             FailedPrecondition: it cannot become that.
         """
-        check_reason(reason)
         if state not in ("gated", "refused", "withdrawn"):
             raise InvalidArgument("state", f"{state} is not said but done", "say gated, refused or withdrawn")
 
@@ -192,7 +189,6 @@ class PlannedChanges:
             NotFound: no such change of the tenant's.
             FailedPrecondition: it is carried out already, or being so.
         """
-        check_reason(reason)
 
         async def work() -> PlannedChange:
             change = await self.get(tenant, change_id)

@@ -24,7 +24,7 @@ from services.router.catalogue.changes import (
     taken,
 )
 from services.router.catalogue.description import described_by
-from services.router.catalogue.importing import ImportCounts, Imported, check_imported, check_reason, checked_examples
+from services.router.catalogue.importing import ImportCounts, Imported, check_imported, checked_examples
 from services.router.catalogue.pagination import page_after, page_size_of, page_token_of
 from services.router.catalogue.port import Catalogue, Conflict, Entry, Vector
 from services.router.catalogue.records import AdapterRecord, Scope, State
@@ -294,7 +294,6 @@ class Registry:
         Raises:
             InvalidArgument: a reason that is too long for an event.
         """
-        check_reason(reason)
         moves: dict[State, State] = {"active": "retired", "canary": "retired", "missing": "retired", "retired": "retired"}
         return await self._move(tenant, adapter_id, moves, "retired", reason, evidence or {})
 
