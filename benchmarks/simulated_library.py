@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import random
 from collections import defaultdict
@@ -13,6 +14,7 @@ from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
+from services.optimizer.policy.versions import supersedes
 from services.optimizer.stream.counting import SCORES, count_recent, decay, pair
 from services.router.catalogue.records import AdapterRef
 from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
@@ -42,6 +44,8 @@ class World:
         self._canaries.hungry = self._is_hungry
         self._frozen_h: dict[Scope, int] = {}
         self._rejected: set[tuple[str, str]] = set()
+        self._tried: set[tuple[str, str]] = set()
+        """Pairs of versions."""
         self._best: defaultdict[int, float] = defaultdict(float)
         self._late: list[tuple[float, int, str, tuple[str, ...], str, float, bool]] = []
         self._arriving: list[tuple[float, Member]] = []
@@ -243,7 +247,7 @@ class World:
     def _decide(self, hour: int) -> None:
         for member in [one for one in self._members.values() if one.state == "canary"]:
             self._judge(member, hour)
-        on_trial = {parent for one in self._members.values() if one.state == "canary" for parent in one.parents}
+        on_trial = self._on_trial()
         library = [self._view(one, hour, self._protected(one, hour, on_trial)) for one in self._members.values() if one.state == "active"]
         if self.policy == "plain":
             return self._decide_plainly(library, hour)
@@ -273,17 +277,34 @@ class World:
         for merge in merges(library, cosines, self._rules):
             names = tuple(view.adapter_id for view in merge.adapters)
             merging.update(names)
-            trying = {parent for one in self._members.values() if one.state == "canary" for parent in one.parents}
+            trying = self._on_trial()
             if not mine(names[0]) or any(self._members[one].state != "active" or one in trying for one in names):
                 continue
             child = self._child(names, hour)
-            child.state = "canary"
-            child.baseline = {one: Arm(self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
             self._members[child.name] = child
-            self._canaries.update([record_of(child)])
-        for prune in prunes(library, self._rules):
-            if prune.adapter.adapter_id not in merging and mine(prune.adapter.adapter_id):
-                self._prune(prune.adapter.adapter_id, hour)
+            self._try(child, names, hour)
+        pruned = {prune.adapter.adapter_id for prune in prunes(library, self._rules)} - merging
+        for name in sorted(pruned, key=[view.adapter_id for view in library].index):
+            if mine(name):
+                self._prune(name, hour)
+        rest = [view for view in library if view.adapter_id not in merging | pruned]
+        for versions in supersedes(rest, self._rules, self._tried | self._rejected):
+            younger, older = versions.younger.adapter_id, versions.older.adapter_id
+            if mine(younger) and self._members[older].state == "active" and not self._on_trial() & {younger, older}:
+                self._leave(self._members[younger])
+                self._try(self._members[younger], (older,), hour)
+
+    def _on_trial(self) -> set[str]:
+        """Those that a canary is tried against."""
+        return {one for canary in self._members.values() if canary.state == "canary" for one in canary.baseline}
+
+    def _levels(self, names: tuple[str, ...]) -> dict[str, Arm]:
+        return {one: Arm(self._members[one].tally.outcomes, self._members[one].tally.successes) for one in names}
+
+    def _try(self, canary: Member, against: tuple[str, ...], hour: int) -> None:
+        canary.state, canary.tried_since_h, canary.taken = "canary", hour, 0
+        canary.baseline = self._levels(against)
+        self._canaries.update([record_of(canary)])
 
     def _decide_plainly(self, library: list[AdapterView], hour: int) -> None:
         by_name = {view.adapter_id: view for view in library}
@@ -342,6 +363,7 @@ class World:
             else:
                 jobs[job] = sum(known) / len(known) if same else 0.4 * max(known)
         child = Member(f"{self._rng.getrandbits(60):015x}", jobs, hour, parents=names, counted_since_h=hour)
+        child.baseline = self._levels(names)
         child.fragile = same and any(parent.fragile for parent in parents)
         for (low, high), cosine in list(self._cosines.items()):  # the child is where its parents were
             for mine, other in ((low, high), (high, low)):
@@ -351,33 +373,40 @@ class World:
 
     def _judge(self, child: Member, hour: float) -> None:
         strata = {}
-        for name in child.parents:
+        for name in child.baseline:
             own, lied = (
                 Voice(child.stood_for[name, liar], child.control[name, liar], pairs_of(child.pairs[name, liar])) for liar in (False, True)
             )
             known = child.baseline[name], self._members[name].original
             strata[name] = with_users(Stratum(own.child, own.parent, *known, own.pairs), {"liar": lied})
-        judgement, _, _ = judge(strata, (hour - max(child.born_h, child.counted_since_h)) * HOUR_S, self._trial)
+        rules = self._trial if child.parents else dataclasses.replace(self._trial, in_front=True)
+        judgement, _, _ = judge(strata, (hour - max(child.tried_since_h, child.counted_since_h)) * HOUR_S, rules)
         if judgement == "promote":
             self._merge_now(child, hour)
-        elif judgement == "roll back":
+        elif judgement == "not shown" and not child.parents:  # both versions go on
+            child.state = "active"
+            self._add(child)
+        elif judgement != "wait":
             self.score.rolled_back += 1
             child.state = "retired"
             self._rejected |= {(a, b) for a in child.parents for b in child.parents if a < b}
+        if judgement != "wait" and not child.parents:
+            self._tried |= {(min(child.name, older), max(child.name, older)) for older in child.baseline}
         if judgement != "wait":
             self._canaries.update([record_of(child)])
 
     def _merge_now(self, child: Member, hour: float) -> None:
         self.score.merges += 1
-        worst = max(self._members[name].jobs[job] - child.jobs[job] for name in child.parents for job in self._members[name].jobs)
+        worst = max(self._members[name].jobs[job] - child.jobs[job] for name in child.baseline for job in self._members[name].jobs)
         self.score.wrong_merges += worst > HARM
-        originals = [self._members[name].original for name in child.parents]
+        originals = [self._members[name].original for name in child.baseline]
         arms = [
             original if original.outcomes else Arm(self._members[name].tally.outcomes, self._members[name].tally.successes)
-            for original, name in zip(originals, child.parents, strict=True)
+            for original, name in zip(originals, child.baseline, strict=True)
         ]
-        child.original = Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms))
-        for name in child.parents:
+        if child.parents:
+            child.original = Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms))
+        for name in child.baseline:
             self._retire(name)
         child.state = "active"
         self._add(child)
@@ -391,9 +420,12 @@ class World:
         self.score.wrong_prunes += max(member.jobs.values()) > USEFUL and expected >= self._rules.min_uses
         self._retire(name)
 
+    def _leave(self, member: Member) -> None:
+        for job in member.jobs:
+            self._serving[job].remove(member.name)
+
     def _retire(self, name: str) -> None:
         member = self._members[name]
         member.state = "retired"
-        for job in member.jobs:
-            self._serving[job].remove(name)
+        self._leave(member)
         self._cosines = {pair: cosine for pair, cosine in self._cosines.items() if name not in pair}

@@ -45,6 +45,8 @@ class Member:
     tally: Tally = field(default_factory=Tally)
     taken: int = 0
     """Queries that it was given as a canary."""
+    tried_since_h: float = 0.0
+    """When its trial began."""
     baseline: dict[str, Arm] = field(default_factory=dict)
     stood_for: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
     control: defaultdict[Side, Arm] = field(default_factory=lambda: defaultdict(lambda: NOTHING))
@@ -81,5 +83,6 @@ def record_of(member: Member) -> AdapterRecord:
     return AdapterRecord(
         adapter_id=member.name, version=1, digest=member.name, tenant="t", name=member.name, kind="lora_xs", granularity="NANO",
         specialization="task", base_model="b", rank=8, modules=("q",), parameter_count=1, file_bytes=1, parents=member.parents,
-        state=state, canary_share=0.1, statistics=counts, canary_taken=member.taken, created_at_us=us_of(member.born_h),
+        state=state, canary_share=0.1, statistics=counts, canary_taken=member.taken, canary_since_us=us_of(member.tried_since_h),
+        canary_baseline=dict.fromkeys(member.baseline, Statistics()),
     )  # fmt: skip

@@ -158,12 +158,21 @@ class LibraryClient:
         )
         return await self.registry.ApplyMerge(request, timeout=self._timeout_s)
 
-    async def settle_merge(
+    async def try_version(
+        self, tenant: str, adapter_id: str, older_id: str, reason: str, canary_share: float, evidence: Mapping[str, float] | None = None
+    ) -> registry_pb2.Adapter:
+        """Put an adapter on trial against an older version of it."""
+        request = registry_pb2.TryVersionRequest(
+            tenant=tenant, adapter_id=adapter_id, older_id=older_id, canary_share=canary_share, reason=reason, evidence=evidence or {}
+        )
+        return await self.registry.TryVersion(request, timeout=self._timeout_s)
+
+    async def settle_trial(
         self, tenant: str, child_id: str, *, promote: bool, reason: str, evidence: Mapping[str, float] | None = None
     ) -> registry_pb2.Adapter:
         """End a canary's trial, or undo a merge."""
-        request = registry_pb2.SettleMergeRequest(tenant=tenant, child_id=child_id, promote=promote, reason=reason, evidence=evidence or {})
-        return await self.registry.SettleMerge(request, timeout=self._timeout_s)
+        request = registry_pb2.SettleTrialRequest(tenant=tenant, child_id=child_id, promote=promote, reason=reason, evidence=evidence or {})
+        return await self.registry.SettleTrial(request, timeout=self._timeout_s)
 
     async def pin(self, tenant: str, adapter_id: str, *, pinned: bool = True) -> registry_pb2.Adapter:
         """Keep every automatic change from an adapter, or allow them again."""

@@ -92,7 +92,7 @@ async def _undo(caller: Caller, library: list[registry_pb2.Adapter]) -> list[reg
     if pruned is not None:
         await caller.client.restore("public", pruned.adapter_id)
     if child is not None:
-        await caller.client.settle_merge("public", child.adapter_id, promote=False, reason="undone by the demonstration")
+        await caller.client.settle_trial("public", child.adapter_id, promote=False, reason="undone by the demonstration")
     was_active = {adapter.adapter_id for adapter in library if adapter.state == common.ADAPTER_STATE_ACTIVE}
     active = [adapter async for adapter in caller.client.list_all()]
     return sorted((adapter for adapter in active if adapter.adapter_id not in was_active), key=lambda adapter: adapter.name)

@@ -15,6 +15,7 @@ class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHANGE_KIND_PRUNE: _ClassVar[ChangeKind]
     CHANGE_KIND_MERGE: _ClassVar[ChangeKind]
     CHANGE_KIND_PURGE: _ClassVar[ChangeKind]
+    CHANGE_KIND_SUPERSEDE: _ClassVar[ChangeKind]
 
 class ChangeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -30,6 +31,7 @@ CHANGE_KIND_UNSPECIFIED: ChangeKind
 CHANGE_KIND_PRUNE: ChangeKind
 CHANGE_KIND_MERGE: ChangeKind
 CHANGE_KIND_PURGE: ChangeKind
+CHANGE_KIND_SUPERSEDE: ChangeKind
 CHANGE_STATE_UNSPECIFIED: ChangeState
 CHANGE_STATE_PROPOSED: ChangeState
 CHANGE_STATE_GATED: ChangeState

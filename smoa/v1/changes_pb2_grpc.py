@@ -91,8 +91,8 @@ class ChangeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AdvanceChange(self, request, context):
-        """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, SettleMerge,
-        RestoreAdapter and PurgeAdapter do is written to the change by themselves.
+        """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, TryVersion,
+        SettleTrial, RestoreAdapter and PurgeAdapter do is written to the change by themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,8 @@ class ChangeServiceStub:
     a freeze holds it. What has begun is continued without asking for room again.
     """
     AdvanceChange: _grpc.UnaryUnaryMultiCallable[_changes_pb2.AdvanceChangeRequest, _changes_pb2.PlannedChange]
-    """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, SettleMerge,
-    RestoreAdapter and PurgeAdapter do is written to the change by themselves.
+    """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, TryVersion,
+    SettleTrial, RestoreAdapter and PurgeAdapter do is written to the change by themselves.
     """
     DecideChange: _grpc.UnaryUnaryMultiCallable[_changes_pb2.DecideChangeRequest, _changes_pb2.PlannedChange]
     """Say yes or no to a change that is proposed. A no is remembered; a yes takes it back."""
@@ -63,8 +63,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     a freeze holds it. What has begun is continued without asking for room again.
     """
     AdvanceChange: _aio.UnaryUnaryMultiCallable[_changes_pb2.AdvanceChangeRequest, _changes_pb2.PlannedChange]  # type: ignore[assignment]
-    """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, SettleMerge,
-    RestoreAdapter and PurgeAdapter do is written to the change by themselves.
+    """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, TryVersion,
+    SettleTrial, RestoreAdapter and PurgeAdapter do is written to the change by themselves.
     """
     DecideChange: _aio.UnaryUnaryMultiCallable[_changes_pb2.DecideChangeRequest, _changes_pb2.PlannedChange]  # type: ignore[assignment]
     """Say yes or no to a change that is proposed. A no is remembered; a yes takes it back."""
@@ -101,8 +101,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _changes_pb2.AdvanceChangeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_changes_pb2.PlannedChange, _abc.Awaitable[_changes_pb2.PlannedChange]]:
-        """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, SettleMerge,
-        RestoreAdapter and PurgeAdapter do is written to the change by themselves.
+        """Say what a step came to: it passed the gate, was refused by it, or is not wanted any more. What RetireAdapter, ApplyMerge, TryVersion,
+        SettleTrial, RestoreAdapter and PurgeAdapter do is written to the change by themselves.
         """
 
     @_abc_1.abstractmethod

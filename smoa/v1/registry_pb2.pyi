@@ -83,7 +83,7 @@ class EpochCounts(_message.Message):
     def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline")
+    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline", "canary_since_us", "examples_digest")
     class CanaryBaselineEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,8 @@ class Adapter(_message.Message):
     CANARY_BASELINE_FIELD_NUMBER: _ClassVar[int]
     RESTORED_AT_US_FIELD_NUMBER: _ClassVar[int]
     RESTORED_BASELINE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_DIGEST_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
@@ -147,7 +149,9 @@ class Adapter(_message.Message):
     canary_baseline: _containers.MessageMap[str, AdapterStatistics]
     restored_at_us: int
     restored_baseline: AdapterStatistics
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
+    canary_since_us: int
+    examples_digest: str
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., canary_since_us: _Optional[int] = ..., examples_digest: _Optional[str] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("tenant", "digest", "examples", "replace")
@@ -331,7 +335,30 @@ class ApplyMergeRequest(_message.Message):
     evidence: _containers.ScalarMap[str, float]
     def __init__(self, tenant: _Optional[str] = ..., merge_id: _Optional[str] = ..., child_digest: _Optional[str] = ..., parent_ids: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., canary_share: _Optional[float] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
-class SettleMergeRequest(_message.Message):
+class TryVersionRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id", "older_id", "canary_share", "reason", "evidence")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    OLDER_ID_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    older_id: str
+    canary_share: float
+    reason: str
+    evidence: _containers.ScalarMap[str, float]
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., older_id: _Optional[str] = ..., canary_share: _Optional[float] = ..., reason: _Optional[str] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class SettleTrialRequest(_message.Message):
     __slots__ = ("tenant", "child_id", "promote", "reason", "evidence")
     class EvidenceEntry(_message.Message):
         __slots__ = ("key", "value")

@@ -89,9 +89,14 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.ApplyMergeRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
-        self.SettleMerge = channel.unary_unary(
-                '/smoa.v1.RegistryService/SettleMerge',
-                request_serializer=smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.SerializeToString,
+        self.TryVersion = channel.unary_unary(
+                '/smoa.v1.RegistryService/TryVersion',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.TryVersionRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.SettleTrial = channel.unary_unary(
+                '/smoa.v1.RegistryService/SettleTrial',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.SettleTrialRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
         self.CreateComposition = channel.unary_unary(
@@ -200,8 +205,16 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SettleMerge(self, request, context):
+    def TryVersion(self, request, context):
+        """Put an active adapter on trial against an older version of it, which it then answers a share of the queries of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleTrial(self, request, context):
         """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired.
+        Of a version, promotion retires the older one, and without it both go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -289,9 +302,14 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.ApplyMergeRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
             ),
-            'SettleMerge': grpc.unary_unary_rpc_method_handler(
-                    servicer.SettleMerge,
-                    request_deserializer=smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.FromString,
+            'TryVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.TryVersion,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.TryVersionRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'SettleTrial': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleTrial,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.SettleTrialRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
             ),
             'CreateComposition': grpc.unary_unary_rpc_method_handler(
@@ -623,7 +641,7 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
-    def SettleMerge(request,
+    def TryVersion(request,
             target,
             options=(),
             channel_credentials=None,
@@ -636,8 +654,35 @@ class RegistryService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/smoa.v1.RegistryService/SettleMerge',
-            smoa_dot_v1_dot_registry__pb2.SettleMergeRequest.SerializeToString,
+            '/smoa.v1.RegistryService/TryVersion',
+            smoa_dot_v1_dot_registry__pb2.TryVersionRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleTrial(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smoa.v1.RegistryService/SettleTrial',
+            smoa_dot_v1_dot_registry__pb2.SettleTrialRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
             options,
             channel_credentials,

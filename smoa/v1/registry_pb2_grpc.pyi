@@ -60,8 +60,12 @@ class RegistryServiceStub:
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]
     """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
-    SettleMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SettleMergeRequest, _registry_pb2.Adapter]
-    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
+    TryVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.TryVersionRequest, _registry_pb2.Adapter]
+    """Put an active adapter on trial against an older version of it, which it then answers a share of the queries of."""
+    SettleTrial: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SettleTrialRequest, _registry_pb2.Adapter]
+    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired.
+    Of a version, promotion retires the older one, and without it both go on.
+    """
     CreateComposition: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateCompositionRequest, _registry_pb2.Composition]
     GetComposition: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetCompositionRequest, _registry_pb2.Composition]
     ListCompositions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListCompositionsRequest, _registry_pb2.ListCompositionsResponse]
@@ -99,8 +103,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
-    SettleMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.SettleMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
-    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
+    TryVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.TryVersionRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """Put an active adapter on trial against an older version of it, which it then answers a share of the queries of."""
+    SettleTrial: _aio.UnaryUnaryMultiCallable[_registry_pb2.SettleTrialRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired.
+    Of a version, promotion retires the older one, and without it both go on.
+    """
     CreateComposition: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateCompositionRequest, _registry_pb2.Composition]  # type: ignore[assignment]
     GetComposition: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetCompositionRequest, _registry_pb2.Composition]  # type: ignore[assignment]
     ListCompositions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListCompositionsRequest, _registry_pb2.ListCompositionsResponse]  # type: ignore[assignment]
@@ -203,12 +211,22 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Register the child and retire the parents as one step, or, with a canary share, put the child on trial; idempotent by merge id."""
 
     @_abc_1.abstractmethod
-    def SettleMerge(
+    def TryVersion(
         self,
-        request: _registry_pb2.SettleMergeRequest,
+        request: _registry_pb2.TryVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
-        """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired."""
+        """Put an active adapter on trial against an older version of it, which it then answers a share of the queries of."""
+
+    @_abc_1.abstractmethod
+    def SettleTrial(
+        self,
+        request: _registry_pb2.SettleTrialRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
+        """End a trial, or undo a merge: promotion retires the parents; rolling back retires the child, and restores parents that had been retired.
+        Of a version, promotion retires the older one, and without it both go on.
+        """
 
     @_abc_1.abstractmethod
     def CreateComposition(

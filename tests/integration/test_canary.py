@@ -9,7 +9,6 @@ from pathlib import Path
 from unittest.mock import AsyncMock
 
 import grpc
-import numpy as np
 import pytest
 
 from services.optimizer.control.caution import Caution
@@ -17,11 +16,10 @@ from services.optimizer.control.gate import Finding, Gate
 from services.optimizer.control.passes import Optimizer
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.trial import TrialRules
-from services.optimizer.stream.counting import pair, stratum_key
 from services.router.routing.canaries import FIRST_QUERIES, QUERIES_AN_OUTCOME
 from smoa.v1 import changes_pb2, registry_pb2
 from smoa.v1 import common_pb2 as common
-from smoa.v1.state_pb2 import AdapterCounts
+from tests.integration.canary_support import Callers
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
 
@@ -88,12 +86,12 @@ async def test_promotion_and_its_undoing(world: RouterWorld) -> None:
     parents = await _twins(world)
     child = await _trial(world, parents)
     for _ in range(2):  # the second time changes nothing
-        made = await world.client.settle_merge("public", child.adapter_id, promote=True, reason="good", evidence={"child_success": 1.0})
+        made = await world.client.settle_trial("public", child.adapter_id, promote=True, reason="good", evidence={"child_success": 1.0})
         assert made.state == common.ADAPTER_STATE_ACTIVE
     assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "ACTIVE"}
     assert set(await _asked(world, 10)) == {child.adapter_id}
     for _ in range(2):
-        made = await world.client.settle_merge("public", child.adapter_id, promote=False, reason="we want them back")
+        made = await world.client.settle_trial("public", child.adapter_id, promote=False, reason="we want them back")
         assert made.state_reason == "rolled back: we want them back"
     assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "RETIRED"}
     assert set(await _asked(world, 10)) == {parent.adapter_id for parent in parents}
@@ -102,13 +100,13 @@ async def test_promotion_and_its_undoing(world: RouterWorld) -> None:
 async def test_rolling_back_leaves_the_parents_alone(world: RouterWorld) -> None:
     parents = await _twins(world)
     child = await _trial(world, parents)
-    await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad")
+    await world.client.settle_trial("public", child.adapter_id, promote=False, reason="bad")
     assert await _states(world) == {"a": "ACTIVE", "b": "ACTIVE", "child": "RETIRED"}
     assert child.adapter_id not in await _asked(world, 20)
     code, message, _ = await refused(world.client.restore("public", child.adapter_id))
     assert code == "FAILED_PRECONDITION"
     assert message.startswith(f"adapter: {child.adapter_id} is the child of a merge that was undone: ")
-    code, message, _ = await refused(world.client.settle_merge("public", child.adapter_id, promote=True, reason="no, good"))
+    code, message, _ = await refused(world.client.settle_trial("public", child.adapter_id, promote=True, reason="no, good"))
     assert (code, message) == ("FAILED_PRECONDITION", f"child: {child.adapter_id} is retired, so it cannot be promoted")
 
 
@@ -133,7 +131,7 @@ async def test_a_parent_that_somebody_retired_meanwhile_holds_nothing_up(world: 
     a, b = await _twins(world)
     child = await _trial(world, [a, b])
     await world.client.retire("public", a.adapter_id, "by hand")
-    await world.client.settle_merge("public", child.adapter_id, promote=True, reason="good")
+    await world.client.settle_trial("public", child.adapter_id, promote=True, reason="good")
     assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "ACTIVE"}
     assert (await world.client.get(a.adapter_id)).state_reason == "by hand"
 
@@ -155,9 +153,9 @@ async def test_bad_input(world: RouterWorld) -> None:
         "INVALID_ARGUMENT",
         "canary_share: 0.6000000238418579 is outside 0..0.5; send 0 to replace the parents at once",
     )
-    code, message, _ = await refused(world.client.settle_merge("public", a.adapter_id, promote=True, reason=""))
+    code, message, _ = await refused(world.client.settle_trial("public", a.adapter_id, promote=True, reason=""))
     assert (code, message) == ("FAILED_PRECONDITION", f"child: {a.adapter_id} is not the child of a merge; retire or restore it instead")
-    assert (await refused(world.client.settle_merge("acme", a.adapter_id, promote=True, reason="")))[0] == "NOT_FOUND"
+    assert (await refused(world.client.settle_trial("acme", a.adapter_id, promote=True, reason="")))[0] == "NOT_FOUND"
 
 
 async def test_it_is_on_trial_again_after_a_restart(tmp_path: Path) -> None:
@@ -172,45 +170,10 @@ async def test_it_is_on_trial_again_after_a_restart(tmp_path: Path) -> None:
         assert (await world.client.get(child.adapter_id)).state == common.ADAPTER_STATE_CANARY
 
 
-class _Callers:
-    """Ask, judge as the adapters deserve, and report counts as the optimizer does."""
-
-    def __init__(self, world: RouterWorld, chance: dict[str, float]) -> None:
-        self._world, self.chance, self._rng = world, chance, np.random.default_rng(3)
-        self.counts: dict[str, list[int]] = {}
-        self.seen: Counter[str] = Counter()
-        self.on_trial: dict[str, AdapterCounts] = {}
-        """Of a child on trial."""
-
-    async def ask(self) -> None:
-        decision = await self._world.client.route("my knee hurts when I climb stairs", base_model="base-a")
-        first = max(decision.adapters, key=lambda one: one.weight).adapter_id
-        success = self._rng.random() < self.chance.get(first, 0.9)
-        for one in decision.adapters:
-            tally = self.counts.setdefault(one.adapter_id, [0, 0, 0])
-            tally[0], tally[1], tally[2] = tally[0] + 1, tally[1] + 1, tally[2] + int(success)
-            self.seen[one.adapter_id] += 1
-            for parent in one.trial.stands_for:
-                self._add(one.adapter_id, parent, success, of_child=True)
-            if one.trial.control_of:
-                self._add(one.trial.control_of, one.adapter_id, success, of_child=False)
-
-    def _add(self, child: str, parent: str, success: bool, *, of_child: bool) -> None:
-        counts, key = self.on_trial.setdefault(child, AdapterCounts()), stratum_key("public", parent)
-        tally = (counts.stood_for if of_child else counts.control)[key]
-        tally.outcomes, tally.successes = tally.outcomes + 1, tally.successes + success
-        pair(counts.pairs[key], success, of_child=of_child)
-
-    async def report(self) -> None:
-        for name, (uses, outcomes, successes) in self.counts.items():
-            counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=outcomes, successes=successes)
-            await self._world.client.report_statistics("public", name, counts)
-
-
 @pytest.mark.parametrize(("deserved", "ends_as"), [(0.1, "RETIRED"), (0.9, "ACTIVE")])
 async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterWorld, deserved: float, ends_as: str) -> None:
     """A planted bad merge is rolled back before 100 requests saw it, and a good one takes its parents' place."""
-    parents, callers = await _twins(world), _Callers(world, {})
+    parents, callers = await _twins(world), Callers(world, {})
     optimizer = Optimizer(
         world.client,
         world.store,
@@ -248,7 +211,7 @@ async def test_what_was_undone_is_remembered_in_every_group_after_a_restart(worl
     ids = [a.adapter_id, b.adapter_id]
     planned = await world.client.propose_change("public", changes_pb2.CHANGE_KIND_MERGE, ids, "alike", merge_id="m1")
     child = await _trial(world, [a, b])
-    await world.client.settle_merge("public", child.adapter_id, promote=False, reason="bad for one of them")
+    await world.client.settle_trial("public", child.adapter_id, promote=False, reason="bad for one of them")
     [undone] = [one async for one in world.client.list_changes(states=[changes_pb2.CHANGE_STATE_UNDONE])]
     assert (undone.change_id, [one.reason for one in undone.steps]) == (planned.change_id, ["alike", "because", "bad for one of them"])
     c = await world.register(KNEES, name="c", value=0.505)

@@ -92,7 +92,7 @@ async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) ->
     parents, child = await _merged(world, 0.2)
     for place in range(5):
         await world.router.client.report(await world.router.client.route(KNEES[place % 3], base_model="base-a"), success=place > 0)
-    await world.router.client.settle_merge("public", child.adapter_id, promote=True, reason=f"as good: in place of {parents[0].adapter_id}")
+    await world.router.client.settle_trial("public", child.adapter_id, promote=True, reason=f"as good: in place of {parents[0].adapter_id}")
     other = await world.router.register(MONEY, name="other")
     await world.router.client.retire("public", other.adapter_id, "pruned: fails: 0 of 20 right")
     await world.told(5)

@@ -38,6 +38,7 @@ def _record(name: str, parents: tuple[str, ...] = (), state: State = "canary", s
         parameter_count=1,
         file_bytes=1,
         parents=parents,
+        canary_baseline=dict.fromkeys(parents, Statistics()),
         state=state,
         canary_share=share,
         statistics=Statistics(outcomes=outcomes, successes=outcomes),

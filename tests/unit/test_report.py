@@ -27,7 +27,7 @@ def _event(name: str, action: str, reason: str = "", parents: tuple[str, ...] = 
 
 
 def _report(*days: Day) -> Report:
-    names = ("twin-a", "twin-b", "child", "bad<b>", "tried", "back")
+    names = ("twin-a", "twin-b", "child", "bad<b>", "tried", "back", "first", "second", "third")
     library = [registry_pb2.Adapter(adapter_id=name, name=name, tenant="t", file_bytes=1000) for name in names]
     library.append(registry_pb2.Adapter(adapter_id=ID, name="named by its id"))
     library[2].statistics.outcomes, library[2].statistics.successes = 120, 110
@@ -41,6 +41,9 @@ def _report(*days: Day) -> Report:
         _event("tried", "ROLLED_BACK", "worse: in place of back ..."),
         _event("back", "RESTORED"),
         _event("gone", "RETIRED", "because somebody said so"),
+        _event("second", "PROMOTED", "as good: in place of first ..."),
+        _event("first", "RETIRED", "superseded by second: as good"),
+        _event("third", "RETIRED", "rolled back: worse: in place of second ..."),
     ]
     return Report(since_us=SINCE_US, until_us=UNTIL_US, events=events, library=library, days=days, tenant="t")
 
@@ -51,8 +54,9 @@ def _days(first: float, last: float, outcomes: int = 500) -> tuple[Day, ...]:
 
 def test_the_numbers_are_of_what_the_optimizer_did() -> None:
     numbers = _report(*_days(0.9, 0.92)).numbers()
-    assert (numbers["pruned"], numbers["merged_away"], numbers["merges"], numbers["undone"], numbers["came_back"]) == (1, 2, 1, 1, 1)
-    assert (numbers["adapters_saved"], numbers["bytes_saved"]) == (2, 2000)
+    assert (numbers["pruned"], numbers["merged_away"], numbers["merges"], numbers["undone"], numbers["came_back"]) == (1, 2, 1, 2, 1)
+    assert numbers["superseded"] == 1
+    assert (numbers["adapters_saved"], numbers["bytes_saved"]) == (3, 3000)
     assert (numbers["successes_first_half"], numbers["outcomes_last_half"]) == (2250, 2500)
 
 
@@ -64,7 +68,8 @@ def test_the_page_is_whole_and_what_is_in_names_is_text() -> None:
         assert outside not in written
     assert "child (twin-a, twin-b)" in written
     assert "because somebody said so" not in written, "that was not its doing"
-    assert "<td>merge undone</td>" in written
+    assert "<td>undone</td>" in written
+    assert "<td>superseded</td>" in written
     assert f"in place of {ID} " not in written
     assert "in place of named by its id " in written
     for plot in written.split("<svg")[1:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -110,14 +111,14 @@ def test_a_parent_of_which_nothing_is_known_is_no_rate() -> None:
     for unknown in (_stratum(NOTHING, Arm(300, 288)), _stratum(Arm(300, 290), NOTHING), _stratum(NOTHING, NOTHING)):
         assert judge({"a": good, "b": unknown}, 0.0, RULES)[0] == "wait"
         judgement, _, reason = judge({"a": good, "b": unknown}, RULES.max_age_s, RULES)
-        assert judgement == "roll back"
+        assert judgement == "not shown"
         assert reason.startswith("not shown to be as good by the deadline: in place of b ")
 
 
 def test_what_is_not_shown_by_the_deadline_is_undone() -> None:
     nearly = {"a": _stratum(Arm(9, 9), Arm(30, 28), Arm(20, 19))}
     assert judge(nearly, RULES.max_age_s - 1, RULES)[0] == "wait"
-    assert judge(nearly, RULES.max_age_s, RULES)[0] == "roll back"
+    assert judge(nearly, RULES.max_age_s, RULES)[0] == "not shown"
 
 
 def test_margins_do_not_add_up_over_generations() -> None:
@@ -183,13 +184,22 @@ def test_the_truth_is_refuted_at_no_moment_but_rarely(chance: float) -> None:
     assert refuted / 200 <= 0.1  # two hypotheses
 
 
+def test_of_two_versions_the_younger_is_promoted_only_while_it_is_in_front() -> None:
+    behind, rules = {"a": _stratum(Arm(900, 850), Arm(900, 860), Arm(100, 95))}, dataclasses.replace(RULES, in_front=True)
+    assert judge(behind, 0.0, RULES)[0] == "promote", "as a merge's child: the smaller library is worth it"
+    assert judge(behind, 0.0, rules)[0] == "wait"
+    assert judge(behind, RULES.max_age_s, rules)[0] == "not shown"
+    assert judge({"a": _stratum(Arm(900, 860), Arm(900, 860), Arm(100, 95))}, 0.0, rules)[0] == "promote"
+    assert judge({"a": _stratum(Arm(90, 30), Arm(90, 80), Arm(100, 95))}, 0.0, rules)[0] == "roll back"
+
+
 def test_sides_that_are_not_drawn_as_the_routers_say_promote_nothing_and_are_undone_at_the_deadline() -> None:
     good = {"a": _stratum(Arm(300, 290), Arm(300, 290), Arm(100, 97))}
     fair, skewed = Draws(600, 300, 300.0, 150.0), Draws(600, 400, 300.0, 150.0)
     assert judge(good, 0.0, RULES, fair)[0] == "promote"
     assert judge(good, 0.0, RULES, skewed)[0] == "wait"
     judgement, _, reason = judge(good, RULES.max_age_s, RULES, skewed)
-    assert judgement == "roll back"
+    assert judgement == "not shown"
     assert reason.startswith("its sides are skewed (400 of 600 drawn for the child, 300.0 expected): ")
     worse = {"a": _stratum(Arm(100, 10), Arm(100, 97), NOTHING)}
     assert judge(worse, 0.0, RULES, skewed)[0] == "roll back", "harm is undone by whatever is known"

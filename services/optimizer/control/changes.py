@@ -30,6 +30,8 @@ from smoa.v1.changes_pb2 import PlannedChange
 _log = logging.getLogger(__name__)
 OPEN: Final = (changes.CHANGE_STATE_PROPOSED, changes.CHANGE_STATE_GATED)
 REMEMBERED: Final = (changes.CHANGE_STATE_REFUSED, changes.CHANGE_STATE_UNDONE)
+LEAST_SHARE: Final = 0.1
+"""Of the older version's queries that a younger one gets on trial, where merges go live without any."""
 WORST: Final = "worst_parent"
 """In a refusal's evidence: the place, among the change's adapters, of the parent for which the child was too bad."""
 _GONE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
@@ -54,7 +56,7 @@ class Proposal(NamedTuple):
 
 
 def _key(kind: changes.ChangeKind, adapter_ids: Sequence[str], merge_id: str) -> str:
-    return f"{kind} {merge_id or adapter_ids[0]}"
+    return f"{kind} {merge_id or ' '.join(adapter_ids)}"
 
 
 @dataclass
@@ -65,6 +67,8 @@ class PassReport:
     """What is open, and this worker's."""
     pruned: list[AdapterView] = field(default_factory=list)
     merged: list[tuple[AdapterView, ...]] = field(default_factory=list)
+    tried: list[tuple[str, str]] = field(default_factory=list)
+    """Versions on trial: ids of the younger and the older."""
     purged: list[str] = field(default_factory=list)
     """Ids."""
     refused: list[str] = field(default_factory=list)
@@ -91,6 +95,8 @@ class Known:
     """By key: when what was refused or undone was proposed last."""
     rejected: frozenset[tuple[str, str]]
     """Pairs of ids no two of which are merged in whatever group: a merge of them was undone, or refused."""
+    tried: frozenset[tuple[str, str]] = frozenset()
+    """Pairs of ids, lower and higher, of which the younger is not tried against the older: it was, or a merge of them was rejected."""
 
 
 class Changes:
@@ -102,7 +108,7 @@ class Changes:
 
     async def known(self) -> Known:
         """All that is open or was rejected, of every tenant."""
-        found, refused_at_us, rejected = dict[str, PlannedChange](), dict[str, int](), set[tuple[str, str]]()
+        found, refused_at_us, rejected, tried = dict[str, PlannedChange](), dict[str, int](), set[tuple[str, str]](), set[tuple[str, str]]()
         async for one in self._client.list_changes(states=(*OPEN, *REMEMBERED), all_tenants=True):
             key = _key(one.kind, one.adapter_ids, one.merge_id)
             if one.state in OPEN:
@@ -111,7 +117,9 @@ class Changes:
             refused_at_us[key] = max(one.created_at_us, refused_at_us.get(key, 0))
             if one.kind == changes.CHANGE_KIND_MERGE:
                 rejected.update(_rejected(one))
-        return Known(found, refused_at_us, frozenset(rejected))
+            elif one.kind == changes.CHANGE_KIND_SUPERSEDE:
+                tried.add((min(one.adapter_ids), max(one.adapter_ids)))
+        return Known(found, refused_at_us, frozenset(rejected), frozenset(tried | rejected))
 
     async def carry_on(
         self,
@@ -190,6 +198,8 @@ class Changes:
             elif change.kind == changes.CHANGE_KIND_PRUNE:
                 await self._prune(change)
                 report.pruned.append(views[change.adapter_ids[0]])
+            elif change.kind == changes.CHANGE_KIND_SUPERSEDE:
+                await self._try(change, report)
             else:
                 await self._client.purge(change.tenant, change.adapter_ids[0])
                 report.purged.append(change.adapter_ids[0])
@@ -204,6 +214,20 @@ class Changes:
     async def _prune(self, change: PlannedChange) -> None:
         why = change.steps[0]
         await self._client.retire(change.tenant, change.adapter_ids[0], f"{PRUNED}{why.reason}", why.evidence)
+
+    async def _try(self, change: PlannedChange, report: PassReport) -> None:
+        younger, older = change.adapter_ids
+        why = change.steps[0]
+        try:
+            share = self._caution.canary_share or LEAST_SHARE
+            made = await self._client.try_version(change.tenant, younger, older, why.reason, share, why.evidence)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            await self._refuse(change, error.details() or "", {}, report)
+            return
+        self._began(made)
+        report.tried.append((younger, older))
 
     async def _merge(self, change: PlannedChange, parents: tuple[AdapterView, ...], report: PassReport) -> None:
         if change.state == changes.CHANGE_STATE_PROPOSED:
@@ -266,6 +290,10 @@ class Changes:
                 await self._applied(change)
                 return True
             adapter = await self._client.get(change.adapter_ids[0], change.tenant)
+            if change.kind == changes.CHANGE_KIND_SUPERSEDE:
+                if on_trial := adapter.state == common.ADAPTER_STATE_CANARY:
+                    await self._try(change, report)
+                return on_trial
             if change.kind == changes.CHANGE_KIND_PURGE and adapter.state == common.ADAPTER_STATE_PURGED:
                 await self._client.purge(change.tenant, adapter.adapter_id)
                 return True

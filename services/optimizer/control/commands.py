@@ -199,7 +199,7 @@ def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: b
         found = await find_adapter(client, adapter, tenant, RETIRED)
         merged = _MERGED_INTO.match(found.state_reason) if found.state == common.ADAPTER_STATE_RETIRED else None
         if merged or (found.merge_id and found.state in (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)):
-            child = await client.settle_merge(tenant, merged[1] if merged else found.adapter_id, promote=False, reason=reason)
+            child = await client.settle_trial(tenant, merged[1] if merged else found.adapter_id, promote=False, reason=reason)
             names = await names_of(client, [(tenant, parent) for parent in child.parents])
             parents = ", ".join(f"{names.get(parent, '')} {parent}" for parent in child.parents)
             said = f"{child.name} {child.adapter_id} is retired; active again: {parents}"

@@ -14,11 +14,12 @@ from services.optimizer.control.gate import Gate
 from services.optimizer.control.likeness import Likeness
 from services.optimizer.control.making import ChildMaker
 from services.optimizer.control.making import Merge as MergeFiles
-from services.optimizer.control.reasons import MERGED, PRUNED, ROLLED_BACK
+from services.optimizer.control.reasons import MERGED, PRUNED, ROLLED_BACK, SUPERSEDED
 from services.optimizer.control.trials import Trials
 from services.optimizer.control.views import protection_of, view_of
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.merging import merged
+from services.optimizer.policy.versions import supersedes
 from smoa.adapter import Adapter
 from smoa.client import SmoaClient
 from smoa.store import AdapterStore
@@ -57,13 +58,13 @@ class Optimizer:
         self._changes = Changes(client, self._caution, maker, self.trials.began)
 
     async def run_pass(self) -> PassReport:
-        """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded."""
+        """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded. Then try versions."""
         report = PassReport()
         states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
         listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
         canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
         self.trials.are(canary for canary in canaries if self._owns(canary.adapter_id))
-        on_trial = {parent for canary in canaries for parent in canary.parents}
+        on_trial = {parent for canary in canaries for parent in canary.canary_baseline}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
         composed = await self._composed({adapter.tenant for adapter in active})
         library = await self.freezing.protected([self._view(adapter, on_trial, composed) for adapter in active])
@@ -75,9 +76,10 @@ class Optimizer:
         finally:
             self._likeness.forget_files()
         _log.info(
-            "pass over %d adapters: %d open proposals, %d wait for a person; %d prunes, %d merges and %d purges, %d refused, %d put off",
+            "pass over %d adapters: %d open proposals, %d wait for a person; %d prunes, %d merges, %d versions tried and %d purges, "
+            "%d refused, %d put off",
             *(len(library), len(report.proposed), report.waiting),
-            *(len(report.pruned), len(report.merged), len(report.purged), len(report.refused), report.put_off),
+            *(len(report.pruned), len(report.merged), len(report.tried), len(report.purged), len(report.refused), report.put_off),
         )
         return report
 
@@ -100,8 +102,8 @@ class Optimizer:
         return found
 
     async def _proposals(self, library: Sequence[AdapterView], known: Known, report: PassReport) -> list[Proposal]:
-        likeness = await self._likeness.cosines(library, known.rejected, report.refuse)
         found = list[Proposal]()
+        likeness = await self._likeness.cosines(library, known.rejected, report.refuse)
         for merge in await asyncio.to_thread(merges, library, likeness, self._rules):
             ids = tuple(view.adapter_id for view in merge.adapters)
             evidence = {"cosine": merge.cosine, "benefit": merge.benefit}
@@ -113,6 +115,10 @@ class Optimizer:
                 since_us = int((time.time() - one.age_s) * 1e6)
                 kind = changes_pb2.CHANGE_KIND_PRUNE
                 found.append(Proposal(kind, one.tenant, (one.adapter_id,), prune.reason, prune.evidence, since_us=since_us))
+        changing = {one for proposal in found for one in proposal.adapter_ids}
+        for pair in supersedes([view for view in library if view.adapter_id not in changing], self._rules, known.tried):
+            both = (pair.younger.adapter_id, pair.older.adapter_id)
+            found.append(Proposal(changes_pb2.CHANGE_KIND_SUPERSEDE, pair.younger.tenant, both, pair.reason, {}))
         return found
 
     async def _purges(self) -> list[Proposal]:
@@ -121,7 +127,7 @@ class Optimizer:
             return []
         listed = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
         before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
-        ours = (PRUNED, MERGED, ROLLED_BACK)
+        ours = (PRUNED, MERGED, ROLLED_BACK, SUPERSEDED)
         return [
             Proposal(changes_pb2.CHANGE_KIND_PURGE, one.tenant, (one.adapter_id,), f"away for long: {one.state_reason}"[:2000], {})
             async for one in listed

@@ -1,4 +1,4 @@
-"""How the reasons of retirements begin that are the optimizer's doing; the registry writes the last two."""
+"""How the reasons of retirements begin that are the optimizer's doing; the registry writes the last three."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ from typing import Final
 PRUNED: Final = "pruned: "
 MERGED: Final = "merged into "
 ROLLED_BACK: Final = "rolled back: "
+SUPERSEDED: Final = "superseded by "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-from services.optimizer.control.reasons import MERGED, PRUNED
+from services.optimizer.control.reasons import MERGED, PRUNED, ROLLED_BACK, SUPERSEDED
 from services.optimizer.control.report_plots import Bars, Day, date_of, error_of, plot_of_changes, plot_of_success
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import LifecycleAction, LifecycleEvent
@@ -18,7 +18,7 @@ _WORDS: Final = {
     "RETIRED": "pruned",
     "PROMOTED": "merged",
     "MERGED": "merged",
-    "ROLLED_BACK": "merge undone",
+    "ROLLED_BACK": "undone",
     "CANARY": "on trial",
     "RESTORED": "brought back",
 }
@@ -65,16 +65,22 @@ class Report:
     @property
     def merges(self) -> list[LifecycleEvent]:
         """Children that went live for good."""
-        return [*self._last("PROMOTED"), *self._last("MERGED")]
+        return [one for one in (*self._last("PROMOTED"), *self._last("MERGED")) if one.parents]
+
+    @property
+    def superseded(self) -> list[LifecycleEvent]:
+        """Versions that a younger one replaced."""
+        return [one for one in self._last("RETIRED") if one.reason.startswith(SUPERSEDED)]
 
     @property
     def undone(self) -> list[LifecycleEvent]:
-        """Merges that were rolled back."""
-        return self._last("ROLLED_BACK")
+        """Merges that were rolled back, and versions that were worse than an older one."""
+        worse = [one for one in self._last("RETIRED") if one.reason.startswith(ROLLED_BACK)]
+        return [*self._last("ROLLED_BACK"), *worse]
 
     @property
     def on_trial(self) -> list[LifecycleEvent]:
-        """Merges of which it is not known yet."""
+        """Merges and versions of which it is not known yet."""
         return self._last("CANARY")
 
     @property
@@ -85,7 +91,7 @@ class Report:
     @property
     def saved(self) -> tuple[int, int]:
         """(adapters, bytes of weights) that executors need not hold any more."""
-        gone = [self.by_id[one.adapter_id] for one in (*self.pruned, *self.merged_away) if one.adapter_id in self.by_id]
+        gone = [self.by_id[one.adapter_id] for one in (*self.pruned, *self.merged_away, *self.superseded) if one.adapter_id in self.by_id]
         made = [self.by_id[one.adapter_id] for one in self.merges if one.adapter_id in self.by_id]
         return len(gone) - len(made), sum(one.file_bytes for one in gone) - sum(one.file_bytes for one in made)
 
@@ -103,6 +109,7 @@ class Report:
             "pruned": len(self.pruned),
             "merged_away": len(self.merged_away),
             "merges": len(self.merges),
+            "superseded": len(self.superseded),
             "undone": len(self.undone),
             "on_trial": len(self.on_trial),
             "came_back": len(self.came_back),
@@ -128,8 +135,9 @@ def page(report: Report) -> str:
     numbers = (
         (len(report.pruned), "pruned"),
         (len(report.merged_away), f"merged into {len(report.merges)}"),
-        (len(report.undone), "merges undone"),
-        (len(report.on_trial), "merges on trial"),
+        (len(report.superseded), "superseded by a version"),
+        (len(report.undone), "undone"),
+        (len(report.on_trial), "on trial"),
         (len(report.came_back), "brought back"),
         (adapters, "adapters fewer to hold"),
         (_bytes(size), "of weights fewer"),
@@ -165,7 +173,7 @@ def _verdict(report: Report) -> str:
 
 
 def _table(report: Report) -> str:
-    wanted = (*report.pruned, *report.merges, *report.undone, *report.on_trial, *report.came_back)
+    wanted = (*report.pruned, *report.merges, *report.superseded, *report.undone, *report.on_trial, *report.came_back)
     if not wanted:
         return "<p>Nothing.</p>"
     rows = []
@@ -179,13 +187,21 @@ def _table(report: Report) -> str:
         cells = (
             _moment(one.occurred_at_us),
             f"{name} ({parents})" if parents else name,
-            _WORDS[LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_")],
-            why.removeprefix(PRUNED),
+            _what(one),
+            why.removeprefix(PRUNED).removeprefix(ROLLED_BACK),
             rate,
         )
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     heads = "".join(f"<th>{one}</th>" for one in ("when (UTC)", "adapter", "what", "why", "right, over its life"))
     return f"<table><tr>{heads}</tr>{''.join(rows)}</table>"
+
+
+def _what(one: LifecycleEvent) -> str:
+    if one.reason.startswith(SUPERSEDED):
+        return "superseded"
+    if one.reason.startswith(ROLLED_BACK):
+        return "undone"
+    return _WORDS[LifecycleAction.Name(one.action).removeprefix("LIFECYCLE_ACTION_")]
 
 
 def _moment(at_us: int) -> str:

@@ -1,7 +1,8 @@
-"""Merges on trial: their evidence is looked at while outcomes come in, and each ends as its child deserves."""
+"""Adapters on trial, a merge's child or a younger version: what is said of them is looked at as it comes in, until each can be judged."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable
 import grpc
 
 from services.optimizer.control.freezing import Freezing
+from services.optimizer.control.reasons import ROLLED_BACK
 from services.optimizer.control.reporting import AWAY
 from services.optimizer.control.views import lifetime_of, stratum_of
 from services.optimizer.policy.trial import NOTHING, Arm, Draws, TrialRules, judge
@@ -66,23 +68,27 @@ class Trials:
         child = await self._client.get(child_id, tenant)
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
-        parents = [await self._client.get(parent, tenant) for parent in child.parents]
+        parents = [await self._client.get(parent, tenant) for parent in sorted(child.canary_baseline)]
         counts = self._counts(child_id) or AdapterCounts()
         strata = {
             parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))
             for parent in parents
         }
         # If counts were lost, the trial is as old as what is known of it.
-        age_s = time.time() - max(child.created_at_us, child.statistics.counted_since_us) / 1e6
+        age_s = time.time() - max(child.canary_since_us, child.statistics.counted_since_us) / 1e6
         draws = Draws(counts.draws.drawn, counts.draws.child, counts.draws.expected, counts.draws.variance)
         if draws.skewed and child_id not in self._skewed:
             self._skewed.add(child_id)
             _log.warning("canary %s: its sides are not as the routers say that they were drawn: %s; it is not promoted", child_id, draws)
-        judgement, evidence, reason = judge(strata, age_s, self._rules, draws)
+        rules = self._rules if child.merge_id else dataclasses.replace(self._rules, in_front=True)
+        judgement, evidence, reason = judge(strata, age_s, rules, draws)
         if judgement == "wait" or (judgement == "promote" and await self._freezing.holds(tenant, child.base_model)):
             return ""
         _log.info("canary %s: %s: %s", child_id, judgement, reason)
-        await self._client.settle_merge(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
+        if judgement == "roll back" and not child.merge_id:  # without the trial both would go on
+            await self._client.retire(tenant, child_id, f"{ROLLED_BACK}{reason}", evidence)
+        else:
+            await self._client.settle_trial(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
         return f"{judgement} {child_id}: {reason}"
 
     async def _original(self, parent: registry_pb2.Adapter) -> Arm:

@@ -86,6 +86,7 @@ def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, n
         file_bytes=adapter.file_bytes,
         shared=adapter.shared,
         protected=protected,
+        examples_digest=adapter.examples_digest,
     )
 
 

@@ -48,6 +48,8 @@ class AdapterView:
     shared: bool = False
     protected: str = ""
     """Why no automatic change may touch it: pinned, on trial, or in a composition."""
+    examples_digest: str = ""
+    """Of the examples it was registered with."""
 
     @property
     def value_per_byte(self) -> float:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, NamedTuple
 
-Judgement = Literal["wait", "promote", "roll back"]
+Judgement = Literal["wait", "promote", "roll back", "not shown"]
 MOST_BEFORE: Final = 20.0
 """Outcomes that what is known of a parent counts for in the prior of its rate: an equal child is shown the sooner."""
 MOST_OF_A_USER: Final = 0.2
@@ -95,6 +95,8 @@ class TrialRules:
     """The same, than any one of them: each has fewer outcomes than all, and what can be shown of it is less."""
     max_age_s: float = 28 * 86400.0
     """What was not shown by then is undone."""
+    in_front: bool = False
+    """A child is promoted only while it is not behind: of two versions the better one is to stay, and there is no price to be paid."""
 
 
 class Voice(NamedTuple):
@@ -251,7 +253,8 @@ def judge(
     """
     shown = {parent: _shown(one, rules) for parent, one in strata.items()}
     least = min(shown, key=lambda parent: (shown[parent], parent))
-    if min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha) and not draws.skewed:
+    held = min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha)
+    if held and not draws.skewed and not (rules.in_front and any(_behind(one) for one in strata.values())):
         return "promote", *_said(strata, least, "as good")
     refuted = {parent: worse(one.child, one.parent, one.before) for parent, one in strata.items()}
     worst = max(refuted, key=lambda parent: (refuted[parent], parent))
@@ -259,8 +262,12 @@ def judge(
         return "roll back", *_said(strata, worst, "worse")
     if age_s >= rules.max_age_s:
         verdict = f"its sides are skewed ({draws})" if draws.skewed else "not shown to be as good by the deadline"
-        return "roll back", *_said(strata, least, verdict)
+        return "not shown", *_said(strata, least, verdict)
     return "wait", *_said(strata, least, "not shown yet")
+
+
+def _behind(one: Stratum) -> bool:
+    return one.child.rate is None or one.parent.rate is None or one.child.rate < one.parent.rate
 
 
 def _shown(one: Stratum, rules: TrialRules) -> float:

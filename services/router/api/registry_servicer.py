@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,11 +16,19 @@ from services.router.catalogue.changes import Change
 from services.router.catalogue.compositions import Composition, Compositions
 from services.router.catalogue.importing import Imported
 from services.router.catalogue.merges import Merges
-from services.router.catalogue.planned_changes import ChangeState, PlannedChanges, change_id_of, merge_change_id
+from services.router.catalogue.planned_changes import (
+    ChangeState,
+    PlannedChanges,
+    change_id_of,
+    merge_change_id,
+    trial_change_id,
+    version_change_id,
+)
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, REPORTED, Statistics
 from services.router.catalogue.uploads import Uploads
+from services.router.catalogue.versions import SUPERSEDED, Versions
 from smoa.errors import InvalidArgument
 from smoa.events import LIFECYCLE, Event, event
 from smoa.identifiers import checked_tenant
@@ -41,8 +50,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
 
     def __init__(self, registry: Registry, compositions: Compositions, uploads: Uploads, planned: PlannedChanges) -> None:
         """`planned` is told of what was done of it, whoever did it."""
-        self._registry, self._compositions, self._merges, self._uploads = registry, compositions, Merges(registry), uploads
-        self._planned = planned
+        self._registry, self._compositions, self._uploads, self._planned = registry, compositions, uploads, planned
+        self._merges, self._versions = Merges(registry), Versions(registry)
 
     async def RegisterAdapter(self, request: registry_pb2.RegisterAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
@@ -124,14 +133,18 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         record = await self._registry.retire(request.tenant, request.adapter_id, request.reason, request.evidence)
         await self._planned.happened(record.tenant, change_id_of("prune", record), "done", request.reason, request.evidence)
         if before.state == "canary":
-            await self._planned.happened(record.tenant, merge_change_id(record.merge_id), "undone", request.reason, request.evidence)
+            await self._planned.happened(record.tenant, trial_change_id(record), "undone", request.reason, request.evidence)
         return to_adapter(record)
 
     async def RestoreAdapter(self, request: registry_pb2.RestoreAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         before = await self._registry.get(request.tenant, request.adapter_id)
         record = await self._registry.restore(request.tenant, request.adapter_id)
-        await self._planned.happened(record.tenant, change_id_of("prune", before), "undone", "restored", {})
+        change_id = change_id_of("prune", before)
+        if before.state_reason.startswith(SUPERSEDED):
+            younger_id = before.state_reason.removeprefix(SUPERSEDED).partition(":")[0]
+            change_id = version_change_id(younger_id, before.adapter_id)
+        await self._planned.happened(record.tenant, change_id, "undone", "restored", {})
         return to_adapter(record)
 
     async def PurgeAdapter(self, request: registry_pb2.PurgeAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
@@ -155,13 +168,21 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         await self._planned.happened(child.tenant, merge_change_id(child.merge_id), state, request.reason, request.evidence)
         return to_adapter(child)
 
-    async def SettleMerge(self, request: registry_pb2.SettleMergeRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+    async def TryVersion(self, request: registry_pb2.TryVersionRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
-        child = await self._merges.settle(
-            request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence
+        younger = await self._versions.begin(
+            request.tenant, request.adapter_id, request.older_id, request.canary_share, request.reason, request.evidence
         )
+        await self._planned.happened(younger.tenant, trial_change_id(younger), "trial", request.reason, request.evidence)
+        return to_adapter(younger)
+
+    async def SettleTrial(self, request: registry_pb2.SettleTrialRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        found = await self._registry.get(request.tenant, request.child_id)
+        of: Merges | Versions = self._versions if found.tried_against and not found.merge_id else self._merges
+        child = await of.settle(request.tenant, request.child_id, promote=request.promote, reason=request.reason, evidence=request.evidence)
         state: ChangeState = "done" if request.promote else "undone"
-        await self._planned.happened(child.tenant, merge_change_id(child.merge_id), state, request.reason, request.evidence)
+        await self._planned.happened(child.tenant, trial_change_id(child), state, request.reason, request.evidence)
         return to_adapter(child)
 
     async def CreateComposition(  # noqa: N802
@@ -243,9 +264,15 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         pinned=record.pinned,
         canary_share=record.canary_share,
         canary_baseline={name: _statistics(one) for name, one in record.canary_baseline.items()},
+        canary_since_us=record.canary_since_us,
+        examples_digest=_examples_digest(record),
         restored_at_us=record.restored_at_us,
         restored_baseline=_statistics(record.restored_baseline) if record.restored_at_us else None,
     )
+
+
+def _examples_digest(record: AdapterRecord) -> str:
+    return hashlib.blake2b("\0".join(sorted(record.examples)).encode(), digest_size=16).hexdigest() if record.examples else ""
 
 
 def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:

@@ -89,7 +89,9 @@ class Merges:
             retired: list[Entry] = []
             if canary_share:
                 baseline = {parent.adapter_id: parent.statistics for parent, _ in parents}
-                child = dataclasses.replace(child, state="canary", canary_share=canary_share, canary_baseline=baseline)
+                child = dataclasses.replace(
+                    child, state="canary", canary_share=canary_share, canary_baseline=baseline, canary_since_us=now_us()
+                )
             else:
                 retired = _retired(parents, child.adapter_id, reason)
             vector = centroids(np.stack([vector for _, vector in parents]))

@@ -21,7 +21,7 @@ from smoa.access.principal import known_caller
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import check_ulid, checked_tenant, ulid_of
 
-ChangeKind = Literal["prune", "merge", "purge"]
+ChangeKind = Literal["prune", "merge", "purge", "supersede"]
 ChangeState = Literal["proposed", "gated", "trial", "done", "undone", "refused", "withdrawn"]
 MOVES: Final[Mapping[ChangeState, frozenset[ChangeState]]] = {
     "proposed": frozenset({"gated", "trial", "done", "refused", "withdrawn"}),
@@ -33,6 +33,8 @@ MOVES: Final[Mapping[ChangeState, frozenset[ChangeState]]] = {
     "withdrawn": frozenset({"proposed"}),
 }
 """What a change may become."""
+ADAPTERS_OF: Final[Mapping[ChangeKind, tuple[int, int]]] = {"prune": (1, 1), "merge": (2, 64), "purge": (1, 1), "supersede": (2, 2)}
+"""Least and most adapters that a change is of."""
 MAX_STEPS: Final = 32
 HOUR_US: Final = 3600 * 10**6
 _KIND: Final = "planned_change"
@@ -112,8 +114,9 @@ class PlannedChanges:
         """
         tenant = checked_tenant(tenant)
         wanted = tuple(dict.fromkeys(adapter_ids))
-        if not wanted or (kind == "merge") != (len(wanted) > 1):
-            raise InvalidArgument("adapter_ids", f"names {len(wanted)} adapters", "a merge is of two or more, all else of one")
+        least, most = ADAPTERS_OF[kind]
+        if not least <= len(wanted) <= most:
+            raise InvalidArgument("adapter_ids", f"names {len(wanted)} adapters", f"a {kind} is of {least} to {most}")
         if (kind == "merge") != bool(merge_id):
             raise InvalidArgument("merge_id", f"is {merge_id!r} of a {kind}", "a merge has one, and nothing else")
         for adapter_id in wanted:
@@ -122,7 +125,11 @@ class PlannedChanges:
         for adapter_id in wanted:
             if adapter_id not in found or found[adapter_id].tenant != tenant:
                 raise NotFound("adapter", adapter_id)
-        change_id = merge_change_id(merge_id) if kind == "merge" else change_id_of(kind, found[wanted[0]])
+        change_id = change_id_of(kind, found[wanted[0]])
+        if kind == "merge":
+            change_id = merge_change_id(merge_id)
+        elif kind == "supersede":
+            change_id = version_change_id(*wanted)
         first = Step(state="proposed", reason=reason, evidence=dict(evidence), at_us=now_us(), by=known_caller())
         made = PlannedChange(change_id=change_id, tenant=tenant, kind=kind, adapter_ids=wanted, merge_id=merge_id, steps=(first,))
 
@@ -278,6 +285,16 @@ class PlannedChanges:
 def merge_change_id(merge_id: str) -> str:
     """The id of the change that a merge is."""
     return ulid_of("merge", merge_id)
+
+
+def version_change_id(adapter_id: str, older_id: str) -> str:
+    """The id of the change by which one supersedes the other."""
+    return ulid_of("supersede", adapter_id, older_id)
+
+
+def trial_change_id(record: AdapterRecord) -> str:
+    """The id of the change whose trial an adapter is on, or was last."""
+    return merge_change_id(record.merge_id) if record.merge_id else version_change_id(record.adapter_id, *record.tried_against)
 
 
 def change_id_of(kind: ChangeKind, record: AdapterRecord) -> str:

@@ -45,11 +45,13 @@ class AdapterRecord:
     merge_id: str = ""
     pinned: bool = False
     canary_share: float = 0.0
-    """Of a canary: how much of its parents' queries it answers."""
+    """Of a canary: how much it answers of the queries of those that it is tried against."""
     canary_taken: int = 0
     """Of a canary: how many queries routers have taken from its budget, to answer them with it."""
     canary_baseline: Mapping[str, Statistics] = field(default_factory=dict)
-    """Of a canary: its parents' counts when its trial began."""
+    """Of a canary: the counts, when its trial began, of those that it is tried against."""
+    canary_since_us: int = 0
+    """Of a canary: when its trial began."""
     restored_at_us: int = 0
     restored_baseline: Statistics = field(default_factory=Statistics)
     """When it came back last, and its counts then."""
@@ -69,6 +71,11 @@ class AdapterRecord:
     def ref(self) -> AdapterRef:
         """Exactly which weights."""
         return AdapterRef(self.adapter_id, self.version, self.digest)
+
+    @property
+    def tried_against(self) -> tuple[str, ...]:
+        """Of a canary, or one that was: a merge's parents, or an older version."""
+        return tuple(self.canary_baseline)
 
     def visible_to(self, tenant: str) -> bool:
         """Own adapters and shared ones."""

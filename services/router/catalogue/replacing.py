@@ -57,10 +57,10 @@ async def replaced_by(catalogue: Catalogue, record: AdapterRecord) -> list[Entry
 
 
 async def check_not_on_trial(catalogue: Catalogue, tenant: str, adapter_ids: AbstractSet[str]) -> None:
-    """Raise FailedPrecondition for a merge's child on trial, or a parent of one."""
+    """Raise FailedPrecondition for one on trial, or one that another is tried against."""
     scope = Scope(tenant=tenant, include_shared=False, states=("canary",))
     for canary in await catalogue.scroll(scope, "", MAX_CANARIES):
-        if on_trial := adapter_ids & {canary.adapter_id, *canary.parents}:
+        if on_trial := adapter_ids & {canary.adapter_id, *canary.tried_against}:
             raise FailedPrecondition(
                 f"parent: {min(on_trial)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
             )

@@ -1,4 +1,4 @@
-"""Children of merges on trial: a share of the queries that their parents would answer goes to them, and no more than they have earned.
+"""Adapters on trial: they get a share of the queries of those that they are tried against, and no more than they have earned.
 
 A canary that nobody has judged yet gets a few queries; each outcome that comes back earns it some more, and so does an hour. So however
 fast queries come and however late outcomes, a bad child is seen by few before the optimizer has what it needs to roll it back. That budget
@@ -31,7 +31,7 @@ _LOW: Final = 5
 
 def left_of_budget(canary: AdapterRecord, now_us: int) -> int:
     """How many queries it has earned that no router has taken yet."""
-    hours = max(0.0, (now_us - canary.created_at_us) / 3600e6)
+    hours = max(0.0, (now_us - canary.canary_since_us) / 3600e6)
     return int(FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours) - canary.canary_taken
 
 
@@ -64,7 +64,7 @@ class Canaries:
                 is_new = record.adapter_id not in self._open
                 self._open[record.adapter_id] = record
                 self._granted.setdefault(record.adapter_id, 0)
-                self._by_parent |= dict.fromkeys(record.parents, record.adapter_id)
+                self._by_parent |= dict.fromkeys(record.tried_against, record.adapter_id)
                 if is_new:
                     self.hungry()
             else:
@@ -106,9 +106,8 @@ class Canaries:
                 if self._granted[name] < _LOW and left_of_budget(canary, now_us) > 0:
                     self.hungry()
             else:
-                chosen = tuple(
-                    one._replace(control_of=name, trial_share=drawn) if one.ref.adapter_id in canary.parents else one for one in chosen
-                )
+                against = canary.tried_against
+                chosen = tuple(one._replace(control_of=name, trial_share=drawn) if one.ref.adapter_id in against else one for one in chosen)
         return chosen
 
 
@@ -118,7 +117,7 @@ def _place_of(canary: str, who: bytes) -> float:
 
 
 def _in_their_place(chosen: tuple[Chosen, ...], canary: AdapterRecord, drawn: float) -> tuple[Chosen, ...]:
-    parents = [one for one in chosen if one.ref.adapter_id in canary.parents]
+    parents = [one for one in chosen if one.ref.adapter_id in canary.tried_against]
     child = Chosen(
         canary.ref,
         score=max(one.score for one in parents),
