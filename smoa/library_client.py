@@ -101,10 +101,17 @@ class LibraryClient:
         tags: Sequence[str] = (),
         name: str = "",
         all_tenants: bool = False,
+        written_since_us: int = 0,
     ) -> AsyncIterator[registry_pb2.Adapter]:
         """Every adapter of a listing, page by page."""
         request = registry_pb2.ListAdaptersRequest(
-            tenant=tenant, states=states, tags=tags, name=name, page_size=500, all_tenants=all_tenants
+            tenant=tenant,
+            states=states,
+            tags=tags,
+            name=name,
+            page_size=500,
+            all_tenants=all_tenants,
+            written_since_us=written_since_us,
         )
 
         def page_after(token: str) -> Awaitable[registry_pb2.ListAdaptersResponse]:
@@ -195,9 +202,9 @@ class LibraryClient:
         """A composition by its name."""
         return await self.registry.GetComposition(registry_pb2.GetCompositionRequest(tenant=tenant, name=name), timeout=self._timeout_s)
 
-    async def list_compositions(self, tenant: str = "public") -> AsyncIterator[registry_pb2.Composition]:
+    async def list_compositions(self, tenant: str = "public", *, all_tenants: bool = False) -> AsyncIterator[registry_pb2.Composition]:
         """Every composition of a tenant, page by page."""
-        request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=500)
+        request = registry_pb2.ListCompositionsRequest(tenant=tenant, page_size=500, all_tenants=all_tenants)
 
         def page_after(token: str) -> Awaitable[registry_pb2.ListCompositionsResponse]:
             request.page_token = token

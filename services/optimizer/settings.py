@@ -91,7 +91,7 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """host:port of Prometheus metrics; empty: none."""
     half_life_s: float = field(default=7 * 86400.0, metadata={"least": 1})
     """After this long an event weighs half as much in the recent counts."""
-    max_family: int = 20_000
+    max_family: int = 200_000
     """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""
 
     @property

@@ -228,7 +228,7 @@ class GetAdapterRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
 
 class ListAdaptersRequest(_message.Message):
-    __slots__ = ("tenant", "base_model", "tags", "states", "page_size", "page_token", "all_tenants", "name")
+    __slots__ = ("tenant", "base_model", "tags", "states", "page_size", "page_token", "all_tenants", "name", "written_since_us")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class ListAdaptersRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ALL_TENANTS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_SINCE_US_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     base_model: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -245,7 +246,8 @@ class ListAdaptersRequest(_message.Message):
     page_token: str
     all_tenants: bool
     name: str
-    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., states: _Optional[_Iterable[_Union[_common_pb2.AdapterState, str]]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., all_tenants: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
+    written_since_us: int
+    def __init__(self, tenant: _Optional[str] = ..., base_model: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., states: _Optional[_Iterable[_Union[_common_pb2.AdapterState, str]]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., all_tenants: _Optional[bool] = ..., name: _Optional[str] = ..., written_since_us: _Optional[int] = ...) -> None: ...
 
 class ListAdaptersResponse(_message.Message):
     __slots__ = ("adapters", "next_page_token")
@@ -446,14 +448,16 @@ class GetCompositionRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., composition_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ListCompositionsRequest(_message.Message):
-    __slots__ = ("tenant", "page_size", "page_token")
+    __slots__ = ("tenant", "page_size", "page_token", "all_tenants")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ALL_TENANTS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     page_size: int
     page_token: str
-    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    all_tenants: bool
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., all_tenants: _Optional[bool] = ...) -> None: ...
 
 class ListCompositionsResponse(_message.Message):
     __slots__ = ("compositions", "next_page_token")

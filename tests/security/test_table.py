@@ -64,7 +64,7 @@ TABLE: Final = {
     "RegistryService/SettleTrial": "operate optimizer",
     "RegistryService/CreateComposition": "library",
     "RegistryService/GetComposition": "infer library operate",
-    "RegistryService/ListCompositions": "infer library operate",
+    "RegistryService/ListCompositions": "infer library operate optimizer",
     "RegistryService/DeleteComposition": "library",
     "ChangeService/ProposeChange": "optimizer",
     "ChangeService/BeginChange": "optimizer",

@@ -1,18 +1,23 @@
-"""Which adapters of a library are alike, by their files: each is read once for its sketch, and again only if another's is near."""
+"""Which adapters of a library are alike, by their files: each is read once for its sketch, and again only if another's is near.
+
+What was compared is not compared again: a pass looks for what is near to what is new. Of very many that are new at once, as after a
+start, not all pairs are looked at: passes take turns with random partitions, until hardly one can have been missed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.optimizer.policy import merging
-from services.optimizer.policy.candidates import near_pairs
+from services.optimizer.policy.candidates import near_pairs, near_pairs_in_cells
 from services.optimizer.policy.library_policy import AdapterView
 from services.optimizer.policy.merging import random_sketch
 from smoa.adapter import Adapter, decode
@@ -23,6 +28,10 @@ _log = logging.getLogger(__name__)
 Refuse: TypeAlias = Callable[[str], None]
 MAX_PAIRS = 200_000
 """Near pairs of one family that are compared."""
+MAX_PRODUCTS: Final = 4 * 10**8
+"""Products of sketches that a pass takes to find all that are near to what is new: about two seconds."""
+PARTITIONS: Final = 12
+"""Of more: so many passes, each with one."""
 MAX_FILES_BYTES: Final = 2**30
 """Weights of files that are kept for the next comparison, but for the two of this one."""
 
@@ -34,14 +43,27 @@ class Known(NamedTuple):
     sketch: NDArray[np.float32]
 
 
+@dataclass
+class _Family:
+    """What was found among adapters that may merge."""
+
+    searched: set[str] = field(default_factory=set)
+    """Ids."""
+    near: set[tuple[str, str]] = field(default_factory=set)
+    """Pairs of ids, lower and higher."""
+    partitions: int = PARTITIONS
+    """Looked through of those that came together."""
+
+
 class Likeness:
-    """Keeps sketches and cosines between passes, and files within one."""
+    """Keeps sketches, near pairs and cosines between passes, and files within one."""
 
     def __init__(self, store: AdapterStore, min_cosine: float, max_family: int) -> None:
         self._store, self._min_cosine, self._max_family = store, min_cosine, max_family
         self._known: dict[str, Known] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
+        self._families: dict[tuple[object, ...], _Family] = {}
 
     def forget_files(self) -> None:
         """A pass is over."""
@@ -66,18 +88,37 @@ class Likeness:
         self._known = {digest: known for digest, known in self._known.items() if digest in wanted}
         self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if wanted.issuperset(pair)}
         found: dict[tuple[str, str], float] = {}
-        for group in groups.values():
-            sketches = np.stack([self._known[view.digest].sketch for view in group])
-            near = await asyncio.to_thread(near_pairs, sketches, self._min_cosine, MAX_PAIRS)
-            if len(near) == MAX_PAIRS:
-                _log.warning("of a family of %d adapters only the first %d near pairs are compared", len(group), MAX_PAIRS)
-            for place_a, place_b in near:
-                low, high = sorted((group[place_a], group[place_b]), key=lambda view: view.adapter_id)
-                if (low.adapter_id, high.adapter_id) in rejected:
+        self._families = {name: self._families.get(name, _Family()) for name in groups}
+        for name, group in groups.items():
+            views = {view.adapter_id: view for view in group}
+            for low, high in sorted(await self._near(self._families[name], group)):
+                if (low, high) in rejected:
                     continue
-                if (cosine := await self._compared(low, high, refuse)) is not None:
-                    found[low.adapter_id, high.adapter_id] = cosine
+                if (cosine := await self._compared(views[low], views[high], refuse)) is not None:
+                    found[low, high] = cosine
         return found
+
+    async def _near(self, family: _Family, group: Sequence[AdapterView]) -> set[tuple[str, str]]:
+        """Pairs of ids whose sketches are near, as far as they were looked for."""
+        ids = [view.adapter_id for view in group]
+        family.searched.intersection_update(ids)
+        family.near = {pair for pair in family.near if family.searched.issuperset(pair)}
+        new = [place for place, name in enumerate(ids) if name not in family.searched]
+        if len(new) * len(group) > MAX_PRODUCTS:
+            new, family.partitions = [], 0
+        if not new and family.partitions >= PARTITIONS:
+            return family.near
+        sketches = np.stack([self._known[view.digest].sketch for view in group])
+        room = MAX_PAIRS - len(family.near)
+        places = await asyncio.to_thread(near_pairs, sketches, self._min_cosine, room, new) if new else []
+        if family.partitions < PARTITIONS:
+            places += await asyncio.to_thread(near_pairs_in_cells, sketches, self._min_cosine, room, family.partitions)
+            family.partitions += 1
+        family.searched.update(ids)
+        family.near.update((min(ids[a], ids[b]), max(ids[a], ids[b])) for a, b in places)
+        if len(family.near) >= MAX_PAIRS:
+            _log.warning("of a family of %d adapters only %d near pairs are compared", len(group), len(family.near))
+        return family.near
 
     async def _compared(self, low: AdapterView, high: AdapterView, refuse: Refuse) -> float | None:
         pair = (low.digest, high.digest)

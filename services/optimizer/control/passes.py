@@ -11,10 +11,10 @@ from services.optimizer.control.caution import Caution
 from services.optimizer.control.changes import Changes, Known, PassReport, Proposal
 from services.optimizer.control.freezing import Freezing
 from services.optimizer.control.gate import Gate
+from services.optimizer.control.library import Library
 from services.optimizer.control.likeness import Likeness
 from services.optimizer.control.making import ChildMaker
 from services.optimizer.control.making import Merge as MergeFiles
-from services.optimizer.control.reasons import MERGED, PRUNED, ROLLED_BACK, SUPERSEDED
 from services.optimizer.control.trials import Trials
 from services.optimizer.control.views import protection_of, view_of
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
@@ -51,6 +51,7 @@ class Optimizer:
         """`counts` are an adapter's, as this worker has them."""
         self._client, self._rules, self._counted_since = client, rules, counted_since
         self._caution = caution or Caution()
+        self._library = Library(client)
         self._likeness = Likeness(store, rules.min_cosine, max_family)
         self.freezing = Freezing(client, rules)
         self.trials = Trials(client, self._caution.trial, self.freezing, counts)
@@ -60,17 +61,17 @@ class Optimizer:
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded. Then try versions."""
         report = PassReport()
-        states = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY)
-        listed = [adapter async for adapter in self._client.list_all(states=states, all_tenants=True)]
+        await self._library.refresh()
+        listed = self._library.live.values()
         canaries = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_CANARY]
         self.trials.are(canary for canary in canaries if self._owns(canary.adapter_id))
         on_trial = {parent for canary in canaries for parent in canary.canary_baseline}
         active = [adapter for adapter in listed if adapter.state == common.ADAPTER_STATE_ACTIVE]
-        composed = await self._composed({adapter.tenant for adapter in active})
+        composed = {one async for composition in self._client.list_compositions(all_tenants=True) for one in composition.adapter_ids}
         library = await self.freezing.protected([self._view(adapter, on_trial, composed) for adapter in active])
         known = await self._changes.known()
         try:
-            proposals = [*await self._proposals(library, known, report), *await self._purges()]
+            proposals = [*await self._proposals(library, known, report), *self._purges()]
             views = {view.adapter_id: view for view in library}
             await self._changes.carry_on(proposals, known, views, self._owns, _ages_s(listed), report)
         finally:
@@ -93,14 +94,6 @@ class Optimizer:
     def _owns(self, adapter_id: str) -> bool:
         return self._counted_since(adapter_id) is not None
 
-    async def _composed(self, tenants: Iterable[str]) -> set[str]:
-        """Ids of adapters that compositions name."""
-        found: set[str] = set()
-        for tenant in tenants:
-            async for composition in self._client.list_compositions(tenant):
-                found.update(composition.adapter_ids)
-        return found
-
     async def _proposals(self, library: Sequence[AdapterView], known: Known, report: PassReport) -> list[Proposal]:
         found = list[Proposal]()
         likeness = await self._likeness.cosines(library, known.rejected, report.refuse)
@@ -121,17 +114,15 @@ class Optimizer:
             found.append(Proposal(changes_pb2.CHANGE_KIND_SUPERSEDE, pair.younger.tenant, both, pair.reason, {}))
         return found
 
-    async def _purges(self) -> list[Proposal]:
+    def _purges(self) -> list[Proposal]:
         """Weights of what this optimizer took away long ago."""
         if self._caution.purge_after_s <= 0:
             return []
-        listed = self._client.list_all(states=[common.ADAPTER_STATE_RETIRED], all_tenants=True)
         before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
-        ours = (PRUNED, MERGED, ROLLED_BACK, SUPERSEDED)
         return [
-            Proposal(changes_pb2.CHANGE_KIND_PURGE, one.tenant, (one.adapter_id,), f"away for long: {one.state_reason}"[:2000], {})
-            async for one in listed
-            if one.state_reason.startswith(ours) and one.updated_at_us < before_us and not one.pinned
+            Proposal(changes_pb2.CHANGE_KIND_PURGE, one.tenant, (adapter_id,), f"away for long: {one.reason}"[:2000], {})
+            for adapter_id, one in self._library.away.items()
+            if one.since_us < before_us
         ]
 
 

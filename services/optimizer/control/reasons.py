@@ -8,3 +8,4 @@ PRUNED: Final = "pruned: "
 MERGED: Final = "merged into "
 ROLLED_BACK: Final = "rolled back: "
 SUPERSEDED: Final = "superseded by "
+TAKEN_AWAY: Final = (PRUNED, MERGED, ROLLED_BACK, SUPERSEDED)

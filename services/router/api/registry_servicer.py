@@ -110,7 +110,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             all_tags=tuple(request.tags),
             name=request.name or None,
         )
-        records, token = await self._registry.list_adapters(scope, request.page_size, request.page_token)
+        since_us = request.written_since_us
+        records, token = await self._registry.list_adapters(scope, request.page_size, request.page_token, since_us)
         return registry_pb2.ListAdaptersResponse(adapters=[to_adapter(record) for record in records], next_page_token=token)
 
     async def UpdateAdapter(self, request: registry_pb2.UpdateAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
@@ -201,7 +202,8 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListCompositionsRequest, context: Context
     ) -> registry_pb2.ListCompositionsResponse:
         """See the contract."""
-        found, token = await self._compositions.page(request.tenant, request.page_size, request.page_token)
+        tenant = None if request.all_tenants else checked_tenant(request.tenant)
+        found, token = await self._compositions.page(tenant, request.page_size, request.page_token)
         return registry_pb2.ListCompositionsResponse(compositions=[_to_composition(one) for one in found], next_page_token=token)
 
     async def DeleteComposition(  # noqa: N802

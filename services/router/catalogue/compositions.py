@@ -118,9 +118,9 @@ class Compositions:
         """Whether the tenant has one of the name."""
         return await self._find(tenant, composition_id(tenant, name)) is not None
 
-    async def page(self, tenant: str, page_size: int, page_token: str) -> tuple[list[Composition], str]:
-        """A page by id, and the token of the next."""
-        scope = Scope(tenant=checked_tenant(tenant), name="composition")
+    async def page(self, tenant: str | None, page_size: int, page_token: str) -> tuple[list[Composition], str]:
+        """A page by id, and the token of the next; of every tenant's for None."""
+        scope = Scope(tenant=tenant, name="composition")
         found, token = await page_of_documents(self._catalogue, "composition", scope, page_size, page_token)
         return [composition_of(one) for one in found], token
 

@@ -85,8 +85,8 @@ class Catalogue(Protocol):
     async def described(self, pools: Sequence[str], most: int) -> list[str]:
         """Ids of adapters in these pools (`pool_of`) that have examples, at most so many; the first pool's first."""
 
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
-        """Adapters of the scope with an id over `after`, by id."""
+    async def scroll(self, scope: Scope, after: str, limit: int, written_since_us: int = 0) -> list[AdapterRecord]:
+        """Adapters of the scope with an id over `after`, by id; of a time, only those written since, by their writers' clocks."""
 
     async def write_document(self, kind: str, document: Document) -> None:
         """Write a document, if nobody has written it since its revision.

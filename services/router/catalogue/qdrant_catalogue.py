@@ -229,9 +229,10 @@ class QdrantCatalogue:
             described += [payload["adapter_id"] for payload in payloads if payload.get("has_examples")]
         return described[:most]
 
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+    async def scroll(self, scope: Scope, after: str, limit: int, written_since_us: int = 0) -> list[AdapterRecord]:
         """See `Catalogue`."""
-        found = await self.points.scroll(_filter(scope), point_id(after) if after else "", limit)
+        must: list[Any] = [_filter(scope)] if not written_since_us else [_filter(scope), _since(written_since_us)]
+        found = await self.points.scroll(models.Filter(must=must), point_id(after) if after else "", limit)
         return [record_of(point.payload or {}) for point in found]
 
     async def write_document(self, kind: str, document: Document) -> None:

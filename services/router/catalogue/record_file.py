@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from services.router.catalogue.changes import now_us
 from services.router.catalogue.encoded_vectors import Encoded
 from services.router.catalogue.port import Conflict, Document, Vector
 from services.router.catalogue.records import AdapterRecord, AdapterRef, Labels, RecordSummary, Scope, labels_of, marks_of, pool_of
@@ -31,12 +32,14 @@ CREATE TABLE IF NOT EXISTS adapters (
   row INTEGER PRIMARY KEY, adapter_id TEXT NOT NULL UNIQUE, version INTEGER NOT NULL, pool TEXT NOT NULL,
   tenant TEXT NOT NULL, shared INTEGER NOT NULL,
   base_model TEXT NOT NULL, state TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, tags TEXT NOT NULL,
-  specialization TEXT NOT NULL, marks INTEGER NOT NULL, has_examples INTEGER NOT NULL, revision INTEGER NOT NULL, vector BLOB NOT NULL,
+  specialization TEXT NOT NULL, marks INTEGER NOT NULL, has_examples INTEGER NOT NULL, revision INTEGER NOT NULL,
+  written_at_us INTEGER NOT NULL, vector BLOB NOT NULL,
   record TEXT NOT NULL, examples TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS adapters_tenant ON adapters (tenant, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_shared ON adapters (adapter_id) WHERE shared = 1;
 CREATE INDEX IF NOT EXISTS adapters_name ON adapters (tenant, name, adapter_id);
 CREATE INDEX IF NOT EXISTS adapters_digest ON adapters (digest);
+CREATE INDEX IF NOT EXISTS adapters_written ON adapters (written_at_us);
 CREATE INDEX IF NOT EXISTS adapters_described ON adapters (pool) WHERE has_examples = 1;
 CREATE TABLE IF NOT EXISTS example_vectors (adapter_id TEXT PRIMARY KEY, vectors BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS labels (label TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (label, row)) WITHOUT ROWID;
@@ -46,7 +49,7 @@ CREATE TABLE IF NOT EXISTS trained (pool TEXT PRIMARY KEY, rows INTEGER NOT NULL
   rescored INTEGER NOT NULL, scan BLOB NOT NULL);
 """
 _COLUMNS: Final = """row, adapter_id, version, pool, tenant, shared, base_model, state, name, digest, tags, specialization, marks,
-  has_examples, revision, vector, record, examples"""
+  has_examples, revision, written_at_us, vector, record, examples"""
 """What is read most is in front of what may be long: SQLite walks through all that lies before a column."""
 _IDS_A_QUERY: Final = 500
 
@@ -128,7 +131,7 @@ class RecordFile:
                 labels += [(label, row) for label in named - old_labels]
                 moved = (pool, packed, has) != (old_pool, old_vector, had)
                 written.append(Written(row, record.ref, pool, packed, has, old_pool, moved, was, named ^ old_labels, marks))
-            database.executemany(f"INSERT OR REPLACE INTO adapters ({_COLUMNS}) VALUES ({','.join('?' * 18)})", rows)
+            database.executemany(f"INSERT OR REPLACE INTO adapters ({_COLUMNS}) VALUES ({','.join('?' * 19)})", rows)
             database.executemany("DELETE FROM labels WHERE label = ? AND row = ?", gone)
             database.executemany("INSERT INTO labels VALUES (?, ?)", labels)
             taken = {one.ref.adapter_id for one in written}
@@ -201,9 +204,12 @@ class RecordFile:
             found = self._database.execute("SELECT row FROM labels WHERE label = ? ORDER BY row LIMIT ?", (label, most))
             return np.fromiter((row for (row,) in found), np.int32)
 
-    def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
-        """Adapters of the scope with an id over `after`, by id."""
+    def scroll(self, scope: Scope, after: str, limit: int, written_since_us: int = 0) -> list[AdapterRecord]:
+        """Adapters of the scope with an id over `after`, by id; only those that were written since a time."""
         clauses, values = _conditions(scope)
+        by_id = "adapter_id"
+        if written_since_us:  # by the index of the times: what changed is little, and all there is may be much
+            clauses, values, by_id = [*clauses, "written_at_us >= ?"], [*values, written_since_us], "+adapter_id"
         # One query for each owner, so that each of them walks an index.
         owners: list[tuple[str, tuple[str, ...]]] = [("1", ())]
         if scope.tenant is not None:
@@ -212,8 +218,8 @@ class RecordFile:
                 owners.append(("shared = 1 AND tenant <> ?", (scope.tenant,)))
         pages = []
         for owner, named in owners:
-            condition = " AND ".join([owner, "adapter_id > ?", *clauses])
-            query = f"SELECT adapter_id, record, examples FROM adapters WHERE {condition} ORDER BY adapter_id LIMIT ?"
+            condition = " AND ".join([owner, f"{by_id} > ?", *clauses])
+            query = f"SELECT adapter_id, record, examples FROM adapters WHERE {condition} ORDER BY {by_id} LIMIT ?"
             with _failures():
                 pages.append(self._database.execute(query, (*named, after, *values, limit)).fetchall())
         return [_record(record, examples) for _, record, examples in islice(heapq.merge(*pages), limit)]
@@ -364,6 +370,7 @@ def _columns(
         marks,
         int(has_examples),
         revision,
+        now_us(),
         vector,
         orjson.dumps(body).decode(),
         examples,
@@ -378,7 +385,8 @@ def _record(record: str, examples: str) -> AdapterRecord:
     return AdapterRecord.from_payload({**orjson.loads(record), "examples": orjson.loads(examples)})
 
 
-def _conditions(scope: Scope) -> tuple[list[str], list[str]]:
+def _conditions(scope: Scope) -> tuple[list[str], list[str | int]]:
+    values: list[str | int]
     clauses, values = [f"state IN ({','.join('?' * len(scope.states))})"], [*map(str, scope.states)]
     for column in ("base_model", "name", "digest"):
         if (wanted := getattr(scope, column)) is not None:

@@ -232,14 +232,16 @@ class Registry:
         """
         return (await self._visible(checked_tenant(tenant), adapter_id))[0]
 
-    async def list_adapters(self, scope: Scope, page_size: int, page_token: str) -> tuple[list[AdapterRecord], str]:
-        """A page by id, and the token of the next (empty on the last).
+    async def list_adapters(
+        self, scope: Scope, page_size: int, page_token: str, written_since_us: int = 0
+    ) -> tuple[list[AdapterRecord], str]:
+        """A page by id, and the token of the next (empty on the last); only those that were written since a time.
 
         Raises:
             InvalidArgument: a page size out of bounds, or a token of another listing.
         """
         size, after = page_size_of(page_size), page_after(page_token, scope)
-        records = await self.catalogue.scroll(scope, after, size + 1)
+        records = await self.catalogue.scroll(scope, after, size + 1, written_since_us)
         more = len(records) > size
         return records[:size], page_token_of(records[size - 1].adapter_id, scope) if more else ""
 

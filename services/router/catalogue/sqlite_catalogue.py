@@ -44,9 +44,9 @@ class SqliteReader:
         self._file = RecordFile(folder / FILE)
         self._dimension = self._file.dimension()
 
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+    async def scroll(self, scope: Scope, after: str, limit: int, written_since_us: int = 0) -> list[AdapterRecord]:
         """See `Catalogue`."""
-        return await asyncio.to_thread(self._file.scroll, scope, after, limit)
+        return await asyncio.to_thread(self._file.scroll, scope, after, limit, written_since_us)
 
     async def list_documents(self, kind: str, tenant: str | None, after: str, limit: int, states: Sequence[str] = ()) -> list[Document]:
         """See `Catalogue`."""
@@ -150,9 +150,9 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         return self.reader.example_vectors(adapter_ids, self.dimension)
 
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+    async def scroll(self, scope: Scope, after: str, limit: int, written_since_us: int = 0) -> list[AdapterRecord]:
         """See `Catalogue`."""
-        return await self.call(lambda file: file.scroll(scope, after, limit))
+        return await self.call(lambda file: file.scroll(scope, after, limit, written_since_us))
 
     async def write_document(self, kind: str, document: Document) -> None:
         """See `Catalogue`."""
