@@ -45,6 +45,8 @@ from smoa.v1.events_pb2 import Example, LifecycleEvent
 
 A_ROUND = 15
 """Queries of each job whose trial is open, again and again until it is closed."""
+MOST_ROUNDS = 60
+"""Of those: a child has about three hundred outcomes by then, and what was not shown by them counts as not merged."""
 
 
 def _ref(adapter: registry_pb2.Adapter) -> common.WeightedAdapter:
@@ -89,7 +91,9 @@ class Library(Caller):
         """A child on trial for two adapters that do well, the `first` by name and the next: of random weights or, bad `for_one` of them,
         the first's.
         """
-        parents = sorted(await self.active(), key=lambda one: one.name)[first : first + 2]
+        tried = {parent for one in await self.active(common.ADAPTER_STATE_CANARY) for parent in one.canary_baseline}
+        free = [one for one in await self.active() if one.adapter_id not in tried]
+        parents = sorted(free, key=lambda one: one.name)[first : first + 2]
         model = decode(await self.store.get(parents[0].digest))
         bad = (
             near_duplicate(model, np.random.default_rng(SEED))
@@ -152,14 +156,16 @@ async def _measure(library: Library, client: SmoaClient, stack: LocalStack, jobs
     adapters_before = len(await library.active())
     before, _ = await library.ask_each("before", queries)
     os.kill(stack.pid("optimizer"), signal.SIGUSR1)
-    await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 120)
+    library.console.print(f"before: {len(before)} of {len(queries)} right")
+    await _until(lambda: library.active(common.ADAPTER_STATE_CANARY), len, 900)
     rounds = 0
-    while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < 40:
+    while (open_now := await library.active(common.ADAPTER_STATE_CANARY)) and rounds < MOST_ROUNDS:
         rounds += 1
         wanted = sorted({one.name.removesuffix("-copy") for one in open_now})
         await library.ask_each(f"trials, {len(open_now)} open", [query for name in wanted for query in asked_of[name][:A_ROUND]])
     adapters_after = len(await library.active())
     after, _ = await library.ask_each("after", queries)
+    library.console.print(f"after: {len(after)} of {len(queries)} right, {adapters_before} adapters are {adapters_after}")
 
     told = [LifecycleEvent.FromString(one.value) async for one in read_topic(stack.kafka_bootstrap, LIFECYCLE) if one.value]
     gated = [one.evidence for one in told if one.evidence.get("gate_examples")]
@@ -209,13 +215,13 @@ async def _undone(
 
 
 async def _until(look: Callable[[], Awaitable[list[Any]]], good: Callable[[list[Any]], int], within_s: float) -> list[Any]:
-    """Look until the same good thing is seen for two seconds."""
+    """Look until the same good thing is seen for half a minute: each merge is made, and tried on examples, before the next."""
     deadline, last, since = time.monotonic() + within_s, 0, time.monotonic()
     while True:
         found = await look()
         if good(found) != last:
             last, since = good(found), time.monotonic()
-        if last and time.monotonic() > since + 2:
+        if last and time.monotonic() > since + 30:
             return found
         assert time.monotonic() < deadline, "no merge was put on trial"
         await asyncio.sleep(0.2)

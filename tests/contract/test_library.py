@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
+from services.router.catalogue.changes import now_us
 from services.router.catalogue.port import STAMP_ID, Conflict, Document, Entry, Vector
-from services.router.catalogue.records import AdapterRecord, Reach, RecordSummary, Scope, labels_of, pool_of
+from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, RecordSummary, Scope, State, labels_of, pool_of
 from services.router.catalogue.stamp import stamped
 from services.router.library import Library
 from services.router.search import clusters
@@ -29,6 +30,7 @@ from tests.qdrant_support import client_of, drop, fresh_prefix
 
 DIMENSION = 16
 PUBLIC = Reach(tenant="public", base_model="base-a")
+EVERY = Scope(tenant=None, states=EVERY_STATE)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant:UserWarning"),
     pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
@@ -214,6 +216,25 @@ async def test_search_and_scroll_see_exactly_what_they_may(library: Library) -> 
         )
         admitted = sorted(one.adapter_id for one in records if reach.admits(one))
         assert sorted(c.ref.adapter_id for c in await library.search.search(vector(7), reach, 100)) == admitted
+
+
+async def test_a_listing_of_what_was_written_since(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = sorted((record() for _ in range(6)), key=lambda one: one.adapter_id)
+    await library.catalogue.write([Entry(one, vector(1)) for one in records], together=False)
+    assert len(await library.catalogue.scroll(EVERY, "", 10, written_since_us=1)) == 6
+    since_us = later_us = now_us() + 10**6
+    for module in ("record_file", "qdrant_points"):  # a second later, and no clock is waited for
+        monkeypatch.setattr(f"services.router.catalogue.{module}.now_us", lambda: later_us)
+    for one in (records[4], records[1]):
+        found = await library.catalogue.get(one.adapter_id)
+        assert found is not None
+        state: State = "retired" if one is records[1] else "active"
+        await library.catalogue.write([Entry(replace(found[0], state=state), found[1])])
+    changed = await library.catalogue.scroll(EVERY, "", 10, written_since_us=since_us)
+    assert [(one.adapter_id, one.state) for one in changed] == [(records[1].adapter_id, "retired"), (records[4].adapter_id, "active")]
+    assert [one.adapter_id for one in await library.catalogue.scroll(EVERY, records[1].adapter_id, 10, since_us)] == [records[4].adapter_id]
+    assert len(await library.catalogue.scroll(EVERY, "", 1, since_us)) == 1
+    assert await library.catalogue.scroll(Scope(tenant="acme"), "", 10, since_us) == []
 
 
 async def test_pages_follow_each_other(library: Library) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from services.optimizer.control.passes import Optimizer
+from services.optimizer.policy.library_policy import Rules
 from smoa.events import OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.v1 import feedback_pb2
@@ -31,3 +33,9 @@ async def test_what_is_routed_answered_and_reported_is_counted(world: World) -> 
             return (found.uses, found.outcomes, found.generations) == (4, 4, 1)
 
         await until("the counts of a user of each kind", 60, counted)
+
+
+async def test_the_optimizers_role_is_enough_for_a_pass(world: World) -> None:
+    async with world.client("merger") as client:
+        report = await Optimizer(client, world.store, Rules(), lambda _: 0, 100).run_pass()
+    assert (report.pruned, report.merged, report.tried) == ([], [], [])
