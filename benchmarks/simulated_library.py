@@ -11,6 +11,7 @@ from typing import Final
 
 from benchmarks.scenarios import Scenario
 from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record_of, us_of
+from benchmarks.simulated_population import USEFUL, Population, new_member
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
@@ -21,7 +22,6 @@ from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_bu
 from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
 
-USEFUL: Final = 0.3
 HARM: Final = 0.1
 """A merge whose child is worse than its parents by more than this is a wrong one."""
 
@@ -37,7 +37,6 @@ class World:
         self._rules, self._trial = Rules(), TrialRules()
         self._half_life_us = 7 * 86400 * 1e6
         self._members: dict[str, Member] = {}
-        self._cosines: dict[tuple[str, str], float] = {}
         self._serving: defaultdict[int, list[str]] = defaultdict(list)
         self._canaries = Canaries(seed)
         self._hungry = False
@@ -48,10 +47,12 @@ class World:
         """Pairs of versions."""
         self._best: defaultdict[int, float] = defaultdict(float)
         self._late: list[tuple[float, int, str, tuple[str, ...], str, float, bool]] = []
-        self._arriving: list[tuple[float, Member]] = []
         self._weights = [1.0 / (rank + 3) ** 0.9 for rank in range(jobs)]
         self._asked = [job for job in range(jobs) if job % 10 != 9]  # one job of ten is asked for by nobody
-        self._populate()
+        population = Population(scenario, self._rng, jobs, self._hours)
+        self._cosines, self._arriving = population.cosines, population.arriving
+        for member in population.members.values():
+            self._add(member)
 
     def _is_hungry(self) -> None:
         self._hungry = True
@@ -65,51 +66,6 @@ class World:
             member.taken += count
             self._canaries.grant(name, count)
             self._canaries.update([record_of(member)])
-
-    def _populate(self) -> None:
-        for job in range(self._jobs):
-            late = self._rng.random() < self.scenario.arrivals
-            quality = self._rng.uniform(0.75, 0.98)
-            copies = self._rng.choice([0, 0, 1, 2, 4])
-            family = [self._new(job, quality + self._rng.uniform(-0.02, 0.02)) for _ in range(1 + copies)]
-            if self._rng.random() < 0.3:
-                family.append(self._new(job, self._rng.uniform(0.02, 0.15)))  # a bad one, unlike the others
-                alike = family[:-1]
-            else:
-                alike = family
-            self._like(alike, 0.95, 0.995)
-            if self._rng.random() < self.scenario.retrained:
-                self._arriving.append((self._rng.uniform(24, self._hours * 0.6), self._retrained(job, family[0], alike)))
-            for member in family:
-                if late:
-                    self._arriving.append((self._rng.uniform(24, self._hours * 0.6), member))
-                else:
-                    self._add(member)
-        names = [name for name in self._members if max(self._members[name].jobs.values()) > USEFUL]
-        for _ in range(int(self._jobs * self.scenario.minorities)):
-            few = self._members[self._rng.choice(names)]
-            many = self._members[self._rng.choice(names)]
-            if min(many.jobs) * 4 < self._jobs < min(few.jobs) * 2 and not few.fragile:
-                few.fragile = True
-                self._like([few, many], 0.95, 0.99)
-        for _ in range(self._jobs // 10):  # look-alikes
-            a, b = self._rng.sample(names, 2)
-            if not self._members[a].jobs.keys() & self._members[b].jobs.keys():
-                self._cosines[min(a, b), max(a, b)] = self._rng.uniform(0.91, 0.96)
-
-    def _new(self, job: int, quality: float, born_h: float = 0.0) -> Member:
-        return Member(f"{self._rng.getrandbits(60):015x}", {job: min(1.0, quality)}, born_h)
-
-    def _retrained(self, job: int, before: Member, alike: list[Member]) -> Member:
-        member = self._new(job, before.jobs[job] + self._rng.uniform(-0.15, 0.15))
-        member.label = before.label = before.name
-        self._like([*alike, member], 0.95, 0.995)
-        return member
-
-    def _like(self, alike: list[Member], low: float, high: float) -> None:
-        for place, one in enumerate(alike):
-            for other in alike[:place]:
-                self._cosines[min(one.name, other.name), max(one.name, other.name)] = self._rng.uniform(low, high)
 
     def _add(self, member: Member) -> None:
         self._members[member.name] = member
@@ -184,7 +140,7 @@ class World:
         for member in [one for one in self._members.values() if one.state == "active" and self._rng.random() < 0.1]:
             for job in member.jobs:
                 member.jobs[job] = 0.1
-                self._arriving.append((hour + 24, self._new(job, self._rng.uniform(0.75, 0.98))))
+                self._arriving.append((hour + 24, new_member(self._rng, job, self._rng.uniform(0.75, 0.98))))
 
     def _ask(self, job: int, at_h: float) -> float:
         """One query; returns its regret."""

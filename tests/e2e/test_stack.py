@@ -315,7 +315,7 @@ async def test_the_readmes_commands_from_training_to_an_answer(world: World, tmp
     again = str(tmp_path / "again.safetensors")
     await good("adapter", "import", str(tmp_path / "peft"), "-o", again)
     assert json.loads(await good("status", "--json"))["base_model"] == world.base_model
-    assert "no merge of public is on trial" in await good("optimizer", "status")
+    assert "nothing of public is on trial" in await good("optimizer", "status")
     assert "restored" in await good("optimizer", "history", "tickets")
     assert "nothing is put aside" in await good("dlq", "list")
     assert "decisions with outcomes" in await good("router", "log", "-o", str(tmp_path / "log.jsonl"))

@@ -54,7 +54,7 @@ async def test_commands_find_router_broker_and_store(
     router, told = stack
     await router.register(KNEES)
     monkeypatch.chdir(tmp_path)
-    assert "no merge of public is on trial" in await _said("optimizer", "status")
+    assert "nothing of public is on trial" in await _said("optimizer", "status")
     assert "nothing is put aside" in await _said("dlq", "list")
     assert "0 decisions with outcomes" in await _said("router", "log", "-o", "log.jsonl")
     assert "traffic, last 10 s" in await _said("top", "--seconds", "0.5")
@@ -70,4 +70,4 @@ async def test_commands_find_router_broker_and_store(
     assert pushed["name"] == "own"
     assert await router.store.get(pushed["digest"]) == (elsewhere / "own.safetensors").read_bytes()
     monkeypatch.setenv("SMOA_STACK", told.data)
-    assert "no merge of public is on trial" in await _said("optimizer", "status")
+    assert "nothing of public is on trial" in await _said("optimizer", "status")

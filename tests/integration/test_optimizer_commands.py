@@ -75,7 +75,7 @@ async def test_history_has_the_numbers_and_undo_brings_a_merge_back(world: _Worl
     assert said == f"child {child.adapter_id} is retired; active again: {back}\n{PROTECTED}\n"
     active = {adapter.name async for adapter in world.router.client.list_all()}
     assert active == {"a", "b", "other"}
-    with pytest.raises(FailedPrecondition, match=r"is neither retired nor the child of a merge"):
+    with pytest.raises(FailedPrecondition, match=r"is neither retired, on trial nor the child of a merge"):
         await world.said("undo", other.adapter_id)
 
 
@@ -86,6 +86,18 @@ async def test_undo_restores_what_was_pruned_and_ends_a_trial(world: _World) -> 
     assert await world.said("undo", other.adapter_id) == f"other is active again\n{PROTECTED}\n"
     assert (await world.said("undo", child.adapter_id)).startswith(f"child {child.adapter_id} is retired")
     assert (await world.router.client.get(child.adapter_id)).state == common.ADAPTER_STATE_RETIRED
+
+
+async def test_undo_of_a_version_on_trial_leaves_both(world: _World) -> None:
+    client, examples = world.router.client, [f"{one} again" for one in KNEES]
+    older, younger = [await world.router.register(given, name="knees", value=0.5) for given in (KNEES, examples)]
+    await client.propose_change("public", changes_pb2.CHANGE_KIND_SUPERSEDE, [younger.adapter_id, older.adapter_id], "of one name", {})
+    listed = await world.said("changes")
+    assert "supersede" in listed
+    assert all(one.adapter_id in listed for one in (younger, older)), "by their names nobody could tell them apart"
+    await client.try_version("public", younger.adapter_id, older.adapter_id, "of one name", 0.2)
+    assert await world.said("undo", younger.adapter_id) == f"knees {younger.adapter_id} is active beside the older one\n"
+    assert {(await client.get(one.adapter_id)).state for one in (younger, older)} == {common.ADAPTER_STATE_ACTIVE}
 
 
 async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) -> None:
@@ -112,7 +124,7 @@ async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) ->
     assert numbers["successes_first_half"] + numbers["successes_last_half"] == 4
     page = tmp_path / "page.html"
     said = await world.said("report", "--since", "1h", "-o", str(page))
-    assert said == f"wrote {page}: 1 pruned, 2 merged into 1, 0 merges undone\n"
+    assert said == f"wrote {page}: 1 pruned, 2 merged into 1, 0 superseded, 0 undone\n"
     written = page.read_text()
     assert "as good: in place of a" in written
     assert "fails: 0 of 20 right" in written
@@ -168,7 +180,7 @@ async def test_status_explain_and_metrics_show_counts_views_and_trials(world: _W
     worker = Worker(world.kafka, tmp_path, "worker", SMOA_OPTIMIZER_METRICS_ADDRESS=metrics)
     try:
         parents, child = await _merged(world, 0.2)
-        assert "no merge of public is on trial" not in await world.said("status")
+        assert "nothing of public is on trial" not in await world.said("status")
         decisions = [
             await world.router.client.route("my knee hurts when I climb stairs", base_model="base-a", task_id="a") for _ in range(12)
         ]

@@ -56,10 +56,13 @@ def changes_command(everything: bool, all_tenants: bool, router: str, tenant: st
 def _row(one: PlannedChange, names: Mapping[str, str]) -> tuple[str, ...]:
     state = changes.ChangeState.Name(one.state).removeprefix("CHANGE_STATE_").lower()
     last = one.steps[-1]
+    called = [names.get(adapter_id, adapter_id) for adapter_id in one.adapter_ids]
+    if len(set(called)) < len(called):  # versions of one thing
+        called = list(one.adapter_ids)
     return (
         one.change_id,
         changes.ChangeKind.Name(one.kind).removeprefix("CHANGE_KIND_").lower(),
-        ", ".join(names.get(two, two) for two in one.adapter_ids),
+        ", ".join(called),
         f"{state}, approved" if one.approved and one.state == changes.CHANGE_STATE_PROPOSED else state,
         moment(one.updated_at_us),
         (last.reason or one.steps[0].reason) + (f" ({last.by})" if last.by else ""),

@@ -100,11 +100,11 @@ def status_command(kafka: str, router: str, tenant: str, as_json: bool) -> None:
     if freezes:
         show_table(("frozen", "by", "since", "why"), freeze_rows(freezes), prose={"why"})
     if not canaries:
-        return click.echo(f"no merge of {tenant} is on trial")
+        return click.echo(f"nothing of {tenant} is on trial")
     trials = [
         (one.name, one.adapter_id, f"{one.canary_share:.0%}", str(one.statistics.outcomes), success_of(one.statistics)) for one in canaries
     ]
-    return show_table(("on trial", "id", "share", "outcomes", "success"), trials, title=f"merges of {tenant}")
+    return show_table(("on trial", "id", "share", "outcomes", "success"), trials, title=f"of {tenant}")
 
 
 @optimizer_group.command("history")
@@ -189,7 +189,8 @@ def explain_command(adapter: str, kafka: str, router: str, tenant: str, as_json:
 @tenant_option
 @json_lines_option
 def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: bool) -> None:
-    """Bring ADAPTER back: a pruned one is restored; a merged one, or the child of a merge, has its whole merge undone.
+    """Bring ADAPTER back: a pruned or superseded one is restored; a merged one, or the child of a merge, has its whole merge undone; a
+    version's trial ends, and both versions go on.
 
     What came back is left alone until there is a whole window of new evidence, and then judged by that. The optimizer does not try the same
     merge again. To keep its hands off for good: smoa adapter pin.
@@ -206,11 +207,14 @@ def undo_command(adapter: str, reason: str, router: str, tenant: str, as_json: b
             if found.state != common.ADAPTER_STATE_CANARY:  # during a trial its parents go on, so none of them came back
                 said += f"\n{PROTECTED}"
             return said, {"retired": child.adapter_id, "active": list(child.parents)}
+        if found.state == common.ADAPTER_STATE_CANARY:
+            await client.settle_trial(tenant, found.adapter_id, promote=False, reason=reason)
+            return f"{found.name} {found.adapter_id} is active beside the older one", {"active": [found.adapter_id, *found.canary_baseline]}
         if found.state == common.ADAPTER_STATE_RETIRED:
             restored = await client.restore(tenant, found.adapter_id)
             return f"{restored.name} is active again\n{PROTECTED}", {"active": [restored.adapter_id]}
         raise FailedPrecondition(
-            f"adapter: {found.name} {found.adapter_id} is neither retired nor the child of a merge, so there is nothing to undo"
+            f"adapter: {found.name} {found.adapter_id} is neither retired, on trial nor the child of a merge, so there is nothing to undo"
         )
 
     sentence, told = with_client(router, work)

@@ -68,7 +68,8 @@ def report_command(kafka: str, router: str, tenant: str, since_us: int, output: 
         output.write_text(page(report))
     except OSError as error:
         raise InvalidArgument("output", f"cannot be written ({error})", "name another file") from error
-    done = f"{len(report.pruned)} pruned, {len(report.merged_away)} merged into {len(report.merges)}, {len(report.undone)} merges undone"
+    done = f"{len(report.pruned)} pruned, {len(report.merged_away)} merged into {len(report.merges)}, {len(report.superseded)} superseded, "
+    done += f"{len(report.undone)} undone"
     return click.echo(f"wrote {output}: {done}")
 
 
