@@ -41,6 +41,8 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """An adapter that is unused for so long, and for longer than 1.5 times its longest gap before, is pruned."""
     min_uses: int = 10
     """Nobody is pruned as unused of a tenant whose adapters were not used so often recently, on average."""
+    tenant_bytes: int = field(default=0, metadata={"least": 0})
+    """Room for a tenant's active adapters: over it those of least value for their bytes go, within it only those that fail. 0: no bound."""
     min_age_s: float = 86400.0
     """Younger adapters are not pruned."""
     min_success: float = 0.30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -233,6 +234,58 @@ def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> N
     assert [one.adapter.adapter_id for one in found] == ["big", "small"]
     assert found[0].evidence["recent_uses"] == 5.0
     assert found[0].evidence["tenant_adapters"] == 3.0
+
+
+def _room(views: Sequence[AdapterView], tenant_bytes: int) -> list[str]:
+    return [one.adapter.adapter_id for one in prunes(views, dataclasses.replace(RULES, tenant_bytes=tenant_bytes))]
+
+
+def test_within_a_tenants_room_only_those_go_that_fail() -> None:
+    views = [
+        _view("unused", uses=5, unused_s=UNUSED_S, file_bytes=100),
+        _view("fails", outcomes=50, file_bytes=100),
+        _view("busy", uses=500, file_bytes=100),
+        dataclasses.replace(_view("elsewhere", uses=1, unused_s=UNUSED_S, file_bytes=10**6), tenant="u"),
+    ]
+    assert sorted(_room(views[:3], 0)) == ["fails", "unused"]
+    assert _room(views[:3], 300) == ["fails"]
+    assert _room(views, 200) == ["fails", "elsewhere"], "each tenant has its own"
+    assert sorted(_room(views[:3], 199)) == ["fails", "unused"]
+
+
+def test_over_it_those_of_least_value_for_their_bytes_go_after_those_that_nobody_needs_and_it_says_so() -> None:
+    views = [
+        _view("unused", uses=5, unused_s=UNUSED_S, file_bytes=10),
+        _view("rare", uses=20, file_bytes=100),
+        _view("large", uses=500, file_bytes=10_000),
+        _view("dear", uses=500, file_bytes=100),
+        _view("pinned", uses=0, file_bytes=100, protected="pinned"),
+        _view("young", uses=0, file_bytes=100, age_s=3600.0),
+    ]
+    assert _room(views, 10_400) == ["unused"]
+    assert _room(views, 10_399) == ["unused", "large"]
+    assert _room(views, 300) == ["unused", "large", "rare"]
+    assert _room(views, 1) == ["unused", "large", "rare", "dear"]
+    [_, large] = prunes(views, dataclasses.replace(RULES, tenant_bytes=10_399))
+    wanted = "no room: the tenant's adapters take 10,410 bytes of 10,399; of least value for its bytes, 500.0 uses of late"
+    assert (large.reason, large.evidence["room_bytes"]) == (wanted, 10_399.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 300), st.booleans(), st.booleans()), max_size=12), st.integers(1, 6000))
+def test_no_more_go_than_have_to(given_views: list[tuple[int, int, bool, bool]], room: int) -> None:
+    views = [
+        _view(f"{number:02}", uses=uses, outcomes=50 if fails else 0, file_bytes=size, protected="pinned" if pinned else "")
+        for number, (size, uses, fails, pinned) in enumerate(given_views)
+    ]
+    sizes, gone = {one.adapter_id: one.file_bytes for one in views}, _room(views, room)
+    assert len(gone) == len(set(gone))
+    left = sum(sizes.values()) - sum(sizes[one] for one in gone)
+    free = [one for one in views if not one.protected]
+    assert left <= room or len(gone) == len(free)
+    unneeded = [one.adapter_id for one in free if one.adapter_id in gone and not one.outcomes]
+    if unneeded:
+        assert left + max(sizes[one] for one in unneeded) > room
+    assert {one.adapter_id for one in free if one.outcomes} <= set(gone)
 
 
 def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 SEASONS: Final = 1.5
 """Of its longest gap that an adapter is waited for: a year's last one may be some weeks longer than the first."""
@@ -84,6 +84,10 @@ class Rules:
     """Of the recent counts."""
     unused_after_s: float = 14 * 86400.0
     """Unused for less, no adapter is without need; nor for less than its own season."""
+    tenant_bytes: int = 0
+    """Room for a tenant's active adapters. 0: no bound, and who is not needed goes; else nobody goes while there is room, unless it
+    fails.
+    """
     incident_fall: float = 0.25
     """Share of its success by which a tenant, or a base model, has to fall at once."""
     incident_evidence: float = 30.0
@@ -147,13 +151,26 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
     failing beyond doubt, of late or over a life that of late was no better.
 
     Given their chances: the tenant's adapters were used `min_uses` times on average, so that a quiet night prunes nobody.
+
+    Where a tenant has a bound, only those that fail go while its adapters are within it; over it, as many as have to: those that are not
+    needed, and then those of least value for their bytes.
     """
+    found = sorted(_unwanted(adapters, rules), key=lambda one: (one.prune.adapter.value_per_byte, one.prune.adapter.adapter_id))
+    return [one.prune for one in (_within_room(adapters, found, rules) if rules.tenant_bytes else found)]
+
+
+class _Unwanted(NamedTuple):
+    prune: Prune
+    fails: bool
+
+
+def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
     used: defaultdict[str, float] = defaultdict(float)
     active: defaultdict[str, int] = defaultdict(int)
     for adapter in adapters:
         used[adapter.tenant] += adapter.recent_uses
         active[adapter.tenant] += 1
-    found: list[Prune] = []
+    found: list[_Unwanted] = []
     for adapter in adapters:
         if adapter.protected or adapter.age_s < rules.min_age_s:
             continue
@@ -182,16 +199,41 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
         }
         if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
             reason = f"fails: {adapter.successes:.10g} of {adapter.outcomes} right; with 95% confidence under {rules.min_success:.0%}"
-            found.append(Prune(adapter, reason, evidence))
+            found.append(_Unwanted(Prune(adapter, reason, evidence), fails=True))
         elif of_late < rules.min_success:
             right = f"{adapter.recent_successes:.1f} of {adapter.recent_outcomes:.1f} right, as recent ones are weighed"
             reason = f"fails recently: {right}; with 95% confidence under {rules.min_success:.0%}"
-            found.append(Prune(adapter, reason, evidence))
+            found.append(_Unwanted(Prune(adapter, reason, evidence), fails=True))
         elif adapter.unused_s >= season_s and adapter.recent_uses < needed and explored:
             traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times recently"
             reason = f"not needed: not used for {_days(adapter.unused_s)}, its season is {_days(season_s)}; {traffic}"
-            found.append(Prune(adapter, reason, evidence))
-    return sorted(found, key=lambda one: (one.adapter.value_per_byte, one.adapter.adapter_id))
+            found.append(_Unwanted(Prune(adapter, reason, evidence), fails=False))
+    return found
+
+
+def _within_room(adapters: Sequence[AdapterView], found: Sequence[_Unwanted], rules: Rules) -> list[_Unwanted]:
+    """Those that fail, and then of each tenant that is over its bound as many more as have to go."""
+    unwanted = {one.prune.adapter.adapter_id: one for one in found}
+    kept = [one for one in found if one.fails]
+    libraries: defaultdict[str, list[AdapterView]] = defaultdict(list)
+    for adapter in adapters:
+        libraries[adapter.tenant].append(adapter)
+    for library in libraries.values():
+        taken = sum(one.file_bytes for one in library)
+        left = taken - sum(one.prune.adapter.file_bytes for one in kept if one.prune.adapter.tenant == library[0].tenant)
+        free = (one for one in library if not one.protected and one.age_s >= rules.min_age_s)
+        for one in sorted(free, key=lambda one: (one.adapter_id not in unwanted, one.value_per_byte, one.adapter_id)):
+            if left <= rules.tenant_bytes:
+                break
+            known = unwanted.get(one.adapter_id)
+            if known is not None and known.fails:
+                continue
+            left -= one.file_bytes
+            evidence = {"tenant_bytes": float(taken), "room_bytes": float(rules.tenant_bytes), "value_per_byte": one.value_per_byte}
+            least = f"of least value for its bytes, {one.recent_uses:.1f} uses of late" if known is None else known.prune.reason
+            reason = f"no room: the tenant's adapters take {taken:,} bytes of {rules.tenant_bytes:,}; {least}"
+            kept.append(_Unwanted(Prune(one, reason, {**(known.prune.evidence if known else {}), **evidence}), fails=False))
+    return kept
 
 
 def _days(seconds: float) -> str:
