@@ -43,6 +43,10 @@ class Asked:
     request: Message | None = None
     adapters: int = 0
     """Of an import, those that came so far."""
+    response: object = None
+    """Of one that was answered at once."""
+    before: Sequence[str] = ()
+    """States of what it changes, before."""
 
     def held(self, request: Message) -> None:
         """Hold a request to the contract and to the caller's rights.
@@ -80,9 +84,10 @@ class Audit:
         if status in _TOGETHER:
             self._refuse(asked.admitted.principal.name if asked.admitted else "", asked.method, status)
         elif asked.admitted is not None and asked.admitted.rights.audited:
-            self._done(asked.admitted, asked.request, asked.adapters, status)
+            self._done(asked.admitted, asked, status)
 
-    def _done(self, admitted: Admitted, request: Message | None, adapters: int, status: str) -> None:
+    def _done(self, admitted: Admitted, asked: Asked, status: str) -> None:
+        request, adapters = asked.request, asked.adapters
         subject = (
             f"{adapters:,} adapters" if adapters else next((str(value) for name in _NAMED_BY if (value := getattr(request, name, ""))), "")
         )
@@ -95,6 +100,10 @@ class Audit:
             status=status,
             count=1,
             occurred_at_us=time.time_ns() // 1000,
+            reason=getattr(request, "reason", "")[:2000],
+            evidence=dict(getattr(request, "evidence", {})),
+            before=asked.before[0] if asked.before else "",
+            after=_state_of(asked.response) if isinstance(asked.response, Message) else "",
         )
         self._publish_all([made], known_caller())
 
@@ -126,6 +135,16 @@ class Audit:
             self.lost += len(made)
             for one in made:
                 _log.error("not on %s (%s): %s", AUDIT, error, MessageToJson(one, indent=None))
+
+
+def _state_of(response: Message) -> str:
+    """As a word; nothing of what has none."""
+    field = response.DESCRIPTOR.fields_by_name.get("state")
+    if field is None or field.enum_type is None:
+        return ""
+    names = field.enum_type.values_by_number
+    prefix = names[0].name.removesuffix("UNSPECIFIED")
+    return str(names[response.state].name).removeprefix(prefix).lower()  # type: ignore[attr-defined]
 
 
 def refusals_of(audit: Audit) -> list[tuple[str, str, float]]:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from smoa.access.access import Access, Admitted
 from smoa.access.audit import Asked, Audit
+from smoa.access.noting import noting
 from smoa.access.places import Places
 from smoa.access.rates import Rates
 from smoa.errors import DeadlineExceeded, InvalidArgument, SmoaError
@@ -95,13 +96,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         unary: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def single(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            asked = Asked(method)
+            asked = Asked(method, before=noting())
 
             async def answer() -> Any:
                 asked.admitted = admitted = await self._access.admit(method, context)
                 with self._places.held(admitted.principal.name):
                     wanted = self._wanted(asked, admitted, request, handler)
-                    return await self._in_turn(admitted, unary(wanted, context))
+                    asked.response = found = await self._in_turn(admitted, unary(wanted, context))
+                    return found
 
             return await self._guarded(asked, context, answer())
 

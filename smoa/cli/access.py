@@ -145,10 +145,12 @@ def audit(kafka: str, caller: str, tenant: str, refused: bool, last: int, as_jso
             one.subject,
             ", ".join(one.roles),
             one.status if one.count == 1 else f"{one.status} x {one.count:,}",
+            f"{one.before} > {one.after}" if one.before != one.after else "",
+            one.reason,
         )
         for one in for_show
     ]
-    show_table(("when (UTC)", "caller", "method", "tenant", "which", "by the role", "how it ended"), rows)
+    show_table(("when (UTC)", "caller", "method", "tenant", "which", "by the role", "how it ended", "state", "why"), rows, prose={"why"})
 
 
 async def _audited(kafka: str) -> list[AuditEvent]:

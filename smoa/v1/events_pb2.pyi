@@ -226,7 +226,14 @@ class DeadLetter(_message.Message):
     def __init__(self, topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., reason: _Optional[str] = ..., dead_at_us: _Optional[int] = ..., index: _Optional[int] = ..., producer_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class AuditEvent(_message.Message):
-    __slots__ = ("caller", "method", "tenant", "subject", "roles", "status", "count", "occurred_at_us")
+    __slots__ = ("caller", "method", "tenant", "subject", "roles", "status", "count", "occurred_at_us", "reason", "evidence", "before", "after")
+    class EvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     CALLER_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +242,10 @@ class AuditEvent(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     caller: str
     method: str
     tenant: str
@@ -243,4 +254,8 @@ class AuditEvent(_message.Message):
     status: str
     count: int
     occurred_at_us: int
-    def __init__(self, caller: _Optional[str] = ..., method: _Optional[str] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., status: _Optional[str] = ..., count: _Optional[int] = ..., occurred_at_us: _Optional[int] = ...) -> None: ...
+    reason: str
+    evidence: _containers.ScalarMap[str, float]
+    before: str
+    after: str
+    def __init__(self, caller: _Optional[str] = ..., method: _Optional[str] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., status: _Optional[str] = ..., count: _Optional[int] = ..., occurred_at_us: _Optional[int] = ..., reason: _Optional[str] = ..., evidence: _Optional[_Mapping[str, float]] = ..., before: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...

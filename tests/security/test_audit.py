@@ -9,11 +9,13 @@ import pytest
 
 from smoa.access.access import Access, Admitted
 from smoa.access.audit import MAX_ALIKE, Asked, Audit
+from smoa.access.noting import note_before, noting
 from smoa.access.principal import Principal
 from smoa.access.rights import rights_of
 from smoa.errors import ResourceExhausted
 from smoa.events import AUDIT, Event, decode
 from smoa.reader import messages_of, read_topic
+from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.events_pb2 import AuditEvent
 from tests.access_support import caller
@@ -44,6 +46,8 @@ async def test_a_change_is_told_with_its_caller_its_right_and_its_end(world: Wor
         return {(one.method, one.status) for one in found} == wanted
 
     await until("what was done is told", 20, all_told)
+    how = {(one.method, one.status): (one.reason, one.before, one.after) for one in await _told(world) if one.subject == made.adapter_id}
+    assert how == {("RetireAdapter", "OK"): ("over", "active", "retired")}
     assert not [one for one in await _told(world) if one.method == "Route" and one.status == "OK"]
 
 
@@ -123,6 +127,24 @@ def test_only_changes_are_told_and_an_import_by_how_many() -> None:
     audit.ended(asked, "CANCELLED")
     (one,) = told
     assert (one.tenant, one.subject, one.status) == ("acme", "1,200 adapters", "CANCELLED")
+
+
+def test_a_change_is_told_with_its_numbers_and_the_state_before_and_after() -> None:
+    audit, told = _audit([])
+    asked = _asked("/smoa.v1.RegistryService/SettleTrial")
+    asked.held(
+        registry_pb2.SettleTrialRequest(tenant="acme", child_id="c", promote=True, reason="as good", evidence={"child_outcomes": 40.0})
+    )
+    asked.before = noting()
+    for state in ("canary", "active"):
+        note_before(state)
+    asked.response = registry_pb2.Adapter(state=common.ADAPTER_STATE_ACTIVE)
+    audit.ended(asked, "OK")
+    (one,) = told
+    assert (one.reason, dict(one.evidence), one.before, one.after) == ("as good", {"child_outcomes": 40.0}, "canary", "active")
+    asked.response = registry_pb2.ListAdaptersResponse()
+    audit.ended(asked, "OK")
+    assert told[-1].after == ""
 
 
 def test_what_the_spool_does_not_take_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:

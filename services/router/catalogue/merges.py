@@ -14,6 +14,7 @@ from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
+from smoa.access.noting import note_before
 from smoa.embedding.views import centroids
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
@@ -132,6 +133,7 @@ class Merges:
         registry = self._registry
         async with registry.writing:
             child, vector = await registry.owned(tenant, child_id)
+            note_before(child.state)
             if not child.merge_id:
                 raise FailedPrecondition(f"child: {child_id} is not the child of a merge; retire or restore it instead")
             parents = [await registry.owned(tenant, parent_id) for parent_id in child.parents]

@@ -17,6 +17,7 @@ from services.router.catalogue.pagination import page_of_documents
 from services.router.catalogue.port import Catalogue, Document
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.retrying import until_taken
+from smoa.access.noting import note_before
 from smoa.access.principal import known_caller
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from smoa.identifiers import check_ulid, checked_tenant, ulid_of
@@ -239,6 +240,7 @@ class PlannedChanges:
         found = await self._find(checked_tenant(tenant), change_id)
         if found is None:
             raise NotFound("change", change_id)
+        note_before(found.state)
         return found
 
     async def page(

@@ -32,6 +32,7 @@ from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
 from services.router.catalogue.statistics import Statistics
+from smoa.access.noting import note_before
 from smoa.adapter import Adapter, check_labels
 from smoa.embedding.views import Views
 from smoa.errors import FailedPrecondition, NotFound, ResourceExhausted
@@ -267,6 +268,7 @@ class Registry:
         check_labels("", "n" if name is None else name, tags or ())
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
+            note_before(record.state)
             if examples or tags is not None or name is not None:
                 check_publishable(record)
             example_vectors: Vector | None = None
@@ -326,6 +328,7 @@ class Registry:
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
             check_move(record, ("retired", "purged"), "purged")
+            note_before(record.state)
             waited_s = (now_us() - record.updated_at_us) / 1e6
             if record.state == "retired" and waited_s < self._purge_grace_s:
                 raise FailedPrecondition(
@@ -386,6 +389,7 @@ class Registry:
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
             check_move(record, tuple(moves), action)
+            note_before(record.state)
             if moves[record.state] != record.state:
                 if action == "restored":
                     check_publishable(record, "operate")

@@ -12,6 +12,7 @@ from services.router.catalogue.port import Entry
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.replacing import check_not_on_trial
+from smoa.access.noting import note_before
 from smoa.errors import FailedPrecondition, InvalidArgument
 from smoa.identifiers import checked_tenant
 
@@ -52,6 +53,7 @@ class Versions:
         registry = self._registry
         async with registry.writing:
             (younger, vector), (older, where) = await registry.owned(tenant, adapter_id), await registry.owned(tenant, older_id)
+            note_before(younger.state)
             if younger.state == "canary" and younger.tried_against == (older_id,):
                 registry.changed([as_it_is(younger)])
                 return younger
@@ -93,6 +95,7 @@ class Versions:
         registry = self._registry
         async with registry.writing:
             younger, vector = await registry.owned(tenant, adapter_id)
+            note_before(younger.state)
             if younger.merge_id or not younger.tried_against or younger.state not in ("canary", "active"):
                 raise FailedPrecondition(f"adapter: {adapter_id} is {younger.state} and on no trial, so there is nothing to settle")
             olders = [await registry.owned(tenant, one) for one in younger.tried_against]
