@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -12,7 +11,6 @@ from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
-_log = logging.getLogger(__name__)
 _EVERY_STATE: Final = (
     common.ADAPTER_STATE_ACTIVE,
     common.ADAPTER_STATE_CANARY,
