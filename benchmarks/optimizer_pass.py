@@ -1,4 +1,4 @@
-"""What a pass of the optimizer costs by the size of the library, and what it keeps in memory: the first, and one after little changed.
+"""What a pass of the optimizer costs by the size of the library: the first, and one after little changed.
 
 A router process on its own data with so many adapters of one family, none of them alike, and their files; the optimizer's passes in this
 process, over gRPC. Between passes the counts of some adapters change, as traffic would do it. The first pass makes every sketch.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -51,10 +50,8 @@ async def measure(size: int, changed: int) -> dict[str, float]:
             async with SmoaClient(router=router.address, timeout_s=600.0) as client:
                 await _import(client, AdapterStore(str(Path(folder) / "store")), library, ids)
                 await asyncio.sleep(SETTLE_S)
-                before_mb = _resident_mb()
                 optimizer = Optimizer(client, AdapterStore(str(Path(folder) / "store")), Rules(), lambda _: 0, 100_000)
                 first_s = await _timed(optimizer)
-                kept_mb = _resident_mb() - before_mb
                 later = []
                 for turn in range(PASSES):
                     counts = registry_pb2.AdapterStatistics(uses=turn + 1, recent_uses=1.0, recent_at_us=time.time_ns() // 1000)
@@ -63,7 +60,7 @@ async def measure(size: int, changed: int) -> dict[str, float]:
                     later.append(await _timed(optimizer))
         finally:
             router.stop()
-    return {"first_pass_s": first_s, "later_pass_s": sorted(later)[PASSES // 2], "kept_mb": kept_mb}
+    return {"first_pass_s": first_s, "later_pass_s": sorted(later)[PASSES // 2]}
 
 
 async def _import(client: SmoaClient, store: AdapterStore, library: Library, ids: Sequence[str]) -> None:
@@ -90,10 +87,6 @@ async def _timed(optimizer: Optimizer) -> float:
     started = time.perf_counter()
     await optimizer.run_pass()
     return time.perf_counter() - started
-
-
-def _resident_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @click.command(help=__doc__)
