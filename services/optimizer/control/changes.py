@@ -118,7 +118,7 @@ class Changes:
             if one.kind == changes.CHANGE_KIND_MERGE:
                 rejected.update(_rejected(one))
             elif one.kind == changes.CHANGE_KIND_SUPERSEDE:
-                tried.add((min(one.adapter_ids), max(one.adapter_ids)))
+                tried.update(_rejected(one))
         return Known(found, refused_at_us, frozenset(rejected), frozenset(tried | rejected))
 
     async def carry_on(

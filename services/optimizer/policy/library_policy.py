@@ -212,28 +212,33 @@ def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
 
 
 def _within_room(adapters: Sequence[AdapterView], found: Sequence[_Unwanted], rules: Rules) -> list[_Unwanted]:
-    """Those that fail, and then of each tenant that is over its bound as many more as have to go."""
+    """Of each tenant those that fail, and, while it is over its bound, as many more as have to go."""
     unwanted = {one.prune.adapter.adapter_id: one for one in found}
-    kept = [one for one in found if one.fails]
     libraries: defaultdict[str, list[AdapterView]] = defaultdict(list)
     for adapter in adapters:
         libraries[adapter.tenant].append(adapter)
+
+    def turn(one: AdapterView) -> tuple[int, float, str]:
+        known = unwanted.get(one.adapter_id)
+        return 2 if known is None else 1 - known.fails, one.value_per_byte, one.adapter_id
+
+    chosen: list[_Unwanted] = []
     for library in libraries.values():
-        taken = sum(one.file_bytes for one in library)
-        left = taken - sum(one.prune.adapter.file_bytes for one in kept if one.prune.adapter.tenant == library[0].tenant)
+        left = taken = sum(one.file_bytes for one in library)
         free = (one for one in library if not one.protected and one.age_s >= rules.min_age_s)
-        for one in sorted(free, key=lambda one: (one.adapter_id not in unwanted, one.value_per_byte, one.adapter_id)):
-            if left <= rules.tenant_bytes:
-                break
+        for one in sorted(free, key=turn):
             known = unwanted.get(one.adapter_id)
             if known is not None and known.fails:
-                continue
+                chosen.append(known)
+            elif left > rules.tenant_bytes:
+                evidence = {"tenant_bytes": float(taken), "room_bytes": float(rules.tenant_bytes), "value_per_byte": one.value_per_byte}
+                least = f"of least value for its bytes, {one.recent_uses:.1f} uses of late" if known is None else known.prune.reason
+                reason = f"no room: the tenant's adapters take {taken:,} bytes of {rules.tenant_bytes:,}; {least}"
+                chosen.append(_Unwanted(Prune(one, reason, {**(known.prune.evidence if known else {}), **evidence}), fails=False))
+            else:
+                break
             left -= one.file_bytes
-            evidence = {"tenant_bytes": float(taken), "room_bytes": float(rules.tenant_bytes), "value_per_byte": one.value_per_byte}
-            least = f"of least value for its bytes, {one.recent_uses:.1f} uses of late" if known is None else known.prune.reason
-            reason = f"no room: the tenant's adapters take {taken:,} bytes of {rules.tenant_bytes:,}; {least}"
-            kept.append(_Unwanted(Prune(one, reason, {**(known.prune.evidence if known else {}), **evidence}), fails=False))
-    return kept
+    return chosen
 
 
 def _days(seconds: float) -> str:

@@ -6,10 +6,11 @@ import dataclasses
 from typing import Any
 
 from services.router.api.enums import word_of
+from services.router.api.tenants import tenant_of
 from services.router.catalogue.freezes import Freeze, Freezes
 from services.router.catalogue.planned_changes import KINDS, STATES, ChangeKind, ChangeState, PlannedChange, PlannedChanges
 from smoa.events import CHANGES, Event, event
-from smoa.identifiers import checked_tenant, chosen_word
+from smoa.identifiers import chosen_word
 from smoa.v1 import changes_pb2, changes_pb2_grpc
 
 Context = Any
@@ -48,14 +49,14 @@ class ChangeServicer(changes_pb2_grpc.ChangeServiceServicer):
 
     async def ListChanges(self, request: changes_pb2.ListChangesRequest, context: Context) -> changes_pb2.ListChangesResponse:  # noqa: N802
         """See the contract."""
-        tenant = None if request.all_tenants else checked_tenant(request.tenant)
+        tenant = tenant_of(request)
         states = [_state(one) for one in request.states]
         found, token = await self._planned.page(tenant, states, request.page_size, request.page_token)
         return changes_pb2.ListChangesResponse(changes=[to_change(one) for one in found], next_page_token=token)
 
     async def Freeze(self, request: changes_pb2.FreezeRequest, context: Context) -> changes_pb2.FreezeResponse:  # noqa: N802
         """See the contract."""
-        tenant = None if request.all_tenants else checked_tenant(request.tenant)
+        tenant = tenant_of(request)
         if request.thaw:
             await self._freezes.thaw(tenant, request.base_model, incident=request.incident)
             return changes_pb2.FreezeResponse()
@@ -64,7 +65,7 @@ class ChangeServicer(changes_pb2_grpc.ChangeServiceServicer):
 
     async def ListFreezes(self, request: changes_pb2.ListFreezesRequest, context: Context) -> changes_pb2.ListFreezesResponse:  # noqa: N802
         """See the contract."""
-        found = await self._freezes.all(None if request.all_tenants else checked_tenant(request.tenant))
+        found = await self._freezes.all(tenant_of(request))
         return changes_pb2.ListFreezesResponse(freezes=[_to_freeze(one) for one in found])
 
 

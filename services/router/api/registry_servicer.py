@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.api.enums import word_of
+from services.router.api.tenants import tenant_of
 from services.router.catalogue.changes import Change
 from services.router.catalogue.compositions import Composition, Compositions
 from services.router.catalogue.importing import Imported
@@ -20,7 +20,6 @@ from services.router.catalogue.planned_changes import (
     ChangeState,
     PlannedChanges,
     change_id_of,
-    merge_change_id,
     trial_change_id,
     version_change_id,
 )
@@ -31,7 +30,7 @@ from services.router.catalogue.uploads import Uploads
 from services.router.catalogue.versions import SUPERSEDED, Versions
 from smoa.errors import InvalidArgument
 from smoa.events import LIFECYCLE, Event, event
-from smoa.identifiers import checked_tenant
+from smoa.identifiers import ulid_of
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import events_pb2, registry_pb2, registry_pb2_grpc
 
@@ -104,7 +103,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.ListAdaptersResponse:
         """See the contract."""
         scope = Scope(
-            tenant=None if request.all_tenants else checked_tenant(request.tenant),
+            tenant=tenant_of(request),
             base_model=request.base_model or None,
             states=tuple(_STATES[state] for state in request.states if state in _STATES) or ("active",),
             all_tags=tuple(request.tags),
@@ -166,7 +165,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
             request.evidence,
         )
         state: ChangeState = "trial" if child.state == "canary" else "done"
-        await self._planned.happened(child.tenant, merge_change_id(child.merge_id), state, request.reason, request.evidence)
+        await self._planned.happened(child.tenant, trial_change_id(child), state, request.reason, request.evidence)
         return to_adapter(child)
 
     async def TryVersion(self, request: registry_pb2.TryVersionRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
@@ -202,8 +201,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self, request: registry_pb2.ListCompositionsRequest, context: Context
     ) -> registry_pb2.ListCompositionsResponse:
         """See the contract."""
-        tenant = None if request.all_tenants else checked_tenant(request.tenant)
-        found, token = await self._compositions.page(tenant, request.page_size, request.page_token)
+        found, token = await self._compositions.page(tenant_of(request), request.page_size, request.page_token)
         return registry_pb2.ListCompositionsResponse(compositions=[_to_composition(one) for one in found], next_page_token=token)
 
     async def DeleteComposition(  # noqa: N802
@@ -267,14 +265,10 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         canary_share=record.canary_share,
         canary_baseline={name: _statistics(one) for name, one in record.canary_baseline.items()},
         canary_since_us=record.canary_since_us,
-        examples_digest=_examples_digest(record),
+        examples_digest=ulid_of(*sorted(record.examples)) if record.examples else "",
         restored_at_us=record.restored_at_us,
         restored_baseline=_statistics(record.restored_baseline) if record.restored_at_us else None,
     )
-
-
-def _examples_digest(record: AdapterRecord) -> str:
-    return hashlib.blake2b("\0".join(sorted(record.examples)).encode(), digest_size=16).hexdigest() if record.examples else ""
 
 
 def _statistics(counts: Statistics) -> registry_pb2.AdapterStatistics:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from services.router.catalogue.port import Entry
+from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord, State
 from smoa.access.principal import caller
 from smoa.errors import AlreadyExists, FailedPrecondition, InvalidArgument
@@ -84,6 +84,11 @@ def same_content(record: AdapterRecord, digest: str, tenant: str) -> AdapterReco
     if record.tenant != tenant or record.digest != digest:
         raise taken(record.adapter_id)
     return record
+
+
+def retired(record: AdapterRecord, vector: Vector, why: str) -> Entry:
+    """The adapter as one that is not routed to any more."""
+    return Entry(dataclasses.replace(record, state="retired", state_reason=why, updated_at_us=now_us()), vector)
 
 
 def in_state(entry: Entry, state: State) -> Entry:

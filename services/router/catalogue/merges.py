@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from services.router.catalogue.changes import Change, as_it_is, came_back, now_us, same_content
+from services.router.catalogue.changes import Change, as_it_is, came_back, now_us, retired, same_content
 from services.router.catalogue.port import Entry, Vector
 from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
@@ -87,20 +87,20 @@ class Merges:
             examples = tuple(example for group in zip_longest(*(parent.examples for parent, _ in parents)) for example in group if example)
             examples = tuple(dict.fromkeys(examples))[:MAX_EXAMPLES]
             child = dataclasses.replace(child, examples=examples, merge_id=merge_id, state_reason=reason)
-            retired: list[Entry] = []
+            gone: list[Entry] = []
             if canary_share:
                 baseline = {parent.adapter_id: parent.statistics for parent, _ in parents}
                 child = dataclasses.replace(
                     child, state="canary", canary_share=canary_share, canary_baseline=baseline, canary_since_us=now_us()
                 )
             else:
-                retired = _retired(parents, child.adapter_id, reason)
+                gone = _retired(parents, child.adapter_id, reason)
             vector = centroids(np.stack([vector for _, vector in parents]))
             example_vectors = (await registry.embedded(child.examples))[1] if child.examples else None
             # On trial, the parents are written as they are: so that nobody retires one, or begins another trial, on what was read before.
-            beside = retired or [Entry(parent, where) for parent, where in parents]
+            beside = gone or [Entry(parent, where) for parent, where in parents]
             await registry.write([Entry(child, vector, example_vectors), *beside])
-        registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in retired)])
+        registry.changed([as_it_is(child, evidence), *(as_it_is(entry.record) for entry in gone)])
         return child
 
     async def _check_parents(self, parents: Sequence[AdapterRecord], child: AdapterRecord) -> None:
@@ -163,5 +163,4 @@ class Merges:
 
 
 def _retired(parents: Sequence[tuple[AdapterRecord, Vector]], child_id: str, reason: str) -> list[Entry]:
-    now, why = now_us(), f"merged into {child_id}: {reason}"
-    return [Entry(dataclasses.replace(one, state="retired", state_reason=why, updated_at_us=now), vector) for one, vector in parents]
+    return [retired(one, vector, f"merged into {child_id}: {reason}") for one, vector in parents]

@@ -293,11 +293,7 @@ class Registry:
         return record
 
     async def retire(self, tenant: str, adapter_id: str, reason: str, evidence: Mapping[str, float] | None = None) -> AdapterRecord:
-        """Stop routing to it; again is fine.
-
-        Raises:
-            InvalidArgument: a reason that is too long for an event.
-        """
+        """Stop routing to it; again is fine."""
         moves: dict[State, State] = {"active": "retired", "canary": "retired", "missing": "retired", "retired": "retired"}
         return await self._move(tenant, adapter_id, moves, "retired", reason, evidence or {})
 

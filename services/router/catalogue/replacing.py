@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from services.router.catalogue.changes import now_us
+from services.router.catalogue.changes import retired
 from services.router.catalogue.port import Catalogue, Entry
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from smoa.errors import AlreadyExists, FailedPrecondition
@@ -52,8 +51,7 @@ async def replaced_by(catalogue: Catalogue, record: AdapterRecord) -> list[Entry
         raise FailedPrecondition(
             f"adapter: {shared.adapter_id} is shared and {private.adapter_id} is not; replace it with one that the same tenants may use"
         )
-    reason = f"replaced by {record.adapter_id}"
-    return [Entry(dataclasses.replace(old, state="retired", state_reason=reason, updated_at_us=now_us()), vector)]
+    return [retired(old, vector, f"replaced by {record.adapter_id}")]
 
 
 async def check_not_on_trial(catalogue: Catalogue, tenant: str, adapter_ids: AbstractSet[str]) -> None:

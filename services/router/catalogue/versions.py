@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from services.router.catalogue.changes import Change, as_it_is, now_us
+from services.router.catalogue.changes import Change, as_it_is, now_us, retired
 from services.router.catalogue.merges import MAX_CANARY_SHARE
 from services.router.catalogue.port import Entry
 from services.router.catalogue.records import AdapterRecord
@@ -102,15 +102,13 @@ class Versions:
             if younger.state == "active":
                 registry.changed([as_it_is(younger), *(as_it_is(older) for older, _ in olders)])
                 return younger
-            now = now_us()
-            why = f"{SUPERSEDED}{adapter_id}: {reason}"
             gone = [
-                Entry(dataclasses.replace(older, state="retired", state_reason=why, updated_at_us=now), where)
+                retired(older, where, f"{SUPERSEDED}{adapter_id}: {reason}")
                 for older, where in olders
                 if promote and older.state == "active"  # one that somebody retired during the trial stays as it is
             ]
             said = reason if promote else f"stays beside {', '.join(younger.tried_against)}: {reason}"
-            younger = dataclasses.replace(younger, state="active", state_reason=said, updated_at_us=now)
+            younger = dataclasses.replace(younger, state="active", state_reason=said, updated_at_us=now_us())
             await registry.write([Entry(younger, vector), *gone])
         first = Change("promoted" if promote else "restored", younger, reason, evidence)
         registry.changed([first, *(Change("retired", one.record, one.record.state_reason) for one in gone)])
