@@ -33,7 +33,7 @@ from services.demo.caller import Caller, Query
 from services.demo.showing import run_all
 from services.local import LocalStack, StackSettings, free_port
 from services.optimizer.control.gate import Gate
-from services.optimizer.stream.joining import key_of
+from services.optimizer.stream.effects import key_of
 from smoa.adapter import decode, encode
 from smoa.client import SmoaClient
 from smoa.events import LIFECYCLE

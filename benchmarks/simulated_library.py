@@ -16,11 +16,12 @@ from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
 from services.optimizer.policy.versions import supersedes
-from services.optimizer.stream.counting import SCORES, count_recent, decay, pair
+from services.optimizer.stream.counting import count_recent, decay, pair
 from services.router.catalogue.records import AdapterRef
 from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
 from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
+from smoa.verdicts import PARTS
 
 HARM: Final = 0.1
 """A merge whose child is worse than its parents by more than this is a wrong one."""
@@ -176,7 +177,7 @@ class World:
     def _said(self, success: bool, out: bool, quality: float) -> float:
         said = float(success)
         if self.scenario.graded:
-            said = 0.0 if out else round(self._rng.betavariate(4 * quality + 0.01, 4 * (1 - quality) + 0.01) * SCORES) / SCORES
+            said = 0.0 if out else round(self._rng.betavariate(4 * quality + 0.01, 4 * (1 - quality) + 0.01) * PARTS) / PARTS
         return 1 - said if self._rng.random() < self.scenario.noise else said
 
     def _deliver(self, until_h: float) -> None:

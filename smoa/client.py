@@ -43,8 +43,18 @@ class Answer:
     query: str
     """What the user said last."""
 
-    async def report(self, *, success: bool, score: float | None = None, corrected_output: str = "", right_adapter_id: str = "") -> None:
-        """Say how it turned out; durable when this returns. A right answer becomes an example.
+    async def report(
+        self,
+        *,
+        success: bool,
+        score: float | None = None,
+        corrected_output: str = "",
+        right_adapter_id: str = "",
+        source: str = "",
+        revision: int = 0,
+    ) -> None:
+        """Say how it turned out; durable when this returns. A right answer becomes an example. `source` and `revision` are as in
+        `SmoaClient.report`.
 
         Raises:
             grpc.aio.AioRpcError: the router's status.
@@ -57,7 +67,17 @@ class Answer:
             output=self.text[:MAX_EXAMPLE_CHARACTERS],
             corrected_output=corrected_output,
             right_adapter_id=right_adapter_id,
+            source=source,
+            revision=revision,
         )
+
+    async def withdraw(self, *, revision: int = 1, source: str = "") -> None:
+        """Take back what was said of it.
+
+        Raises:
+            grpc.aio.AioRpcError: the router's status.
+        """
+        await self.client.withdraw(self.decision, revision=revision, source=source)
 
 
 class SmoaClient(LibraryClient, ChangesClient):
@@ -348,11 +368,14 @@ class SmoaClient(LibraryClient, ChangesClient):
         output: str = "",
         corrected_output: str = "",
         right_adapter_id: str = "",
+        source: str = "",
+        revision: int = 0,
     ) -> None:
         """Say how a decision turned out; durable when this returns.
 
         `input_text` and `output` of a success become an example to try merges on; a failure's `corrected_output`, one to learn from. The
-        learned strategy learns which adapter would have been right.
+        learned strategy learns which adapter would have been right. Where several judge, `source` says who does. What a source says with a
+        higher `revision` takes the place of what it said before.
         """
         outcome = feedback_pb2.Outcome(
             decision_id=decision.decision_id,
@@ -363,5 +386,14 @@ class SmoaClient(LibraryClient, ChangesClient):
             output=output,
             corrected_output=corrected_output,
             right_adapter_id=right_adapter_id,
+            source=source,
+            revision=revision,
+        )
+        await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)
+
+    async def withdraw(self, decision: router_pb2.Decision, *, revision: int = 1, source: str = "") -> None:
+        """Take back what a source said of a decision with a lower `revision`; durable when this returns."""
+        outcome = feedback_pb2.Outcome(
+            decision_id=decision.decision_id, tenant=decision.tenant, source=source, revision=revision, withdrawn=True
         )
         await self.feedback.ReportOutcome(feedback_pb2.ReportOutcomeRequest(outcome=outcome), timeout=self._timeout_s)

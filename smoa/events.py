@@ -150,6 +150,8 @@ def check_outcome(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:
     """
     if outcome.right_adapter_id:
         check_ulid(outcome.right_adapter_id, f"{prefix}right_adapter_id", "send the id of a registered adapter, or leave it out")
+    if outcome.withdrawn and not outcome.revision:
+        raise InvalidArgument(f"{prefix}revision", "is 0, and the outcome is withdrawn", "give one above that of what is taken back")
     for field in ("input", "output", "corrected_output"):
         if (length := len(getattr(outcome, field))) > MAX_EXAMPLE_CHARACTERS:
             remedy = f"give at most {MAX_EXAMPLE_CHARACTERS:,}, or leave the texts out"

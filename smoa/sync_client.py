@@ -37,6 +37,8 @@ class ReportOptions(TypedDict, total=False):
     score: float | None
     corrected_output: str
     right_adapter_id: str
+    source: str
+    revision: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class Answer:
             grpc.aio.AioRpcError: the router's status.
         """
         self._client.waited_for(self._answer.report(success=success, **more))
+
+    def withdraw(self, *, revision: int = 1, source: str = "") -> None:
+        """Take back what was said of it.
+
+        Raises:
+            grpc.aio.AioRpcError: the router's status.
+        """
+        self._client.waited_for(self._answer.withdraw(revision=revision, source=source))
 
 
 class SyncSmoaClient:

@@ -63,6 +63,7 @@ def main() -> None:
     settings = settings_or_exit("optimizer", OptimizerSettings, "SMOA_OPTIMIZER_", sys.argv[1:])
     configure_logging()
     try:
+        settings.source_weights  # noqa: B018  refused here, not at the first partition
         code = asyncio.run(run(settings))
     except SmoaError as error:
         print(f"optimizer: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from smoa.access.channels import ConnectionSettings
 from smoa.access.settings import CallersSettings
 from smoa.kafka import KafkaSettings
+from smoa.verdicts import source_weights
 
 APP_ID = "smoa-optimizer"
 """The Kafka group of the workers."""
@@ -73,7 +74,9 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """Share of the average that a `lora` child may lose: its rank is the least that keeps within it. 0: the rank of its parents."""
     session_timeout_s: float = field(default=8.0, metadata={"least": 1})
     """A worker that is silent for so long loses its partitions to the others."""
-    join_ttl_s: float = 86400.0
+    outcome_sources: str = field(default="", metadata={"key": "SMOA_OUTCOME_SOURCES"})
+    """What the verdicts of a source count beside those of others on the same decision, as reviewer=2,judge-model=0.5; of others, 1."""
+    join_ttl_s: float = 7 * 86400.0
     """Outcomes that come later than this after their decision are not counted."""
     join_grace_s: float = 600.0
     """How long an outcome may wait for its decision before it is put aside."""
@@ -95,6 +98,15 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """After this long an event weighs half as much in the recent counts."""
     max_family: int = 200_000
     """Adapters of one tenant, base, kind, rank and modules that are compared with each other."""
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """Those in `outcome_sources`.
+
+        Raises:
+            InvalidArgument: it is not of that form.
+        """
+        return source_weights(self.outcome_sources)
 
     @property
     def silent_tenants(self) -> frozenset[str]:

@@ -21,13 +21,14 @@ from services.router.learning.ranker_training import Estimate, Logged, beats_hyb
 from services.router.library_commands import rebuild_command, reembed_command
 from services.router.lifecycle_consumer import RANKER_KEY
 from services.router.snapshots import snapshot_command
-from smoa.cli.options import kafka_option
+from smoa.cli.options import kafka_option, sources_option
 from smoa.cli.tables import show_table
 from smoa.errors import FailedPrecondition, InvalidArgument, Unavailable
 from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
+from smoa.verdicts import is_new, source_weights, standing
 
 logs_argument = click.argument("logs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -61,14 +62,15 @@ router_group.add_command(snapshot_command)
 @router_group.command("log")
 @click.option("-o", "output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="JSONL to write.")
 @kafka_option
+@sources_option
 @json_option
-def log_command(output: Path, kafka: str, as_json: bool) -> None:
+def log_command(output: Path, kafka: str, sources: str, as_json: bool) -> None:
     """Write the learned decisions in Kafka that have an outcome: {"decision", "outcome"} a line."""
 
     async def work() -> None:
         written = 0
         with output.open("w") as file:
-            async for decision, outcome in _joined(kafka):
+            async for decision, outcome in _joined(kafka, source_weights(sources)):
                 file.write(json.dumps({"decision": MessageToDict(decision), "outcome": MessageToDict(outcome)}) + "\n")
                 written += 1
         click.echo(
@@ -139,8 +141,9 @@ def publish_command(path: Path, kafka: str, anyway: bool, as_json: bool) -> None
 @click.option("--days", default=30.0, show_default=True, help="How far back decisions teach.")
 @click.option("--without", multiple=True, metavar="TENANT", help="Learn nothing from this tenant's decisions; may repeat.")
 @click.option("--dry-run", is_flag=True, help="Announce nothing.")
+@sources_option
 @json_option
-def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...], dry_run: bool, sources: str, as_json: bool) -> None:
     """Learn from what is in Kafka and announce the ranker if it is better than hybrid and than the current one, on outcomes it did not see.
 
     A ranker whose own decisions turn out worse than hybrid's would have been is taken back: the one before it is announced again.
@@ -150,7 +153,8 @@ def learn_command(kafka: str, every: float, days: float, without: tuple[str, ...
         current, previous, at_us = await announced(kafka)
         since_us = int((time.time() - days * 86400) * 1e6)
         logged = []
-        async for decision, outcome in _joined(kafka, lambda one: one.decided_at_us >= since_us and one.tenant not in without):
+        wanted = lambda one: one.decided_at_us >= since_us and one.tenant not in without  # noqa: E731
+        async for decision, outcome in _joined(kafka, source_weights(sources), wanted):
             with suppress(InvalidArgument):  # of another version's features
                 logged.append(logged_of(decision, outcome, decision.decision_id))
         try:
@@ -259,20 +263,30 @@ def _read(artefact: bytes) -> Ranker | None:
 
 
 async def _joined(
-    kafka: str, wanted: Callable[[router_pb2.Decision], bool] = lambda _: True
+    kafka: str, weights: Mapping[str, float], wanted: Callable[[router_pb2.Decision], bool] = lambda _: True
 ) -> AsyncIterator[tuple[router_pb2.Decision, feedback_pb2.Outcome]]:
-    """Learned decisions that are wanted, and their outcomes."""
+    """Learned decisions that are wanted, and what stands for each by the weights of who said it."""
     decisions: dict[str, router_pb2.Decision] = {}
     async for message in _events(kafka, DECISIONS):
         if isinstance(message, router_pb2.Decision) and message.ranked and wanted(message):
             decisions[message.decision_id] = message
+    said: dict[str, list[feedback_pb2.Outcome]] = {}
     async for message in _events(kafka, OUTCOMES):
         if isinstance(message, feedback_pb2.Outcome) and (decision := decisions.get(message.decision_id)) is not None:
             if decision.tenant != (message.tenant or "public"):
                 continue  # anybody can name a decision; only who asked for it may judge it
-            del decisions[message.decision_id]
-            if [one.adapter_id for one in decision.adapters[:1]] == [decision.ranked[0].adapter_id]:  # else a canary answered in its place
-                yield decision, message
+            if [one.adapter_id for one in decision.adapters[:1]] != [decision.ranked[0].adapter_id]:
+                continue  # a canary answered in its place
+            verdicts = said.setdefault(message.decision_id, [])
+            if is_new(message, verdicts):
+                verdicts.append(message)
+    for decision_id, verdicts in said.items():
+        if (stands := standing(verdicts, weights)) is not None:
+            last = verdicts[-1]
+            last.success = stands.success
+            if stands.score is not None:
+                last.score = stands.score
+            yield decisions[decision_id], last
 
 
 async def _events(kafka: str, topic: str) -> AsyncIterator[Message]:

@@ -138,6 +138,12 @@ kafka_option = address_option("--kafka", "SMOA_KAFKA_BOOTSTRAP", "broker", _brok
 store_option = address_option(
     "--store", "SMOA_STORE", "store", lambda stack: stack.store, f"{DEFAULT_FOLDER}/store", "Folder or URL of the adapter store"
 )
+sources_option = click.option(
+    "--sources",
+    default="",
+    envvar="SMOA_OUTCOME_SOURCES",
+    help="Weights of verdicts by who gave them, as reviewer=2,judge-model=0.5; of others, 1 [SMOA_OUTCOME_SOURCES].",
+)
 tenant_option = click.option("--tenant", default="public", show_default=True, envvar="SMOA_TENANT", help="Whose [SMOA_TENANT].")
 signing_option = click.option(
     "--sign-with",

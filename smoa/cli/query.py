@@ -197,29 +197,47 @@ def times_of(usage: executor_pb2.Usage) -> str:
 @click.option("--output", default="", help="What was answered.")
 @click.option("--corrected", default="", help="After a failure: what would have been right; goes with --input.")
 @click.option("--right", metavar="ADAPTER", default="", help="The adapter that would have been right; the learned strategy learns it.")
+@click.option("--source", default="", help="Who says so, where several judge: what they say is weighted (SMOA_OUTCOME_SOURCES).")
+@click.option("--revision", type=click.IntRange(0, 2**32 - 1), default=0, help="Of a correction: above that of what it corrects.")
+@click.option("--withdraw", is_flag=True, help="Take back what was said, and say nothing in its place; goes with --revision.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @tenant_option
 @router_option
 def report_command(
-    decision_id: str, success: bool | None, corrected: str, right: str, as_json: bool, tenant: str, router: str, **texts: Any
+    decision_id: str,
+    success: bool | None,
+    corrected: str,
+    right: str,
+    source: str,
+    revision: int,
+    withdraw: bool,
+    as_json: bool,
+    tenant: str,
+    router: str,
+    **texts: Any,
 ) -> None:
     """Say how the answer under DECISION turned out; `smoa generate` and `smoa route --count` print its id.
 
     The texts are optional. Given, they are kept as examples: a merge is tried on right answers first, and where answers fail an adapter
     can be learned from the corrected ones.
     """
-    if success is None:
-        raise click.UsageError("say --success or --failure")
+    if (success is None) != withdraw:
+        raise click.UsageError("say --success, --failure or --withdraw")
+    if withdraw and not revision:
+        raise click.UsageError("--withdraw goes with --revision, above that of what is taken back")
     if corrected and (success or not texts["input_text"]):
         raise click.UsageError("--corrected goes with --failure and --input: it is what should have been answered to what was asked")
     decision = router_pb2.Decision(decision_id=decision_id, tenant=tenant)
 
     async def work(client: SmoaClient) -> None:
+        if success is None:
+            return await client.withdraw(decision, revision=revision, source=source)
         named = (await find_adapter(client, right, tenant)).adapter_id if right else ""
-        await client.report(decision, success=success, corrected_output=corrected, right_adapter_id=named, **texts)
+        said: dict[str, Any] = {"corrected_output": corrected, "right_adapter_id": named, "source": source, "revision": revision, **texts}
+        return await client.report(decision, success=success, **said)
 
     with_client(router, work)
-    verdict = "success" if success else "failure"
+    verdict = "withdrawal" if success is None else "success" if success else "failure"
     click.echo(json.dumps({"decision_id": decision_id, "outcome": verdict}) if as_json else f"{verdict} reported on {decision_id}")
 
 

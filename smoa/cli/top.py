@@ -61,8 +61,8 @@ class Traffic:
                     counts.update(f"adapter {one.adapter_id}" for one in message.adapters)
                     self._tenants.update((one.adapter_id, message.tenant) for one in message.adapters)
             elif isinstance(message, Outcome):
-                counts["outcomes"] += 1
-                counts["successes"] += message.success
+                counts["outcomes"] += not message.withdrawn
+                counts["successes"] += message.success and not message.withdrawn
             elif isinstance(message, UsageEvent):
                 counts["tokens"] += message.tokens
             elif isinstance(message, LifecycleEvent) and not message.ranker:

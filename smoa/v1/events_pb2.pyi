@@ -65,7 +65,7 @@ class UsageEvent(_message.Message):
     def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
-    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user", "closeness", "base_model", "trial", "score")
+    __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user", "closeness", "base_model", "trial", "score", "corrects")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class AdapterOutcome(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TRIAL_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
+    CORRECTS_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     decision_id: str
     tenant: str
@@ -106,7 +107,14 @@ class AdapterOutcome(_message.Message):
     base_model: str
     trial: TrialEffect
     score: float
-    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., trial: _Optional[_Union[TrialEffect, _Mapping]] = ..., score: _Optional[float] = ...) -> None: ...
+    corrects: Correction
+    def __init__(self, adapter_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., source_topic: _Optional[str] = ..., source_partition: _Optional[int] = ..., source_position: _Optional[int] = ..., used: _Optional[bool] = ..., success: _Optional[bool] = ..., weight: _Optional[float] = ..., occurred_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., together: _Optional[_Iterable[str]] = ..., context: _Optional[bytes] = ..., expected: _Optional[float] = ..., taught: _Optional[bool] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., trial: _Optional[_Union[TrialEffect, _Mapping]] = ..., score: _Optional[float] = ..., corrects: _Optional[_Union[Correction, _Mapping]] = ...) -> None: ...
+
+class Correction(_message.Message):
+    __slots__ = ("verdict",)
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    verdict: float
+    def __init__(self, verdict: _Optional[float] = ...) -> None: ...
 
 class TrialEffect(_message.Message):
     __slots__ = ("parents", "control", "share")
@@ -119,7 +127,7 @@ class TrialEffect(_message.Message):
     def __init__(self, parents: _Optional[_Iterable[str]] = ..., control: _Optional[bool] = ..., share: _Optional[float] = ...) -> None: ...
 
 class Example(_message.Message):
-    __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids")
+    __slots__ = ("key", "decision_id", "tenant", "input", "output", "occurred_at_us", "adapter_ids", "withdrawn")
     KEY_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +135,7 @@ class Example(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_US_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_IDS_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     key: str
     decision_id: str
     tenant: str
@@ -134,7 +143,8 @@ class Example(_message.Message):
     output: str
     occurred_at_us: int
     adapter_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, key: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    withdrawn: bool
+    def __init__(self, key: _Optional[str] = ..., decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., occurred_at_us: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., withdrawn: _Optional[bool] = ...) -> None: ...
 
 class LifecycleEvent(_message.Message):
     __slots__ = ("adapter_id", "tenant", "action", "reason", "occurred_at_us", "merge_id", "parents", "digest", "ranker", "previous_ranker", "evidence", "base_model", "shared")

@@ -26,7 +26,7 @@ from smoa.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from smoa.v1 import access_pb2 as smoa_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smoa/v1/feedback.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x14smoa/v1/access.proto\"\xef\x01\n\x07Outcome\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\x06tenant\x18\x02 \x01(\tB\x0b\xbaH\x04r\x02\x18@\xb0\xbb\x18\x01\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12#\n\x05score\x18\x04 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x16\n\x0ereported_at_us\x18\x05 \x01(\x03\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\tB\x08\n\x06_score\"9\n\x14ReportOutcomeRequest\x12!\n\x07outcome\x18\x01 \x01(\x0b\x32\x10.smoa.v1.Outcome\"\x17\n\x15ReportOutcomeResponse2h\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12U\n\rReportOutcome\x12\x1d.smoa.v1.ReportOutcomeRequest\x1a\x1e.smoa.v1.ReportOutcomeResponse\"\x05\xaa\xbb\x18\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16smoa/v1/feedback.proto\x12\x07smoa.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x14smoa/v1/access.proto\"\xad\x02\n\x07Outcome\x12\x1c\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\x06tenant\x18\x02 \x01(\tB\x0b\xbaH\x04r\x02\x18@\xb0\xbb\x18\x01\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12#\n\x05score\x18\x04 \x01(\x02\x42\x0f\xbaH\x0c\n\n\x1d\x00\x00\x80?-\x00\x00\x00\x00H\x00\x88\x01\x01\x12\x16\n\x0ereported_at_us\x18\x05 \x01(\x03\x12\r\n\x05input\x18\x06 \x01(\t\x12\x0e\n\x06output\x18\x07 \x01(\t\x12\x18\n\x10\x63orrected_output\x18\x08 \x01(\t\x12\x18\n\x10right_adapter_id\x18\t \x01(\t\x12\x17\n\x06source\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x10\n\x08revision\x18\x0b \x01(\r\x12\x11\n\twithdrawn\x18\x0c \x01(\x08\x42\x08\n\x06_score\"9\n\x14ReportOutcomeRequest\x12!\n\x07outcome\x18\x01 \x01(\x0b\x32\x10.smoa.v1.Outcome\"\x17\n\x15ReportOutcomeResponse2h\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12U\n\rReportOutcome\x12\x1d.smoa.v1.ReportOutcomeRequest\x1a\x1e.smoa.v1.ReportOutcomeResponse\"\x05\xaa\xbb\x18\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,14 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OUTCOME'].fields_by_name['tenant']._serialized_options = b'\272H\004r\002\030@\260\273\030\001'
   _globals['_OUTCOME'].fields_by_name['score']._loaded_options = None
   _globals['_OUTCOME'].fields_by_name['score']._serialized_options = b'\272H\014\n\n\035\000\000\200?-\000\000\000\000'
+  _globals['_OUTCOME'].fields_by_name['source']._loaded_options = None
+  _globals['_OUTCOME'].fields_by_name['source']._serialized_options = b'\272H\004r\002\030@'
   _globals['_FEEDBACKSERVICE'].methods_by_name['ReportOutcome']._loaded_options = None
   _globals['_FEEDBACKSERVICE'].methods_by_name['ReportOutcome']._serialized_options = b'\252\273\030\001\001'
   _globals['_OUTCOME']._serialized_start=87
-  _globals['_OUTCOME']._serialized_end=326
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=328
-  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=385
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=387
-  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=410
-  _globals['_FEEDBACKSERVICE']._serialized_start=412
-  _globals['_FEEDBACKSERVICE']._serialized_end=516
+  _globals['_OUTCOME']._serialized_end=388
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_start=390
+  _globals['_REPORTOUTCOMEREQUEST']._serialized_end=447
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_start=449
+  _globals['_REPORTOUTCOMERESPONSE']._serialized_end=472
+  _globals['_FEEDBACKSERVICE']._serialized_start=474
+  _globals['_FEEDBACKSERVICE']._serialized_end=578
 # @@protoc_insertion_point(module_scope)

@@ -71,7 +71,7 @@ class JoinEntry(_message.Message):
     adapter_ids: _containers.RepeatedScalarFieldContainer[str]
     weights: _containers.RepeatedScalarFieldContainer[float]
     verdicts: _containers.RepeatedCompositeFieldContainer[Verdict]
-    early: bool
+    early: int
     first_seen_us: int
     context: bytes
     expected: _containers.RepeatedScalarFieldContainer[float]
@@ -79,10 +79,10 @@ class JoinEntry(_message.Message):
     closeness: _common_pb2.Closeness
     base_model: str
     on_trial: _containers.MessageMap[str, _common_pb2.TrialSide]
-    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[bool] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, _common_pb2.TrialSide]] = ...) -> None: ...
+    def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[int] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, _common_pb2.TrialSide]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id")
+    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id", "source", "revision", "withdrawn", "example_key")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,10 @@ class Verdict(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     CORRECTED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RIGHT_ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_KEY_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     success: bool
     position: int
@@ -101,10 +105,14 @@ class Verdict(_message.Message):
     output: str
     corrected_output: str
     right_adapter_id: str
-    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ...) -> None: ...
+    source: str
+    revision: int
+    withdrawn: bool
+    example_key: str
+    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[int] = ..., withdrawn: _Optional[bool] = ..., example_key: _Optional[str] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
-    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws", "pairs")
+    __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws", "pairs", "aside")
     class TenantsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +169,13 @@ class AdapterCounts(_message.Message):
         key: str
         value: TrialPairs
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[TrialPairs, _Mapping]] = ...) -> None: ...
+    class AsideEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Span
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Span, _Mapping]] = ...) -> None: ...
     TENANTS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TOGETHER_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +185,7 @@ class AdapterCounts(_message.Message):
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
+    ASIDE_FIELD_NUMBER: _ClassVar[int]
     tenants: _containers.MessageMap[str, Tally]
     tasks: _containers.MessageMap[str, Tally]
     together: _containers.ScalarMap[str, int]
@@ -179,7 +195,16 @@ class AdapterCounts(_message.Message):
     control: _containers.MessageMap[str, Tally]
     draws: TrialDraws
     pairs: _containers.MessageMap[str, TrialPairs]
-    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ..., control: _Optional[_Mapping[str, Tally]] = ..., draws: _Optional[_Union[TrialDraws, _Mapping]] = ..., pairs: _Optional[_Mapping[str, TrialPairs]] = ...) -> None: ...
+    aside: _containers.MessageMap[str, Span]
+    def __init__(self, tenants: _Optional[_Mapping[str, Tally]] = ..., tasks: _Optional[_Mapping[str, Tally]] = ..., together: _Optional[_Mapping[str, int]] = ..., applied: _Optional[_Mapping[str, int]] = ..., producers: _Optional[_Mapping[str, Producer]] = ..., stood_for: _Optional[_Mapping[str, Tally]] = ..., control: _Optional[_Mapping[str, Tally]] = ..., draws: _Optional[_Union[TrialDraws, _Mapping]] = ..., pairs: _Optional[_Mapping[str, TrialPairs]] = ..., aside: _Optional[_Mapping[str, Span]] = ...) -> None: ...
+
+class Span(_message.Message):
+    __slots__ = ("since_us", "until_us")
+    SINCE_US_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_US_FIELD_NUMBER: _ClassVar[int]
+    since_us: int
+    until_us: int
+    def __init__(self, since_us: _Optional[int] = ..., until_us: _Optional[int] = ...) -> None: ...
 
 class TrialPairs(_message.Message):
     __slots__ = ("pairs", "child", "parent", "waiting_child", "waiting_child_sum", "waiting_parent", "waiting_parent_sum")
@@ -229,7 +254,7 @@ class CountsEpoch(_message.Message):
     def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ..., began_at_offset: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Tally(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes", "verdicts")
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +270,7 @@ class Tally(_message.Message):
     LONGEST_GAP_US_FIELD_NUMBER: _ClassVar[int]
     ASIDE_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: float
@@ -260,7 +286,8 @@ class Tally(_message.Message):
     longest_gap_us: int
     aside_outcomes: int
     aside_successes: float
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ...) -> None: ...
+    verdicts: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ...) -> None: ...
 
 class ExampleSet(_message.Message):
     __slots__ = ("examples",)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.stream import counting, joining
+from services.optimizer.stream import counting, effects, joining
 from services.optimizer.stream.counting import CountPartition
 from services.optimizer.stream.isolating import without_failing
 from services.optimizer.stream.joining import JoinPartition
@@ -68,7 +68,7 @@ def test_what_fails_without_any_event_and_what_lacks_memory_is_nobodys_fault() -
 
 
 def test_a_join_and_a_count_go_on_without_an_event_that_finds_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    decide, count = joining.join_decision, counting.count_outcome
+    decide, count = effects.join_decision, counting.count_outcome
 
     def deciding(entry: object, decision: router_pb2.Decision, *rest: object) -> object:
         if decision.decision_id == "d1":
@@ -89,12 +89,12 @@ def test_a_join_and_a_count_go_on_without_an_event_that_finds_a_bug(monkeypatch:
     )
     assert sorted(plan.entries) == ["d0", "d2"]
     assert [one.key for one, _ in plan.refused] == [b"d1"]
-    effects = [
+    made = [
         AdapterOutcome(adapter_id="a", decision_id=f"d{number}", tenant="t", source_topic=DECISIONS, source_position=number, used=True)
         for number in range(3)
     ]
     counted = CountPartition(1.0, {}).plan(
-        [_received(number, ADAPTER_OUTCOMES, "a", one.SerializeToString()) for number, one in enumerate(effects)], 1
+        [_received(number, ADAPTER_OUTCOMES, "a", one.SerializeToString()) for number, one in enumerate(made)], 1
     )
     assert counted.counts["a"].tenants["t"].uses == 2
     assert len(counted.refused) == 1

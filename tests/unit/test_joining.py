@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.stream.counting import CountPartition
-from services.optimizer.stream.joining import MAX_CLAIMS, JoinPartition, JoinPlan, segment_of
+from services.optimizer.stream.effects import MAX_CLAIMS
+from services.optimizer.stream.joining import JoinPartition, JoinPlan, segment_of
 from smoa.dead_letters import MAX_KEPT_BYTES, letter
 from smoa.errors import InvalidArgument
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Event, Received, decode, event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,14 @@ def test_less_in_the_same_epoch_is_refused_and_changes_nothing() -> None:
     with pytest.raises(FailedPrecondition, match="uses is 40, and was 125 in the same epoch 'a'"):
         counts.after(report("a", 40), NOW_US)
     assert counts.after(report("a", 125), NOW_US).uses == 125
+
+
+def test_outcomes_fall_where_verdicts_were_taken_back_and_verdicts_do_not() -> None:
+    first = Statistics(epoch="a", uses=3, verdicts=3, outcomes=3, successes=3.0)
+    counts = Statistics().after(first, NOW_US).after(replace(first, verdicts=4, outcomes=2, successes=2.0), NOW_US)
+    assert (counts.outcomes, counts.successes) == (2, 2.0)
+    with pytest.raises(FailedPrecondition, match="verdicts is 3, and was 4 in the same epoch 'a'"):
+        counts.after(first, NOW_US)
 
 
 def test_another_epoch_adds_and_its_recent_counts_are_its_own() -> None:

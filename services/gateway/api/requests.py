@@ -121,8 +121,11 @@ class Feedback(_Body):
     """`POST /v1/feedback`."""
 
     id: Annotated[str, Field(min_length=1, max_length=2 * MAX_ID_CHARACTERS)]
-    success: bool
+    success: bool | None = None
     score: Annotated[float, Field(ge=0, le=1)] | None = None
+    source: Annotated[str, Field(max_length=64)] | None = None
+    revision: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    withdrawn: bool = False
     input: Annotated[str, Field(max_length=MAX_EXAMPLE_CHARACTERS)] | None = None
     output: Annotated[str, Field(max_length=MAX_EXAMPLE_CHARACTERS)] | None = None
     corrected_output: Annotated[str, Field(max_length=MAX_EXAMPLE_CHARACTERS)] | None = None
@@ -227,11 +230,16 @@ def feedback(data: bytes) -> feedback_pb2.Outcome:
     """
     body, _ = parsed(data, Feedback, FEEDBACK)
     decision_id = decision_of(body.id)
+    if body.success is None and not body.withdrawn:
+        raise InvalidArgument("success", "is missing", "say true or false; or `withdrawn`, to take back what was said")
     return feedback_pb2.Outcome(
         decision_id=decision_id,
         tenant=body.tenant or "",
-        success=body.success,
+        success=body.success or False,
         score=body.score,
+        source=body.source or "",
+        revision=body.revision or 0,
+        withdrawn=body.withdrawn,
         input=body.input or "",
         output=body.output or "",
         corrected_output=body.corrected_output or "",

@@ -13,7 +13,7 @@ from typing import Final
 
 import grpc
 
-from services.optimizer.stream.joining import key_of
+from services.optimizer.stream.effects import key_of
 from smoa.adapter import Manifest
 from smoa.client import SmoaClient
 from smoa.errors import Unavailable

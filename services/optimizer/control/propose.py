@@ -21,8 +21,8 @@ from services.optimizer.policy.gaps import Region, regions
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stream.changelog import COUNTS, Changelog
 from services.optimizer.stream.counting import CountPartition
+from services.optimizer.stream.effects import FAILURES
 from services.optimizer.stream.examples import place_of
-from services.optimizer.stream.joining import FAILURES
 from smoa.adapter import decode
 from smoa.cli.options import check_store, executor_option, json_lines_option, kafka_option, router_option, store_option, tenant_option
 from smoa.cli.tables import show_table

@@ -85,7 +85,7 @@ async def lifecycle_of(kafka: str, tenant: str = "", since_us: int = 0) -> list[
 
 
 async def days_of(kafka: str, tenant: str, since_us: int) -> Sequence[Day]:
-    """Outcomes by the day on which they were reported; repeated ones count again.
+    """Outcomes by the day on which they were reported; repeated and corrected ones count again, withdrawn ones do not.
 
     Raises:
         Unavailable: the broker does not answer.
@@ -93,7 +93,7 @@ async def days_of(kafka: str, tenant: str, since_us: int) -> Sequence[Day]:
     counts: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
     async for record in read_topic(kafka, OUTCOMES, since_ms=since_us // 1000):
         for one in messages_of(record):
-            if isinstance(one, Outcome) and tenant in ("", one.tenant or "public"):
+            if isinstance(one, Outcome) and not one.withdrawn and tenant in ("", one.tenant or "public"):
                 day = counts[max(since_us, one.reported_at_us or record.timestamp * 1000) // DAY_US * DAY_US]
                 day[0], day[1] = day[0] + 1, day[1] + one.success
     return [Day(start_us, outcomes, successes) for start_us, (outcomes, successes) in sorted(counts.items())]

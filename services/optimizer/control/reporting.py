@@ -31,6 +31,7 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
     decay(judged, all_of_it.recent_at_us, half_life_s * 1e6)
     return registry_pb2.AdapterStatistics(
         uses=all_of_it.uses,
+        verdicts=judged.verdicts,
         outcomes=judged.outcomes,
         successes=judged.successes,
         generations=all_of_it.generations,
@@ -38,11 +39,11 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
         aside_outcomes=judged.aside_outcomes,
         aside_successes=judged.aside_successes,
         recent_uses=all_of_it.recent_uses,
-        recent_outcomes=judged.recent_outcomes,
-        recent_successes=judged.recent_successes,
+        recent_outcomes=max(0.0, judged.recent_outcomes),  # what was taken back may have faded by a little more
+        recent_successes=max(0.0, min(judged.recent_successes, judged.recent_outcomes)),
         recent_at_us=all_of_it.recent_at_us,
-        fresh_outcomes=judged.fresh_outcomes,
-        fresh_successes=judged.fresh_successes,
+        fresh_outcomes=max(0.0, judged.fresh_outcomes),
+        fresh_successes=max(0.0, min(judged.fresh_successes, judged.fresh_outcomes)),
         last_used_at_us=all_of_it.last_used_at_us,
         longest_gap_us=all_of_it.longest_gap_us,
         epoch=epoch.epoch,
@@ -66,17 +67,20 @@ class Reporter:
         changed, self._count.changed = self._count.changed, set()
         for adapter_id in sorted(changed):
             for before, named in self._count.elsewhere(adapter_id):
-                await self._report_rest(adapter_id, before, named)
+                if before.tenants:
+                    await self._report_rest(adapter_id, before, named)
             counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
             if counts is None or epoch is None or not self._count.owns(adapter_id):
+                continue
+            if not counts.tenants:  # a child on trial in whose place only its parents were asked so far
                 continue
             try:
                 owner = await self._owner(adapter_id, counts)
                 statistics = statistics_of(counts, owner, self._half_life_s, epoch)
                 if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
                     known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-                    statistics.outcomes = max(statistics.outcomes, known.outcomes)
-                    statistics.successes = max(statistics.successes, known.successes)
+                    if statistics.verdicts < known.verdicts:
+                        statistics.verdicts, statistics.outcomes, statistics.successes = known.verdicts, known.outcomes, known.successes
                 await self._client.report_statistics(owner, adapter_id, statistics)
                 self._count.refused.discard(adapter_id)
             except grpc.aio.AioRpcError as error:
@@ -99,7 +103,7 @@ class Reporter:
             owner = await self._owner(adapter_id, counts)
             statistics = statistics_of(counts, owner, self._half_life_s, epoch)
             known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-            if statistics.uses > known.uses or statistics.outcomes > known.outcomes or statistics.tokens > known.tokens:
+            if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
                 await self._client.report_statistics(owner, adapter_id, statistics)
         except grpc.aio.AioRpcError as error:
             self._count.changed.add(adapter_id)

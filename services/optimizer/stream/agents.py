@@ -85,7 +85,7 @@ class Join(Stage[JoinPartition[_Segment]]):
         self._marked[partition] = {one.stamp for one in kept if one.name == LANDMARKS}
         text_room = self._settings.join_max_bytes // (2 * self._settings.partitions)
         silent, known = self._settings.silent_tenants, dict(landmarks[-1]) if landmarks else None
-        return JoinPartition(partition, self._settings.partitions, segments, silent, text_room, known)
+        return JoinPartition(partition, self._settings.partitions, segments, silent, text_room, known, self._settings.source_weights)
 
     def _renamed(self, kept: Sequence[Kept]) -> list[Kept]:
         return [Kept(LANDMARKS if one.name == LANDMARKS else self._next_name(), self.stamp, one.value) for one in kept]

@@ -16,7 +16,8 @@ from services.optimizer.stream.joining import check_key
 from smoa.errors import InvalidArgument
 from smoa.events import Received, decode
 from smoa.v1.events_pb2 import AdapterOutcome, Example, UsageEvent
-from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Tally, TrialPairs
+from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch, ExampleSet, Span, Tally, TrialPairs
+from smoa.verdicts import Standing
 
 MAX_TENANTS, MAX_TASKS = 256, 32
 """Those of one adapter that are counted by themselves; the least of them give their place to new ones, and share one."""
@@ -26,12 +27,14 @@ EXAMPLES_OF: Final = "examples/"
 """Before a key: the changelog's name of its examples."""
 EPOCH: Final = "epoch/"
 """The changelog's name of what a partition's counts are called. No adapter's name has a slash."""
+SUMMED: Final = ("uses", "verdicts", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes")
+"""Lifetime counts of a view."""
 OTHERS: Final = ""
 """The view that those past the bound share."""
 FRESH_HALF_LIFE_US: Final = 1200e6
 """Of the fresh counts, by which it is seen that everything fails at once."""
-SCORES: Final = 2**20
-"""A score is a multiple of one in so many: sums of them are exact in a double, in whatever order they come."""
+INCIDENT_GAP_US: Final = int(3600e6)
+"""What is set aside after so long is of another incident."""
 MAX_TOGETHER: Final = 16
 MAX_PRODUCERS: Final = 64
 """Executors whose last usage event an adapter remembers."""
@@ -60,24 +63,30 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
     if effect.source_position <= counts.applied.get(lane, -1):
         return False
     counts.applied[lane] = effect.source_position
+    at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
+    said = effect.HasField("success") or effect.HasField("corrects")
+    if effect.HasField("corrects"):
+        aside = _was_set_aside(counts, effect.tenant, at_us)
+    elif aside and said:
+        _set_aside(counts, effect.tenant, at_us)
     if effect.HasField("trial"):
         _count_trial(counts, effect, aside)
         if effect.trial.control:
             return True  # it was not used: its parents were
-    judged, success = effect.HasField("success"), verdict_of(effect)
+    judged, success = change_of(effect)
     for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
         if not recent and not name:
             continue
         tally = _view(views, name, most)
         tally.uses += effect.used
-        if judged:
-            tally.outcomes += 1
+        if said:
+            tally.verdicts += 1
+            tally.outcomes += judged
             tally.successes += success
         if aside:
             tally.aside_outcomes += judged
             tally.aside_successes += success
         if recent:
-            at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
             count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=success, aside=aside)
     for other in effect.together:
         _count_frequent(counts.together, other)
@@ -102,24 +111,58 @@ def pair(pairs: TrialPairs, verdict: float, *, of_child: bool) -> None:
         pairs.waiting_parent, pairs.waiting_parent_sum = 0, 0.0
 
 
+def revise(pairs: TrialPairs, change: float, outcomes: int, *, of_child: bool) -> None:
+    """Take what a verdict has changed by into a trial's difference sequence, whose pairs hold the mean of each side's `outcomes`."""
+    moved = change * min(1.0, pairs.pairs / max(outcomes, 1))
+    if of_child:
+        pairs.child = min(max(pairs.child + moved, 0.0), pairs.pairs)
+    else:
+        pairs.parent = min(max(pairs.parent + moved, 0.0), pairs.pairs)
+
+
 def verdict_of(effect: AdapterOutcome) -> float:
     """In [0, 1], a multiple of 2^-20; 0 without a verdict."""
     if not effect.HasField("success"):
         return 0.0
-    return round(effect.score * SCORES) / SCORES if effect.HasField("score") else float(effect.success)
+    return Standing(effect.success, effect.score if effect.HasField("score") else None).value
+
+
+def change_of(effect: AdapterOutcome) -> tuple[int, float]:
+    """By how much outcomes and successes change: a correction takes back what was counted before it."""
+    before = effect.corrects.verdict if effect.HasField("corrects") else 0.0
+    return effect.HasField("success") - effect.HasField("corrects"), verdict_of(effect) - before
+
+
+def _set_aside(counts: AdapterCounts, tenant: str, at_us: int) -> None:
+    if tenant not in counts.aside or at_us > counts.aside[tenant].until_us + INCIDENT_GAP_US:
+        if tenant not in counts.aside and len(counts.aside) >= MAX_TENANTS:
+            del counts.aside[min(counts.aside, key=lambda one: (counts.aside[one].until_us, one))]
+        counts.aside[tenant].CopyFrom(Span(since_us=at_us, until_us=at_us))
+    span = counts.aside[tenant]
+    span.since_us, span.until_us = min(span.since_us, at_us), max(span.until_us, at_us)
+
+
+def _was_set_aside(counts: AdapterCounts, tenant: str, at_us: int) -> bool:
+    return tenant in counts.aside and counts.aside[tenant].since_us <= at_us <= counts.aside[tenant].until_us
 
 
 def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> None:
     """Of a decision of a child's trial, on either side."""
     trial = effect.trial
     side = counts.control if trial.control else counts.stood_for
-    judged = effect.HasField("success") and not aside
+    judged, success = (0, 0.0) if aside else change_of(effect)
     for parent in trial.parents:
         tally = _view(side, key := stratum_key(effect.tenant, parent), MAX_STRATA)
         tally.uses += effect.used
+        before = tally.outcomes
         tally.outcomes += judged
-        tally.successes += judged * verdict_of(effect)
-        if judged and (key in counts.pairs or len(counts.pairs) < MAX_STRATA):
+        tally.successes += success
+        if aside or (key not in counts.pairs and len(counts.pairs) >= MAX_STRATA):
+            continue
+        if effect.HasField("corrects"):  # what is taken back counts as its side's mean: the pair stays, and says nothing of its own
+            mean = tally.successes / tally.outcomes if judged < 0 and tally.outcomes else 0.0
+            revise(counts.pairs[key], success + mean, before, of_child=not trial.control)
+        elif judged:
             pair(counts.pairs[key], verdict_of(effect), of_child=not trial.control)
     if effect.used and trial.share:
         draws, share = counts.draws, trial.share
@@ -129,15 +172,15 @@ def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> 
         draws.variance += share * (1 - share)
 
 
-def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: bool, success: float, aside: bool = False) -> None:
-    """Count a use or a verdict of `at_us` in what fades."""
+def count_recent(tally: Tally, at_us: int, half_life_us: float, *, used: bool, judged: int, success: float, aside: bool = False) -> None:
+    """Count a use, or what a verdict of `at_us` changed, in what fades."""
     weight = decay(tally, at_us, half_life_us)
-    if judged:
+    if judged or success:
         fresh = 1.0 if weight == 1.0 else 0.5 ** ((tally.recent_at_us - at_us) / FRESH_HALF_LIFE_US)
-        tally.fresh_outcomes += fresh
+        tally.fresh_outcomes += fresh * judged
         tally.fresh_successes += fresh * success
         if not aside:
-            tally.recent_outcomes += weight
+            tally.recent_outcomes += weight * judged
             tally.recent_successes += weight * success
     if used:
         tally.recent_uses += weight
@@ -171,7 +214,7 @@ def _view(views: MutableMapping[str, Tally], name: str, most: int) -> Tally:
     if name not in views and len(views) >= most:
         least = min((one for one in views if one), key=lambda one: (views[one].uses, one))
         others, gone = views[OTHERS], views[least]
-        for field_name in ("uses", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes"):
+        for field_name in SUMMED:
             setattr(others, field_name, getattr(others, field_name) + getattr(gone, field_name))
         del views[least]
     return views[name]
@@ -191,13 +234,8 @@ def totals(views: Iterable[Tally], half_life_us: float) -> Tally:
     found = list(views)
     total = Tally(recent_at_us=max((one.recent_at_us for one in found), default=0))
     for one in found:
-        total.uses += one.uses
-        total.outcomes += one.outcomes
-        total.successes += one.successes
-        total.generations += one.generations
-        total.tokens += one.tokens
-        total.aside_outcomes += one.aside_outcomes
-        total.aside_successes += one.aside_successes
+        for field_name in SUMMED:
+            setattr(total, field_name, getattr(total, field_name) + getattr(one, field_name))
         factor = 0.5 ** ((total.recent_at_us - one.recent_at_us) / half_life_us)
         total.recent_uses += one.recent_uses * factor
         total.recent_outcomes += one.recent_outcomes * factor

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from services.optimizer.stream.joining import FAILURES, is_silent
+from services.optimizer.stream.effects import FAILURES, is_silent
 from smoa.v1.events_pb2 import Example
 from smoa.v1.state_pb2 import ExampleSet
 
@@ -48,6 +48,9 @@ class ExamplePartition:
             if is_silent(one.tenant, self._silent):
                 continue
             kept = sets.setdefault(one.key, self._kept(self._values.get(one.key, b""), now_us))
+            if one.withdrawn:
+                kept.pop(place_of(one), None)
+                continue
             one.occurred_at_us = min(one.occurred_at_us, now_us)  # a clock that is ahead must not keep it for ever
             kept.setdefault(place_of(one), one)  # the first to come stands, as its verdict does
             _cut(kept, MOST_FAILURES if one.key.startswith(FAILURES) else MOST)

@@ -1,6 +1,7 @@
 """An adapter's counts as the optimizer reports them, by epoch. Pure.
 
-An epoch is the changelog that counts come from. Within one they only rise, so a report of less is a mistake and is refused. If a changelog
+An epoch is the changelog that counts come from. Within one, uses, verdicts, generations and tokens only rise, so a report of less is a
+mistake and is refused; outcomes and successes may fall, for a verdict may be corrected or taken back. If a changelog
 is lost the next one begins at zero: that is another epoch, and its counts are added to what was known.
 """
 
@@ -26,6 +27,7 @@ class EpochCounts:
     """Counts of one epoch."""
 
     uses: int = 0
+    verdicts: int = 0
     outcomes: int = 0
     successes: float = 0.0
     generations: int = 0
@@ -38,6 +40,7 @@ class EpochCounts:
 
 
 COUNTED: Final = tuple(item.name for item in dataclasses.fields(EpochCounts))
+RISING: Final = ("uses", "verdicts", "generations", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Statistics:
     """Counts over all epochs, and the recent ones of the last epoch."""
 
     uses: int = 0
+    verdicts: int = 0
     outcomes: int = 0
     successes: float = 0.0
     generations: int = 0
@@ -79,11 +83,11 @@ class Statistics:
         mine = EpochCounts(**{name: getattr(self, name) for name in COUNTED})
         known = self.epochs or ({"": mine} if mine != EpochCounts() else {})
         before = known.get(report.epoch, EpochCounts())
-        for name in COUNTED:
+        for name in RISING:
             if getattr(counts, name) < getattr(before, name):
                 raise FailedPrecondition(
                     f"statistics: {name} is {getattr(counts, name):,.16g}, and was {getattr(before, name):,.16g} in the same epoch "
-                    f"{report.epoch!r}; counts only rise: report them under the epoch of the changelog that they come from"
+                    f"{report.epoch!r}; it only rises: report counts under the epoch of the changelog that they come from"
                 )
         since_us = max(report.counted_since_us, self.counted_since_us) if report.epoch == self.epoch else report.counted_since_us
         if report.epoch != self.epoch and report.epoch in known:

@@ -1,0 +1,248 @@
+"""What a decision and each verdict on it mean to its adapters, and to what is learned from. Pure.
+
+Whatever comes again, in whatever order of the two topics, has the same effects again: each verdict's is the difference between what stood
+for the decision before it and what stands after it, in the order in which an entry took them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Final
+
+from smoa.errors import InvalidArgument
+from smoa.v1 import feedback_pb2, router_pb2
+from smoa.v1.events_pb2 import AdapterOutcome, Correction, Example, TrialEffect
+from smoa.v1.state_pb2 import JoinEntry, Verdict
+from smoa.verdicts import EVERY_SOURCE, Standing, is_new, standing
+
+FAILURES: Final = "failures/"
+"""Before a tenant's name: the key of its corrected failures."""
+MAX_CLAIMS: Final = 4
+"""Tenants whose verdicts on a decision are kept before the decision itself has come."""
+MAX_VERDICTS: Final = 16
+"""A tenant's on one decision."""
+
+
+class Lane:
+    """Where events come from: positions rise along it."""
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic, self.partition = topic, partition
+
+
+def join_decision(
+    entry: JoinEntry, decision: router_pb2.Decision, position: int, lane: Lane, weights: Mapping[str, float] = EVERY_SOURCE
+) -> list[AdapterOutcome]:
+    """A decision came: changes the entry and returns the effects.
+
+    The same event again (a replay) has the same effects again; another event of the same decision has none.
+    """
+    if not entry.decided:
+        entry.decided, entry.tenant, entry.decided_position = True, decision.tenant, position
+        entry.decided_at_us, entry.task_id = decision.decided_at_us, decision.task_id
+        entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
+        entry.weights.extend(one.weight for one in decision.adapters)
+        entry.user = decision.user
+        for adapter in decision.adapters:
+            if adapter.HasField("trial"):
+                entry.on_trial[adapter.adapter_id].CopyFrom(adapter.trial)
+        if decision.HasField("closeness"):
+            entry.closeness.CopyFrom(decision.closeness)
+            entry.base_model = decision.base_model
+        if decision.context:
+            entry.context, expected = decision.context, {one.adapter_id: one.expected for one in decision.ranked}
+            entry.expected.extend(expected.get(one.adapter_id, 0.0) for one in decision.adapters)
+        for other in [one for one in entry.verdicts if one.tenant != decision.tenant]:
+            entry.verdicts.remove(other)
+        entry.early = len(entry.verdicts)
+    elif entry.decided_position != position:
+        return []
+    early = entry.verdicts[: entry.early]
+    made = _effects(entry, lane, position, entry.decided_at_us, standing(early, weights), None, used=True)
+    return made + _taught(entry, lane, position, entry.decided_at_us, early[-1] if early else None)
+
+
+def join_outcome(
+    entry: JoinEntry, outcome: feedback_pb2.Outcome, position: int, lane: Lane, weights: Mapping[str, float] = EVERY_SOURCE
+) -> list[AdapterOutcome]:
+    """An outcome came, perhaps before its decision: changes the entry and returns the effects. Of a source, the highest revision stands.
+
+    Raises:
+        InvalidArgument: the decision is another tenant's, too many tenants claim one that has not come, or it was judged too often.
+    """
+    tenant = outcome.tenant or "public"
+    if entry.decided and entry.tenant != tenant:
+        raise InvalidArgument(
+            "tenant", f"{tenant[:80]!r} did not ask for this decision", "report outcomes under the tenant that was routed"
+        )
+    if place_of_verdict(entry, tenant, position) is None:
+        _add_verdict(entry, tenant, outcome, position)
+    place = place_of_verdict(entry, tenant, position)
+    if place is None or not entry.decided or place < entry.early:
+        return []
+    before, after = standing(entry.verdicts[:place], weights), standing(entry.verdicts[: place + 1], weights)
+    at_us = _since_us(entry, place, weights)
+    made = [] if before == after else _effects(entry, lane, position, at_us, after, before, used=False)
+    return made + _taught(entry, lane, position, at_us, entry.verdicts[place])
+
+
+def place_of_verdict(entry: JoinEntry, tenant: str, position: int) -> int | None:
+    """Which of the entry's verdicts an event of a tenant has brought; None if none of them."""
+    return next((place for place, one in enumerate(entry.verdicts) if one.position == position and one.tenant == tenant), None)
+
+
+def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, position: int) -> None:
+    mine = [one for one in entry.verdicts if one.tenant == tenant]
+    if not is_new(outcome, mine):
+        return
+    if not mine and len({one.tenant for one in entry.verdicts}) >= MAX_CLAIMS:
+        raise InvalidArgument(
+            "tenant", f"{tenant[:80]!r} is one of too many that claim a decision that has not come", f"at most {MAX_CLAIMS} may"
+        )
+    if len(mine) >= MAX_VERDICTS:
+        raise InvalidArgument("revision", f"is the decision's {len(mine) + 1}th verdict", f"at most {MAX_VERDICTS} are counted")
+    verdict = entry.verdicts.add(
+        tenant=tenant,
+        success=outcome.success,
+        position=position,
+        reported_at_us=outcome.reported_at_us,
+        right_adapter_id=outcome.right_adapter_id,
+        source=outcome.source,
+        revision=outcome.revision,
+        withdrawn=outcome.withdrawn,
+    )
+    if outcome.HasField("score"):
+        verdict.score = outcome.score
+    if not entry.decided:
+        verdict.input, verdict.output, verdict.corrected_output = outcome.input, outcome.output, outcome.corrected_output
+
+
+def _since_us(entry: JoinEntry, place: int, weights: Mapping[str, float]) -> int:
+    """When what stands before a verdict, or after it, was first said: a correction is of the time of what it corrects."""
+    began = place
+    while began > 0 and standing(entry.verdicts[:began], weights) is not None:
+        began -= 1
+    return entry.decided_at_us if began < entry.early else _reported_at_us(entry, entry.verdicts[began])
+
+
+def _reported_at_us(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> int:
+    """When an outcome was reported: no earlier than its decision, whatever its sender's clock or unit. Whoever counts it knows the present,
+    and takes it for the latest that it can be.
+    """
+    return max(outcome.reported_at_us, entry.decided_at_us)
+
+
+def is_silent(tenant: str, silent: Container[str]) -> bool:
+    """Whether nothing of a tenant's texts may be kept; `*` is everybody."""
+    return tenant in silent or "*" in silent
+
+
+def key_of(adapter_id: str, tenant: str) -> str:
+    """What a tenant's examples of an adapter are known by."""
+    return f"{adapter_id}/{tenant}"
+
+
+def examples_of(
+    entry: JoinEntry, place: int, outcome: feedback_pb2.Outcome | Verdict, weights: Mapping[str, float] = EVERY_SOURCE
+) -> list[Example]:
+    """What can be learned from a verdict of a decision that has come, if it agrees with what stands and `outcome`, it with its texts, has
+    any; before that, what goes of what the verdicts before it gave.
+    """
+    stands, verdict = standing(entry.verdicts[: place + 1], weights), entry.verdicts[place]
+    agrees = stands is not None and not verdict.withdrawn and verdict.success == stands.success
+    made = _example_of(entry, outcome) if agrees else None
+    given = {one.example_key for one in entry.verdicts[:place] if one.example_key}
+    if made is None and stands is not None:
+        given = {key for key in given if key.startswith(FAILURES) == stands.success}
+    verdict.example_key = made.key if made is not None else ""
+    gone = [Example(key=key, decision_id=entry.decision_id, tenant=entry.tenant, withdrawn=True) for key in sorted(given)]
+    return gone if made is None else [*gone, made]
+
+
+def _example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Example | None:
+    if not outcome.input:
+        return None
+    if outcome.success and outcome.output and entry.adapter_ids:
+        _, adapter_id = max(zip(entry.weights, entry.adapter_ids, strict=True))
+        key, output = key_of(adapter_id, entry.tenant), outcome.output
+    elif not outcome.success and outcome.corrected_output:
+        key, output = f"{FAILURES}{entry.tenant}", outcome.corrected_output
+    else:
+        return None
+    return Example(
+        key=key,
+        decision_id=entry.decision_id,
+        tenant=entry.tenant,
+        input=outcome.input,
+        output=output,
+        occurred_at_us=_reported_at_us(entry, outcome),
+        adapter_ids=() if outcome.success else entry.adapter_ids,
+    )
+
+
+def _effect(
+    entry: JoinEntry, lane: Lane, position: int, at_us: int, adapter_id: str, weight: float, stands: Standing | None
+) -> AdapterOutcome:
+    return AdapterOutcome(
+        adapter_id=adapter_id,
+        decision_id=entry.decision_id,
+        tenant=entry.tenant,
+        source_topic=lane.topic,
+        source_partition=lane.partition,
+        source_position=position,
+        success=stands.success if stands is not None else None,
+        score=stands.score if stands is not None else None,
+        weight=weight,
+        occurred_at_us=at_us,
+        task_id=entry.task_id,
+        context=entry.context if stands is not None else b"",
+        user=entry.user if stands is not None else b"",
+    )
+
+
+def _effects(
+    entry: JoinEntry, lane: Lane, position: int, at_us: int, stands: Standing | None, before: Standing | None, *, used: bool
+) -> list[AdapterOutcome]:
+    """What an event means to each adapter of its decision: what stands after it, in the place of what was counted before it."""
+    adapter_ids, on_trial = entry.adapter_ids, entry.on_trial
+    made = []
+    for place, (adapter_id, weight) in enumerate(zip(adapter_ids, entry.weights, strict=True)):
+        one = _effect(entry, lane, position, at_us, adapter_id, weight, stands)
+        one.used = used
+        if adapter_id in on_trial and (side := on_trial[adapter_id]).stands_for:
+            one.trial.CopyFrom(TrialEffect(parents=side.stands_for, share=side.share))
+        if used:
+            one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
+        if entry.expected and stands is not None:
+            one.expected = entry.expected[place]
+        made.append(one)
+    for child, parents in _controls(entry).items() if on_trial else ():
+        one = _effect(entry, lane, position, at_us, child, 0.0, stands)
+        one.used = used
+        one.trial.CopyFrom(TrialEffect(parents=parents, control=True, share=on_trial[parents[0]].share))
+        made.append(one)
+    if before is not None:
+        for one in made:
+            one.corrects.CopyFrom(Correction(verdict=before.value))
+    elif stands is not None and made and entry.HasField("closeness"):
+        made[0].closeness.CopyFrom(entry.closeness)
+        made[0].base_model = entry.base_model
+    return made
+
+
+def _taught(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: Verdict | None) -> list[AdapterOutcome]:
+    """What a verdict means to an adapter that it says to have been right."""
+    if verdict is None or not verdict.right_adapter_id or verdict.withdrawn or not (entry.context or entry.user):
+        return []
+    right = _effect(entry, lane, position, at_us, verdict.right_adapter_id, 1.0, Standing(success=True))
+    right.taught = True
+    return [right]
+
+
+def _controls(entry: JoinEntry) -> dict[str, list[str]]:
+    """By the children that parents of the decision are compared with: those parents, in the decision's order."""
+    found: dict[str, list[str]] = {}
+    for adapter_id in entry.adapter_ids:
+        if adapter_id in entry.on_trial and (child := entry.on_trial[adapter_id].control_of):
+            found.setdefault(child, []).append(adapter_id)
+    return found
