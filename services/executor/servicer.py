@@ -135,7 +135,13 @@ def _usage_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage]
     """One for each adapter of each stage, however many answers it had a part in: a request counts once."""
     of_stages = zip(*(usage.stages or (usage,) for usage in spent), strict=True)
     return [
-        _usage_event(request, ref, sum(usage.completion_tokens for usage in usages), max(usage.total_us for usage in usages))
+        _usage_event(
+            request,
+            ref,
+            sum(usage.completion_tokens for usage in usages),
+            max(usage.total_us for usage in usages),
+            min(usage.first_token_us for usage in usages),
+        )
         for stage, usages in zip(stages, of_stages, strict=True)
         for ref in stage.adapters
     ]
@@ -143,12 +149,17 @@ def _usage_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage]
 
 def _largest_events(request: executor_pb2.GenerateRequest, stages: Sequence[Stage]) -> list[Event]:
     """Events that are no smaller than those that the request will have."""
-    return [_usage_event(request, ref, 2**31 - 1, 2**63 - 1) for stage in stages for ref in stage.adapters]
+    return [_usage_event(request, ref, 2**31 - 1, 2**63 - 1, 2**63 - 1) for stage in stages for ref in stage.adapters]
 
 
-def _usage_event(request: executor_pb2.GenerateRequest, ref: AdapterRef, tokens: int, total_us: int) -> Event:
+def _usage_event(request: executor_pb2.GenerateRequest, ref: AdapterRef, tokens: int, total_us: int, first_token_us: int) -> Event:
     value = events_pb2.UsageEvent(
-        adapter_id=ref.adapter_id, tenant=request.tenant or "public", decision_id=request.decision_id, tokens=tokens, total_us=total_us
+        adapter_id=ref.adapter_id,
+        tenant=request.tenant or "public",
+        decision_id=request.decision_id,
+        tokens=tokens,
+        total_us=total_us,
+        first_token_us=first_token_us,
     )
     return event(USAGE, ref.adapter_id, value)
 

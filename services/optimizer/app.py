@@ -98,6 +98,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         alpha=settings.trial_alpha,
         margin=settings.trial_margin,
         parent_margin=settings.trial_parent_margin,
+        most_spent=settings.trial_most_spent,
         max_age_s=settings.trial_max_age_s,
     )
     caution = Caution(

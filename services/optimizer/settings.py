@@ -60,6 +60,8 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """By how much a child may be worse than its parents together and still be promoted."""
     trial_parent_margin: float = 0.25
     """The same, than any one of its parents."""
+    trial_most_spent: float = 1.5
+    """Factor by which a child's first token may come later, or its answers be longer, than its parents' on average; 0: not looked at."""
     trial_max_age_s: float = 28 * 86400.0
     """After so long a merge whose child was not shown to be as good is undone."""
     purge_after_s: float = 365 * 86400.0

@@ -51,18 +51,20 @@ class PackedEvent(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class UsageEvent(_message.Message):
-    __slots__ = ("adapter_id", "tenant", "decision_id", "tokens", "total_us")
+    __slots__ = ("adapter_id", "tenant", "decision_id", "tokens", "total_us", "first_token_us")
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     tenant: str
     decision_id: str
     tokens: int
     total_us: int
-    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+    first_token_us: int
+    def __init__(self, adapter_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decision_id: _Optional[str] = ..., tokens: _Optional[int] = ..., total_us: _Optional[int] = ..., first_token_us: _Optional[int] = ...) -> None: ...
 
 class AdapterOutcome(_message.Message):
     __slots__ = ("adapter_id", "decision_id", "tenant", "source_topic", "source_partition", "source_position", "used", "success", "weight", "occurred_at_us", "task_id", "together", "context", "expected", "taught", "user", "closeness", "base_model", "trial", "score", "corrects")

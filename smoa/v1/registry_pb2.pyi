@@ -18,7 +18,7 @@ COMPOSITION_WEIGHTING_UNSPECIFIED: CompositionWeighting
 COMPOSITION_WEIGHTING_MEASURED_SUCCESS: CompositionWeighting
 
 class AdapterStatistics(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "epoch", "counted_since_us", "epochs", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes", "verdicts")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "epoch", "counted_since_us", "epochs", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes", "verdicts", "first_token_us")
     class EpochsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class AdapterStatistics(_message.Message):
     ASIDE_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: float
@@ -64,10 +65,11 @@ class AdapterStatistics(_message.Message):
     aside_outcomes: int
     aside_successes: float
     verdicts: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ...) -> None: ...
+    first_token_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., epoch: _Optional[str] = ..., counted_since_us: _Optional[int] = ..., epochs: _Optional[_Mapping[str, EpochCounts]] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ..., first_token_us: _Optional[int] = ...) -> None: ...
 
 class EpochCounts(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes", "verdicts")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes", "verdicts", "first_token_us")
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +78,7 @@ class EpochCounts(_message.Message):
     ASIDE_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: float
@@ -84,7 +87,8 @@ class EpochCounts(_message.Message):
     aside_outcomes: int
     aside_successes: float
     verdicts: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ...) -> None: ...
+    first_token_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ..., first_token_us: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline", "canary_since_us", "examples_digest")

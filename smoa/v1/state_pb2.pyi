@@ -254,7 +254,7 @@ class CountsEpoch(_message.Message):
     def __init__(self, epoch: _Optional[str] = ..., began_at_us: _Optional[int] = ..., began_at_offset: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Tally(_message.Message):
-    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes", "verdicts")
+    __slots__ = ("uses", "outcomes", "successes", "generations", "tokens", "recent_uses", "recent_outcomes", "recent_successes", "recent_at_us", "fresh_outcomes", "fresh_successes", "last_used_at_us", "longest_gap_us", "aside_outcomes", "aside_successes", "verdicts", "first_token_us")
     USES_FIELD_NUMBER: _ClassVar[int]
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SUCCESSES_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +271,7 @@ class Tally(_message.Message):
     ASIDE_OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     ASIDE_SUCCESSES_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     uses: int
     outcomes: int
     successes: float
@@ -287,7 +288,8 @@ class Tally(_message.Message):
     aside_outcomes: int
     aside_successes: float
     verdicts: int
-    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ...) -> None: ...
+    first_token_us: int
+    def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., recent_uses: _Optional[float] = ..., recent_outcomes: _Optional[float] = ..., recent_successes: _Optional[float] = ..., recent_at_us: _Optional[int] = ..., fresh_outcomes: _Optional[float] = ..., fresh_successes: _Optional[float] = ..., last_used_at_us: _Optional[int] = ..., longest_gap_us: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ..., first_token_us: _Optional[int] = ...) -> None: ...
 
 class ExampleSet(_message.Message):
     __slots__ = ("examples",)

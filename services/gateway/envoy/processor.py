@@ -146,6 +146,7 @@ class _Exchange:
         self._tokens = AnswerTokens()
         self._counts = False
         self._began_ns = time.perf_counter_ns()
+        self._first_us = 0
 
     async def replies(self, message: Message) -> Iterable[Reply]:
         """What Envoy is answered to a message; none while parts are kept."""
@@ -271,10 +272,14 @@ class _Exchange:
 
     def _response_body(self, data: bytes, *, last: bool) -> Iterable[Reply]:
         if self._counts:
+            self._first_us = self._first_us or self._passed_us()
             self._tokens.take(data)
             if last:
                 self._count()
         return [_body_reply(data, last, self._response_mode, of_response=True)]
+
+    def _passed_us(self) -> int:
+        return (time.perf_counter_ns() - self._began_ns) // 1000
 
     def _count(self) -> None:
         """The answer is there: tell what it took of the adapter that gave it."""
@@ -288,7 +293,8 @@ class _Exchange:
             tenant=self._decision.tenant,
             decision_id=self._decision.decision_id,
             tokens=self._tokens.tokens,
-            total_us=(time.perf_counter_ns() - self._began_ns) // 1000,
+            total_us=self._passed_us(),
+            first_token_us=self._first_us,
         )
         try:
             self._processor.publish([event(USAGE, adapter.adapter_id, used)])

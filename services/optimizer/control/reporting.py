@@ -36,6 +36,7 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
         successes=judged.successes,
         generations=all_of_it.generations,
         tokens=all_of_it.tokens,
+        first_token_us=all_of_it.first_token_us,
         aside_outcomes=judged.aside_outcomes,
         aside_successes=judged.aside_successes,
         recent_uses=all_of_it.recent_uses,

@@ -12,7 +12,9 @@ import grpc
 from services.optimizer.control.freezing import Freezing
 from services.optimizer.control.reasons import ROLLED_BACK
 from services.optimizer.control.reporting import AWAY
-from services.optimizer.control.views import lifetime_of, stratum_of
+from services.optimizer.control.views import lifetime_of, spent_of, stratum_of
+from services.optimizer.policy.guards import evidence as evidence_of
+from services.optimizer.policy.guards import guarded, together
 from services.optimizer.policy.trial import NOTHING, Arm, Draws, TrialRules, judge
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
@@ -81,7 +83,15 @@ class Trials:
             self._skewed.add(child_id)
             _log.warning("canary %s: its sides are not as the routers say that they were drawn: %s; it is not promoted", child_id, draws)
         rules = self._rules if child.merge_id else dataclasses.replace(self._rules, in_front=True)
-        judgement, evidence, reason = judge(strata, age_s, rules, draws)
+        spent = (
+            spent_of(child.statistics),
+            together(spent_of(parent.statistics).since(spent_of(child.canary_baseline[parent.adapter_id])) for parent in parents),
+        )
+        found = guarded(*spent, rules.most_spent, rules.alpha)
+        judgement, evidence, reason = judge(strata, age_s, rules, draws, found.costs)
+        evidence |= evidence_of(*spent)
+        if found.fails:
+            judgement, reason = "roll back", found.fails
         if judgement == "wait" or (judgement == "promote" and await self._freezing.holds(tenant, child.base_model)):
             return ""
         _log.info("canary %s: %s: %s", child_id, judgement, reason)

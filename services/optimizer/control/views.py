@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Final
 
+from services.optimizer.policy.guards import Spent
 from services.optimizer.policy.library_policy import AdapterView
 from services.optimizer.policy.trial import NO_PAIRS, NOTHING, Arm, Pairs, Stratum, Voice, with_users
 from services.optimizer.stream.counting import FRESH_HALF_LIFE_US
@@ -114,6 +115,11 @@ def stratum_of(
 
 def _arm(tally: Tally | None) -> Arm:
     return NOTHING if tally is None else Arm(tally.outcomes, tally.successes)
+
+
+def spent_of(counts: registry_pb2.AdapterStatistics) -> Spent:
+    """What an adapter's answers took, all together."""
+    return Spent(counts.uses, counts.generations, counts.tokens, counts.first_token_us)
 
 
 def lifetime_of(counts: registry_pb2.AdapterStatistics) -> Arm:

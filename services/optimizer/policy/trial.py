@@ -95,6 +95,8 @@ class TrialRules:
     """The same, than any one of them: each has fewer outcomes than all, and what can be shown of it is less."""
     max_age_s: float = 28 * 86400.0
     """What was not shown by then is undone."""
+    most_spent: float = 1.5
+    """Factor by which a child's first token may come later, or its answers be longer, than its parents' on average; 0: not looked at."""
     in_front: bool = False
     """A child is promoted only while it is not behind: of two versions the better one is to stay, and there is no price to be paid."""
 
@@ -242,6 +244,7 @@ def judge(
     age_s: float,
     rules: TrialRules,
     draws: Draws = Draws(),  # noqa: B008  it does not change
+    against: str = "",
 ) -> tuple[Judgement, dict[str, float], str]:
     """What to do, the numbers behind it, and as a sentence; both are of the parent that decides.
 
@@ -250,18 +253,19 @@ def judge(
         age_s: Of what is known of the trial.
         rules: When it ends.
         draws: Of the trial: nothing is promoted by sides that are not the queries' own chance.
+        against: What speaks against the child beside its verdicts: while there is anything, it is not promoted.
     """
     shown = {parent: _shown(one, rules) for parent, one in strata.items()}
     least = min(shown, key=lambda parent: (shown[parent], parent))
     held = min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha)
-    if held and not draws.skewed and not (rules.in_front and any(_behind(one) for one in strata.values())):
+    if held and not draws.skewed and not against and not (rules.in_front and any(_behind(one) for one in strata.values())):
         return "promote", *_said(strata, least, "as good")
     refuted = {parent: worse(one.child, one.parent, one.before) for parent, one in strata.items()}
     worst = max(refuted, key=lambda parent: (refuted[parent], parent))
     if refuted[worst] > math.log(len(strata) / rules.alpha):
         return "roll back", *_said(strata, worst, "worse")
     if age_s >= rules.max_age_s:
-        verdict = f"its sides are skewed ({draws})" if draws.skewed else "not shown to be as good by the deadline"
+        verdict = f"its sides are skewed ({draws})" if draws.skewed else against or "not shown to be as good by the deadline"
         return "not shown", *_said(strata, least, verdict)
     return "wait", *_said(strata, least, "not shown yet")
 

@@ -27,7 +27,10 @@ EXAMPLES_OF: Final = "examples/"
 """Before a key: the changelog's name of its examples."""
 EPOCH: Final = "epoch/"
 """The changelog's name of what a partition's counts are called. No adapter's name has a slash."""
-SUMMED: Final = ("uses", "verdicts", "outcomes", "successes", "generations", "tokens", "aside_outcomes", "aside_successes")
+SUMMED: Final = (
+    *("uses", "verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"),
+    *("generations", "tokens", "first_token_us"),
+)
 """Lifetime counts of a view."""
 OTHERS: Final = ""
 """The view that those past the bound share."""
@@ -207,6 +210,7 @@ def count_usage(counts: AdapterCounts, usage: UsageEvent, producer_id: str, sequ
     tally = _view(counts.tenants, usage.tenant, MAX_TENANTS)
     tally.generations += 1
     tally.tokens += usage.tokens
+    tally.first_token_us += usage.first_token_us
     return True
 
 

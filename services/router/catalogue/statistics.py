@@ -32,6 +32,7 @@ class EpochCounts:
     successes: float = 0.0
     generations: int = 0
     tokens: int = 0
+    first_token_us: int = 0
     aside_outcomes: int = 0
     aside_successes: float = 0.0
 
@@ -40,7 +41,7 @@ class EpochCounts:
 
 
 COUNTED: Final = tuple(item.name for item in dataclasses.fields(EpochCounts))
-RISING: Final = ("uses", "verdicts", "generations", "tokens")
+RISING: Final = ("uses", "verdicts", "generations", "tokens", "first_token_us")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Statistics:
     successes: float = 0.0
     generations: int = 0
     tokens: int = 0
+    first_token_us: int = 0
     aside_outcomes: int = 0
     aside_successes: float = 0.0
     recent_uses: float = 0.0

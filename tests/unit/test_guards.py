@@ -1,0 +1,90 @@
+"""What speaks against a child on trial beside its verdicts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from services.optimizer.policy.guards import MIN_ANSWERS, Guarded, Spent, evidence, guarded, together
+from services.optimizer.policy.trial import Arm, Pairs, Stratum, TrialRules, judge
+
+ALPHA = 0.05
+
+
+def _spent(uses: int, answered: float = 1.0, tokens: float = 20.0, first_token_ms: float = 100.0) -> Spent:
+    answers = round(uses * answered)
+    return Spent(uses, answers, answers * tokens, answers * first_token_ms * 1000)
+
+
+def test_a_child_that_is_as_its_parents_are_has_nothing_against_it() -> None:
+    assert guarded(_spent(100), _spent(900), 1.5, ALPHA) == Guarded()
+
+
+def test_a_child_that_does_not_answer_fails_though_nobody_judges_it() -> None:
+    found = guarded(_spent(60, answered=0.3), _spent(600, answered=0.98), 1.5, ALPHA)
+    assert found.fails == "answers less often: 18 of 60 decisions, its parents 588 of 600 decisions"
+
+
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        (_spent(80, first_token_ms=300), "the first token comes after 300 ms, its parents' 100"),
+        (_spent(80, tokens=64), "answers have 64 tokens, its parents' 20"),
+        (_spent(80, tokens=29, first_token_ms=149), ""),
+    ],
+)
+def test_a_child_whose_answers_take_more_is_not_promoted_while_they_do(child: Spent, said: str) -> None:
+    assert guarded(child, _spent(800), 1.5, ALPHA) == Guarded(costs=said)
+    assert guarded(child, _spent(800), 0.0, ALPHA) == Guarded()
+
+
+@pytest.mark.parametrize(("child", "parents"), [(MIN_ANSWERS - 1, 900), (900, MIN_ANSWERS - 1), (0, 0)])
+def test_of_a_few_answers_nothing_is_said(child: int, parents: int) -> None:
+    assert guarded(_spent(child, 0.5, 500, 5000), _spent(parents), 1.5, ALPHA) == Guarded()
+
+
+def test_without_executors_that_tell_nothing_is_said() -> None:
+    """As behind another engine: its callers judge, and nobody counts tokens."""
+    assert guarded(_spent(500, answered=0), _spent(5000, answered=0), 1.5, ALPHA) == Guarded()
+    assert guarded(_spent(5000, answered=0), _spent(60, answered=0), 1.5, ALPHA) == Guarded()
+    assert evidence(_spent(500, answered=0), _spent(5000, answered=0)) == {}
+
+
+def test_an_equal_child_is_seldom_said_to_fail_however_often_it_is_looked_at() -> None:
+    rng, failed = np.random.default_rng(5), 0
+    for _ in range(200):
+        sides = rng.random(2000) < 0.1
+        answered = rng.random(2000) < 0.9
+        for end in range(100, 2001, 50):
+            child, parents = (Spent(int((side := sides[:end] == one).sum()), int((side & answered[:end]).sum())) for one in (True, False))
+            if guarded(child, parents, 1.5, ALPHA).fails:
+                failed += 1
+                break
+    assert failed / 200 <= ALPHA
+
+
+def test_what_came_before_the_trial_is_not_of_it() -> None:
+    assert _spent(100).since(_spent(40)) == _spent(60)
+    assert _spent(40).since(_spent(100)) == Spent()  # of another epoch
+    assert together([_spent(10), _spent(20)]) == _spent(30)
+    assert evidence(_spent(100, tokens=5), _spent(100)) == {
+        "child_answered": 1.0,
+        "child_tokens": 5.0,
+        "child_first_token_ms": 100.0,
+        "parents_answered": 1.0,
+        "parents_tokens": 20.0,
+        "parents_first_token_ms": 100.0,
+    }
+
+
+def test_a_child_with_something_against_it_waits_and_is_undone_at_the_deadline() -> None:
+    arm = Arm(400, 400)
+    strata = {"p": Stratum(arm, arm, arm, pairs=Pairs(400, 400, 400))}
+    rules = TrialRules()
+    assert judge(strata, 1.0, rules)[0] == "promote"
+    assert judge(strata, 1.0, rules, against="answers have 90 tokens, its parents' 20")[0] == "wait"
+    judgement, _, reason = judge(strata, rules.max_age_s, rules, against="answers have 90 tokens, its parents' 20")
+    assert (judgement, reason.split(":")[0]) == ("not shown", "answers have 90 tokens, its parents' 20")
+    assert math.isfinite(rules.most_spent)
