@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from services.local import free_port
 from services.optimizer.control.change_commands import CARRIED_OUT
 from services.optimizer.control.commands import optimizer_group
-from services.optimizer.control.report import days_of
+from services.optimizer.control.report import days_of, lifecycle_of
 from smoa.cli.names import PROTECTED
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound
 from smoa.events import CHANGES, DECISIONS, LIFECYCLE, OUTCOMES
@@ -107,12 +107,12 @@ async def test_a_report_is_written_of_a_period(world: _World, tmp_path: Path) ->
     await world.router.client.settle_trial("public", child.adapter_id, promote=True, reason=f"as good: in place of {parents[0].adapter_id}")
     other = await world.router.register(MONEY, name="other")
     await world.router.client.retire("public", other.adapter_id, "pruned: fails: 0 of 20 right")
-    await world.told(5)
 
-    async def reported() -> bool:
-        return sum(day.outcomes for day in await days_of(world.kafka, "", 0)) >= 5
+    async def told() -> bool:
+        pruned = [one for one in await lifecycle_of(world.kafka) if one.adapter_id == other.adapter_id and one.reason.startswith("pruned")]
+        return bool(pruned) and sum(day.outcomes for day in await days_of(world.kafka, "", 0)) >= 5
 
-    await until("the outcomes", 20, reported)
+    await until("the prune and the outcomes", 20, told)
     numbers = json.loads(await world.said("report", "--json", "--since", "1h"))
     assert {name: numbers[name] for name in ("pruned", "merged_away", "merges", "undone")} == {
         "pruned": 1,
