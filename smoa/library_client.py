@@ -137,6 +137,11 @@ class LibraryClient:
         request = registry_pb2.RestoreAdapterRequest(tenant=tenant, adapter_id=adapter_id)
         return await self.registry.RestoreAdapter(request, timeout=self._timeout_s)
 
+    async def archive(self, tenant: str, adapter_id: str) -> registry_pb2.Adapter:
+        """Move a retired adapter's file to where it costs less; it comes back with `restore`."""
+        request = registry_pb2.ArchiveAdapterRequest(tenant=tenant, adapter_id=adapter_id)
+        return await self.registry.ArchiveAdapter(request, timeout=self._timeout_s)
+
     async def purge(self, tenant: str, adapter_id: str) -> registry_pb2.Adapter:
         """Delete a retired adapter's weights; there is no way back."""
         return await self.registry.PurgeAdapter(

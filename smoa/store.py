@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, ParamSpec, TypeVar
 
@@ -57,6 +57,15 @@ class AdapterStore:
                 "digest", f"{digest[:80]!r} is not a sha256 in lower-case hex", "use the digest `smoa adapter push` printed"
             )
         return f"adapters/{digest[:2]}/{digest}.safetensors"
+
+    @classmethod
+    def archive_key(cls, digest: str) -> str:
+        """Where a file is that is not used: a prefix by itself, so that a bucket's own rules can keep it where it costs less.
+
+        Raises:
+            InvalidArgument: see `key`.
+        """
+        return f"archive/{cls.key(digest)}"
 
     async def put(self, data: bytes) -> str:
         """Write once and return the digest; the same content twice is one object.
@@ -161,8 +170,15 @@ class AdapterStore:
         except (BaseError, OSError) as error:
             raise Unavailable(f"store: cannot read from {self.location} ({error}); check that it is mounted") from error
 
+    def _found(self, digest: str) -> GetResult:
+        """Where it is; looked for once more where it was first, for it may come back meanwhile."""
+        for key in (self.key(digest), self.archive_key(digest)):
+            with suppress(FileNotFoundError):
+                return obstore.get(self._store, key)
+        return obstore.get(self._store, self.key(digest))
+
     def _open(self, digest: str) -> GetResult:
-        result = obstore.get(self._store, self.key(digest))
+        result = self._found(digest)
         size = result.meta["size"]
         if self._max_bytes is not None and size > self._max_bytes:
             remedy = f"push a smaller adapter{f', or raise {self._limit_name}' if self._limit_name else ''}"
@@ -191,7 +207,9 @@ class AdapterStore:
         return {digest for part in found for digest in part}
 
     def _has(self, digest: str) -> bool:
-        key = self.key(digest)
+        return any(self._is_at(key) for key in (self.key(digest), self.archive_key(digest)))
+
+    def _is_at(self, key: str) -> bool:
         if self._folder is not None:  # a small part of what obstore takes to say it, and imports ask for a million
             return os.path.exists(f"{self._folder}/{key}")
         try:
@@ -200,6 +218,31 @@ class AdapterStore:
             return False
         return True
 
+    async def archive(self, digest: str) -> None:
+        """Move a file to the archive, from where it is read, too; again is fine.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        await self._move(self.key(digest), self.archive_key(digest))
+
+    async def bring_back(self, digest: str) -> None:
+        """Move a file from the archive to where it was; again is fine.
+
+        Raises:
+            Unavailable: the store failed.
+        """
+        await self._move(self.archive_key(digest), self.key(digest))
+
+    async def _move(self, source: str, target: str) -> None:
+        try:
+            await self._call(obstore.rename, self._store, source, target)
+        except FileNotFoundError:
+            return
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"store: cannot move a file of {self.location} ({error}); check that it is mounted and writable") from error
+
     async def delete(self, digest: str) -> None:
-        """Remove a file; absent is fine."""
+        """Remove a file, wherever it is; absent is fine."""
+        await self.delete_object(self.archive_key(digest))
         await self.delete_object(self.key(digest))

@@ -108,6 +108,7 @@ def build(settings: OptimizerSettings) -> faust.App:
         trial=trial,
         changes_per_hour=settings.changes_per_hour,
         gate_max_loss=settings.gate_max_loss,
+        archive_after_s=settings.archive_after_s,
         purge_after_s=settings.purge_after_s,
     )
     merge = partial(

@@ -91,7 +91,7 @@ class EpochCounts(_message.Message):
     def __init__(self, uses: _Optional[int] = ..., outcomes: _Optional[int] = ..., successes: _Optional[float] = ..., generations: _Optional[int] = ..., tokens: _Optional[int] = ..., aside_outcomes: _Optional[int] = ..., aside_successes: _Optional[float] = ..., verdicts: _Optional[int] = ..., first_token_us: _Optional[int] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline", "canary_since_us", "examples_digest")
+    __slots__ = ("adapter_id", "version", "digest", "tenant", "name", "kind", "granularity", "specialization", "base_model", "rank", "modules", "parameter_count", "tags", "shared", "example_count", "parents", "state", "state_reason", "created_at_us", "updated_at_us", "statistics", "merge_id", "file_bytes", "pinned", "canary_share", "canary_baseline", "restored_at_us", "restored_baseline", "canary_since_us", "examples_digest", "archived_at_us")
     class CanaryBaselineEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class Adapter(_message.Message):
     RESTORED_BASELINE_FIELD_NUMBER: _ClassVar[int]
     CANARY_SINCE_US_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVED_AT_US_FIELD_NUMBER: _ClassVar[int]
     adapter_id: str
     version: int
     digest: str
@@ -159,7 +160,8 @@ class Adapter(_message.Message):
     restored_baseline: AdapterStatistics
     canary_since_us: int
     examples_digest: str
-    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., canary_since_us: _Optional[int] = ..., examples_digest: _Optional[str] = ...) -> None: ...
+    archived_at_us: int
+    def __init__(self, adapter_id: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., tenant: _Optional[str] = ..., name: _Optional[str] = ..., kind: _Optional[_Union[_common_pb2.AdapterKind, str]] = ..., granularity: _Optional[_Union[_common_pb2.Granularity, str]] = ..., specialization: _Optional[_Union[_common_pb2.Specialization, str]] = ..., base_model: _Optional[str] = ..., rank: _Optional[int] = ..., modules: _Optional[_Iterable[str]] = ..., parameter_count: _Optional[int] = ..., tags: _Optional[_Iterable[str]] = ..., shared: _Optional[bool] = ..., example_count: _Optional[int] = ..., parents: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[_common_pb2.AdapterState, str]] = ..., state_reason: _Optional[str] = ..., created_at_us: _Optional[int] = ..., updated_at_us: _Optional[int] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., merge_id: _Optional[str] = ..., file_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., canary_share: _Optional[float] = ..., canary_baseline: _Optional[_Mapping[str, AdapterStatistics]] = ..., restored_at_us: _Optional[int] = ..., restored_baseline: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., canary_since_us: _Optional[int] = ..., examples_digest: _Optional[str] = ..., archived_at_us: _Optional[int] = ...) -> None: ...
 
 class RegisterAdapterRequest(_message.Message):
     __slots__ = ("tenant", "digest", "examples", "replace")
@@ -305,6 +307,14 @@ class RetireAdapterRequest(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., reason: _Optional[str] = ..., evidence: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RestoreAdapterRequest(_message.Message):
+    __slots__ = ("tenant", "adapter_id")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ...) -> None: ...
+
+class ArchiveAdapterRequest(_message.Message):
     __slots__ = ("tenant", "adapter_id")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]

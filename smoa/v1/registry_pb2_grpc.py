@@ -79,6 +79,11 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.RestoreAdapterRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.ArchiveAdapter = channel.unary_unary(
+                '/smoa.v1.RegistryService/ArchiveAdapter',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.ArchiveAdapterRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+                _registered_method=True)
         self.PurgeAdapter = channel.unary_unary(
                 '/smoa.v1.RegistryService/PurgeAdapter',
                 request_serializer=smoa_dot_v1_dot_registry__pb2.PurgeAdapterRequest.SerializeToString,
@@ -191,6 +196,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ArchiveAdapter(self, request, context):
+        """Move a retired adapter's file to the prefix `archive/` of the store, for whose objects a bucket can have rules of its own; it is still
+        found there, and comes back with RestoreAdapter. Again is fine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PurgeAdapter(self, request, context):
         """Delete a retired adapter's weights once the grace period is over.
         """
@@ -290,6 +303,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
             'RestoreAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.RestoreAdapter,
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.RestoreAdapterRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'ArchiveAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveAdapter,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.ArchiveAdapterRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
             ),
             'PurgeAdapter': grpc.unary_unary_rpc_method_handler(
@@ -575,6 +593,33 @@ class RegistryService:
             target,
             '/smoa.v1.RegistryService/RestoreAdapter',
             smoa_dot_v1_dot_registry__pb2.RestoreAdapterRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smoa.v1.RegistryService/ArchiveAdapter',
+            smoa_dot_v1_dot_registry__pb2.ArchiveAdapterRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
             options,
             channel_credentials,

@@ -56,6 +56,10 @@ class RegistryServiceStub:
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]
     """Route to a retired adapter again, or to a purged one whose file is in the store again."""
+    ArchiveAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ArchiveAdapterRequest, _registry_pb2.Adapter]
+    """Move a retired adapter's file to the prefix `archive/` of the store, for whose objects a bucket can have rules of its own; it is still
+    found there, and comes back with RestoreAdapter. Again is fine.
+    """
     PurgeAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]
@@ -99,6 +103,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Route to a retired adapter again, or to a purged one whose file is in the store again."""
+    ArchiveAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.ArchiveAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
+    """Move a retired adapter's file to the prefix `archive/` of the store, for whose objects a bucket can have rules of its own; it is still
+    found there, and comes back with RestoreAdapter. Again is fine.
+    """
     PurgeAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.PurgeAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Delete a retired adapter's weights once the grace period is over."""
     ApplyMerge: _aio.UnaryUnaryMultiCallable[_registry_pb2.ApplyMergeRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
@@ -193,6 +201,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
         """Route to a retired adapter again, or to a purged one whose file is in the store again."""
+
+    @_abc_1.abstractmethod
+    def ArchiveAdapter(
+        self,
+        request: _registry_pb2.ArchiveAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
+        """Move a retired adapter's file to the prefix `archive/` of the store, for whose objects a bucket can have rules of its own; it is still
+        found there, and comes back with RestoreAdapter. Again is fine.
+        """
 
     @_abc_1.abstractmethod
     def PurgeAdapter(

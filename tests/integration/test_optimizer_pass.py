@@ -135,6 +135,22 @@ async def test_three_alike_become_one_and_what_was_read_once_is_not_read_again(t
         assert np.allclose(decode(await get(active["a"].digest)).tensors["q_proj"], 0.51, atol=1e-3)
 
 
+async def test_files_of_what_was_taken_away_are_archived_once_and_not_of_what_people_retired(tmp_path: Path) -> None:
+    async with running_router(tmp_path) as world:
+        await _library(world)
+        by_hand = await world.register(MONEY, name="by-hand", value=0.1, modules=("o_proj",))
+        await world.client.retire("public", by_hand.adapter_id, "its customer left")
+        await _pass(world)
+        assert (await _pass(world, archive_after_s=3600.0)).archived == 0
+        assert (await _pass(world, archive_after_s=1e-6, mode="observe")).archived == 0
+        later = Optimizer(world.client, world.store, RULES, lambda _: 0, 100, caution=Caution(archive_after_s=1e-6))
+        assert (await later.run_pass()).archived == 4
+        assert (await later.run_pass()).archived == 0
+        retired = [a async for a in world.client.list_all(states=[common.ADAPTER_STATE_RETIRED])]
+        assert {a.name for a in retired if a.archived_at_us} == {"failing", "unused", "twin-a", "twin-b"}
+        assert await world.store.absent([a.digest for a in retired]) == set()
+
+
 async def test_what_was_taken_away_long_ago_is_purged_and_what_people_retired_is_not(tmp_path: Path) -> None:
     async with running_router(tmp_path, purge_grace_s=0.0) as world:
         await _library(world)

@@ -86,6 +86,47 @@ async def test_purge_waits_for_the_grace_period_and_then_deletes(tmp_path: Path)
         assert code == "FAILED_PRECONDITION"
 
 
+async def test_a_retired_adapter_s_file_is_archived_and_comes_back(world: RouterWorld) -> None:
+    made = await world.register(KNEES)
+    folder = Path(world.store.location)
+    code, details, _ = await refused(world.client.archive("public", made.adapter_id))
+    assert (code, details.split(",")[0]) == ("FAILED_PRECONDITION", f"adapter: {made.adapter_id} is active")
+    retired = await world.client.retire("public", made.adapter_id, "no")
+    archived = await world.client.archive("public", made.adapter_id)
+    assert archived.archived_at_us > 0
+    assert archived.updated_at_us == retired.updated_at_us, "how long it is away does not begin anew"
+    assert await world.client.archive("public", made.adapter_id) == archived
+    assert (folder / world.store.archive_key(made.digest)).exists()
+    assert not (folder / world.store.key(made.digest)).exists()
+    assert await world.routed("my knee hurts") == []
+    back = await world.client.restore("public", made.adapter_id)
+    assert (back.archived_at_us, back.state) == (0, common.ADAPTER_STATE_ACTIVE)
+    assert (folder / world.store.key(made.digest)).exists()
+    assert await world.routed("my knee hurts") == [made.name]
+
+
+async def test_the_parents_of_a_merge_that_is_undone_come_back_from_the_archive(world: RouterWorld) -> None:
+    first, second = await world.register(KNEES), await world.register(KNEES, name="knees-2", value=0.6)
+    parents = [first.adapter_id, second.adapter_id]
+    digest = await world.store.put(adapter_file(name="child", parents=tuple(parents)))
+    child = await world.client.apply_merge("public", "m1", digest, parents, "alike")
+    for parent in parents:
+        await world.client.archive("public", parent)
+    await world.client.settle_trial("public", child.adapter_id, promote=False, reason="undone")
+    assert all((Path(world.store.location) / world.store.key(one.digest)).exists() for one in (first, second))
+
+
+async def test_a_file_that_another_adapter_uses_stays(world: RouterWorld) -> None:
+    made = await world.register(KNEES)
+    twin = registry_pb2.ImportedAdapter(adapter=made, examples=KNEES)
+    twin.adapter.adapter_id = "0" * 26
+    twin.adapter.name = "twin"
+    assert [one.added async for one in world.client.import_adapters([[twin]])] == [1]
+    await world.client.retire("public", made.adapter_id, "no")
+    assert (await world.client.archive("public", made.adapter_id)).archived_at_us == 0
+    assert (Path(world.store.location) / world.store.key(made.digest)).exists()
+
+
 async def test_merge_is_one_step_and_idempotent(world: RouterWorld) -> None:
     first, second = await world.register(KNEES), await world.register(KNEES, name="knees-2", value=0.6)
     parents = [first.adapter_id, second.adapter_id]

@@ -58,6 +58,7 @@ TABLE: Final = {
     "RegistryService/UpdateAdapter": "library operate optimizer",
     "RegistryService/RetireAdapter": "library operate optimizer",
     "RegistryService/RestoreAdapter": "library operate",
+    "RegistryService/ArchiveAdapter": "library optimizer",
     "RegistryService/PurgeAdapter": "library optimizer",
     "RegistryService/ApplyMerge": "optimizer",
     "RegistryService/TryVersion": "optimizer",

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from services.optimizer.control.library import LOOK_BACK_S, READ_ANEW_S, Library
+from services.optimizer.control.library import LOOK_BACK_S, READ_ANEW_S, Away, Library
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 
@@ -51,7 +51,7 @@ async def test_all_is_read_once_and_then_what_was_written_since_with_a_minute_to
     registry.written = [_adapter("b", common.ADAPTER_STATE_RETIRED, "pruned: fails"), _adapter("aa")]
     await library.refresh()
     assert list(library.live) == ["a", "aa"]
-    assert library.away["b"] == ("t", 7, "pruned: fails")
+    assert library.away["b"] == Away("t", 7, "pruned: fails", is_archived=False)
     registry.written = [_adapter("b", common.ADAPTER_STATE_PURGED, "pruned: fails")]
     clock[0] += 60
     await library.refresh()

@@ -48,6 +48,26 @@ def test_key_refuses_what_is_no_digest(digest: str) -> None:
         AdapterStore.key(digest)
 
 
+@pytest.mark.parametrize("location", ["folder", "memory:///"])
+async def test_what_is_archived_is_read_there_and_comes_back(tmp_path: Path, location: str) -> None:
+    store = AdapterStore(location if "://" in location else str(tmp_path / location))
+    digest = await store.put(b"content")
+    for _ in range(2):
+        await store.archive(digest)
+    assert [key async for key in store.list_objects("")] == [store.archive_key(digest)]
+    assert await store.get(digest) == b"content"
+    assert b"".join([part async for part in store.parts(digest, 3)]) == b"content"
+    assert await store.absent([digest]) == set()
+    for _ in range(2):
+        await store.bring_back(digest)
+    assert [key async for key in store.list_objects("")] == [store.key(digest)]
+    await store.archive(digest)
+    await store.delete(digest)
+    assert [key async for key in store.list_objects("")] == []
+    await store.archive(digest)
+    await store.bring_back(digest)
+
+
 async def test_which_files_are_absent(tmp_path: Path) -> None:
     store = AdapterStore(str(tmp_path))
     there = [await store.put(bytes([number])) for number in range(20)]

@@ -22,5 +22,7 @@ class Caution:
     """Of each tenant."""
     gate_max_loss: float = 0.1
     """Nats a token that a child may lose on its parents' right answers."""
+    archive_after_s: float = 0.0
+    """After how long away the file of what was pruned or merged away moves to the store's archive; 0: never."""
     purge_after_s: float = 0.0
     """How long the weights of what was pruned or merged away are kept; 0: for ever. What people retired is theirs to purge."""

@@ -30,6 +30,7 @@ class Away(NamedTuple):
     tenant: str
     since_us: int
     reason: str
+    is_archived: bool
 
 
 class Library:
@@ -76,7 +77,7 @@ class Library:
             else:
                 self._live.pop(adapter_id, None)
             if one.state == common.ADAPTER_STATE_RETIRED and not one.pinned and one.state_reason.startswith(TAKEN_AWAY):
-                self._away[adapter_id] = Away(one.tenant, one.updated_at_us, one.state_reason)
+                self._away[adapter_id] = Away(one.tenant, one.updated_at_us, one.state_reason, one.archived_at_us > 0)
             else:
                 self._away.pop(adapter_id, None)
         if is_new:  # ids begin with their time, so they are nearly in order

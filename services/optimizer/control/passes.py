@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 
+from services.optimizer.control.archiving import Archiving
 from services.optimizer.control.caution import Caution
 from services.optimizer.control.changes import Changes, Known, PassReport, Proposal
 from services.optimizer.control.freezing import Freezing
@@ -56,6 +57,7 @@ class Optimizer:
         self.freezing = Freezing(client, rules)
         self.trials = Trials(client, self._caution.trial, self.freezing, counts)
         maker = ChildMaker(store, self._likeness, merge, gate, sign)
+        self._archiving = Archiving(client, self._library, self._caution)
         self._changes = Changes(client, self._caution, maker, self.trials.began)
 
     async def run_pass(self) -> PassReport:
@@ -74,13 +76,15 @@ class Optimizer:
             proposals = [*await self._proposals(library, known, report), *self._purges()]
             views = {view.adapter_id: view for view in library}
             await self._changes.carry_on(proposals, known, views, self._owns, _ages_s(listed), report)
+            report.archived = await self._archiving.run(self._owns)
         finally:
             self._likeness.forget_files()
         _log.info(
             "pass over %d adapters: %d open proposals, %d wait for a person; %d prunes, %d merges, %d versions tried and %d purges, "
-            "%d refused, %d put off",
+            "%d files archived, %d refused, %d put off",
             *(len(library), len(report.proposed), report.waiting),
-            *(len(report.pruned), len(report.merged), len(report.tried), len(report.purged), len(report.refused), report.put_off),
+            *(len(report.pruned), len(report.merged), len(report.tried), len(report.purged)),
+            *(report.archived, len(report.refused), report.put_off),
         )
         return report
 

@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from services.router.api.enums import word_of
 from services.router.api.tenants import tenant_of
+from services.router.catalogue.archiving import archive
 from services.router.catalogue.changes import Change
 from services.router.catalogue.compositions import Composition, Compositions
 from services.router.catalogue.importing import Imported
@@ -147,6 +148,10 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         await self._planned.happened(record.tenant, change_id, "undone", "restored", {})
         return to_adapter(record)
 
+    async def ArchiveAdapter(self, request: registry_pb2.ArchiveAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
+        """See the contract."""
+        return to_adapter(await archive(self._registry, request.tenant, request.adapter_id))
+
     async def PurgeAdapter(self, request: registry_pb2.PurgeAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802
         """See the contract."""
         record = await self._registry.purge(request.tenant, request.adapter_id)
@@ -266,6 +271,7 @@ def to_adapter(record: AdapterRecord) -> registry_pb2.Adapter:
         canary_baseline={name: _statistics(one) for name, one in record.canary_baseline.items()},
         canary_since_us=record.canary_since_us,
         examples_digest=ulid_of(*sorted(record.examples)) if record.examples else "",
+        archived_at_us=record.archived_at_us,
         restored_at_us=record.restored_at_us,
         restored_baseline=_statistics(record.restored_baseline) if record.restored_at_us else None,
     )

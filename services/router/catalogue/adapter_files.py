@@ -99,6 +99,14 @@ class AdapterFiles:
         """Those of the files that are not in the store."""
         return await self._store.absent(digests)
 
+    async def archive(self, digest: str) -> None:
+        """Move a file to where it costs less; again is fine."""
+        await self._store.archive(digest)
+
+    async def bring_back(self, digest: str) -> None:
+        """Move a file back from there; again is fine."""
+        await self._store.bring_back(digest)
+
     async def delete(self, digest: str) -> None:
         """Delete a file; again is fine."""
         await self._store.delete(digest)

@@ -31,10 +31,10 @@ class Change:
 
 def came_back(record: AdapterRecord) -> AdapterRecord:
     """The record as of an adapter that is judged by what it does from now on."""
-    return dataclasses.replace(record, restored_at_us=now_us(), restored_baseline=record.statistics)
+    return dataclasses.replace(record, restored_at_us=now_us(), restored_baseline=record.statistics, archived_at_us=0)
 
 
-def check_move(record: AdapterRecord, states: Sequence[State], action: Action) -> None:
+def check_move(record: AdapterRecord, states: Sequence[State], action: str) -> None:
     """Raise FailedPrecondition unless it is in one of the states."""
     if record.state not in states:
         raise FailedPrecondition(

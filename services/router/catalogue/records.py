@@ -52,6 +52,8 @@ class AdapterRecord:
     """Of a canary: the counts, when its trial began, of those that it is tried against."""
     canary_since_us: int = 0
     """Of a canary: when its trial began."""
+    archived_at_us: int = 0
+    """When its file was moved to the archive; 0 of one whose file is where it was put."""
     restored_at_us: int = 0
     restored_baseline: Statistics = field(default_factory=Statistics)
     """When it came back last, and its counts then."""

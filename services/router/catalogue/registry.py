@@ -327,12 +327,10 @@ class Registry:
             note_before(record.state)
             waited_s = (now_us() - record.updated_at_us) / 1e6
             if record.state == "retired" and waited_s < self._purge_grace_s:
-                raise FailedPrecondition(
-                    f"adapter: {adapter_id} was retired {waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s; "
-                    "wait or restore"
-                )
+                waited = f"{waited_s:.0f} s ago, the grace period is {self._purge_grace_s:.0f} s"
+                raise FailedPrecondition(f"adapter: {adapter_id} was retired {waited}; wait or restore")
             if record.state == "retired":
-                record = dataclasses.replace(record, state="purged", examples=(), updated_at_us=now_us())
+                record = dataclasses.replace(record, state="purged", examples=(), archived_at_us=0, updated_at_us=now_us())
                 await self.catalogue.write([Entry(record, vector)])
             whose = await self.files.tenant_of(record.digest)  # a record may name any file; only its own tenant's records count
             states: tuple[State, ...] = ("active", "canary", "retired", "missing")
@@ -389,6 +387,7 @@ class Registry:
             if moves[record.state] != record.state:
                 if action == "restored":
                     check_publishable(record, "operate")
+                    await self.files.bring_back(record.digest)
                     await self._check_restorable(record)
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
