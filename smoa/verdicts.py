@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from smoa.errors import InvalidArgument
@@ -34,22 +34,28 @@ def is_new(one: Outcome | Verdict, earlier: Iterable[Outcome | Verdict]) -> bool
     return all(one.source != other.source or one.revision > other.revision for other in earlier)
 
 
-def standing(said: Iterable[Outcome | Verdict], weights: Mapping[str, float]) -> Standing | None:
+def standing(said: Sequence[Outcome | Verdict], weights: Mapping[str, float]) -> Standing | None:
     """What stands after these, each of which was new when it came; None where nothing does.
 
     Args:
         said: One tenant's, of one decision, the oldest first.
         weights: By source; 1 of those that are not named.
     """
+    if len(said) == 1 and not said[0].source and not weights and not said[0].withdrawn:  # as nearly every decision has it
+        return _of(said[0])
     last = {one.source: one for one in said}
     parts = [(weight, one) for one in last.values() if not one.withdrawn and (weight := weights.get(one.source, 1.0)) > 0]
     if not parts:
         return None
-    found = [Standing(one.success, one.score if one.HasField("score") else None) for _, one in parts]
+    found = [_of(one) for _, one in parts]
     if len(found) == 1:
         return found[0]
     mean = sum(weight * one.value for (weight, _), one in zip(parts, found, strict=True)) / sum(weight for weight, _ in parts)
     return Standing(mean >= 0.5, round(mean * PARTS) / PARTS)
+
+
+def _of(one: Outcome | Verdict) -> Standing:
+    return Standing(one.success, one.score if one.HasField("score") else None)
 
 
 def source_weights(text: str) -> dict[str, float]:

@@ -45,19 +45,21 @@ MAX_PRODUCERS: Final = 64
 
 def decay(tally: Tally, at_us: int, half_life_us: float) -> float:
     """Bring the recent counts to `at_us` if that is later; returns what an event of `at_us` weighs in them."""
-    if tally.recent_at_us == 0 or at_us >= tally.recent_at_us:
-        if tally.recent_at_us and (tally.recent_uses or tally.recent_outcomes or tally.fresh_outcomes):
-            factor = 0.5 ** ((at_us - tally.recent_at_us) / half_life_us)
-            tally.recent_uses *= factor
+    before_us = tally.recent_at_us
+    if at_us < before_us:
+        return float(0.5 ** ((before_us - at_us) / half_life_us))
+    if before_us and at_us > before_us:
+        factor = 0.5 ** ((at_us - before_us) / half_life_us)
+        tally.recent_uses *= factor
+        if tally.recent_outcomes:
             tally.recent_outcomes *= factor
             tally.recent_successes *= factor
-            if tally.fresh_outcomes:
-                fresh = 0.5 ** ((at_us - tally.recent_at_us) / FRESH_HALF_LIFE_US)
-                tally.fresh_outcomes *= fresh
-                tally.fresh_successes *= fresh
-        tally.recent_at_us = at_us
-        return 1.0
-    return float(0.5 ** ((tally.recent_at_us - at_us) / half_life_us))
+        if tally.fresh_outcomes:
+            fresh = 0.5 ** ((at_us - before_us) / FRESH_HALF_LIFE_US)
+            tally.fresh_outcomes *= fresh
+            tally.fresh_successes *= fresh
+    tally.recent_at_us = at_us
+    return 1.0
 
 
 def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: float, now_us: int, *, aside: bool = False) -> bool:
@@ -67,32 +69,36 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
         return False
     counts.applied[lane] = effect.source_position
     at_us = min(effect.occurred_at_us or now_us, now_us)  # a clock that is ahead must not age the rest
-    said = effect.HasField("success") or effect.HasField("corrects")
-    if effect.HasField("corrects"):
+    used, judged, success = effect.used, int(effect.HasField("success")), 0.0
+    if corrects := effect.HasField("corrects"):
         aside = _was_set_aside(counts, effect.tenant, at_us)
-    elif aside and said:
-        _set_aside(counts, effect.tenant, at_us)
+        judged, success = change_of(effect)
+    elif judged:
+        success = verdict_of(effect)
+        if aside:
+            _set_aside(counts, effect.tenant, at_us)
     if effect.HasField("trial"):
         _count_trial(counts, effect, aside)
         if effect.trial.control:
             return True  # it was not used: its parents were
-    judged, success = change_of(effect)
-    for views, name, most, recent in ((counts.tenants, effect.tenant, MAX_TENANTS, True), (counts.tasks, effect.task_id, MAX_TASKS, False)):
-        if not recent and not name:
-            continue
-        tally = _view(views, name, most)
-        tally.uses += effect.used
+    said = judged or corrects
+    tally = _view(counts.tenants, effect.tenant, MAX_TENANTS)
+    count_recent(tally, at_us, half_life_us, used=used, judged=judged, success=success, aside=aside)
+    tallies = (tally, _view(counts.tasks, effect.task_id, MAX_TASKS)) if effect.task_id else (tally,)
+    for one in tallies:
+        if used:
+            one.uses += 1
         if said:
-            tally.verdicts += 1
-            tally.outcomes += judged
-            tally.successes += success
-        if aside:
-            tally.aside_outcomes += judged
-            tally.aside_successes += success
-        if recent:
-            count_recent(tally, at_us, half_life_us, used=effect.used, judged=judged, success=success, aside=aside)
-    for other in effect.together:
-        _count_frequent(counts.together, other)
+            one.verdicts += 1
+            one.outcomes += judged
+            one.successes += success
+            if aside:
+                one.aside_outcomes += judged
+                one.aside_successes += success
+    if used and effect.together:
+        together = counts.together
+        for other in effect.together:
+            _count_frequent(together, other)
     return True
 
 

@@ -57,9 +57,11 @@ def join_decision(
         entry.early = len(entry.verdicts)
     elif entry.decided_position != position:
         return []
+    if not entry.early:
+        return _effects(entry, lane, position, entry.decided_at_us, None, None, used=True)
     early = entry.verdicts[: entry.early]
     made = _effects(entry, lane, position, entry.decided_at_us, standing(early, weights), None, used=True)
-    return made + _taught(entry, lane, position, entry.decided_at_us, early[-1] if early else None)
+    return made + _taught(entry, lane, position, entry.decided_at_us, early[-1])
 
 
 def join_outcome(
@@ -75,27 +77,35 @@ def join_outcome(
         raise InvalidArgument(
             "tenant", f"{tenant[:80]!r} did not ask for this decision", "report outcomes under the tenant that was routed"
         )
-    if place_of_verdict(entry, tenant, position) is None:
-        _add_verdict(entry, tenant, outcome, position)
     place = place_of_verdict(entry, tenant, position)
+    if place is None:
+        place = _add_verdict(entry, tenant, outcome, position)
     if place is None or not entry.decided or place < entry.early:
         return []
-    before, after = standing(entry.verdicts[:place], weights), standing(entry.verdicts[: place + 1], weights)
-    at_us = _since_us(entry, place, weights)
+    verdict = entry.verdicts[place]
+    if not place:  # as nearly every decision has it
+        before, at_us = None, _reported_at_us(entry, verdict)
+    else:
+        before, at_us = standing(entry.verdicts[:place], weights), _since_us(entry, place, weights)
+    after = standing(entry.verdicts[: place + 1], weights)
     made = [] if before == after else _effects(entry, lane, position, at_us, after, before, used=False)
-    return made + _taught(entry, lane, position, at_us, entry.verdicts[place])
+    return made + _taught(entry, lane, position, at_us, verdict)
 
 
 def place_of_verdict(entry: JoinEntry, tenant: str, position: int) -> int | None:
     """Which of the entry's verdicts an event of a tenant has brought; None if none of them."""
-    return next((place for place, one in enumerate(entry.verdicts) if one.position == position and one.tenant == tenant), None)
+    for place, one in enumerate(entry.verdicts):
+        if one.position == position and one.tenant == tenant:
+            return place
+    return None
 
 
-def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, position: int) -> None:
-    mine = [one for one in entry.verdicts if one.tenant == tenant]
-    if not is_new(outcome, mine):
-        return
-    if not mine and len({one.tenant for one in entry.verdicts}) >= MAX_CLAIMS:
+def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, position: int) -> int | None:
+    """Where it stands; None where it says nothing new."""
+    mine = [one for one in entry.verdicts if one.tenant == tenant] if entry.verdicts else []
+    if mine and not is_new(outcome, mine):
+        return None
+    if not mine and len(entry.verdicts) >= MAX_CLAIMS and len({one.tenant for one in entry.verdicts}) >= MAX_CLAIMS:
         raise InvalidArgument(
             "tenant", f"{tenant[:80]!r} is one of too many that claim a decision that has not come", f"at most {MAX_CLAIMS} may"
         )
@@ -115,6 +125,7 @@ def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, p
         verdict.score = outcome.score
     if not entry.decided:
         verdict.input, verdict.output, verdict.corrected_output = outcome.input, outcome.output, outcome.corrected_output
+    return len(entry.verdicts) - 1
 
 
 def _since_us(entry: JoinEntry, place: int, weights: Mapping[str, float]) -> int:

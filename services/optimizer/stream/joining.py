@@ -151,7 +151,7 @@ class JoinPartition(Generic[N]):
                 message.ClearField("context")
                 message.ClearField("user")
             made = join_decision(entry, message, position, self._lanes[DECISIONS], self._weights)
-            if entry.decided_position == position:
+            if entry.early and entry.decided_position == position:
                 for place, verdict in enumerate(entry.verdicts[: entry.early]):
                     examples += examples_of(entry, place, verdict, self._weights)
         else:
@@ -160,10 +160,12 @@ class JoinPartition(Generic[N]):
                 for text in ("input", "output", "corrected_output"):
                     message.ClearField(text)
             made = join_outcome(entry, message, position, self._lanes[OUTCOMES], self._weights)
-            brought = place_of_verdict(entry, entry.tenant, position)
-            if entry.decided and brought is not None and brought >= entry.early:
-                examples = examples_of(entry, brought, message, self._weights)
-        plan.effects += [event(EXAMPLES, one.key, one) for one in examples if not is_silent(one.tenant, self._silent)]
+            if entry.decided and (message.input or len(entry.verdicts) > 1):
+                brought = place_of_verdict(entry, entry.tenant, position)
+                if brought is not None and brought >= entry.early:
+                    examples = examples_of(entry, brought, message, self._weights)
+        if examples:
+            plan.effects += [event(EXAMPLES, one.key, one) for one in examples if not is_silent(one.tenant, self._silent)]
         plan.entries[decision_id] = entry
         plan.effects += [event(ADAPTER_OUTCOMES, effect.adapter_id, effect) for effect in made]
 
