@@ -27,7 +27,7 @@ from benchmarks.simulated_library import World
 from benchmarks.simulated_members import Score
 
 SUMMED: Final = (
-    "queries", "regret", "prunes", "wrong_prunes", "merges", "wrong_merges", "rolled_back", "library", "distinct_useful",
+    "queries", "regret", "prunes", "wrong_prunes", "merges", "wrong_merges", "rolled_back", "lost", "library", "distinct_useful",
 )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def main(json_path: Path | None, plot_path: Path | None, jobs: int, days: int, q
     chosen = [one for one in SCENARIOS if scenario in ("", one.name)]
     scores: list[Score] = []
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("hours", total=len(chosen) * 2 * seeds * days * 24)
+        task = progress.add_task("hours", total=2 * seeds * 24 * sum(one.days or days for one in chosen))
         for one in chosen:
             for policy in ("ours", "plain"):
                 for seed in range(seeds):
@@ -81,7 +81,9 @@ def main(json_path: Path | None, plot_path: Path | None, jobs: int, days: int, q
                     for done in world.run():
                         progress.advance(task, done)
                     scores.append(world.score)
-    table = Table("scenario", "policy", "library", "by distinct", "regret", "wrong prunes", "wrong merges", "rolled back", title=machine())
+    table = Table(
+        "scenario", "policy", "library", "by distinct", "regret", "wrong prunes", "wrong merges", "rolled back", "lost", title=machine()
+    )
     summary = []
     for one in chosen:
         for policy in ("ours", "plain"):
@@ -101,7 +103,8 @@ def main(json_path: Path | None, plot_path: Path | None, jobs: int, days: int, q
             summary.append(row)
             table.add_row(
                 one.name, policy, f"{total['library']:,}", f"{row['library_by_distinct']:.2f}", f"{row['regret_a_query']:.4f}",
-                f"{total['wrong_prunes']} of {total['prunes']}", f"{total['wrong_merges']} of {total['merges']}", str(total["rolled_back"]),
+                f"{total['wrong_prunes']} of {total['prunes']}", f"{total['wrong_merges']} of {total['merges']}",
+                str(total["rolled_back"]), str(total["lost"]),
             )  # fmt: skip
     Console().print(table)
     if json_path is not None:

@@ -29,6 +29,10 @@ class Scenario:
     """Share of the jobs that are asked for on one day of seven only."""
     daily: float = 0.0
     """Share of the jobs that are asked for in one hour of the day only."""
+    yearly: float = 0.0
+    """Share of the jobs that are asked for in one month of the year only."""
+    days: int = 0
+    """Of the run, if it has to be longer than others; with a fifth of the jobs then, and a twenty-fifth of the queries."""
     retrained: float = 0.0
     """Share of the jobs whose adapter gets a second version: of the same name, better or worse."""
     minorities: float = 0.0
@@ -53,6 +57,7 @@ SCENARIOS: Final = (
     Scenario(name="outages", outages=((30, 1), (200, 6), (400, 1))),
     Scenario(name="seasons", weekly=0.3),
     Scenario(name="daily", daily=0.3),
+    Scenario(name="yearly", yearly=0.3, days=800),
     Scenario(name="retrained", retrained=0.4),
     Scenario(name="minorities", minorities=0.3),
     Scenario(name="counts lost", counts_lost_every_h=240),

@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.scenarios import Scenario
 from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record_of, us_of
-from benchmarks.simulated_population import USEFUL, Population, new_member
+from benchmarks.simulated_population import MONTH_H, USEFUL, Population, new_member
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
@@ -23,6 +23,7 @@ from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
 from smoa.verdicts import PARTS
 
+PURGED_AFTER_H: Final = 365 * 24.0
 HARM: Final = 0.1
 """A merge whose child is worse than its parents by more than this is a wrong one."""
 
@@ -33,6 +34,8 @@ class World:
     def __init__(self, scenario: Scenario, policy: str, jobs: int, days: int, queries_per_hour: int, seed: int) -> None:
         self.scenario, self.policy = scenario, policy
         self._rng = random.Random(seed)
+        if scenario.days:
+            jobs, days, queries_per_hour = jobs // 5, scenario.days, queries_per_hour // 25
         self._jobs, self._hours, self._per_hour = jobs, days * 24, queries_per_hour
         self.score = Score(scenario.name, policy)
         self._rules, self._trial = Rules(), TrialRules()
@@ -95,6 +98,7 @@ class World:
                 self.score.curve.append(((hour + 1) / 24, active, regret, self.score.wrong_prunes, self.score.wrong_merges))
                 day_regret = 0.0
             yield 1.0
+        self.score.lost = self._lost()
         self.score.library = sum(one.state == "active" for one in self._members.values())
         self.score.distinct_useful = self._distinct_useful()
 
@@ -104,6 +108,8 @@ class World:
             return 7.0 * (hour // 24 % 7 == job % 7)
         if job / self._jobs < self.scenario.daily:
             return 24.0 * (hour % 24 == job % 24)
+        if job / self._jobs < self.scenario.yearly:
+            return 12.0 * (hour // MONTH_H % 12 == job % 12)
         return 1.0
 
     def _break(self, hour: int) -> None:
@@ -130,6 +136,16 @@ class World:
         total = sum(self._weights[job] for job in self._asked)
         often = self._rules.min_uses / (7 / 0.693 * 24 * self._per_hour)
         return sum(self._weights[job] / total >= often and self._best[job] > USEFUL for job in self._asked)
+
+    def _lost(self) -> int:
+        """Jobs that are asked for, and that nobody does any more whose weights are there."""
+        kept = {
+            job
+            for one in self._members.values()
+            for job, quality in one.jobs.items()
+            if quality > USEFUL and (one.state != "retired" or one.retired_h > self._hours - PURGED_AFTER_H)
+        }
+        return sum(self._best[job] > USEFUL and job not in kept for job in self._asked)
 
     def _arrive(self, hour: int) -> None:
         for due, member in [one for one in self._arriving if one[0] <= hour]:
@@ -345,7 +361,7 @@ class World:
             self._add(child)
         elif judgement != "wait":
             self.score.rolled_back += 1
-            child.state = "retired"
+            child.state, child.retired_h = "retired", hour
             self._rejected |= {(a, b) for a in child.parents for b in child.parents if a < b}
         if judgement != "wait" and not child.parents:
             self._tried |= {(min(child.name, older), max(child.name, older)) for older in child.baseline}
@@ -364,7 +380,7 @@ class World:
         if child.parents:
             child.original = Arm(sum(one.outcomes for one in arms), sum(one.successes for one in arms))
         for name in child.baseline:
-            self._retire(name)
+            self._retire(name, hour)
         child.state = "active"
         self._add(child)
 
@@ -375,14 +391,14 @@ class World:
         expected = share * self._per_hour * 24 * 7 / 0.693 / max(1, min(len(self._serving[job]) for job in member.jobs))
         self.score.prunes += 1
         self.score.wrong_prunes += max(member.jobs.values()) > USEFUL and expected >= self._rules.min_uses
-        self._retire(name)
+        self._retire(name, hour)
 
     def _leave(self, member: Member) -> None:
         for job in member.jobs:
             self._serving[job].remove(member.name)
 
-    def _retire(self, name: str) -> None:
+    def _retire(self, name: str, hour: float) -> None:
         member = self._members[name]
-        member.state = "retired"
+        member.state, member.retired_h = "retired", hour
         self._leave(member)
         self._cosines = {pair: cosine for pair, cosine in self._cosines.items() if name not in pair}

@@ -45,6 +45,7 @@ class Member:
     tally: Tally = field(default_factory=Tally)
     taken: int = 0
     """Queries that it was given as a canary."""
+    retired_h: float = 0.0
     tried_since_h: float = 0.0
     """When its trial began."""
     baseline: dict[str, Arm] = field(default_factory=dict)
@@ -70,6 +71,8 @@ class Score:
     merges: int = 0
     wrong_merges: int = 0
     rolled_back: int = 0
+    lost: int = 0
+    """Jobs that nobody can do any more, and nobody can bring back."""
     library: int = 0
     distinct_useful: int = 0
     curve: list[tuple[float, int, float, int, int]] = field(default_factory=list)

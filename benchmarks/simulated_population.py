@@ -9,6 +9,7 @@ from benchmarks.scenarios import Scenario
 from benchmarks.simulated_members import Member
 
 USEFUL: Final = 0.3
+MONTH_H: Final = 30 * 24
 
 
 def new_member(rng: random.Random, job: int, quality: float) -> Member:
@@ -38,7 +39,9 @@ class Population:
             if rng.random() < scenario.retrained:
                 self.arriving.append((rng.uniform(24, hours * 0.6), self._retrained(rng, job, family[0], alike)))
             for member in family:
-                if late:
+                if job / jobs < scenario.yearly:  # it is made for its first season
+                    self.arriving.append((job % 12 * MONTH_H, member))
+                elif late:
                     self.arriving.append((rng.uniform(24, hours * 0.6), member))
                 else:
                     self.members[member.name] = member

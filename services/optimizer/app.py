@@ -87,6 +87,7 @@ def build(settings: OptimizerSettings) -> faust.App:
     rules = Rules(
         min_uses=settings.min_uses,
         unused_after_s=settings.unused_after_s,
+        proven_season_s=settings.proven_season_s,
         tenant_bytes=settings.tenant_bytes,
         min_age_s=settings.min_age_s,
         min_success=settings.min_success,

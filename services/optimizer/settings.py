@@ -40,6 +40,8 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     """A library whose oldest adapter is younger is changed only where a person said yes, under auto, too."""
     unused_after_s: float = 14 * 86400.0
     """An adapter that is unused for so long, and for longer than 1.5 times its longest gap before, is pruned."""
+    proven_season_s: float = 400 * 86400.0
+    """The same of an adapter that was right ten times: what is asked once a year has no gap to show yet in its first."""
     min_uses: int = 10
     """Nobody is pruned as unused of a tenant whose adapters were not used so often recently, on average."""
     tenant_bytes: int = field(default=0, metadata={"least": 0})

@@ -73,6 +73,17 @@ def test_unused_is_longer_than_its_own_season(gap_days: float, unused_days: floa
     assert _pruned(one, _view("busy")) == (["a"] if pruned else [])
 
 
+@pytest.mark.parametrize(
+    ("successes", "outcomes", "unused_days", "pruned"),
+    [(10, 12, 399, False), (10, 12, 401, True), (9, 9, 15, True), (10, 40, 15, True), (0, 0, 15, True)],
+)
+def test_what_was_of_use_is_waited_for_a_year(successes: int, outcomes: int, unused_days: float, pruned: bool) -> None:
+    one = _view(
+        "a", uses=0, unused_s=unused_days * DAY_S, successes=successes, outcomes=outcomes, recent_outcomes=0.0, recent_successes=0.0
+    )
+    assert _pruned(one, _view("busy")) == (["a"] if pruned else [])
+
+
 def test_enough_uses_are_kept() -> None:
     assert _pruned(_view("a", uses=10), _view("b")) == []
 

@@ -84,6 +84,10 @@ class Rules:
     """Of the recent counts."""
     unused_after_s: float = 14 * 86400.0
     """Unused for less, no adapter is without need; nor for less than its own season."""
+    proven_season_s: float = 400 * 86400.0
+    """The least season of an adapter that was of use: what is asked once a year has no gap to show yet in its first."""
+    proven_successes: float = 10.0
+    """By which it was."""
     tenant_bytes: int = 0
     """Room for a tenant's active adapters. 0: no bound, and who is not needed goes; else nobody goes while there is room, unless it
     fails.
@@ -98,9 +102,11 @@ class Rules:
         """How far back counts have to reach for an adapter to be judged by them."""
         return max(self.half_life_s, self.unused_after_s)
 
-    def season_s(self, longest_gap_s: float) -> float:
-        """For how long an adapter may be unused that was once unused for so long, and came back."""
-        return max(self.unused_after_s, SEASONS * longest_gap_s)
+    def season_s(self, adapter: AdapterView) -> float:
+        """For how long an adapter may be unused: as long as it was once, and came back, and some more; longer if it was of use."""
+        rate = adapter.success_rate
+        proven = adapter.successes >= self.proven_successes and rate is not None and rate >= self.min_success
+        return max(self.unused_after_s, SEASONS * adapter.longest_gap_s, self.proven_season_s if proven else 0.0)
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
         evidence = {
             "needed_uses": needed,
             "unused_s": adapter.unused_s,
-            "season_s": (season_s := rules.season_s(adapter.longest_gap_s)),
+            "season_s": (season_s := rules.season_s(adapter)),
             "uses": float(adapter.uses),
             "recent_uses": adapter.recent_uses,
             "outcomes": float(adapter.outcomes),
