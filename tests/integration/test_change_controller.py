@@ -258,6 +258,31 @@ async def test_an_incident_is_known_after_a_restart_until_a_half_life_after_it(w
     assert await world.client.list_freezes() == []
 
 
+async def test_what_is_proposed_waits_while_it_is_frozen(world: RouterWorld) -> None:
+    await _library(world)
+    await _optimizer(world, mode="approve").run_pass()
+    before = await _changes(world)
+    assert _steps(before["merge"]) == ["proposed"]
+    await world.client.freeze("public", reason="a sale")
+    await _optimizer(world, mode="approve").run_pass()
+    assert await _changes(world) == before
+    await world.client.thaw("public")
+    assert (await _optimizer(world, mode="approve").run_pass()).waiting == len(before)
+    assert await _changes(world) == before
+
+
+async def test_the_registry_hears_of_an_incident_once_and_not_with_every_pass(world: RouterWorld) -> None:
+    made = await _library(world)
+    for name in ("twin-a", "twin-b", "useful"):
+        await _counted(world, made[name].adapter_id, 60, 50, 1.0)
+    optimizer = _optimizer(world)
+    await optimizer.run_pass()
+    [seen] = {one.seen_at_us for one in await world.client.list_freezes() if one.tenant}
+    await optimizer.run_pass()
+    assert {one.seen_at_us for one in await world.client.list_freezes() if one.tenant} == {seen}
+    assert optimizer.freezing.incident_tenants == {"public"}
+
+
 async def test_an_incident_that_a_person_thawed_holds_nothing(world: RouterWorld) -> None:
     made = await _library(world)
     for name in ("twin-a", "twin-b", "useful"):

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from services.optimizer.policy.incidents import Scope, incidents
 from services.optimizer.policy.library_policy import AdapterView, Rules
@@ -13,6 +14,8 @@ from smoa.client import SmoaClient
 from smoa.v1.changes_pb2 import FreezeRecord
 
 _log = logging.getLogger(__name__)
+TOLD_AGAIN_US: Final = int(300e6)
+"""After so long the registry is told again of an incident that goes on. A worker that starts takes for open what was seen in twice that."""
 
 
 class Freezing:
@@ -29,10 +32,13 @@ class Freezing:
         counts after one, as what failed then is still in them.
         """
         found, now_us = incidents(library, self._rules), time.time_ns() // 1000
-        for scope, why in found.items():
-            await self._client.freeze(*_place(scope), reason=why, incident=True)
+        listed = await self._client.list_freezes(all_tenants=True)
+        if new := [one for one in found.items() if _is_to_be_told(one[0], listed, now_us)]:
+            for scope, why in new:
+                await self._client.freeze(*_place(scope), reason=why, incident=True)
+            listed = await self._client.list_freezes(all_tenants=True)
         freezes = list[FreezeRecord]()
-        for one in await self._client.list_freezes(all_tenants=True):
+        for one in listed:
             over = one.incident and _scope(one) not in found and (one.thawed or now_us - one.seen_at_us > self._rules.half_life_s * 1e6)
             if over:
                 await self._client.thaw(one.tenant or None, one.base_model, incident=True)
@@ -40,7 +46,7 @@ class Freezing:
                 freezes.append(one)
         seen = [one for one in freezes if one.incident and _scope(one) in found]
         for one in seen:
-            if one.since_us == one.seen_at_us:
+            if one.since_us == one.seen_at_us and new:
                 _log.warning("%s", one.reason)
         self.incident_tenants = frozenset(view.tenant for view in library if any(_holds(one, view.tenant, view.base_model) for one in seen))
         return [_with(view, freezes, found) for view in library] if freezes else list(library)
@@ -55,6 +61,12 @@ class Freezing:
     async def holds(self, tenant: str, base_model: str) -> bool:
         """Whether something holds a tenant's adapters of a base model, by what the registry says now."""
         return any(not one.thawed and _holds(one, tenant, base_model) for one in await self._client.list_freezes(tenant))
+
+
+def _is_to_be_told(scope: Scope, listed: Sequence[FreezeRecord], now_us: int) -> bool:
+    """Whether the registry does not know of an incident, or has not heard of it for a while: each time is a line of the audit."""
+    there = [one for one in listed if _scope(one) == scope]
+    return not there or any(one.incident and now_us - one.seen_at_us > TOLD_AGAIN_US for one in there)
 
 
 def _place(scope: Scope) -> tuple[str | None, str]:
@@ -77,4 +89,4 @@ def _with(view: AdapterView, freezes: Sequence[FreezeRecord], found: Mapping[Sco
         (found.get(_scope(one)) or f"an incident of its {_scope(one).kind} was not long ago") if one.incident else f"frozen: {one.reason}"
         for one in of_it
     ]
-    return dataclasses.replace(view, protected=why)
+    return dataclasses.replace(view, protected=why, frozen=True)

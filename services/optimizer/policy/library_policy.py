@@ -48,6 +48,8 @@ class AdapterView:
     shared: bool = False
     protected: str = ""
     """Why no automatic change may touch it: pinned, on trial, or in a composition."""
+    frozen: bool = False
+    """Protected by a freeze, which ends."""
     examples_digest: str = ""
     """Of the examples it was registered with."""
 
