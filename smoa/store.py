@@ -207,7 +207,7 @@ class AdapterStore:
         return {digest for part in found for digest in part}
 
     def _has(self, digest: str) -> bool:
-        return any(self._is_at(key) for key in (self.key(digest), self.archive_key(digest)))
+        return any(self._is_at(key) for key in (self.key(digest), self.archive_key(digest), self.key(digest)))  # as in `_found`
 
     def _is_at(self, key: str) -> bool:
         if self._folder is not None:  # a small part of what obstore takes to say it, and imports ask for a million
@@ -224,25 +224,28 @@ class AdapterStore:
         Raises:
             Unavailable: the store failed.
         """
-        await self._move(self.key(digest), self.archive_key(digest))
+        if await self._copied(self.key(digest), self.archive_key(digest)):
+            await self.delete_object(self.key(digest))
 
     async def bring_back(self, digest: str) -> None:
-        """Move a file from the archive to where it was; again is fine.
+        """Put a file of the archive where it was; again is fine. The archive keeps its own: whoever moves it there meanwhile deletes the
+        other, and one of the two is to be left.
 
         Raises:
             Unavailable: the store failed.
         """
-        await self._move(self.archive_key(digest), self.key(digest))
+        await self._copied(self.archive_key(digest), self.key(digest))
 
-    async def _move(self, source: str, target: str) -> None:
+    async def _copied(self, source: str, target: str) -> bool:
         try:
-            await self._call(obstore.rename, self._store, source, target)
+            await self._call(obstore.copy, self._store, source, target)
         except FileNotFoundError:
-            return
+            return False
         except (BaseError, OSError) as error:
-            raise Unavailable(f"store: cannot move a file of {self.location} ({error}); check that it is mounted and writable") from error
+            raise Unavailable(f"store: cannot copy a file of {self.location} ({error}); check that it is mounted and writable") from error
+        return True
 
     async def delete(self, digest: str) -> None:
         """Remove a file, wherever it is; absent is fine."""
-        await self.delete_object(self.archive_key(digest))
-        await self.delete_object(self.key(digest))
+        for key in (self.archive_key(digest), self.key(digest), self.archive_key(digest)):  # it may be moved there meanwhile
+            await self.delete_object(key)

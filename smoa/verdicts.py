@@ -12,6 +12,10 @@ from smoa.v1.state_pb2 import Verdict
 
 PARTS: Final = 2**20
 """A verdict is a multiple of one in so many: sums of them are exact in a double, in whatever order they come."""
+MAX_VERDICTS: Final = 16
+"""A tenant's on one decision."""
+MOST: Final = 1_000_000
+"""A weight."""
 EVERY_SOURCE: Final[Mapping[str, float]] = {}
 """Weights under which all sources count alike."""
 
@@ -71,9 +75,8 @@ def source_weights(text: str) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not source or not 0 <= weight < math.inf:
-            raise InvalidArgument(
-                "SMOA_OUTCOME_SOURCES", f"has {part[:80]!r}", "write SOURCE=WEIGHT, with commas between; a weight is 0 or more"
-            )
+        if not source or not 0 <= weight <= MOST:
+            remedy = f"write SOURCE=WEIGHT, with commas between; a weight is from 0 to {MOST:,}"
+            raise InvalidArgument("SMOA_OUTCOME_SOURCES", f"has {part[:80]!r}", remedy)
         weights[source] = weight
     return weights

@@ -28,7 +28,7 @@ from smoa.events import DECISIONS, LIFECYCLE, OUTCOMES, event
 from smoa.outbox import send_once
 from smoa.reader import messages_of, read_topic
 from smoa.v1 import events_pb2, feedback_pb2, router_pb2
-from smoa.verdicts import is_new, source_weights, standing
+from smoa.verdicts import MAX_VERDICTS, is_new, source_weights, standing
 
 logs_argument = click.argument("logs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -278,15 +278,17 @@ async def _joined(
             if [one.adapter_id for one in decision.adapters[:1]] != [decision.ranked[0].adapter_id]:
                 continue  # a canary answered in its place
             verdicts = said.setdefault(message.decision_id, [])
-            if is_new(message, verdicts):
+            if len(verdicts) < MAX_VERDICTS and is_new(message, verdicts):
+                for text in ("input", "output", "corrected_output"):
+                    message.ClearField(text)  # nothing is learned from them here, and these are all outcomes of a topic
                 verdicts.append(message)
     for decision_id, verdicts in said.items():
         if (stands := standing(verdicts, weights)) is not None:
             last = verdicts[-1]
-            last.success = stands.success
-            if stands.score is not None:
-                last.score = stands.score
-            yield decisions[decision_id], last
+            told = feedback_pb2.Outcome(
+                decision_id=decision_id, tenant=last.tenant, success=stands.success, score=stands.score, reported_at_us=last.reported_at_us
+            )
+            yield decisions[decision_id], told
 
 
 async def _events(kafka: str, topic: str) -> AsyncIterator[Message]:

@@ -201,7 +201,8 @@ class LifecycleConsumer:
 
     async def _take(self, event: Message) -> None:
         if isinstance(event, events_pb2.AdapterOutcome):
-            if event.HasField("success") and not event.trial.control:  # that adapter was not asked
+            # Of a trial's control that adapter was not asked; a correction is for `smoa router learn`, which takes what stands.
+            if event.HasField("success") and not event.trial.control and not event.HasField("corrects"):
                 taught = Taught(event.success, min(max(event.weight, 0.0), 1.0), event.context, event.expected, event.user)
                 self._router.learned.observe(event.tenant, event.adapter_id, taught, used=not event.taught)
                 if event.HasField("closeness"):

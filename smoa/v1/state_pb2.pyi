@@ -82,7 +82,7 @@ class JoinEntry(_message.Message):
     def __init__(self, decision_id: _Optional[str] = ..., tenant: _Optional[str] = ..., decided: _Optional[bool] = ..., decided_position: _Optional[int] = ..., decided_at_us: _Optional[int] = ..., task_id: _Optional[str] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[float]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., early: _Optional[int] = ..., first_seen_us: _Optional[int] = ..., context: _Optional[bytes] = ..., expected: _Optional[_Iterable[float]] = ..., user: _Optional[bytes] = ..., closeness: _Optional[_Union[_common_pb2.Closeness, _Mapping]] = ..., base_model: _Optional[str] = ..., on_trial: _Optional[_Mapping[str, _common_pb2.TrialSide]] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id", "source", "revision", "withdrawn", "example_key")
+    __slots__ = ("tenant", "success", "position", "reported_at_us", "score", "input", "output", "corrected_output", "right_adapter_id", "source", "revision", "withdrawn", "example_key", "stands", "stands_success", "stands_score")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,9 @@ class Verdict(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     WITHDRAWN_FIELD_NUMBER: _ClassVar[int]
     EXAMPLE_KEY_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FIELD_NUMBER: _ClassVar[int]
+    STANDS_SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    STANDS_SCORE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     success: bool
     position: int
@@ -109,7 +112,10 @@ class Verdict(_message.Message):
     revision: int
     withdrawn: bool
     example_key: str
-    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[int] = ..., withdrawn: _Optional[bool] = ..., example_key: _Optional[str] = ...) -> None: ...
+    stands: bool
+    stands_success: bool
+    stands_score: float
+    def __init__(self, tenant: _Optional[str] = ..., success: _Optional[bool] = ..., position: _Optional[int] = ..., reported_at_us: _Optional[int] = ..., score: _Optional[float] = ..., input: _Optional[str] = ..., output: _Optional[str] = ..., corrected_output: _Optional[str] = ..., right_adapter_id: _Optional[str] = ..., source: _Optional[str] = ..., revision: _Optional[int] = ..., withdrawn: _Optional[bool] = ..., example_key: _Optional[str] = ..., stands: _Optional[bool] = ..., stands_success: _Optional[bool] = ..., stands_score: _Optional[float] = ...) -> None: ...
 
 class AdapterCounts(_message.Message):
     __slots__ = ("tenants", "tasks", "together", "applied", "producers", "stood_for", "control", "draws", "pairs", "aside")

@@ -18,13 +18,25 @@ def _spent(uses: int, answered: float = 1.0, tokens: float = 20.0, first_token_m
     return Spent(uses, answers, answers * tokens, answers * first_token_ms * 1000)
 
 
+def _guarded(child: Spent, parents: Spent, most: float = 1.5) -> Guarded:
+    """All was asked a while ago."""
+    return guarded(child, parents, (child.uses, parents.uses), most, ALPHA)
+
+
 def test_a_child_that_is_as_its_parents_are_has_nothing_against_it() -> None:
-    assert guarded(_spent(100), _spent(900), 1.5, ALPHA) == Guarded()
+    assert _guarded(_spent(100), _spent(900)) == Guarded()
 
 
 def test_a_child_that_does_not_answer_fails_though_nobody_judges_it() -> None:
-    found = guarded(_spent(60, answered=0.3), _spent(600, answered=0.98), 1.5, ALPHA)
-    assert found.fails == "answers less often: 18 of 60 decisions, its parents 588 of 600 decisions"
+    found = _guarded(_spent(60, answered=0.3), _spent(600, answered=0.98))
+    assert found.fails == "answers less often: 18 of 60 decisions, its parents 588 of 600"
+
+
+def test_what_was_asked_a_moment_ago_may_be_on_its_way() -> None:
+    child, parents = Spent(50, 30, 600, 3e6), Spent(1000, 1000, 20000, 1e8)
+    assert guarded(child, parents, None, 1.5, ALPHA).fails == ""
+    assert guarded(child, parents, (30, 900), 1.5, ALPHA).fails == ""
+    assert guarded(child._replace(uses=90), parents, (55, 900), 1.5, ALPHA).fails != ""
 
 
 @pytest.mark.parametrize(
@@ -36,19 +48,19 @@ def test_a_child_that_does_not_answer_fails_though_nobody_judges_it() -> None:
     ],
 )
 def test_a_child_whose_answers_take_more_is_not_promoted_while_they_do(child: Spent, said: str) -> None:
-    assert guarded(child, _spent(800), 1.5, ALPHA) == Guarded(costs=said)
-    assert guarded(child, _spent(800), 0.0, ALPHA) == Guarded()
+    assert _guarded(child, _spent(800)) == Guarded(costs=said)
+    assert _guarded(child, _spent(800), 0.0) == Guarded()
 
 
 @pytest.mark.parametrize(("child", "parents"), [(MIN_ANSWERS - 1, 900), (900, MIN_ANSWERS - 1), (0, 0)])
 def test_of_a_few_answers_nothing_is_said(child: int, parents: int) -> None:
-    assert guarded(_spent(child, 0.5, 500, 5000), _spent(parents), 1.5, ALPHA) == Guarded()
+    assert _guarded(_spent(child, 0.5, 500, 5000), _spent(parents)) == Guarded()
 
 
 def test_without_executors_that_tell_nothing_is_said() -> None:
     """As behind another engine: its callers judge, and nobody counts tokens."""
-    assert guarded(_spent(500, answered=0), _spent(5000, answered=0), 1.5, ALPHA) == Guarded()
-    assert guarded(_spent(5000, answered=0), _spent(60, answered=0), 1.5, ALPHA) == Guarded()
+    assert _guarded(_spent(500, answered=0), _spent(5000, answered=0)) == Guarded()
+    assert _guarded(_spent(5000, answered=0), _spent(60, answered=0)) == Guarded()
     assert evidence(_spent(500, answered=0), _spent(5000, answered=0)) == {}
 
 
@@ -59,7 +71,7 @@ def test_an_equal_child_is_seldom_said_to_fail_however_often_it_is_looked_at() -
         answered = rng.random(2000) < 0.9
         for end in range(100, 2001, 50):
             child, parents = (Spent(int((side := sides[:end] == one).sum()), int((side & answered[:end]).sum())) for one in (True, False))
-            if guarded(child, parents, 1.5, ALPHA).fails:
+            if _guarded(child, parents).fails:
                 failed += 1
                 break
     assert failed / 200 <= ALPHA

@@ -60,8 +60,12 @@ async def test_what_is_archived_is_read_there_and_comes_back(tmp_path: Path, loc
     assert await store.absent([digest]) == set()
     for _ in range(2):
         await store.bring_back(digest)
-    assert [key async for key in store.list_objects("")] == [store.key(digest)]
+    assert await store.get_object(store.key(digest)) == b"content"
     await store.archive(digest)
+    assert [key async for key in store.list_objects("")] == [store.archive_key(digest)]
+    await store.bring_back(digest)
+    await store.delete_object(store.key(digest))  # as whoever archives it at the same time does
+    assert await store.get(digest) == b"content"
     await store.delete(digest)
     assert [key async for key in store.list_objects("")] == []
     await store.archive(digest)

@@ -15,8 +15,8 @@ from services.optimizer.control.reporting import AWAY
 from smoa.client import SmoaClient
 
 _log = logging.getLogger(__name__)
-_AT_ONCE: Final = 1000
-"""In one pass."""
+_AT_ONCE_S: Final = 5.0
+"""Of a pass, in which nothing else is done."""
 
 
 class Archiving:
@@ -42,7 +42,10 @@ class Archiving:
             for adapter_id, one in self._library.away.items()
             if not one.is_archived and one.since_us < before_us and adapter_id not in self._tried and owns(adapter_id)
         ]
-        for adapter_id, tenant in due[:_AT_ONCE]:
+        began_s = time.monotonic()
+        for adapter_id, tenant in due:
+            if time.monotonic() - began_s > _AT_ONCE_S:
+                break
             self._tried.add(adapter_id)
             try:
                 moved += (await self._client.archive(tenant, adapter_id)).archived_at_us > 0

@@ -70,8 +70,9 @@ class PassReport:
     tried: list[tuple[str, str]] = field(default_factory=list)
     """Versions on trial: ids of the younger and the older."""
     purged: list[str] = field(default_factory=list)
-    archived: int = 0
     """Ids."""
+    archived: int = 0
+    """Files."""
     refused: list[str] = field(default_factory=list)
     waiting: int = 0
     """Changes that wait for a person."""

@@ -81,7 +81,8 @@ class Reporter:
                 if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
                     known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
                     if statistics.verdicts < known.verdicts:
-                        statistics.verdicts, statistics.outcomes, statistics.successes = known.verdicts, known.outcomes, known.successes
+                        for name in ("verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"):
+                            setattr(statistics, name, getattr(known, name))
                 await self._client.report_statistics(owner, adapter_id, statistics)
                 self._count.refused.discard(adapter_id)
             except grpc.aio.AioRpcError as error:

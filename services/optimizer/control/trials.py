@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import grpc
 
@@ -13,8 +15,8 @@ from services.optimizer.control.freezing import Freezing
 from services.optimizer.control.reasons import ROLLED_BACK
 from services.optimizer.control.reporting import AWAY
 from services.optimizer.control.views import lifetime_of, spent_of, stratum_of
+from services.optimizer.policy.guards import Spent, guarded, together
 from services.optimizer.policy.guards import evidence as evidence_of
-from services.optimizer.policy.guards import guarded, together
 from services.optimizer.policy.trial import NOTHING, Arm, Draws, TrialRules, judge
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
@@ -22,6 +24,8 @@ from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
+ANSWERED_IN_S: Final = 300.0
+"""An answer, and the word of it, has come by then."""
 
 
 class Trials:
@@ -34,6 +38,8 @@ class Trials:
         self._originals: dict[str, Arm] = {}
         """By the parent: they are looked at every second, and those adapters are retired. Until the next pass."""
 
+        self._looks: dict[str, deque[tuple[float, float, float]]] = {}
+        """By the child: when it was looked at, and both sides' uses then."""
         self._skewed: set[str] = set()
         """Of which it was told."""
 
@@ -44,6 +50,7 @@ class Trials:
         """A pass has found these."""
         self._tenants, self._originals = {one.adapter_id: one.tenant for one in canaries}, {}
         self._skewed &= self._tenants.keys()
+        self._looks = {name: looks for name, looks in self._looks.items() if name in self._tenants}
 
     def began(self, child: registry_pb2.Adapter) -> None:
         """One more."""
@@ -87,7 +94,7 @@ class Trials:
             spent_of(child.statistics),
             together(spent_of(parent.statistics).since(spent_of(child.canary_baseline[parent.adapter_id])) for parent in parents),
         )
-        found = guarded(*spent, rules.most_spent, rules.alpha)
+        found = guarded(*spent, self._asked_before(child_id, *spent), rules.most_spent, rules.alpha)
         judgement, evidence, reason = judge(strata, age_s, rules, draws, found.costs)
         evidence |= evidence_of(*spent)
         if found.fails:
@@ -100,6 +107,16 @@ class Trials:
         else:
             await self._client.settle_trial(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
         return f"{judgement} {child_id}: {reason}"
+
+    def _asked_before(self, child_id: str, child: Spent, parents: Spent) -> tuple[float, float] | None:
+        """Uses of both sides as they were a while ago: what was asked since may be on its way, or its usage is."""
+        now_s, looks = time.monotonic(), self._looks.setdefault(child_id, deque())
+        if not looks or now_s - looks[-1][0] >= ANSWERED_IN_S / 10:
+            looks.append((now_s, child.uses, parents.uses))
+        while len(looks) > 1 and now_s - looks[1][0] >= ANSWERED_IN_S:
+            looks.popleft()
+        at_s, *asked = looks[0]
+        return (asked[0], asked[1]) if now_s - at_s >= ANSWERED_IN_S else None
 
     async def _original(self, parent: registry_pb2.Adapter) -> Arm:
         """All outcomes of what a parent was merged from, over all generations; none of one that was not."""

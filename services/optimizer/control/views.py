@@ -114,7 +114,7 @@ def stratum_of(
 
 
 def _arm(tally: Tally | None) -> Arm:
-    return NOTHING if tally is None else Arm(tally.outcomes, tally.successes)
+    return NOTHING if tally is None else Arm(max(0, tally.outcomes), min(max(0.0, tally.successes), max(0, tally.outcomes)))
 
 
 def spent_of(counts: registry_pb2.AdapterStatistics) -> Spent:

@@ -13,8 +13,6 @@ from services.optimizer.policy.trial import Arm, worse
 
 MIN_ANSWERS: Final = 50
 """Of each side, before a mean says anything: means of what varies as much as it is long are off by a seventh then."""
-ON_THE_WAY: Final = 16
-"""Of a child's, those that are being given when it is looked at."""
 
 
 class Spent(NamedTuple):
@@ -47,20 +45,23 @@ def together(spent: Iterable[Spent]) -> Spent:
     return Spent(*(math.fsum(values) for values in zip(*spent, strict=True)))
 
 
-def guarded(child: Spent, parents: Spent, most: float, alpha: float) -> Guarded:
+def guarded(child: Spent, parents: Spent, asked: tuple[float, float] | None, most: float, alpha: float) -> Guarded:
     """What speaks against a child.
 
     Args:
         child: Since its trial began.
         parents: In the same time, together.
+        asked: The uses of both a while ago, whose answers have had time to come; None if nobody looked then.
         most: Factor by which a mean may be the parents'; 0: they are not looked at.
         alpha: Probability of saying wrongly that it fails, however often it is looked at.
     """
-    if most <= 0 or min(child.uses, parents.uses) < MIN_ANSWERS:
+    if most <= 0:
         return Guarded()
-    fails, answered = "", Arm(child.uses, min(child.uses, child.answers + ON_THE_WAY))
-    if worse(answered, Arm(parents.uses, min(parents.uses, parents.answers)), Arm(0, 0)) > math.log(1 / alpha):
-        fails = f"answers less often: {_answered(child)}, its parents {_answered(parents)}"
+    fails = ""
+    if asked is not None and min(asked) >= MIN_ANSWERS:
+        mine, theirs = (Arm(uses, min(uses, one.answers)) for uses, one in zip(asked, (child, parents), strict=True))
+        if worse(mine, theirs, before=Arm(0, 0)) > math.log(1 / alpha):
+            fails = f"answers less often: {mine} decisions, its parents {theirs}"
     if min(child.answers, parents.answers) < MIN_ANSWERS:
         return Guarded(fails)
     (late, long), (parents_late, parents_long) = _means(child), _means(parents)
@@ -70,10 +71,6 @@ def guarded(child: Spent, parents: Spent, most: float, alpha: float) -> Guarded:
     if long > most * parents_long > 0:
         said.append(f"answers have {long:.4g} tokens, its parents' {parents_long:.4g}")
     return Guarded(fails, "; ".join(said))
-
-
-def _answered(one: Spent) -> str:
-    return f"{one.answers:.0f} of {one.uses:.0f} decisions"
 
 
 def _means(one: Spent) -> tuple[float, float]:

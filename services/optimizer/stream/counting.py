@@ -95,6 +95,8 @@ def count_outcome(counts: AdapterCounts, effect: AdapterOutcome, half_life_us: f
             if aside:
                 one.aside_outcomes += judged
                 one.aside_successes += success
+            if corrects:
+                _keep_sane(one)
     if used and effect.together:
         together = counts.together
         for other in effect.together:
@@ -120,13 +122,25 @@ def pair(pairs: TrialPairs, verdict: float, *, of_child: bool) -> None:
         pairs.waiting_parent, pairs.waiting_parent_sum = 0, 0.0
 
 
+def _keep_sane(tally: Tally) -> None:
+    """A correction may be of what these counts do not hold: they were lost, or it was counted elsewhere. No count is under zero by it."""
+    tally.outcomes = max(tally.outcomes, 0)
+    tally.successes = min(max(tally.successes, 0.0), tally.outcomes)
+    tally.aside_outcomes = min(max(tally.aside_outcomes, 0), tally.outcomes)
+    tally.aside_successes = min(max(tally.aside_successes, 0.0), tally.aside_outcomes)
+
+
 def revise(pairs: TrialPairs, change: float, outcomes: int, *, of_child: bool) -> None:
-    """Take what a verdict has changed by into a trial's difference sequence, whose pairs hold the mean of each side's `outcomes`."""
-    moved = change * min(1.0, pairs.pairs / max(outcomes, 1))
+    """Take what a verdict has changed by into a trial's difference sequence, whose pairs hold the mean of each side's `outcomes`, as far as
+    they do not wait.
+    """
+    each = change / max(outcomes, 1)
     if of_child:
-        pairs.child = min(max(pairs.child + moved, 0.0), pairs.pairs)
+        pairs.child = min(max(pairs.child + each * min(pairs.pairs, outcomes), 0.0), pairs.pairs)
+        pairs.waiting_child_sum = min(max(pairs.waiting_child_sum + each * pairs.waiting_child, 0.0), pairs.waiting_child)
     else:
-        pairs.parent = min(max(pairs.parent + moved, 0.0), pairs.pairs)
+        pairs.parent = min(max(pairs.parent + each * min(pairs.pairs, outcomes), 0.0), pairs.pairs)
+        pairs.waiting_parent_sum = min(max(pairs.waiting_parent_sum + each * pairs.waiting_parent, 0.0), pairs.waiting_parent)
 
 
 def verdict_of(effect: AdapterOutcome) -> float:
@@ -166,6 +180,8 @@ def _count_trial(counts: AdapterCounts, effect: AdapterOutcome, aside: bool) -> 
         before = tally.outcomes
         tally.outcomes += judged
         tally.successes += success
+        if effect.HasField("corrects"):
+            _keep_sane(tally)
         if aside or (key not in counts.pairs and len(counts.pairs) >= MAX_STRATA):
             continue
         if effect.HasField("corrects"):  # what is taken back counts as its side's mean: the pair stays, and says nothing of its own

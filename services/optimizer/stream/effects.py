@@ -1,7 +1,8 @@
 """What a decision and each verdict on it mean to its adapters, and to what is learned from. Pure.
 
 Whatever comes again, in whatever order of the two topics, has the same effects again: each verdict's is the difference between what stood
-for the decision before it and what stands after it, in the order in which an entry took them in.
+for the decision before it and what stands after it, in the order in which an entry took them in. Both are kept with the verdicts, for the
+weights of sources may be others when it comes again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from smoa.errors import InvalidArgument
 from smoa.v1 import feedback_pb2, router_pb2
 from smoa.v1.events_pb2 import AdapterOutcome, Correction, Example, TrialEffect
 from smoa.v1.state_pb2 import JoinEntry, Verdict
-from smoa.verdicts import EVERY_SOURCE, Standing, is_new, standing
+from smoa.verdicts import EVERY_SOURCE, MAX_VERDICTS, Standing, is_new, standing
 
 FAILURES: Final = "failures/"
 """Before a tenant's name: the key of its corrected failures."""
 MAX_CLAIMS: Final = 4
 """Tenants whose verdicts on a decision are kept before the decision itself has come."""
-MAX_VERDICTS: Final = 16
-"""A tenant's on one decision."""
 
 
 class Lane:
@@ -30,9 +29,7 @@ class Lane:
         self.topic, self.partition = topic, partition
 
 
-def join_decision(
-    entry: JoinEntry, decision: router_pb2.Decision, position: int, lane: Lane, weights: Mapping[str, float] = EVERY_SOURCE
-) -> list[AdapterOutcome]:
+def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int, lane: Lane) -> list[AdapterOutcome]:
     """A decision came: changes the entry and returns the effects.
 
     The same event again (a replay) has the same effects again; another event of the same decision has none.
@@ -59,9 +56,9 @@ def join_decision(
         return []
     if not entry.early:
         return _effects(entry, lane, position, entry.decided_at_us, None, None, used=True)
-    early = entry.verdicts[: entry.early]
-    made = _effects(entry, lane, position, entry.decided_at_us, standing(early, weights), None, used=True)
-    return made + _taught(entry, lane, position, entry.decided_at_us, early[-1])
+    last = entry.verdicts[entry.early - 1]
+    made = _effects(entry, lane, position, entry.decided_at_us, _stood_after(last), None, used=True)
+    return made + _taught(entry, lane, position, entry.decided_at_us, last)
 
 
 def join_outcome(
@@ -79,15 +76,12 @@ def join_outcome(
         )
     place = place_of_verdict(entry, tenant, position)
     if place is None:
-        place = _add_verdict(entry, tenant, outcome, position)
+        place = _add_verdict(entry, tenant, outcome, position, weights)
     if place is None or not entry.decided or place < entry.early:
         return []
     verdict = entry.verdicts[place]
-    if not place:  # as nearly every decision has it
-        before, at_us = None, _reported_at_us(entry, verdict)
-    else:
-        before, at_us = standing(entry.verdicts[:place], weights), _since_us(entry, place, weights)
-    after = standing(entry.verdicts[: place + 1], weights)
+    before = _stood_after(entry.verdicts[place - 1]) if place else None
+    after, at_us = _stood_after(verdict), _since_us(entry, place)
     made = [] if before == after else _effects(entry, lane, position, at_us, after, before, used=False)
     return made + _taught(entry, lane, position, at_us, verdict)
 
@@ -100,10 +94,10 @@ def place_of_verdict(entry: JoinEntry, tenant: str, position: int) -> int | None
     return None
 
 
-def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, position: int) -> int | None:
-    """Where it stands; None where it says nothing new."""
+def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, position: int, weights: Mapping[str, float]) -> int | None:
+    """Where it stands; None where it says nothing new, or its source is left out."""
     mine = [one for one in entry.verdicts if one.tenant == tenant] if entry.verdicts else []
-    if mine and not is_new(outcome, mine):
+    if (mine and not is_new(outcome, mine)) or (outcome.source and weights.get(outcome.source, 1.0) <= 0):
         return None
     if not mine and len(entry.verdicts) >= MAX_CLAIMS and len({one.tenant for one in entry.verdicts}) >= MAX_CLAIMS:
         raise InvalidArgument(
@@ -123,17 +117,28 @@ def _add_verdict(entry: JoinEntry, tenant: str, outcome: feedback_pb2.Outcome, p
     )
     if outcome.HasField("score"):
         verdict.score = outcome.score
+    if (stands := standing([*mine, verdict], weights)) is not None:
+        verdict.stands, verdict.stands_success = True, stands.success
+        if stands.score is not None:
+            verdict.stands_score = stands.score
     if not entry.decided:
+        for other in mine:  # an entry has to fit into a message of the changelog
+            other.input = other.output = other.corrected_output = ""
         verdict.input, verdict.output, verdict.corrected_output = outcome.input, outcome.output, outcome.corrected_output
     return len(entry.verdicts) - 1
 
 
-def _since_us(entry: JoinEntry, place: int, weights: Mapping[str, float]) -> int:
+def _stood_after(verdict: Verdict) -> Standing | None:
+    if not verdict.stands:
+        return None
+    return Standing(verdict.stands_success, verdict.stands_score if verdict.HasField("stands_score") else None)
+
+
+def _since_us(entry: JoinEntry, place: int) -> int:
     """When what stands before a verdict, or after it, was first said: a correction is of the time of what it corrects."""
-    began = place
-    while began > 0 and standing(entry.verdicts[:began], weights) is not None:
-        began -= 1
-    return entry.decided_at_us if began < entry.early else _reported_at_us(entry, entry.verdicts[began])
+    while place > 0 and entry.verdicts[place - 1].stands:
+        place -= 1
+    return entry.decided_at_us if place < entry.early else _reported_at_us(entry, entry.verdicts[place])
 
 
 def _reported_at_us(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> int:
@@ -153,21 +158,27 @@ def key_of(adapter_id: str, tenant: str) -> str:
     return f"{adapter_id}/{tenant}"
 
 
-def examples_of(
-    entry: JoinEntry, place: int, outcome: feedback_pb2.Outcome | Verdict, weights: Mapping[str, float] = EVERY_SOURCE
-) -> list[Example]:
+def examples_of(entry: JoinEntry, place: int, outcome: feedback_pb2.Outcome | Verdict) -> list[Example]:
     """What can be learned from a verdict of a decision that has come, if it agrees with what stands and `outcome`, it with its texts, has
-    any; before that, what goes of what the verdicts before it gave.
+    any; before that, what goes of what the verdicts before it gave: of the same source all of it.
     """
-    stands, verdict = standing(entry.verdicts[: place + 1], weights), entry.verdicts[place]
-    agrees = stands is not None and not verdict.withdrawn and verdict.success == stands.success
+    verdict, earlier = entry.verdicts[place], entry.verdicts[:place]
+    agrees = verdict.stands and not verdict.withdrawn and verdict.success == verdict.stands_success
     made = _example_of(entry, outcome) if agrees else None
-    given = {one.example_key for one in entry.verdicts[:place] if one.example_key}
-    if made is None and stands is not None:
-        given = {key for key in given if key.startswith(FAILURES) == stands.success}
+    gone = {
+        one.example_key
+        for one in earlier
+        if one.example_key
+        and (
+            made is not None
+            or not verdict.stands
+            or one.source == verdict.source
+            or one.example_key.startswith(FAILURES) == verdict.stands_success
+        )
+    }
     verdict.example_key = made.key if made is not None else ""
-    gone = [Example(key=key, decision_id=entry.decision_id, tenant=entry.tenant, withdrawn=True) for key in sorted(given)]
-    return gone if made is None else [*gone, made]
+    taken = [Example(key=key, decision_id=entry.decision_id, tenant=entry.tenant, withdrawn=True) for key in sorted(gone)]
+    return taken if made is None else [*taken, made]
 
 
 def _example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Example | None:

@@ -150,10 +150,10 @@ class JoinPartition(Generic[N]):
             if is_silent(message.tenant, self._silent):
                 message.ClearField("context")
                 message.ClearField("user")
-            made = join_decision(entry, message, position, self._lanes[DECISIONS], self._weights)
+            made = join_decision(entry, message, position, self._lanes[DECISIONS])
             if entry.early and entry.decided_position == position:
                 for place, verdict in enumerate(entry.verdicts[: entry.early]):
-                    examples += examples_of(entry, place, verdict, self._weights)
+                    examples += examples_of(entry, place, verdict)
         else:
             check_outcome(message)
             if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
@@ -163,7 +163,7 @@ class JoinPartition(Generic[N]):
             if entry.decided and (message.input or len(entry.verdicts) > 1):
                 brought = place_of_verdict(entry, entry.tenant, position)
                 if brought is not None and brought >= entry.early:
-                    examples = examples_of(entry, brought, message, self._weights)
+                    examples = examples_of(entry, brought, message)
         if examples:
             plan.effects += [event(EXAMPLES, one.key, one) for one in examples if not is_silent(one.tenant, self._silent)]
         plan.entries[decision_id] = entry

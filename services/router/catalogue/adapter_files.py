@@ -104,7 +104,7 @@ class AdapterFiles:
         await self._store.archive(digest)
 
     async def bring_back(self, digest: str) -> None:
-        """Move a file back from there; again is fine."""
+        """Put a file of there back where it was; again is fine."""
         await self._store.bring_back(digest)
 
     async def delete(self, digest: str) -> None:

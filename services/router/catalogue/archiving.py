@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from services.router.catalogue.changes import check_move, now_us
-from services.router.catalogue.port import Entry
+from services.router.catalogue.port import Conflict, Entry
 from services.router.catalogue.records import AdapterRecord, Scope
 from services.router.catalogue.registry import Registry
 from smoa.access.noting import note_before
@@ -19,6 +19,10 @@ async def archive(registry: Registry, tenant: str, adapter_id: str) -> AdapterRe
         NotFound: no adapter of the tenant's.
         FailedPrecondition: it is not retired.
     """
+    return await registry.whole(lambda: _archive(registry, tenant, adapter_id))
+
+
+async def _archive(registry: Registry, tenant: str, adapter_id: str) -> AdapterRecord:
     async with registry.writing:
         record, vector = await registry.owned(checked_tenant(tenant), adapter_id)
         check_move(record, ("retired",), "archived")
@@ -30,7 +34,11 @@ async def archive(registry: Registry, tenant: str, adapter_id: str) -> AdapterRe
         if whose not in ("", record.tenant) or await registry.catalogue.scroll(users, "", 1):
             return record
         await registry.files.archive(record.digest)
-        # Not as an update: how long it has been away is counted from when it was retired.
-        record = dataclasses.replace(record, archived_at_us=now_us())
-        await registry.catalogue.write([Entry(record, vector)])
+        try:
+            # Not as an update: how long it has been away is counted from when it was retired.
+            record = dataclasses.replace(record, archived_at_us=now_us())
+            await registry.catalogue.write([Entry(record, vector)])
+        except Conflict:  # perhaps it was restored meanwhile
+            await registry.files.bring_back(record.digest)
+            raise
         return record

@@ -151,6 +151,7 @@ class Merges:
                 for parent, _ in restored:
                     if parent.state == "purged":
                         raise FailedPrecondition(f"parent: {parent.adapter_id} is purged, its weights are gone; the merge cannot be undone")
+                for parent, _ in restored:
                     await registry.files.bring_back(parent.digest)
                 others = [
                     Entry(dataclasses.replace(came_back(parent), state="active", state_reason="", updated_at_us=now_us()), place)

@@ -387,8 +387,8 @@ class Registry:
             if moves[record.state] != record.state:
                 if action == "restored":
                     check_publishable(record, "operate")
-                    await self.files.bring_back(record.digest)
                     await self._check_restorable(record)
+                    await self.files.bring_back(record.digest)
                     record = came_back(record)
                 record = dataclasses.replace(record, state=moves[record.state], state_reason=reason, updated_at_us=now_us())
                 await self.write([Entry(record, vector)])

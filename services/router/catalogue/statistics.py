@@ -1,7 +1,7 @@
 """An adapter's counts as the optimizer reports them, by epoch. Pure.
 
-An epoch is the changelog that counts come from. Within one, uses, verdicts, generations and tokens only rise, so a report of less is a
-mistake and is refused; outcomes and successes may fall, for a verdict may be corrected or taken back. If a changelog
+An epoch is the changelog that counts come from. Within one, uses, verdicts, generations, tokens and the time to first tokens only rise, so
+a report of less is a mistake and is refused; outcomes and successes may fall, for a verdict may be corrected or taken back. If a changelog
 is lost the next one begins at zero: that is another epoch, and its counts are added to what was known.
 """
 
