@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from services.optimizer.control.trials import Trials
 from services.optimizer.policy.guards import MIN_ANSWERS, Guarded, Spent, evidence, guarded, together
 from services.optimizer.policy.trial import Arm, Pairs, Stratum, TrialRules, judge
+from smoa.v1 import registry_pb2
 
 ALPHA = 0.05
 
@@ -89,6 +92,23 @@ def test_what_came_before_the_trial_is_not_of_it() -> None:
         "parents_tokens": 20.0,
         "parents_first_token_ms": 100.0,
     }
+
+
+def test_of_a_version_only_what_it_took_since_it_was_looked_at_counts() -> None:
+    def adapter(uses: int, *, merge_id: str = "", before: int = 0) -> registry_pb2.Adapter:
+        def of(one: int) -> registry_pb2.AdapterStatistics:
+            return registry_pb2.AdapterStatistics(uses=one, generations=one, tokens=one * 20, first_token_us=one * 100_000)
+
+        counts, then = of(uses), of(before)
+        return registry_pb2.Adapter(adapter_id="c" if before else "p", merge_id=merge_id, statistics=counts, canary_baseline={"p": then})
+
+    nothing: Any = None
+    trials = Trials(nothing, TrialRules(), nothing, nothing)
+    assert trials._spent(adapter(100, merge_id="m", before=400), [adapter(900)]) == (_spent(100), _spent(500))
+    trials._spent(adapter(70, before=400), [adapter(900)])
+    assert trials._spent(adapter(100, before=400), [adapter(1000)]) == (_spent(30), _spent(100))
+    trials.are([])
+    assert trials._spent(adapter(100, before=400), [adapter(1000)]) == (Spent(), Spent())
 
 
 def test_a_child_with_something_against_it_waits_and_is_undone_at_the_deadline() -> None:

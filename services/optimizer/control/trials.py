@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import grpc
@@ -40,6 +40,8 @@ class Trials:
 
         self._looks: dict[str, deque[tuple[float, float, float]]] = {}
         """By the child: when it was looked at, and both sides' uses then."""
+        self._first: dict[str, tuple[Spent, Spent]] = {}
+        """By a version on trial: what both sides had taken when it was looked at first."""
         self._skewed: set[str] = set()
         """Of which it was told."""
 
@@ -50,7 +52,9 @@ class Trials:
         """A pass has found these."""
         self._tenants, self._originals = {one.adapter_id: one.tenant for one in canaries}, {}
         self._skewed &= self._tenants.keys()
-        self._looks = {name: looks for name, looks in self._looks.items() if name in self._tenants}
+        for known in (self._looks, self._first):
+            for name in known.keys() - self._tenants.keys():
+                del known[name]
 
     def began(self, child: registry_pb2.Adapter) -> None:
         """One more."""
@@ -90,10 +94,7 @@ class Trials:
             self._skewed.add(child_id)
             _log.warning("canary %s: its sides are not as the routers say that they were drawn: %s; it is not promoted", child_id, draws)
         rules = self._rules if child.merge_id else dataclasses.replace(self._rules, in_front=True)
-        spent = (
-            spent_of(child.statistics),
-            together(spent_of(parent.statistics).since(spent_of(child.canary_baseline[parent.adapter_id])) for parent in parents),
-        )
+        spent = self._spent(child, parents)
         found = guarded(*spent, self._asked_before(child_id, *spent), rules.most_spent, rules.alpha)
         judgement, evidence, reason = judge(strata, age_s, rules, draws, found.costs)
         evidence |= evidence_of(*spent)
@@ -107,6 +108,15 @@ class Trials:
         else:
             await self._client.settle_trial(tenant, child_id, promote=judgement == "promote", reason=reason, evidence=evidence)
         return f"{judgement} {child_id}: {reason}"
+
+    def _spent(self, child: registry_pb2.Adapter, parents: Sequence[registry_pb2.Adapter]) -> tuple[Spent, Spent]:
+        """What both sides took since the trial began; of a version, which was used before, since this worker saw it first."""
+        mine = spent_of(child.statistics)
+        theirs = together(spent_of(parent.statistics).since(spent_of(child.canary_baseline[parent.adapter_id])) for parent in parents)
+        if child.merge_id:
+            return mine, theirs
+        first = self._first.setdefault(child.adapter_id, (mine, theirs))
+        return mine.since(first[0]), theirs.since(first[1])
 
     def _asked_before(self, child_id: str, child: Spent, parents: Spent) -> tuple[float, float] | None:
         """Uses of both sides as they were a while ago: what was asked since may be on its way, or its usage is."""
