@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import numpy as np
 
 from services.local import answers_http, free_port, is_serving
@@ -71,10 +72,15 @@ class GatewayWorld:
             return await client.status()
 
     async def idle(self) -> None:
-        """Wait until no row of any executor is taken."""
+        """Wait until no row of any executor is taken; one that was killed comes back first."""
 
         async def free() -> bool:
-            states = [await self.status(address) for address in self.executors]
+            try:
+                states = [await self.status(address) for address in self.executors]
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return False
+                raise
             return not any(state.running or state.queued for state in states)
 
         await until("every row being free", 30, free)

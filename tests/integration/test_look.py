@@ -123,8 +123,14 @@ async def test_report_says_how_a_decision_turned_out(world: RouterWorld) -> None
     _, said, _ = await said_by("report", name, "--failure", "--input", "a", "--corrected", "b", "--score", "0.2", "--json", *router)
     assert json.loads(said) == {"decision_id": name, "outcome": "failure"}
     assert await spooled() == before + 3
-    code, _, said = await said_by("report", name, *router)
-    assert (code, "say --success or --failure" in said) == (2, True)
+    code, said, _ = await said_by("report", name, "--withdraw", "--revision", "1", "--source", "user", *router)
+    assert (code, said) == (0, f"withdrawal reported on {name}\n")
+    assert await spooled() == before + 4
+    for options in ((), ("--success", "--withdraw", "--revision", "1")):
+        code, _, said = await said_by("report", name, *options, *router)
+        assert (code, "say --success, --failure or --withdraw" in said) == (2, True)
+    code, _, said = await said_by("report", name, "--withdraw", *router)
+    assert (code, "--withdraw goes with --revision" in said) == (2, True)
     code, _, said = await said_by("report", name, "--success", "--corrected", "b", *router)
     assert (code, "--corrected goes with --failure and --input" in said) == (2, True)
     status, message, _ = await refused(said_by("report", "x", "--success", *router))
