@@ -103,6 +103,8 @@ class ExecutorCalls:
         decision: router_pb2.Decision,
         metadata: Metadata = (),
         timeout_s: float | None = None,
+        *,
+        anew: bool = False,
     ) -> AsyncGenerator[tuple[str, executor_pb2.GenerateResponse], None]:
         """Generate under a decision; (address of the executor, message) as they come. Until the first message, an executor that is away or
         full is passed over for another.
@@ -113,6 +115,7 @@ class ExecutorCalls:
                 whichever has least to do. Nobody else is called: what goes with the call says who we are.
             metadata: That goes with the call.
             timeout_s: For all of it.
+            anew: An executor began it, and died: it has moved, wherever it is answered now.
 
         Raises:
             Unavailable: no executor of the base model has told of itself.
@@ -141,7 +144,7 @@ class ExecutorCalls:
                         async for response in call:
                             if not begun:
                                 begun = True
-                                self.moved += len(tried) > 1
+                                self.moved += anew or len(tried) > 1
                             yield address, response
                     finally:
                         call.cancel()  # whoever goes away, its row is free at once

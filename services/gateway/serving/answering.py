@@ -40,13 +40,14 @@ class Answering:
         self._base_model, self._passes = base_model, passes
         self._timeout_s = timeout_s
 
-    async def answer(self, principal: Principal, asked: Asked, made: router_pb2.Decision | None = None) -> Answer:
+    async def answer(self, principal: Principal, asked: Asked, made: router_pb2.Decision | None = None, *, anew: bool = False) -> Answer:
         """Begin an answer: returns when the executor has said something.
 
         Args:
             principal: Who asks.
             asked: What for.
             made: A decision that was made before; it is not routed again.
+            anew: An executor began the answer, and died.
 
         Raises:
             PermissionDenied: for a tenant that is not the caller's.
@@ -58,7 +59,7 @@ class Answering:
         tenant = principal.tenant(made.tenant if made is not None else asked.route.tenant, "smoa.tenant")
         decision, warnings = (made, ()) if made is not None else await self.decide(principal, tenant, asked)
         decision.tenant = tenant
-        pieces = self._executors.answer(asked.generate, decision, on_behalf_of(principal), self._timeout_s)
+        pieces = self._executors.answer(asked.generate, decision, on_behalf_of(principal), self._timeout_s, anew=anew)
         try:
             executor, first = await anext(pieces)
         except StopAsyncIteration:
@@ -77,9 +78,7 @@ class Answering:
         decision = router_pb2.Decision()
         decision.CopyFrom(broken.decision)
         decision.executor = ""
-        answer = await self.answer(principal, asked, decision)
-        self._executors.moved += 1
-        return answer
+        return await self.answer(principal, asked, decision, anew=True)
 
     async def base_models(self) -> Mapping[str, str]:
         """Fingerprint -> name of the base models that executors run, or did while this process has run.
