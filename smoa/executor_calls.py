@@ -222,10 +222,11 @@ class ExecutorCalls:
 
 
 CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
-    # Reconnect quickly: a restarted service should be found within a second, not after gRPC's two minutes. round_robin spreads calls
+    # Reconnect quickly: a restarted service should be found at once, not after gRPC's two minutes, for another may be next to die, and
+    # while a connection waits to be tried again every call over it fails. round_robin spreads calls
     # over all the pods behind a headless service.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.lb_policy_name", "round_robin"),
 )
 """Of every channel to a service."""
