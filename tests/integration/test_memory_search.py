@@ -198,7 +198,8 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_are_many")
-async def test_labels_in_turn_over_the_room_there_is_are_not_scanned_for_ever(library: Library) -> None:
+async def test_labels_in_turn_over_the_room_there_is_are_not_scanned_for_ever(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.router.search.memory_search._RESTS", 1e6)  # no rest ends by itself, however slow the machine is
     vectors, reaches = await _labelled(library, 4, 600)
     search = memory(library)
     search._placed.max_bytes = 60_000  # of a scan of 600: 16 kB of codes, 4 kB of what they mean, 2 kB of positions; without one 3
@@ -207,7 +208,7 @@ async def test_labels_in_turn_over_the_room_there_is_are_not_scanned_for_ever(li
         for reach in reaches:
             await _found(library, vectors[0], reach)
             made += await _scanned(search)
-    assert 2 <= made <= 8, "of forty: those there is room for, the one that found none, and one more after each rest of a slow machine"
+    assert 2 <= made <= 4, "those there is room for, and the one that found none"
     search._scans_from_s = 0.0
     made = 0
     for reach in reaches:
