@@ -168,16 +168,17 @@ class Changes:
     async def _left(self, change: PlannedChange, views: Mapping[str, AdapterView], ages_s: Mapping[str, float], report: PassReport) -> None:
         """Of a change that the numbers do not ask for now: a person's yes stands, what has begun is finished, and the rest is withdrawn."""
         there = [views[one] for one in change.adapter_ids if one in views]
-        if len(there) == len(change.adapter_ids) and any(one.frozen for one in there):
+        whole = len(there) == len(change.adapter_ids)
+        if whole and any(one.frozen for one in there):
             return  # it is as it was when the freeze is over
-        free = len(there) == len(change.adapter_ids) and not any(one.protected for one in there)
+        free = whole and not any(one.protected for one in there)
         if change.approved or change.begun_at_us:
             if free and change.kind != changes.CHANGE_KIND_PURGE:
                 await self._carry(change, views, ages_s, report)
                 return
             if change.begun_at_us and await self._was_done(change, report):
                 return
-            if len(there) == len(change.adapter_ids):
+            if whole:
                 return  # it is protected for now
         await self._withdraw(change, "the numbers do not ask for it any more" if free else "its adapters are not as they were", report)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from services.router.catalogue.changes import check_move, now_us
 from services.router.catalogue.port import Conflict, Entry
-from services.router.catalogue.records import AdapterRecord, Scope
+from services.router.catalogue.records import AdapterRecord
 from services.router.catalogue.registry import Registry
 from smoa.access.noting import note_before
 from smoa.identifiers import checked_tenant
@@ -29,9 +29,8 @@ async def _archive(registry: Registry, tenant: str, adapter_id: str) -> AdapterR
         note_before(record.state)
         if record.archived_at_us:
             return record
-        whose = await registry.files.tenant_of(record.digest)
-        users = Scope(tenant=whose or None, include_shared=not whose, states=("active", "canary"), digest=record.digest)
-        if whose not in ("", record.tenant) or await registry.catalogue.scroll(users, "", 1):
+        users = await registry.users_of(record, "active", "canary")
+        if users is None or await registry.catalogue.scroll(users, "", 1):
             return record
         await registry.files.archive(record.digest)
         try:

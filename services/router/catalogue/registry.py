@@ -332,10 +332,7 @@ class Registry:
             if record.state == "retired":
                 record = dataclasses.replace(record, state="purged", examples=(), archived_at_us=0, updated_at_us=now_us())
                 await self.catalogue.write([Entry(record, vector)])
-            whose = await self.files.tenant_of(record.digest)  # a record may name any file; only its own tenant's records count
-            states: tuple[State, ...] = ("active", "canary", "retired", "missing")
-            users = Scope(tenant=whose or None, include_shared=not whose, states=states, digest=record.digest)
-            if whose in ("", record.tenant):
+            if (users := await self.users_of(record, "active", "canary", "retired", "missing")) is not None:
                 await self.delete_unused(record.digest, users)
             # Last, for a full store takes nothing until something in it was deleted.
             await self._log.forget_texts(record)
@@ -343,6 +340,13 @@ class Registry:
             record, _ = await self.owned(record.tenant, adapter_id)
         self.changed([as_it_is(record)])
         return record
+
+    async def users_of(self, record: AdapterRecord, *states: State) -> Scope | None:
+        """Who uses a record's file, in these states; None where it is another tenant's, for a record may name any."""
+        whose = await self.files.tenant_of(record.digest)
+        if whose not in ("", record.tenant):
+            return None
+        return Scope(tenant=whose or None, include_shared=not whose, states=states, digest=record.digest)
 
     async def delete_unused(self, digest: str, users: Scope) -> None:
         """Delete a file, unless one of these records names it; one that does meanwhile is out of use. The caller holds `writing`."""
