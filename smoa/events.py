@@ -144,6 +144,15 @@ def decode(topic: str, value: bytes) -> Message:
     return message
 
 
+def check_decision(decision: router_pb2.Decision) -> None:
+    """Raise InvalidArgument unless what a decision names can be adapters, which its effects are keyed by."""
+    for place, one in enumerate(decision.adapters):
+        if not one.adapter_id or "/" in one.adapter_id:
+            raise InvalidArgument(
+                f"adapters[{place}].adapter_id", f"{one.adapter_id!r} names no adapter", "name the id that the registry gave"
+            )
+
+
 def check_outcome(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:
     """Raise InvalidArgument unless an outcome's texts can be kept, and what it names can be an adapter; `prefix` goes before the field's
     name.

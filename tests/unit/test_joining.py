@@ -266,6 +266,15 @@ def test_a_key_that_is_not_the_decisions_is_refused() -> None:
         _Join().take(_decision(1)._replace(key=b"other"))
 
 
+@pytest.mark.parametrize("name", ["", "a/b"])
+def test_a_decision_for_what_can_be_no_adapter_is_refused_whole(name: str) -> None:
+    message = router_pb2.Decision(decision_id="d1", tenant="t")
+    message.adapters.extend(common_pb2.WeightedAdapter(adapter_id=one, weight=0.5) for one in ("a", name))
+    plan = _Join().part.plan([Received(DECISIONS, 0, 0, 0, b"d1", message.SerializeToString(), "", 0)], 0)
+    assert (plan.entries, plan.effects) == ({}, [])
+    assert str(plan.refused[0][1]) == f"adapters[1].adapter_id: {name!r} names no adapter; name the id that the registry gave"
+
+
 def test_an_outcome_that_its_sender_placed_elsewhere_is_sent_on() -> None:
     right = partition_of(b"d1", 4)
     for partition in range(4):

@@ -16,7 +16,19 @@ from typing import Final, Generic, TypeVar
 from services.optimizer.stream.effects import Lane, examples_of, is_silent, join_decision, join_outcome, place_of_verdict
 from services.optimizer.stream.isolating import without_failing
 from smoa.errors import InvalidArgument
-from smoa.events import ADAPTER_OUTCOMES, DECISIONS, EXAMPLES, MAX_PACKED, OUTCOMES, Event, Received, check_outcome, decode, event
+from smoa.events import (
+    ADAPTER_OUTCOMES,
+    DECISIONS,
+    EXAMPLES,
+    MAX_PACKED,
+    OUTCOMES,
+    Event,
+    Received,
+    check_decision,
+    check_outcome,
+    decode,
+    event,
+)
 from smoa.topics import partition_of
 from smoa.v1 import feedback_pb2, router_pb2
 from smoa.v1.events_pb2 import Example
@@ -135,6 +147,10 @@ class JoinPartition(Generic[N]):
     def _plan_one(self, plan: JoinPlan, one: Received, now_us: int) -> None:
         message = decode(one.topic, one.value)
         assert isinstance(message, router_pb2.Decision | feedback_pb2.Outcome)
+        if isinstance(message, router_pb2.Decision):
+            check_decision(message)
+        else:
+            check_outcome(message)
         decision_id = message.decision_id
         check_key(one, decision_id)
         if (entry := plan.entries.get(decision_id)) is None:
@@ -155,7 +171,6 @@ class JoinPartition(Generic[N]):
                 for place, verdict in enumerate(entry.verdicts[: entry.early]):
                     examples += examples_of(entry, place, verdict)
         else:
-            check_outcome(message)
             if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
                 for text in ("input", "output", "corrected_output"):
                     message.ClearField(text)
