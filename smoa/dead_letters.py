@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from smoa.events import Event, Received
@@ -36,7 +35,7 @@ def shortened(dead: Event) -> Event:
     body = DeadLetter.FromString(dead.value)
     body.reason = body.reason[:500]
     _cut(body, SHORT_BYTES)
-    return replace(dead, value=body.SerializeToString())
+    return dead._replace(value=body.SerializeToString())
 
 
 def _cut(dead: DeadLetter, most_bytes: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -45,8 +44,7 @@ TYPES: Final[dict[str, type[Message]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One message as it goes to Kafka."""
 
     topic: str
@@ -144,13 +142,17 @@ def decode(topic: str, value: bytes) -> Message:
     return message
 
 
-def check_decision(decision: router_pb2.Decision) -> None:
-    """Raise InvalidArgument unless what a decision names can be adapters, which its effects are keyed by."""
-    for place, one in enumerate(decision.adapters):
-        if not one.adapter_id or "/" in one.adapter_id:
-            raise InvalidArgument(
-                f"adapters[{place}].adapter_id", f"{one.adapter_id!r} names no adapter", "name the id that the registry gave"
-            )
+def adapter_ids_of(decision: router_pb2.Decision) -> list[str]:
+    """The ids of a decision's adapters, which its effects are keyed by.
+
+    Raises:
+        InvalidArgument: one of them can be no adapter's.
+    """
+    names = [one.adapter_id for one in decision.adapters]
+    if "" in names or "/" in "".join(names):
+        place, name = next((place, name) for place, name in enumerate(names) if not name or "/" in name)
+        raise InvalidArgument(f"adapters[{place}].adapter_id", f"{name!r} names no adapter", "name the id that the registry gave")
+    return names
 
 
 def check_outcome(outcome: feedback_pb2.Outcome, prefix: str = "") -> None:

@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 from typing import Final
 
 from smoa.errors import InvalidArgument
+from smoa.events import adapter_ids_of
 from smoa.v1 import feedback_pb2, router_pb2
 from smoa.v1.events_pb2 import AdapterOutcome, Correction, Example, TrialEffect
 from smoa.v1.state_pb2 import JoinEntry, Verdict
@@ -33,12 +34,16 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
     """A decision came: changes the entry and returns the effects.
 
     The same event again (a replay) has the same effects again; another event of the same decision has none.
+
+    Raises:
+        InvalidArgument: what it names can be no adapter.
     """
+    adapter_ids = adapter_ids_of(decision)
     if not entry.decided:
         entry.decided, entry.tenant, entry.decided_position = True, decision.tenant, position
         entry.decided_at_us, entry.task_id = decision.decided_at_us, decision.task_id
-        entry.adapter_ids.extend(one.adapter_id for one in decision.adapters)
-        entry.weights.extend(one.weight for one in decision.adapters)
+        entry.adapter_ids.extend(adapter_ids)
+        entry.weights.extend([one.weight for one in decision.adapters])
         entry.user = decision.user
         for adapter in decision.adapters:
             if adapter.HasField("trial"):
@@ -48,10 +53,11 @@ def join_decision(entry: JoinEntry, decision: router_pb2.Decision, position: int
             entry.base_model = decision.base_model
         if decision.context:
             entry.context, expected = decision.context, {one.adapter_id: one.expected for one in decision.ranked}
-            entry.expected.extend(expected.get(one.adapter_id, 0.0) for one in decision.adapters)
-        for other in [one for one in entry.verdicts if one.tenant != decision.tenant]:
-            entry.verdicts.remove(other)
-        entry.early = len(entry.verdicts)
+            entry.expected.extend([expected.get(one, 0.0) for one in adapter_ids])
+        if entry.verdicts:
+            for other in [one for one in entry.verdicts if one.tenant != decision.tenant]:
+                entry.verdicts.remove(other)
+            entry.early = len(entry.verdicts)
     elif entry.decided_position != position:
         return []
     if not entry.early:
@@ -202,11 +208,9 @@ def _example_of(entry: JoinEntry, outcome: feedback_pb2.Outcome | Verdict) -> Ex
     )
 
 
-def _effect(
-    entry: JoinEntry, lane: Lane, position: int, at_us: int, adapter_id: str, weight: float, stands: Standing | None
-) -> AdapterOutcome:
+def _effect(entry: JoinEntry, lane: Lane, position: int, at_us: int, stands: Standing | None) -> AdapterOutcome:
+    """What it has for every adapter."""
     return AdapterOutcome(
-        adapter_id=adapter_id,
         decision_id=entry.decision_id,
         tenant=entry.tenant,
         source_topic=lane.topic,
@@ -214,7 +218,6 @@ def _effect(
         source_position=position,
         success=stands.success if stands is not None else None,
         score=stands.score if stands is not None else None,
-        weight=weight,
         occurred_at_us=at_us,
         task_id=entry.task_id,
         context=entry.context if stands is not None else b"",
@@ -226,21 +229,26 @@ def _effects(
     entry: JoinEntry, lane: Lane, position: int, at_us: int, stands: Standing | None, before: Standing | None, *, used: bool
 ) -> list[AdapterOutcome]:
     """What an event means to each adapter of its decision: what stands after it, in the place of what was counted before it."""
-    adapter_ids, on_trial = entry.adapter_ids, entry.on_trial
+    adapter_ids, on_trial = list(entry.adapter_ids), entry.on_trial
+    any_on_trial, expected = bool(on_trial), entry.expected if stands is not None else ()
     made = []
+    of_all = _effect(entry, lane, position, at_us, stands)
+    of_all.used = used
     for place, (adapter_id, weight) in enumerate(zip(adapter_ids, entry.weights, strict=True)):
-        one = _effect(entry, lane, position, at_us, adapter_id, weight, stands)
-        one.used = used
-        if adapter_id in on_trial and (side := on_trial[adapter_id]).stands_for:
+        one = AdapterOutcome()
+        one.CopyFrom(of_all)  # a third of what it takes to say all of it again
+        one.adapter_id, one.weight = adapter_id, weight
+        if any_on_trial and adapter_id in on_trial and (side := on_trial[adapter_id]).stands_for:
             one.trial.CopyFrom(TrialEffect(parents=side.stands_for, share=side.share))
-        if used:
+        if used and len(adapter_ids) > 1:
             one.together.extend([*adapter_ids[:place], *adapter_ids[place + 1 :]])
-        if entry.expected and stands is not None:
-            one.expected = entry.expected[place]
+        if expected:
+            one.expected = expected[place]
         made.append(one)
-    for child, parents in _controls(entry).items() if on_trial else ():
-        one = _effect(entry, lane, position, at_us, child, 0.0, stands)
-        one.used = used
+    for child, parents in _controls(entry).items() if any_on_trial else ():
+        one = AdapterOutcome()
+        one.CopyFrom(of_all)
+        one.adapter_id = child
         one.trial.CopyFrom(TrialEffect(parents=parents, control=True, share=on_trial[parents[0]].share))
         made.append(one)
     if before is not None:
@@ -256,8 +264,8 @@ def _taught(entry: JoinEntry, lane: Lane, position: int, at_us: int, verdict: Ve
     """What a verdict means to an adapter that it says to have been right."""
     if verdict is None or not verdict.right_adapter_id or verdict.withdrawn or not (entry.context or entry.user):
         return []
-    right = _effect(entry, lane, position, at_us, verdict.right_adapter_id, 1.0, Standing(success=True))
-    right.taught = True
+    right = _effect(entry, lane, position, at_us, Standing(success=True))
+    right.adapter_id, right.weight, right.taught = verdict.right_adapter_id, 1.0, True
     return [right]
 
 

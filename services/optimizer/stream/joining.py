@@ -24,7 +24,6 @@ from smoa.events import (
     OUTCOMES,
     Event,
     Received,
-    check_decision,
     check_outcome,
     decode,
     event,
@@ -116,7 +115,9 @@ class JoinPartition(Generic[N]):
         self._silent, self._text_room, self._weights = silent, text_room, weights
         self._lanes = {topic: Lane(topic, partition) for topic in (DECISIONS, OUTCOMES)}
         self._partition, self._partitions = partition, partitions
-        self._known: dict[str, tuple[Segment[N], bytes]] = {}
+        # Two of them, of texts and bytes: a pair for each decision would be looked through by the garbage collector again and again.
+        self._known: dict[str, bytes] = {}
+        self._segment_of: dict[str, Segment[N]] = {}
         self._segments: dict[N, Segment[N]] = {}
         self._undecided: dict[str, int] = {}
         self.held_bytes = 0
@@ -147,10 +148,6 @@ class JoinPartition(Generic[N]):
     def _plan_one(self, plan: JoinPlan, one: Received, now_us: int) -> None:
         message = decode(one.topic, one.value)
         assert isinstance(message, router_pb2.Decision | feedback_pb2.Outcome)
-        if isinstance(message, router_pb2.Decision):
-            check_decision(message)
-        else:
-            check_outcome(message)
         decision_id = message.decision_id
         check_key(one, decision_id)
         if (entry := plan.entries.get(decision_id)) is None:
@@ -158,7 +155,7 @@ class JoinPartition(Generic[N]):
             if not known and partition_of(one.key, self._partitions) != self._partition:
                 plan.misplaced.append(one)  # its sender places keys otherwise than Kafka's own clients, or its topic has grown since
                 return
-            entry = JoinEntry.FromString(known[1]) if known else JoinEntry(decision_id=decision_id, first_seen_us=now_us)
+            entry = JoinEntry.FromString(known) if known else JoinEntry(decision_id=decision_id, first_seen_us=now_us)
         mark = self.landmarks.get(one.topic)
         examples: list[Example] = []
         position = one.position + (INCARNATION * mark.incarnation if mark else 0)
@@ -171,6 +168,7 @@ class JoinPartition(Generic[N]):
                 for place, verdict in enumerate(entry.verdicts[: entry.early]):
                     examples += examples_of(entry, place, verdict)
         else:
+            check_outcome(message)
             if is_silent(message.tenant or "public", self._silent) or (not entry.decided and self.held_bytes > self._text_room):
                 for text in ("input", "output", "corrected_output"):
                     message.ClearField(text)
@@ -196,7 +194,7 @@ class JoinPartition(Generic[N]):
             if not entry.decided and not entry.verdicts:  # forgotten
                 continue
             value = entry.SerializeToString()
-            self._known[entry.decision_id] = (segment, value)
+            self._known[entry.decision_id], self._segment_of[entry.decision_id] = value, segment
             segment.decision_ids.append(entry.decision_id)
             segment.live += 1
             self.held_bytes += len(value) + _OVERHEAD_BYTES
@@ -204,10 +202,10 @@ class JoinPartition(Generic[N]):
                 self._undecided[entry.decision_id] = entry.first_seen_us
 
     def _drop(self, decision_id: str) -> None:
-        if (known := self._known.pop(decision_id, None)) is None:
+        if (value := self._known.pop(decision_id, None)) is None:
             return
         self._undecided.pop(decision_id, None)
-        segment, value = known
+        segment = self._segment_of.pop(decision_id)
         self.held_bytes -= len(value) + _OVERHEAD_BYTES
         segment.live -= 1
         if not segment.live and self._segments.pop(segment.name, None) is not None:
@@ -222,14 +220,14 @@ class JoinPartition(Generic[N]):
             del self._segments[segment.name]
             self.obsolete.append(segment.name)
             for decision_id in segment.decision_ids:
-                if (known := self._known.get(decision_id)) is not None and known[0] is segment:
+                if self._segment_of.get(decision_id) is segment:
                     self._drop(decision_id)
 
     def unmatched(self, older_than_us: int) -> Iterator[Received]:
         """Outcomes that waited for their decision for too long, as they came; `forgotten` ends their waiting."""
         for decision_id, since_us in self._undecided.items():
             if since_us < older_than_us:
-                for verdict in JoinEntry.FromString(self._known[decision_id][1]).verdicts:
+                for verdict in JoinEntry.FromString(self._known[decision_id]).verdicts:
                     outcome = feedback_pb2.Outcome(decision_id=decision_id)
                     for name in _AS_REPORTED:
                         setattr(outcome, name, getattr(verdict, name))
