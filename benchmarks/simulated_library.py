@@ -12,8 +12,8 @@ from typing import Final
 from benchmarks.scenarios import Scenario
 from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record_of, us_of
 from benchmarks.simulated_population import MONTH_H, USEFUL, Population, new_member
-from services.optimizer.policy.incidents import Scope, incidents
-from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes
+from services.optimizer.policy.incidents import Scope, incidents, levels_of
+from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes, totals_of
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
 from services.optimizer.policy.versions import supersedes
 from services.optimizer.stream.counting import count_recent, decay, pair
@@ -224,7 +224,7 @@ class World:
         library = [self._view(one, hour, self._protected(one, hour, on_trial)) for one in self._members.values() if one.state == "active"]
         if self.policy == "plain":
             return self._decide_plainly(library, hour)
-        self._frozen_h |= dict.fromkeys(incidents(library, self._rules), hour)
+        self._frozen_h |= dict.fromkeys(incidents(levels_of(library), self._rules), hour)
         if any(hour - seen_h <= self._rules.half_life_s / HOUR_S for seen_h in self._frozen_h.values()):
             return None
         cosines = {pair: cosine for pair, cosine in self._cosines.items() if pair not in self._rejected}
@@ -256,7 +256,7 @@ class World:
             child = self._child(names, hour)
             self._members[child.name] = child
             self._try(child, names, hour)
-        pruned = {prune.adapter.adapter_id for prune in prunes(library, self._rules)} - merging
+        pruned = {prune.adapter.adapter_id for prune in prunes(library, totals_of(library), self._rules)} - merging
         for name in sorted(pruned, key=[view.adapter_id for view in library].index):
             if mine(name):
                 self._prune(name, hour)

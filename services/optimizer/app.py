@@ -146,6 +146,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             gate,
             sign,
             count.counts,
+            count.counted_from,
         )
 
     @cache

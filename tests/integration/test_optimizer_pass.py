@@ -16,8 +16,8 @@ import pytest
 from services.optimizer.control.caution import Caution
 from services.optimizer.control.changes import PassReport
 from services.optimizer.control.passes import Optimizer
-from services.optimizer.control.views import view_of
-from services.optimizer.policy.library_policy import Rules, prunes
+from services.optimizer.control.views import facts_of, view_of
+from services.optimizer.policy.library_policy import Rules, prunes, totals_of
 from smoa.adapter import decode
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -239,7 +239,8 @@ async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path
 
         await report(0.0)
         rules = dataclasses.replace(RULES, unused_after_s=3600.0)
-        failed = [one.adapter.name for one in prunes([view_of(one, "", rules.half_life_s, now_us) for one in await _all(world)], rules)]
+        views = [view_of(facts_of(one, rules.half_life_s), "", rules.half_life_s, now_us) for one in await _all(world)]
+        failed = [one.adapter.name for one in prunes(views, totals_of(views), rules)]
         assert failed == ["a3"], "without the others nobody would know better"
         optimizer = Optimizer(world.client, world.store, rules, lambda _: 0, 100)
         report_of = await optimizer.run_pass()

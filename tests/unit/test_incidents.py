@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from services.optimizer.policy.incidents import Scope, incidents
+from services.optimizer.policy.incidents import Scope, incidents, levels_of
 from services.optimizer.policy.library_policy import AdapterView, Rules
 from services.optimizer.stream.counting import count_recent
 from smoa.v1.state_pb2 import Tally
@@ -54,7 +54,7 @@ class _Life:
     def seen(self) -> dict[Scope, str]:
         for tally in self.tallies.values():
             count_recent(tally, self.now_us, HALF_LIFE_US, used=False, judged=False, success=False)
-        return incidents([_view(name, tally) for name, tally in self.tallies.items()], RULES)
+        return incidents(levels_of(_view(name, tally) for name, tally in self.tallies.items()), RULES)
 
 
 def test_a_deployment_after_which_all_fails_is_an_incident_within_minutes_and_for_as_long_as_it_lasts() -> None:

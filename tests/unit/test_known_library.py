@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.optimizer.control.library import LOOK_BACK_S, READ_ANEW_S, Away, Library
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
+
+_AWAY = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
 
 
 class _Registry:
@@ -43,14 +48,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def test_all_is_read_once_and_then_what_was_written_since_with_a_minute_to_spare(clock: list[float]) -> None:
     registry = _Registry()
-    library = Library(registry)  # type: ignore[arg-type]
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
     registry.written = [_adapter("b"), _adapter("a", common.ADAPTER_STATE_CANARY), _adapter("c", common.ADAPTER_STATE_RETIRED, "by hand")]
     await library.refresh()
-    assert (list(library.live), dict(library.away)) == (["a", "b"], {})
+    assert (sorted([*library, *library.canaries]), dict(library.away)) == (["a", "b"], {})
     clock[0] += 60
     registry.written = [_adapter("b", common.ADAPTER_STATE_RETIRED, "pruned: fails"), _adapter("aa")]
     await library.refresh()
-    assert list(library.live) == ["a", "aa"]
+    assert sorted([*library, *library.canaries]) == ["a", "aa"]
     assert library.away["b"] == Away("t", 7, "pruned: fails", is_archived=False)
     registry.written = [_adapter("b", common.ADAPTER_STATE_PURGED, "pruned: fails")]
     clock[0] += 60
@@ -60,24 +65,68 @@ async def test_all_is_read_once_and_then_what_was_written_since_with_a_minute_to
     clock[0] += READ_ANEW_S
     registry.written = [_adapter("z")]
     await library.refresh()
-    assert (registry.since_us[-1], list(library.live)) == (0, ["z"])
+    assert (registry.since_us[-1], sorted([*library, *library.canaries])) == (0, ["z"])
 
 
 async def test_a_listing_that_breaks_off_is_asked_for_again_from_where_it_was(clock: list[float]) -> None:
     registry = _Registry()
-    library = Library(registry)  # type: ignore[arg-type]
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
     registry.written = [_adapter("a")]
     await library.refresh()
     clock[0] += 600
     registry.written, registry.error = (
         [_adapter("b")],
-        grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()),
+        _AWAY,
     )
     with pytest.raises(grpc.aio.AioRpcError):
         await library.refresh()
-    assert list(library.live) == ["a"]
+    assert sorted([*library, *library.canaries]) == ["a", "b"], "what it said is so"
     clock[0] += 600
     registry.error = None
     await library.refresh()
-    assert list(library.live) == ["a", "b"]
+    assert sorted([*library, *library.canaries]) == ["a", "b"]
     assert registry.since_us[1] == registry.since_us[2]
+
+
+async def test_of_a_listing_of_all_that_breaks_off_nothing_is_taken_away(clock: list[float]) -> None:
+    registry = _Registry()
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
+    registry.written = [_adapter("a"), _adapter("b", common.ADAPTER_STATE_CANARY), _adapter("c", common.ADAPTER_STATE_RETIRED, "pruned: ")]
+    await library.refresh()
+    clock[0] += READ_ANEW_S
+    registry.written, registry.error = [], _AWAY
+    with pytest.raises(grpc.aio.AioRpcError):
+        await library.refresh()
+    assert (list(library), list(library.canaries), list(library.away)) == (["a"], ["b"], ["c"])
+    registry.error = None
+    await library.refresh()
+    assert (list(library), list(library.canaries), list(library.away)) == ([], [], [])
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["active", "canary", "retired"]), st.integers(1, 99))))
+def test_whatever_comes_and_goes_each_has_its_own_numbers(written: list[tuple[str, str, int]]) -> None:
+    states = {
+        "active": common.ADAPTER_STATE_ACTIVE,
+        "canary": common.ADAPTER_STATE_CANARY,
+        "retired": common.ADAPTER_STATE_RETIRED,
+    }
+    registry = _Registry()
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
+    for name, state, number in written:
+        one = _adapter(name, states[state])
+        one.name, one.digest, one.rank, one.statistics.uses = f"name {number}", f"digest {number}", number % 3, number
+        registry.written.append(one)
+    asyncio.run(library.refresh())
+    last = {name: (state, number) for name, state, number in written}
+    active = {name: number for name, (state, number) in last.items() if state == "active"}
+    assert len(library) == len(active) == len({*library})
+    assert {*library.canaries} == {name for name, (state, _) in last.items() if state == "canary"}
+    for name, number in active.items():
+        facts = library.facts(name)
+        assert (facts.name, facts.digest, facts.family.rank) == (f"name {number}", f"digest {number}", number % 3)
+        assert facts.numbers.uses == number
+    for row, name in enumerate(library):
+        assert (library.id_of(row), library.digest_of(row)) == (name, f"digest {active[name]}")
+    names = list(active.values())
+    assert set(library.versions()) == {name for name, number in active.items() if names.count(number) > 1}

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.policy.library_policy import MAX_GROUP, AdapterView, Merge, Rules, benefit, merges, prunes, wilson_upper
+from services.optimizer.policy.library_policy import (
+    MAX_GROUP,
+    AdapterView,
+    Merge,
+    Prune,
+    Rules,
+    benefit,
+    merges,
+    prunes,
+    totals_of,
+    wilson_upper,
+)
 
 RULES = Rules()
 
@@ -35,8 +46,12 @@ def _view(adapter_id: str, **changes: Any) -> AdapterView:
     return dataclasses.replace(view, **{**faded, **changes})
 
 
+def _prunes(views: Sequence[AdapterView], rules: Rules = RULES) -> list[Prune]:
+    return prunes(views, totals_of(views), rules)
+
+
 def _pruned(*views: AdapterView) -> list[str]:
-    return [prune.adapter.adapter_id for prune in prunes(views, RULES)]
+    return [prune.adapter.adapter_id for prune in _prunes(views)]
 
 
 def _merged(likeness: dict[tuple[str, str], float], *views: AdapterView) -> list[tuple[str, ...]]:
@@ -55,7 +70,7 @@ UNUSED_S = 15 * DAY_S
 
 
 def test_an_unused_adapter_is_pruned_with_its_numbers() -> None:
-    found = prunes([_view("a", uses=9, unused_s=UNUSED_S), _view("b", uses=11)], RULES)
+    found = _prunes([_view("a", uses=9, unused_s=UNUSED_S), _view("b", uses=11)])
     wanted = "not needed: not used for 15.0 days, its season is 14.0 days; the tenant's 2 adapters were used 20 times recently"
     assert [prune.reason for prune in found] == [wanted]
 
@@ -103,8 +118,8 @@ def test_traffic_of_another_tenant_does_not_count() -> None:
 
 
 def test_failing_beyond_doubt_is_pruned_and_nobody_younger_than_a_day() -> None:
-    assert prunes([_view("a", outcomes=10, successes=0, age_s=86_000.0)], RULES) == []
-    found = prunes([_view("a", outcomes=10, successes=0, age_s=86_400.0)], RULES)
+    assert _prunes([_view("a", outcomes=10, successes=0, age_s=86_000.0)]) == []
+    found = _prunes([_view("a", outcomes=10, successes=0, age_s=86_400.0)])
     assert [prune.reason for prune in found] == ["fails: 0 of 10 right; with 95% confidence under 30%"]
 
 
@@ -241,14 +256,14 @@ def test_what_is_protected_is_neither_pruned_nor_merged(why: str) -> None:
 def test_those_of_least_value_for_their_bytes_go_first_with_their_numbers() -> None:
     big = _view("big", uses=5, unused_s=UNUSED_S, recent_successes=2.0, recent_outcomes=4.0, file_bytes=1000)
     small = _view("small", uses=5, unused_s=UNUSED_S, recent_successes=2.0, recent_outcomes=4.0, file_bytes=10)
-    found = prunes([small, big, _view("busy", uses=500)], RULES)
+    found = _prunes([small, big, _view("busy", uses=500)])
     assert [one.adapter.adapter_id for one in found] == ["big", "small"]
     assert found[0].evidence["recent_uses"] == 5.0
     assert found[0].evidence["tenant_adapters"] == 3.0
 
 
 def _room(views: Sequence[AdapterView], tenant_bytes: int) -> list[str]:
-    return [one.adapter.adapter_id for one in prunes(views, dataclasses.replace(RULES, tenant_bytes=tenant_bytes))]
+    return [one.adapter.adapter_id for one in _prunes(views, dataclasses.replace(RULES, tenant_bytes=tenant_bytes))]
 
 
 def test_within_a_tenants_room_only_those_go_that_fail() -> None:
@@ -277,7 +292,7 @@ def test_over_it_those_of_least_value_for_their_bytes_go_after_those_that_nobody
     assert _room(views, 10_399) == ["unused", "large"]
     assert _room(views, 300) == ["unused", "large", "rare"]
     assert _room(views, 1) == ["unused", "large", "rare", "dear"]
-    [_, large] = prunes(views, dataclasses.replace(RULES, tenant_bytes=10_399))
+    [_, large] = _prunes(views, dataclasses.replace(RULES, tenant_bytes=10_399))
     wanted = "no room: the tenant's adapters take 10,410 bytes of 10,399; of least value for its bytes, 500.0 uses of late"
     assert (large.reason, large.evidence["room_bytes"]) == (wanted, 10_399.0)
 
@@ -301,7 +316,7 @@ def test_no_more_go_than_have_to(given_views: list[tuple[int, int, bool, bool]],
 
 def test_what_did_well_once_and_fails_beyond_doubt_of_late_is_pruned() -> None:
     fallen = _view("a", outcomes=500, successes=400, recent_outcomes=40.0, recent_successes=3.0)
-    [prune] = prunes([fallen, _view("b")], RULES)
+    [prune] = _prunes([fallen, _view("b")])
     assert prune.reason == "fails recently: 3.0 of 40.0 right, as recent ones are weighed; with 95% confidence under 30%"
 
 

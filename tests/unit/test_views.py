@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.optimizer.control.views import lifetime_of, protection_of, stratum_of, view_of
-from services.optimizer.policy.library_policy import Rules, prunes
+from services.optimizer.control.views import facts_of, lifetime_of, protection_of, stratum_of, view_of
+from services.optimizer.policy.library_policy import Rules, prunes, totals_of
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, judge
 from smoa.v1 import registry_pb2
 from smoa.v1.registry_pb2 import AdapterStatistics, EpochCounts
@@ -19,7 +19,7 @@ WEEK_S = 7 * 86400.0
 
 
 def protection(adapter: registry_pb2.Adapter, counted_since_us: int | None) -> str:
-    return protection_of(adapter, set(), set(), counted_since_us, WEEK_S, NOW_US)
+    return protection_of(facts_of(adapter, WEEK_S), set(), set(), counted_since_us, WEEK_S, NOW_US)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_a_restored_adapter_is_left_alone_for_a_window_and_then_judged_by_what_c
     )
     adapter.statistics.CopyFrom(AdapterStatistics(uses=80, outcomes=80, successes=30, recent_at_us=NOW_US, epoch="e"))
     adapter.statistics.recent_uses = 40.0 * 0.5 ** (8 / 7) + 25.0
-    view = view_of(adapter, "", WEEK_S, NOW_US)
+    view = view_of(facts_of(adapter, WEEK_S), "", WEEK_S, NOW_US)
     assert (view.uses, view.outcomes, view.successes, view.age_s) == (30, 30, 28, 8 * 86400.0)
     assert view.recent_uses == pytest.approx(25.0)
     adapter.statistics.epoch = "f"  # its recent counts hold nothing of before
-    assert view_of(adapter, "", WEEK_S, NOW_US).recent_uses == pytest.approx(40.0 * 0.5 ** (8 / 7) + 25.0)
+    assert view_of(facts_of(adapter, WEEK_S), "", WEEK_S, NOW_US).recent_uses == pytest.approx(40.0 * 0.5 ** (8 / 7) + 25.0)
 
 
 def test_a_trial_is_judged_by_both_sides_and_no_user_of_a_shared_parent_alone_decides() -> None:
@@ -82,7 +82,7 @@ def test_a_trial_is_judged_by_both_sides_and_no_user_of_a_shared_parent_alone_de
 def test_what_was_set_aside_judges_nobody() -> None:
     adapter = registry_pb2.Adapter(adapter_id="a", name="n")
     adapter.statistics.CopyFrom(AdapterStatistics(outcomes=50, successes=40, aside_outcomes=10, aside_successes=1, epoch="e"))
-    view = view_of(adapter, "", WEEK_S, NOW_US)
+    view = view_of(facts_of(adapter, WEEK_S), "", WEEK_S, NOW_US)
     assert (view.outcomes, view.successes) == (40, 39)
     assert lifetime_of(adapter.statistics) == Arm(40, 39)
 
@@ -113,7 +113,8 @@ _FADED = AdapterStatistics(recent_outcomes=3.2442131208741293e-198, recent_at_us
 def test_no_counts_that_an_adapter_may_have_break_a_pass_or_a_trial(now: AdapterStatistics, before: AdapterStatistics, now_us: int) -> None:
     """More successes than outcomes, which nobody counted: whoever wrote them, the others are judged all the same."""
     adapter = registry_pb2.Adapter(adapter_id="a", name="n", statistics=now, restored_baseline=before, restored_at_us=1)
-    prunes([view_of(adapter, "", 100.0, now_us)], Rules())
+    views = [view_of(facts_of(adapter, 100.0), "", 100.0, now_us)]
+    prunes(views, totals_of(views), Rules())
     arm = lifetime_of(now)
     assert 0 <= arm.successes <= arm.outcomes
     judge({"a": Stratum(arm, arm, arm, arm)}, 0.0, TrialRules())

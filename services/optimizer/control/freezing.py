@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from services.optimizer.policy.incidents import Scope, incidents
-from services.optimizer.policy.library_policy import AdapterView, Rules
+from services.optimizer.policy.incidents import Level, Scope, incidents
+from services.optimizer.policy.library_policy import AdapterView, Family, Rules
 from smoa.client import SmoaClient
 from smoa.v1.changes_pb2 import FreezeRecord
 
@@ -26,12 +26,19 @@ class Freezing:
     def __init__(self, client: SmoaClient, rules: Rules) -> None:
         self._client, self._rules = client, rules
         self.incident_tenants: frozenset[str] = frozenset()
+        self._found: dict[Scope, str] = {}
+        self._freezes: list[FreezeRecord] = []
 
-    async def protected(self, library: Sequence[AdapterView]) -> list[AdapterView]:
-        """The library, with all that is frozen protected: by people; by incidents that are seen now; and for a half-life of the recent
-        counts after one, as what failed then is still in them.
+    async def look(self, levels: Mapping[Scope, Level], families: Iterable[Family]) -> None:
+        """See what is frozen now: by people; by incidents that are seen now; and for a half-life of the recent counts after one, as what
+        failed then is still in them.
+
+        Args:
+            levels: Success of each tenant and base model.
+            families: Those of the library.
         """
-        found, now_us = incidents(library, self._rules), time.time_ns() // 1000
+        self._found = found = incidents(levels, self._rules)
+        now_us = time.time_ns() // 1000
         listed = await self._client.list_freezes(all_tenants=True)
         if new := [one for one in found.items() if _is_to_be_told(one[0], listed, now_us)]:
             for scope, why in new:
@@ -48,8 +55,22 @@ class Freezing:
         for one in seen:
             if one.since_us == one.seen_at_us and new:
                 _log.warning("%s", one.reason)
-        self.incident_tenants = frozenset(view.tenant for view in library if any(_holds(one, view.tenant, view.base_model) for one in seen))
-        return [_with(view, freezes, found) for view in library] if freezes else list(library)
+        held = (one.tenant for one in families if any(_holds(freeze, one.tenant, one.base_model) for freeze in seen))
+        self.incident_tenants = frozenset(held)
+        self._freezes = freezes
+
+    def protected(self, view: AdapterView) -> AdapterView:
+        """It, protected if something holds it, as of the last look."""
+        of_it = [one for one in self._freezes if _holds(one, view.tenant, view.base_model)]
+        if view.protected or not of_it:
+            return view
+        [why, *_] = [
+            (self._found.get(_scope(one)) or f"an incident of its {_scope(one).kind} was not long ago")
+            if one.incident
+            else f"frozen: {one.reason}"
+            for one in of_it
+        ]
+        return dataclasses.replace(view, protected=why, frozen=True)
 
     async def recall(self, seen_within_s: float) -> None:
         """After a start: tenants whose incident was seen so recently that it is probably not over; until the first pass knows better."""
@@ -79,14 +100,3 @@ def _scope(freeze: FreezeRecord) -> Scope:
 
 def _holds(freeze: FreezeRecord, tenant: str, base_model: str) -> bool:
     return freeze.tenant in ("", tenant) and freeze.base_model in ("", base_model)
-
-
-def _with(view: AdapterView, freezes: Sequence[FreezeRecord], found: Mapping[Scope, str]) -> AdapterView:
-    of_it = [one for one in freezes if _holds(one, view.tenant, view.base_model)]
-    if view.protected or not of_it:
-        return view
-    [why, *_] = [
-        (found.get(_scope(one)) or f"an incident of its {_scope(one).kind} was not long ago") if one.incident else f"frozen: {one.reason}"
-        for one in of_it
-    ]
-    return dataclasses.replace(view, protected=why, frozen=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from services.optimizer.control.reasons import TAKEN_AWAY
+from services.optimizer.control.views import Facts, facts_of
+from services.optimizer.policy.library_policy import Family
+from services.optimizer.policy.screening import ROW, Numbers, Rows, versions
 from smoa.client import SmoaClient
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
@@ -20,6 +25,8 @@ _EVERY_STATE: Final = (
 )
 LOOK_BACK_S: Final = 60.0
 """So much more than since the last time is asked for: clocks differ, and a write takes a while from its time to where it is seen."""
+BLOCK: Final = 2**16
+"""Rows of a block: all of it grows by so many at a time, and none of it is moved."""
 READ_ANEW_S: Final = 86400.0
 """After so long all is read again, for what no listing of what changed may show: a catalogue that was restored."""
 
@@ -34,51 +41,145 @@ class Away(NamedTuple):
 
 
 class Library:
-    """Every tenant's adapters that are active or on trial, and those whose weights may be purged one day."""
+    """Every tenant's adapters that are active, those that are on trial, and those whose weights may be purged one day."""
 
-    def __init__(self, client: SmoaClient) -> None:
-        self._client = client
-        self._live: dict[str, registry_pb2.Adapter] = {}
+    def __init__(self, client: SmoaClient, half_life_s: float) -> None:
+        """`half_life_s`: of the recent counts."""
+        self._client, self._half_life_s = client, half_life_s
+        self._places: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._names: list[str] = []
+        self._blocks: list[Rows] = []
+        self._families: dict[Family, int] = {}
+        self._canaries: dict[str, registry_pb2.Adapter] = {}
         self._away: dict[str, Away] = {}
-        self._read_at_us = self._began_us = 0
+        self._read_at_us = self._began_us = self._listing = 0
+        self._by_number: list[Family] = []
+        self._versions: list[str] | None = None
+
+    def __len__(self) -> int:
+        """How many are active."""
+        return len(self._ids)
+
+    def __contains__(self, adapter_id: object) -> bool:
+        """Whether it is active."""
+        return adapter_id in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        """Ids of the active ones, in the order of their rows."""
+        return iter(self._ids)
 
     @property
-    def live(self) -> Mapping[str, registry_pb2.Adapter]:
-        """By id, in order: those that are active or on trial."""
-        return self._live
+    def canaries(self) -> Mapping[str, registry_pb2.Adapter]:
+        """Those on trial, by id."""
+        return self._canaries
 
     @property
     def away(self) -> Mapping[str, Away]:
         """By id."""
         return self._away
 
+    @property
+    def families(self) -> Sequence[Family]:
+        """By the number that rows have."""
+        if len(self._by_number) < len(self._families):
+            self._by_number = list(self._families)
+        return self._by_number
+
+    @property
+    def blocks(self) -> list[Rows]:
+        """The active ones' rows."""
+        return [block[: len(self._ids) - place * BLOCK] for place, block in enumerate(self._blocks) if place * BLOCK < len(self._ids)]
+
+    def id_of(self, row: int) -> str:
+        """Whose row it is."""
+        return self._ids[row]
+
+    def digest_of(self, row: int) -> str:
+        """Of its adapter's file."""
+        return bytes(self._blocks[row // BLOCK][row % BLOCK]["digest"]).decode()
+
+    def facts(self, adapter_id: str) -> Facts:
+        """Of an active one.
+
+        Raises:
+            KeyError: it is not.
+        """
+        place = self._places[adapter_id]
+        *numbers, family, digest, examples_digest, _ = self._blocks[place // BLOCK][place % BLOCK].item()
+        return Facts(
+            *(adapter_id, self._names[place], digest.decode(), examples_digest.decode()),
+            self.families[family],
+            Numbers(*numbers),
+        )
+
+    def versions(self) -> list[str]:
+        """Ids of those that share their name, or their examples, with another one."""
+        if self._versions is None:
+            self._versions = [self._ids[row] for row in versions(self.blocks)]
+        return self._versions
+
     async def refresh(self) -> None:
         """Be as the registry is.
 
         Raises:
-            grpc.aio.AioRpcError: it is away; what is known stays as it is.
+            grpc.aio.AioRpcError: it is away; what it has said by then is known.
         """
         began_us = time.time_ns() // 1000
         since_us = self._began_us - int(LOOK_BACK_S * 1e6) if began_us - self._read_at_us < READ_ANEW_S * 1e6 else 0
-        listed = self._client.list_all(states=_EVERY_STATE, all_tenants=True, written_since_us=since_us)
-        found = [one async for one in listed]
+        canaries, away = (self._canaries, self._away) if since_us else ({}, {})
+        self._listing += 1
+        async for one in self._client.list_all(states=_EVERY_STATE, all_tenants=True, written_since_us=since_us):
+            self._take(one, canaries, away)
         if not since_us:
-            self._live, self._away, self._read_at_us = {}, {}, began_us
-        self._take(found)
+            self._canaries, self._away, self._read_at_us = canaries, away, began_us
+            for adapter_id in [self._ids[row] for row in self._not_listed()]:
+                self._drop(adapter_id)
         self._began_us = began_us
 
-    def _take(self, adapters: Iterable[registry_pb2.Adapter]) -> None:
-        is_new = False
-        for one in adapters:
-            adapter_id = one.adapter_id
-            if one.state in (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY):
-                is_new |= adapter_id not in self._live
-                self._live[adapter_id] = one
-            else:
-                self._live.pop(adapter_id, None)
-            if one.state == common.ADAPTER_STATE_RETIRED and not one.pinned and one.state_reason.startswith(TAKEN_AWAY):
-                self._away[adapter_id] = Away(one.tenant, one.updated_at_us, one.state_reason, one.archived_at_us > 0)
-            else:
-                self._away.pop(adapter_id, None)
-        if is_new:  # ids begin with their time, so they are nearly in order
-            self._live = dict(sorted(self._live.items()))
+    def _take(self, one: registry_pb2.Adapter, canaries: dict[str, registry_pb2.Adapter], away: dict[str, Away]) -> None:
+        adapter_id = one.adapter_id
+        if one.state == common.ADAPTER_STATE_ACTIVE:
+            self._put(facts_of(one, self._half_life_s))
+        else:
+            self._drop(adapter_id)
+        if one.state == common.ADAPTER_STATE_CANARY:
+            canaries[adapter_id] = one
+        else:
+            canaries.pop(adapter_id, None)
+        if one.state == common.ADAPTER_STATE_RETIRED and not one.pinned and one.state_reason.startswith(TAKEN_AWAY):
+            away[adapter_id] = Away(one.tenant, one.updated_at_us, one.state_reason, one.archived_at_us > 0)
+        else:
+            away.pop(adapter_id, None)
+
+    def _put(self, facts: Facts) -> None:
+        family = self._families.setdefault(facts.family, len(self._families))
+        row = (*facts.numbers, family, facts.digest.encode(), facts.examples_digest.encode(), self._listing)
+        place = self._places.get(facts.adapter_id)
+        if place is not None:
+            self._versions = self._versions if facts.name == self._names[place] else None
+            self._names[place] = facts.name
+        else:
+            place = self._places[facts.adapter_id] = len(self._ids)
+            self._ids.append(facts.adapter_id)
+            self._names.append(facts.name)
+            self._versions = None
+            if place // BLOCK == len(self._blocks):
+                self._blocks.append(np.zeros(BLOCK, ROW))
+        self._blocks[place // BLOCK][place % BLOCK] = row
+
+    def _drop(self, adapter_id: str) -> None:
+        """The last row takes its place."""
+        if (place := self._places.pop(adapter_id, None)) is None:
+            return
+        last, name, end = self._ids.pop(), self._names.pop(), len(self._ids)
+        if place < end:
+            self._blocks[place // BLOCK][place % BLOCK] = self._blocks[end // BLOCK][end % BLOCK]
+            self._ids[place], self._names[place], self._places[last] = last, name, place
+        self._versions = None
+
+    def _not_listed(self) -> list[int]:
+        """Rows that the last listing did not have."""
+        return [
+            int(row) + place * BLOCK for place, rows in enumerate(self.blocks) for row in np.flatnonzero(rows["listing"] != self._listing)
+        ]

@@ -5,89 +5,129 @@ Counts that were lost are unknown, not zero. They show in the epoch of an adapte
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Container
-from typing import Final
+from typing import NamedTuple
 
 from services.optimizer.policy.guards import Spent
-from services.optimizer.policy.library_policy import AdapterView
+from services.optimizer.policy.incidents import FRESH_HALF_LIFE_S
+from services.optimizer.policy.library_policy import AdapterView, Family
+from services.optimizer.policy.screening import START_US, Numbers
 from services.optimizer.policy.trial import NO_PAIRS, NOTHING, Arm, Pairs, Stratum, Voice, with_users
-from services.optimizer.stream.counting import FRESH_HALF_LIFE_US
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts, Tally, TrialPairs
 
-START_US: Final = 10 * 60 * 10**6
-"""An optimizer that is started after the router reads what happened before from Kafka: its first epoch holds the minutes before it, too."""
+
+class Facts(NamedTuple):
+    """What is kept of an active adapter."""
+
+    adapter_id: str
+    name: str
+    digest: str
+    examples_digest: str
+    family: Family
+    numbers: Numbers
+
+
+def facts_of(adapter: registry_pb2.Adapter, half_life_s: float) -> Facts:
+    """Of a registry entry; of one that was restored, what came since. Decays are linear: what faded together may be faded apart."""
+    counts, before = adapter.statistics, adapter.restored_baseline
+    is_same = before.epoch == counts.epoch and before.recent_at_us > 0
+    left = 0.5 ** (max(0, counts.recent_at_us - before.recent_at_us) / 1e6 / half_life_s) if is_same else 0.0
+    recent_outcomes = max(0.0, counts.recent_outcomes - left * before.recent_outcomes)
+    outcomes = max(0, _judged(counts) - _judged(before))
+    kind = common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower()
+    family = Family(adapter.tenant, adapter.shared, adapter.base_model, kind, adapter.rank, tuple(sorted(adapter.modules)))
+    whose = (adapter.tenant, adapter.shared, adapter.base_model)
+    return Facts(
+        *(adapter.adapter_id, adapter.name, adapter.digest, adapter.examples_digest, family),
+        Numbers(
+            since_us=max(adapter.created_at_us, adapter.restored_at_us),
+            restored_at_us=adapter.restored_at_us,
+            created_at_us=adapter.created_at_us,
+            counted_since_us=counts.counted_since_us if counts.epoch else math.nan,
+            uses=max(0, counts.uses - before.uses),
+            outcomes=outcomes,
+            successes=min(outcomes, max(0, _right(counts) - _right(before))),
+            recent_at_us=counts.recent_at_us,
+            recent_uses=max(0.0, counts.recent_uses - left * before.recent_uses),
+            recent_outcomes=recent_outcomes,
+            recent_successes=min(recent_outcomes, max(0.0, counts.recent_successes - left * before.recent_successes)),
+            fresh_outcomes=counts.fresh_outcomes,
+            fresh_successes=min(counts.fresh_outcomes, counts.fresh_successes),
+            last_used_at_us=counts.last_used_at_us,
+            longest_gap_us=counts.longest_gap_us,
+            file_bytes=adapter.file_bytes,
+            same_name=_number_of(*whose, adapter.name),
+            same_examples=_number_of(*whose, adapter.examples_digest) if adapter.examples_digest else 0,
+            pinned=adapter.pinned,
+            one_epoch=len(counts.epochs) <= 1,
+        ),
+    )
+
+
+def _number_of(*what: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(what).encode(), digest_size=8).digest(), "big")
 
 
 def protection_of(
-    adapter: registry_pb2.Adapter,
-    on_trial: Container[str],
-    composed: Container[str],
-    counted_since_us: int | None,
-    window_s: float,
-    now_us: int,
+    facts: Facts, on_trial: Container[str], composed: Container[str], counted_since_us: int | None, window_s: float, now_us: int
 ) -> str:
     """Why no automatic change may touch the adapter; empty if one may.
 
-    `counted_since_us`: since when all its uses and outcomes are counted, None if nobody knows. `window_s`: for how long they have to be, or
-    since the adapter is there, before it is judged by them.
+    `counted_since_us`: since when all its uses and outcomes are counted by this worker, None if it does not; the registry may know. Of
+    `window_s`: for how long they have to be, or since the adapter is there, before it is judged by them.
     """
-    window_us = int(window_s * 1e6)
-    if adapter.pinned:
+    numbers, window_us = facts.numbers, int(window_s * 1e6)
+    if numbers.pinned:
         return "pinned"
-    if adapter.adapter_id in on_trial:
+    if facts.adapter_id in on_trial:
         return "its merge is on trial"
-    if adapter.adapter_id in composed:
+    if facts.adapter_id in composed:
         return "in a composition"
-    if adapter.restored_at_us > now_us - window_us:
+    if numbers.restored_at_us > now_us - window_us:
         return f"restored, and judged again after {window_s / 86400:.1f} days of new evidence"
-    slack_us = START_US if len(adapter.statistics.epochs) <= 1 else 0
-    judged_from_us = max(adapter.created_at_us, adapter.restored_at_us, now_us - window_us)
-    if counted_since_us is None or counted_since_us > judged_from_us + slack_us:
+    judged_from_us = max(numbers.since_us, now_us - window_us) + (START_US if numbers.one_epoch else 0)
+    since_us = math.inf if counted_since_us is None else float(counted_since_us)
+    if not math.isnan(numbers.counted_since_us):  # as the registry was told last, by this worker or by whose it is
+        since_us = max(0.0 if counted_since_us is None else since_us, numbers.counted_since_us)
+    if since_us > judged_from_us:
         return f"its counts do not reach back {window_s / 86400:.1f} days, nor to its registration"
     return ""
 
 
-def view_of(adapter: registry_pb2.Adapter, protected: str, half_life_s: float, now_us: int) -> AdapterView:
-    """The policy's form of a registry entry: of one that was restored, what came since."""
-    counts, before = adapter.statistics, adapter.restored_baseline
-
-    def faded(statistics: registry_pb2.AdapterStatistics, value: float) -> float:
-        """Decays are linear: what faded together may be faded apart."""
-        return value * 0.5 ** (max(0, now_us - statistics.recent_at_us) / 1e6 / half_life_s) if statistics.recent_at_us else 0.0
-
-    def recent(name: str) -> float:
-        earlier = faded(before, getattr(before, name)) if before.epoch == counts.epoch else 0.0
-        return max(0.0, faded(counts, getattr(counts, name)) - earlier)
-
-    def fresh(value: float) -> float:
-        return value * 0.5 ** (max(0, now_us - counts.recent_at_us) / FRESH_HALF_LIFE_US) if counts.recent_at_us else 0.0
-
+def view_of(facts: Facts, protected: str, half_life_s: float, now_us: int) -> AdapterView:
+    """The policy's form of an adapter, as of now."""
+    numbers, family = facts.numbers, facts.family
+    age_us = max(0.0, now_us - numbers.recent_at_us)
+    factor = 0.5 ** (age_us / 1e6 / half_life_s) if numbers.recent_at_us else 0.0
+    fresh = 0.5 ** (age_us / 1e6 / FRESH_HALF_LIFE_S) if numbers.recent_at_us else 0.0
     return AdapterView(
-        adapter_id=adapter.adapter_id,
-        digest=adapter.digest,
-        tenant=adapter.tenant,
-        name=adapter.name,
-        kind=common.AdapterKind.Name(adapter.kind).removeprefix("ADAPTER_KIND_").lower(),
-        base_model=adapter.base_model,
-        rank=adapter.rank,
-        modules=tuple(adapter.modules),
-        age_s=(now_us - max(adapter.created_at_us, adapter.restored_at_us)) / 1e6,
-        uses=max(0, counts.uses - before.uses),
-        outcomes=(outcomes := max(0, _judged(counts) - _judged(before))),
-        successes=min(outcomes, max(0, _right(counts) - _right(before))),
-        recent_uses=recent("recent_uses"),
-        recent_outcomes=(recent_outcomes := recent("recent_outcomes")),
-        recent_successes=min(recent_outcomes, recent("recent_successes")),
-        fresh_outcomes=(fresh_outcomes := fresh(counts.fresh_outcomes)),
-        fresh_successes=min(fresh_outcomes, fresh(counts.fresh_successes)),
-        unused_s=(now_us - max(counts.last_used_at_us, adapter.created_at_us, adapter.restored_at_us)) / 1e6,
-        longest_gap_s=counts.longest_gap_us / 1e6,
-        file_bytes=adapter.file_bytes,
-        shared=adapter.shared,
+        adapter_id=facts.adapter_id,
+        digest=facts.digest,
+        tenant=family.tenant,
+        name=facts.name,
+        kind=family.kind,
+        base_model=family.base_model,
+        rank=family.rank,
+        modules=family.modules,
+        age_s=(now_us - numbers.since_us) / 1e6,
+        uses=int(numbers.uses),
+        outcomes=int(numbers.outcomes),
+        successes=numbers.successes,
+        recent_uses=numbers.recent_uses * factor,
+        recent_outcomes=numbers.recent_outcomes * factor,
+        recent_successes=numbers.recent_successes * factor,
+        fresh_outcomes=numbers.fresh_outcomes * fresh,
+        fresh_successes=numbers.fresh_successes * fresh,
+        unused_s=(now_us - max(numbers.last_used_at_us, numbers.since_us)) / 1e6,
+        longest_gap_s=numbers.longest_gap_us / 1e6,
+        file_bytes=int(numbers.file_bytes),
+        shared=family.shared,
         protected=protected,
-        examples_digest=adapter.examples_digest,
+        examples_digest=facts.examples_digest,
     )
 
 

@@ -16,6 +16,26 @@ MAX_GROUP: Final = 32
 NAMED: Final = 4
 
 
+class Family(NamedTuple):
+    """Adapters of one family may merge."""
+
+    tenant: str
+    shared: bool
+    base_model: str
+    kind: str
+    rank: int
+    modules: tuple[str, ...]
+    """In order."""
+
+
+class TenantTotals(NamedTuple):
+    """Of all of a tenant's active adapters."""
+
+    recent_uses: float
+    adapters: int
+    file_bytes: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterView:
     """What the policy sees of an active adapter."""
@@ -65,9 +85,9 @@ class AdapterView:
         return self.successes / self.outcomes if self.outcomes else None
 
     @property
-    def family(self) -> tuple[object, ...]:
-        """Adapters of one family may merge."""
-        return (self.tenant, self.shared, self.base_model, self.kind, self.rank, tuple(sorted(self.modules)))
+    def family(self) -> Family:
+        """Which it may merge with."""
+        return Family(self.tenant, self.shared, self.base_model, self.kind, self.rank, tuple(sorted(self.modules)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +174,16 @@ def wilson_upper(successes: float, trials: float, z: float) -> float:
     return min(1.0, (centre + spread) / (trials + z * z))
 
 
-def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
+def totals_of(adapters: Iterable[AdapterView]) -> dict[str, TenantTotals]:
+    """By tenant, of adapters that are all of theirs."""
+    found: dict[str, TenantTotals] = {}
+    for one in adapters:
+        uses, count, file_bytes = found.get(one.tenant, (0.0, 0, 0.0))
+        found[one.tenant] = TenantTotals(uses + one.recent_uses, count + 1, file_bytes + one.file_bytes)
+    return found
+
+
+def prunes(adapters: Sequence[AdapterView], tenants: Mapping[str, TenantTotals], rules: Rules) -> list[Prune]:
     """Adapters to retire, those of least value for their bytes first: unused for longer than their season although given their chances, or
     failing beyond doubt, of late or over a life that of late was no better.
 
@@ -162,8 +191,13 @@ def prunes(adapters: Sequence[AdapterView], rules: Rules) -> list[Prune]:
 
     Where a tenant has a bound, only those that fail go while its adapters are within it; over it, as many as have to: those that are not
     needed, and then those of least value for their bytes.
+
+    Args:
+        adapters: Those that may have to go; of a tenant over its bound, all.
+        tenants: What they have together, the others with them.
+        rules: Thresholds.
     """
-    found = sorted(_unwanted(adapters, rules), key=lambda one: (one.prune.adapter.value_per_byte, one.prune.adapter.adapter_id))
+    found = sorted(_unwanted(adapters, tenants, rules), key=lambda one: (one.prune.adapter.value_per_byte, one.prune.adapter.adapter_id))
     return [one.prune for one in (_within_room(adapters, found, rules) if rules.tenant_bytes else found)]
 
 
@@ -172,19 +206,15 @@ class _Unwanted(NamedTuple):
     fails: bool
 
 
-def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
-    used: defaultdict[str, float] = defaultdict(float)
-    active: defaultdict[str, int] = defaultdict(int)
-    for adapter in adapters:
-        used[adapter.tenant] += adapter.recent_uses
-        active[adapter.tenant] += 1
+def _unwanted(adapters: Sequence[AdapterView], tenants: Mapping[str, TenantTotals], rules: Rules) -> list[_Unwanted]:
     found: list[_Unwanted] = []
     for adapter in adapters:
         if adapter.protected or adapter.age_s < rules.min_age_s:
             continue
         upper = wilson_upper(adapter.successes, adapter.outcomes, rules.confidence_z)
         rate = adapter.success_rate
-        explored = used[adapter.tenant] >= rules.min_uses * active[adapter.tenant]
+        of_all = tenants[adapter.tenant]
+        explored = of_all.recent_uses >= rules.min_uses * of_all.adapters
         of_late = wilson_upper(adapter.recent_successes, adapter.recent_outcomes, rules.confidence_z)
         recovered = adapter.recent_outcomes >= 1 and adapter.recent_successes >= rules.min_success * adapter.recent_outcomes
         needed = rules.min_uses * (1 - 0.5 ** (adapter.age_s / rules.half_life_s))  # of a young one's window not all has been
@@ -201,8 +231,8 @@ def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
             "recent_successes": adapter.recent_successes,
             "recent_upper_bound": of_late,
             "age_s": adapter.age_s,
-            "tenant_recent_uses": used[adapter.tenant],
-            "tenant_adapters": float(active[adapter.tenant]),
+            "tenant_recent_uses": of_all.recent_uses,
+            "tenant_adapters": float(of_all.adapters),
             "value_per_byte": adapter.value_per_byte,
         }
         if rate is not None and rate < rules.min_success and upper < rules.min_success and not recovered:
@@ -213,7 +243,7 @@ def _unwanted(adapters: Sequence[AdapterView], rules: Rules) -> list[_Unwanted]:
             reason = f"fails recently: {right}; with 95% confidence under {rules.min_success:.0%}"
             found.append(_Unwanted(Prune(adapter, reason, evidence), fails=True))
         elif adapter.unused_s >= season_s and adapter.recent_uses < needed and explored:
-            traffic = f"the tenant's {active[adapter.tenant]} adapters were used {used[adapter.tenant]:.0f} times recently"
+            traffic = f"the tenant's {of_all.adapters} adapters were used {of_all.recent_uses:.0f} times recently"
             reason = f"not needed: not used for {_days(adapter.unused_s)}, its season is {_days(season_s)}; {traffic}"
             found.append(_Unwanted(Prune(adapter, reason, evidence), fails=False))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -323,6 +324,10 @@ class Count(Stage[CountPartition]):
         if epoch is None:
             return None
         return time.time_ns() // 1000 if adapter_id in self.refused else epoch.began_at_us
+
+    def counted_from(self) -> float:
+        """No adapter's counts of this worker begin before that (microseconds)."""
+        return min((part.epoch.began_at_us for part in self.parts.values() if part.epoch is not None), default=math.inf)
 
     async def examples_of(self, key: str) -> list[Example]:
         """The examples of a key, as another worker had them `ELSEWHERE_S` ago at most.

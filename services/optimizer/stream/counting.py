@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, MutableMappi
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.optimizer.policy.incidents import FRESH_HALF_LIFE_S
 from services.optimizer.stream.examples import ExamplePartition
 from services.optimizer.stream.isolating import without_failing
 from services.optimizer.stream.joining import check_key
@@ -34,8 +35,7 @@ SUMMED: Final = (
 """Lifetime counts of a view."""
 OTHERS: Final = ""
 """The view that those past the bound share."""
-FRESH_HALF_LIFE_US: Final = 1200e6
-"""Of the fresh counts, by which it is seen that everything fails at once."""
+FRESH_HALF_LIFE_US: Final = 1e6 * FRESH_HALF_LIFE_S
 INCIDENT_GAP_US: Final = int(3600e6)
 """What is set aside after so long is of another incident."""
 MAX_TOGETHER: Final = 16
