@@ -147,6 +147,7 @@ def build(settings: OptimizerSettings) -> faust.App:
             sign,
             count.counts,
             count.counted_from,
+            count.forget,
         )
 
     @cache

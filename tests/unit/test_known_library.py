@@ -60,7 +60,7 @@ async def test_all_is_read_once_and_then_what_was_written_since_with_a_minute_to
     registry.written = [_adapter("b", common.ADAPTER_STATE_PURGED, "pruned: fails")]
     clock[0] += 60
     await library.refresh()
-    assert dict(library.away) == {}
+    assert (dict(library.away), library.purged(), library.purged()) == ({}, ["b"], [])
     assert registry.since_us == [0, int((10_000_000 - LOOK_BACK_S) * 1e6), int((10_000_060 - LOOK_BACK_S) * 1e6)]
     clock[0] += READ_ANEW_S
     registry.written = [_adapter("z")]
@@ -115,7 +115,7 @@ def test_whatever_comes_and_goes_each_has_its_own_numbers(written: list[tuple[st
     library = Library(registry, 100.0)  # type: ignore[arg-type]
     for name, state, number in written:
         one = _adapter(name, states[state])
-        one.name, one.digest, one.rank, one.statistics.uses = f"name {number}", f"digest {number}", number % 3, number
+        one.name, one.digest, one.rank, one.statistics.uses = f"name {number}", f"{number:064x}", number % 3, number
         registry.written.append(one)
     asyncio.run(library.refresh())
     last = {name: (state, number) for name, state, number in written}
@@ -124,9 +124,9 @@ def test_whatever_comes_and_goes_each_has_its_own_numbers(written: list[tuple[st
     assert {*library.canaries} == {name for name, (state, _) in last.items() if state == "canary"}
     for name, number in active.items():
         facts = library.facts(name)
-        assert (facts.name, facts.digest, facts.family.rank) == (f"name {number}", f"digest {number}", number % 3)
+        assert (facts.name, facts.digest, facts.family.rank) == (f"name {number}", f"{number:064x}", number % 3)
         assert facts.numbers.uses == number
     for row, name in enumerate(library):
-        assert (library.id_of(row), library.digest_of(row)) == (name, f"digest {active[name]}")
+        assert (library.id_of(row), library.digest_of(row)) == (name, f"{active[name]:064x}")
     names = list(active.values())
     assert set(library.versions()) == {name for name, number in active.items() if names.count(number) > 1}

@@ -27,9 +27,8 @@ def _numbers(draw: st.DrawFn) -> Numbers:
     outcomes = draw(st.integers(0, 40))
     recent, fresh = draw(st.floats(0, outcomes)), draw(st.floats(0, outcomes))
     return Numbers(
-        since_us=max(created_us, restored_us),
-        restored_at_us=restored_us,
         created_at_us=created_us,
+        restored_at_us=restored_us,
         counted_since_us=draw(st.sampled_from([float("nan"), 0.0, NOW_US - 20 * DAY_US, NOW_US - 14 * DAY_US, NOW_US - DAY_US])),
         uses=outcomes + draw(st.integers(0, 40)),
         outcomes=outcomes,
@@ -52,10 +51,7 @@ def _numbers(draw: st.DrawFn) -> Numbers:
 
 _FAMILIES = [Family(tenant, False, base, "lora", rank, ("q",)) for tenant in "tu" for base in "ab" for rank in (4, 8)]
 _FACTS = st.lists(st.tuples(_numbers(), st.sampled_from(_FAMILIES)), max_size=30).map(
-    lambda found: [
-        Facts(f"{place:03d}", f"name {one.same_name}", "d", f"examples {one.same_examples}" if one.same_examples else "", family, one)
-        for place, (one, family) in enumerate(found)
-    ]
+    lambda found: [Facts(f"{place:03d}", f"name {one.same_name}", "d", family, one) for place, (one, family) in enumerate(found)]
 )
 
 
@@ -63,7 +59,7 @@ def _blocks(library: list[Facts]) -> list[np.ndarray]:
     """Two of them."""
     rows = np.zeros(len(library), ROW)
     for place, one in enumerate(library):
-        rows[place] = (*one.numbers, _FAMILIES.index(one.family), b"", b"", 0)
+        rows[place] = (*one.numbers, _FAMILIES.index(one.family), b"", 0)
     half = len(rows) // 2
     return [rows[:half], rows[half:]]
 

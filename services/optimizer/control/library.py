@@ -52,6 +52,7 @@ class Library:
         self._blocks: list[Rows] = []
         self._families: dict[Family, int] = {}
         self._canaries: dict[str, registry_pb2.Adapter] = {}
+        self._purged: list[str] = []
         self._away: dict[str, Away] = {}
         self._read_at_us = self._began_us = self._listing = 0
         self._by_number: list[Family] = []
@@ -79,6 +80,11 @@ class Library:
         """By id."""
         return self._away
 
+    def purged(self) -> list[str]:
+        """Ids of those that were found to be gone for good since the last call."""
+        found, self._purged = self._purged, []
+        return found
+
     @property
     def families(self) -> Sequence[Family]:
         """By the number that rows have."""
@@ -97,7 +103,7 @@ class Library:
 
     def digest_of(self, row: int) -> str:
         """Of its adapter's file."""
-        return bytes(self._blocks[row // BLOCK][row % BLOCK]["digest"]).decode()
+        return bytes(self._blocks[row // BLOCK][row % BLOCK]["digest"]).hex()
 
     def facts(self, adapter_id: str) -> Facts:
         """Of an active one.
@@ -106,12 +112,8 @@ class Library:
             KeyError: it is not.
         """
         place = self._places[adapter_id]
-        *numbers, family, digest, examples_digest, _ = self._blocks[place // BLOCK][place % BLOCK].item()
-        return Facts(
-            *(adapter_id, self._names[place], digest.decode(), examples_digest.decode()),
-            self.families[family],
-            Numbers(*numbers),
-        )
+        *numbers, family, digest, _ = self._blocks[place // BLOCK][place % BLOCK].item()
+        return Facts(adapter_id, self._names[place], digest.hex(), self.families[family], Numbers(*numbers))
 
     def versions(self) -> list[str]:
         """Ids of those that share their name, or their examples, with another one."""
@@ -143,6 +145,8 @@ class Library:
             self._put(facts_of(one, self._half_life_s))
         else:
             self._drop(adapter_id)
+        if one.state == common.ADAPTER_STATE_PURGED:
+            self._purged.append(adapter_id)
         if one.state == common.ADAPTER_STATE_CANARY:
             canaries[adapter_id] = one
         else:
@@ -154,7 +158,7 @@ class Library:
 
     def _put(self, facts: Facts) -> None:
         family = self._families.setdefault(facts.family, len(self._families))
-        row = (*facts.numbers, family, facts.digest.encode(), facts.examples_digest.encode(), self._listing)
+        row = (*facts.numbers, family, bytes.fromhex(facts.digest), self._listing)
         place = self._places.get(facts.adapter_id)
         if place is not None:
             self._versions = self._versions if facts.name == self._names[place] else None

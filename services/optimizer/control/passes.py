@@ -49,9 +49,13 @@ class Optimizer:
         sign: Callable[[Adapter], Adapter] = lambda adapter: adapter,
         counts: Callable[[str], AdapterCounts | None] = lambda _: None,
         counted_from: Callable[[], float] = lambda: 0.0,
+        forget: Callable[[Iterable[str]], None] = lambda _: None,
     ) -> None:
-        """`counts` are an adapter's, as this worker has them; none of them began before `counted_from` (microseconds)."""
-        self._client, self._rules, self._counted_since, self._counted_from = client, rules, counted_since, counted_from
+        """`counts` are an adapter's, as this worker has them; none of them began before `counted_from` (microseconds). `forget` is told of
+        adapters that are gone for good.
+        """
+        self._client, self._rules = client, rules
+        self._counted_since, self._counted_from, self._forget = counted_since, counted_from, forget
         self._caution = caution or Caution()
         self._library = Library(client, rules.half_life_s)
         self._likeness = Likeness(store, rules.min_cosine, max_family)
@@ -65,6 +69,7 @@ class Optimizer:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded. Then try versions."""
         report, library = PassReport(), self._library
         await library.refresh()
+        self._forget(library.purged())
         canaries = library.canaries.values()
         self.trials.are(canary for canary in canaries if self._owns(canary.adapter_id))
         on_trial = {parent for canary in canaries for parent in canary.canary_baseline}

@@ -26,7 +26,6 @@ class Facts(NamedTuple):
     adapter_id: str
     name: str
     digest: str
-    examples_digest: str
     family: Family
     numbers: Numbers
 
@@ -42,11 +41,10 @@ def facts_of(adapter: registry_pb2.Adapter, half_life_s: float) -> Facts:
     family = Family(adapter.tenant, adapter.shared, adapter.base_model, kind, adapter.rank, tuple(sorted(adapter.modules)))
     whose = (adapter.tenant, adapter.shared, adapter.base_model)
     return Facts(
-        *(adapter.adapter_id, adapter.name, adapter.digest, adapter.examples_digest, family),
+        *(adapter.adapter_id, adapter.name, adapter.digest, family),
         Numbers(
-            since_us=max(adapter.created_at_us, adapter.restored_at_us),
-            restored_at_us=adapter.restored_at_us,
             created_at_us=adapter.created_at_us,
+            restored_at_us=adapter.restored_at_us,
             counted_since_us=counts.counted_since_us if counts.epoch else math.nan,
             uses=max(0, counts.uses - before.uses),
             outcomes=outcomes,
@@ -127,7 +125,7 @@ def view_of(facts: Facts, protected: str, half_life_s: float, now_us: int) -> Ad
         file_bytes=int(numbers.file_bytes),
         shared=family.shared,
         protected=protected,
-        examples_digest=facts.examples_digest,
+        examples_digest=f"{numbers.same_examples:x}" if numbers.same_examples else "",
     )
 
 

@@ -26,10 +26,8 @@ START_US: Final = 10 * 60 * 10**6
 class Numbers(NamedTuple):
     """What an adapter is judged by, times in microseconds; of one that was restored, what came since."""
 
-    since_us: float
-    """It is there, or is there again."""
-    restored_at_us: float
     created_at_us: float
+    restored_at_us: float
     counted_since_us: float
     """Since when its counts hold everything; NaN where nothing of it was counted yet."""
     uses: float
@@ -53,19 +51,23 @@ class Numbers(NamedTuple):
     one_epoch: bool
     """Its counts are all of one epoch."""
 
+    @property
+    def since_us(self) -> float:
+        """It is there, or is there again."""
+        return max(self.created_at_us, self.restored_at_us)
+
 
 ROW: Final = np.dtype(
     [
-        *((name, np.float64) for name in Numbers._fields[:16]),
-        *((name, np.uint64) for name in Numbers._fields[16:18]),
-        *((name, np.bool_) for name in Numbers._fields[18:]),
+        *((name, np.float64) for name in Numbers._fields[:15]),
+        *((name, np.uint64) for name in Numbers._fields[15:17]),
+        *((name, np.bool_) for name in Numbers._fields[17:]),
         ("family", np.uint32),
-        ("digest", "S64"),
-        ("examples_digest", "S64"),
+        ("digest", "V32"),
         ("listing", np.uint32),
     ]
 )
-"""An adapter's numbers, which family it is of, its digests, and in which listing it was last."""
+"""An adapter's numbers, which family it is of, its file's digest, and in which listing it was last."""
 
 
 @dataclass
@@ -106,7 +108,7 @@ def screened(blocks: Sequence[Rows], families: Sequence[Family], rules: Rules, n
     begin = 0
     for rows in blocks:
         factor = _faded(rows, rules.half_life_s, now_us)
-        free = ~rows["pinned"] & (now_us - rows["since_us"] >= 1e6 * (rules.min_age_s - 1))
+        free = ~rows["pinned"] & (now_us - _since_us(rows) >= 1e6 * (rules.min_age_s - 1))
         doubtful = (_fails(rows, factor, rules) | _unused(rows, factor, rules, now_us)) & _covered(rows, rules, now_us, counted_from_us)
         found = np.flatnonzero(full[rows["family"]] | (free & doubtful))
         screen.closely += (begin + found).tolist()
@@ -151,6 +153,11 @@ def _sums(rows: Rows, count: int, rules: Rules, now_us: int) -> Floats:
     return np.stack([np.bincount(rows["family"], one, count) for one in values], 1).astype(np.float64)
 
 
+def _since_us(rows: Rows) -> Floats:
+    since_us: Floats = np.maximum(rows["created_at_us"], rows["restored_at_us"])
+    return since_us
+
+
 def _faded(rows: Rows, half_life_s: float, now_us: int) -> Floats:
     at_us: Floats = rows["recent_at_us"]
     factor: Floats = np.exp2(-np.maximum(0.0, now_us - at_us) / 1e6 / half_life_s)
@@ -169,7 +176,7 @@ def _unused(rows: Rows, factor: Floats, rules: Rules, now_us: int) -> Mask:
     proven = (successes >= rules.proven_successes) & (successes >= (rules.min_success + 1e-9) * outcomes)
     season_s = np.maximum(rules.unused_after_s, SEASONS / 1e6 * rows["longest_gap_us"])
     season_s = np.where(proven, np.maximum(season_s, rules.proven_season_s), season_s)
-    unused_s = (now_us - np.maximum(rows["last_used_at_us"], rows["since_us"])) / 1e6
+    unused_s = (now_us - np.maximum(rows["last_used_at_us"], _since_us(rows))) / 1e6
     unused: Mask = (unused_s >= season_s - 1) & (rows["recent_uses"] * factor <= rules.min_uses)
     return unused
 
@@ -177,7 +184,7 @@ def _unused(rows: Rows, factor: Floats, rules: Rules, now_us: int) -> Mask:
 def _covered(rows: Rows, rules: Rules, now_us: int, counted_from_us: float) -> Mask:
     """Whether their counts may reach back for long enough."""
     window_us = 1e6 * rules.window_s
-    judged_from_us = np.maximum(rows["since_us"], now_us - window_us) + np.where(rows["one_epoch"], START_US, 0)
+    judged_from_us = np.maximum(_since_us(rows), now_us - window_us) + np.where(rows["one_epoch"], START_US, 0)
     covered: Mask = np.fmax(rows["counted_since_us"], counted_from_us) <= judged_from_us
     return covered & (rows["restored_at_us"] <= now_us - window_us)
 

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import faust
 from aiokafka import TopicPartition
@@ -35,6 +34,10 @@ ELSEWHERE_S: Final = 60.0
 LANDMARKS: Final = b"landmarks"
 """The join changelog's name of what its topics' logs are known by; its other names are numbers."""
 FADE_EVERY_S: Final = 3600.0
+
+
+Stamps: TypeAlias = tuple[Stamp, ...]
+"""Of one value: more than one between writing it anew and deleting what was there."""
 
 
 class _Segment(NamedTuple):
@@ -214,8 +217,10 @@ class Count(Stage[CountPartition]):
 
     def __init__(self, app: faust.App, settings: OptimizerSettings) -> None:
         super().__init__(app, settings, COUNTS)
-        self._stamps: dict[int, dict[bytes, list[Stamp]]] = {}
-        """Of the values that are in the changelog."""
+        self._stamps: dict[int, dict[str, Stamps]] = {}
+        """Of the values that are in the changelog, by name."""
+        self._same: dict[Stamps, Stamps] = {}
+        """Nearly all have those of a few: they share them."""
         self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
         """Other workers' examples by partition, and when they were read."""
         self._faded_s = -FADE_EVERY_S  # at once: the clock may have begun with this machine
@@ -231,18 +236,24 @@ class Count(Stage[CountPartition]):
         check_value(one.name.decode(), one.value)
 
     def _made(self, partition: int, kept: Sequence[Kept]) -> CountPartition:
-        stamps: defaultdict[bytes, list[Stamp]] = defaultdict(list)
+        values: dict[str, bytes] = {}
+        stamps: dict[str, Stamps] = {}
         for one in kept:
-            stamps[one.name].append(one.stamp)
-        self._stamps[partition] = dict(stamps)
-        return self._part(kept)
+            name = one.name.decode()
+            values[name] = one.value  # the last stands
+            stamps[name] = self._shared((*stamps.get(name, ()), one.stamp))
+        self._stamps[partition] = stamps
+        return self._part(values)
+
+    def _shared(self, stamps: Stamps) -> Stamps:
+        return self._same.setdefault(stamps, stamps)
 
     async def _open(self, partition: int, part: CountPartition, places: Mapping[str, int]) -> None:
         """Name the counts of a changelog that has just begun, before any of them is told: what came before it is not in them."""
         if part.epoch is None:
             epoch = CountsEpoch(epoch=new_adapter_id(), began_at_us=time.time_ns() // 1000, began_at_offset=places)
             await self._outbox.send([self._changelog.record(partition, EPOCH.encode(), self.stamp, epoch.SerializeToString())])
-            self._stamps[partition][EPOCH.encode()] = [self.stamp]
+            self._stamps[partition][EPOCH] = self._shared((self.stamp,))
             part.epoch = epoch
 
     def _is_done(self, tp: TP, message: Any) -> bool:
@@ -271,10 +282,12 @@ class Count(Stage[CountPartition]):
 
     async def _write(self, plans: Mapping[int, CountPlan], done: Mapping[TP, int], letters: Sequence[Event] = ()) -> bool:
         """Make the plans so; False when this worker must not go on."""
-        written = [(partition, name.encode(), value) for partition, plan in plans.items() for name, value in plan.values.items()]
-        records = [self._changelog.record(partition, name, self.stamp, value) for partition, name, value in written if value is not None]
+        written = [(partition, name, value) for partition, plan in plans.items() for name, value in plan.values.items()]
+        records = [
+            self._changelog.record(partition, name.encode(), self.stamp, value) for partition, name, value in written if value is not None
+        ]
         replaced = [
-            (partition, name, old)
+            (partition, name.encode(), old)
             for partition, name, value in written
             for old in self._stamps[partition].get(name, ())
             if value is None or old != self.stamp
@@ -288,11 +301,11 @@ class Count(Stage[CountPartition]):
             self.changed |= plan.counts.keys()
         for partition, name, value in written:
             if value is not None:
-                self._stamps[partition].setdefault(name, []).append(self.stamp)
+                self._stamps[partition][name] = self._shared((*self._stamps[partition].get(name, ()), self.stamp))
         outgoing = [*letters, *(buried(one, str(error)) for plan in plans.values() for one, error in plan.refused)]
         await self._emit(outgoing, [self._changelog.record(*one, None) for one in replaced])
         for partition, name, value in written:
-            self._stamps[partition][name] = [self.stamp]
+            self._stamps[partition][name] = self._shared((self.stamp,))
             if value is None:
                 del self._stamps[partition][name]
         return True
@@ -340,7 +353,7 @@ class Count(Stage[CountPartition]):
             return part.examples.get(key, now_us)
         read_at_s, elsewhere = self._elsewhere.get(partition, (-ELSEWHERE_S, None))
         if elsewhere is None or time.monotonic() > read_at_s + ELSEWHERE_S:
-            elsewhere = self._part(await self._changelog.read(partition)).examples
+            elsewhere = self._part({one.name.decode(): one.value for one in await self._changelog.read(partition)}).examples
             self._elsewhere[partition] = (time.monotonic(), elsewhere)
         return elsewhere.get(key, now_us)
 
@@ -368,14 +381,19 @@ class Count(Stage[CountPartition]):
         places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
         plan = CountPlan.of_examples(await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000))
         # What is gone from memory and not from the changelog: its deletion failed.
-        plan.values.update((name.decode(), None) for name in self._stamps[partition] if part.value(name.decode()) is None)
+        plan.values.update((name, None) for name in self._stamps[partition] if name not in part)
         return not plan.values or await self._write({partition: plan}, places)
 
-    def _part(self, kept: Sequence[Kept]) -> CountPartition:
-        values = {one.name.decode(): one.value for one in kept}  # of a name, the last stands
+    def _part(self, values: Mapping[str, bytes]) -> CountPartition:
         room = self._settings.examples_max_bytes // self._settings.partitions
         settings = self._settings
         return CountPartition(settings.half_life_s, values, room, settings.examples_retention_s, settings.silent_tenants)
+
+    def forget(self, adapter_ids: Iterable[str]) -> None:
+        """Drop the counts of adapters that are gone for good; the changelog has them until it is tidied."""
+        for adapter_id in adapter_ids:
+            for part in self.parts.values():
+                part.forget(adapter_id)
 
     def all_counted(self) -> Iterator[str]:
         """Ids of the adapters with counts that this worker owns."""

@@ -335,11 +335,17 @@ class CountPartition:
         value = self._values.get(adapter_id)
         return None if value is None else AdapterCounts.FromString(value)
 
-    def value(self, name: str) -> bytes | None:
-        """What the changelog says by this name."""
+    def __contains__(self, name: object) -> bool:
+        """Whether the changelog is to say something by this name."""
         if name == EPOCH:
-            return self.epoch.SerializeToString() if self.epoch else None
-        return self.examples.value(name.removeprefix(EXAMPLES_OF)) if name.startswith(EXAMPLES_OF) else self._values.get(name)
+            return self.epoch is not None
+        if isinstance(name, str) and name.startswith(EXAMPLES_OF):
+            return self.examples.value(name.removeprefix(EXAMPLES_OF)) is not None
+        return name in self._values
+
+    def forget(self, adapter_id: str) -> None:
+        """Drop an adapter's counts."""
+        self._values.pop(adapter_id, None)
 
     def plan(self, events: Sequence[Received], now_us: int, aside: Container[str] = frozenset()) -> CountPlan:
         """What the events come to; nothing is changed. Verdicts of tenants in `aside` are set aside."""
