@@ -31,6 +31,7 @@ from smoa.adapter import Adapter, Manifest, encode, new_adapter_id
 from smoa.client import SmoaClient
 from smoa.store import AdapterStore
 from smoa.v1 import registry_pb2
+from tests.reports_support import report_one
 
 PASSES = 3
 SETTLE_S = 70.0
@@ -56,7 +57,7 @@ async def measure(size: int, changed: int) -> dict[str, float]:
                 for turn in range(PASSES):
                     counts = registry_pb2.AdapterStatistics(uses=turn + 1, recent_uses=1.0, recent_at_us=time.time_ns() // 1000)
                     for adapter_id in ids[turn * changed : (turn + 1) * changed]:
-                        await client.report_statistics("public", adapter_id, counts)
+                        await report_one(client, "public", adapter_id, counts)
                     later.append(await _timed(optimizer))
         finally:
             router.stop()

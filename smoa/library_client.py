@@ -225,7 +225,7 @@ class LibraryClient:
         request = registry_pb2.DeleteCompositionRequest(tenant=tenant, composition_id=found.composition_id)
         await self.registry.DeleteComposition(request, timeout=self._timeout_s)
 
-    async def report_statistics(self, tenant: str, adapter_id: str, statistics: registry_pb2.AdapterStatistics) -> None:
-        """Show an adapter's counts in the registry."""
-        request = registry_pb2.UpdateAdapterRequest(tenant=tenant, adapter_id=adapter_id, statistics=statistics)
-        await self.registry.UpdateAdapter(request, timeout=self._timeout_s)
+    async def report_statistics(self, reports: Sequence[registry_pb2.ReportedStatistics]) -> Sequence[registry_pb2.ReportResult]:
+        """Show adapters' counts in the registry, of at most 1,000; what became of each report, in their order."""
+        request = registry_pb2.ReportStatisticsRequest(reports=reports)
+        return (await self.registry.ReportStatistics(request, timeout=self._timeout_s)).results

@@ -152,7 +152,7 @@ def build(settings: OptimizerSettings) -> faust.App:
 
     @cache
     def reporter() -> Reporter:
-        return Reporter(client(), count, settings.half_life_s)
+        return Reporter(client(), count, settings.half_life_s, optimizer().library)
 
     async def lags() -> bool:
         """True while what happened is not in the counts yet, of any worker: nothing is judged by them."""

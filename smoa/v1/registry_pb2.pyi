@@ -268,14 +268,13 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateAdapterRequest(_message.Message):
-    __slots__ = ("tenant", "adapter_id", "name", "tags", "replace_tags", "examples", "statistics", "pinned")
+    __slots__ = ("tenant", "adapter_id", "name", "tags", "replace_tags", "examples", "pinned")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     REPLACE_TAGS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     adapter_id: str
@@ -283,9 +282,38 @@ class UpdateAdapterRequest(_message.Message):
     tags: _containers.RepeatedScalarFieldContainer[str]
     replace_tags: bool
     examples: _containers.RepeatedScalarFieldContainer[str]
-    statistics: AdapterStatistics
     pinned: bool
-    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., replace_tags: _Optional[bool] = ..., examples: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., replace_tags: _Optional[bool] = ..., examples: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class ReportStatisticsRequest(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[ReportedStatistics]
+    def __init__(self, reports: _Optional[_Iterable[_Union[ReportedStatistics, _Mapping]]] = ...) -> None: ...
+
+class ReportedStatistics(_message.Message):
+    __slots__ = ("tenant", "adapter_id", "statistics")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_ID_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    adapter_id: str
+    statistics: AdapterStatistics
+    def __init__(self, tenant: _Optional[str] = ..., adapter_id: _Optional[str] = ..., statistics: _Optional[_Union[AdapterStatistics, _Mapping]] = ...) -> None: ...
+
+class ReportStatisticsResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ReportResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ReportResult, _Mapping]]] = ...) -> None: ...
+
+class ReportResult(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class RetireAdapterRequest(_message.Message):
     __slots__ = ("tenant", "adapter_id", "reason", "evidence")

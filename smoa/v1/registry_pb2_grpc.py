@@ -69,6 +69,11 @@ class RegistryServiceStub:
                 request_serializer=smoa_dot_v1_dot_registry__pb2.UpdateAdapterRequest.SerializeToString,
                 response_deserializer=smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.ReportStatistics = channel.unary_unary(
+                '/smoa.v1.RegistryService/ReportStatistics',
+                request_serializer=smoa_dot_v1_dot_registry__pb2.ReportStatisticsRequest.SerializeToString,
+                response_deserializer=smoa_dot_v1_dot_registry__pb2.ReportStatisticsResponse.FromString,
+                _registered_method=True)
         self.RetireAdapter = channel.unary_unary(
                 '/smoa.v1.RegistryService/RetireAdapter',
                 request_serializer=smoa_dot_v1_dot_registry__pb2.RetireAdapterRequest.SerializeToString,
@@ -176,7 +181,14 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAdapter(self, request, context):
-        """Change name, tags, examples or statistics. Weights never change under an id and version.
+        """Change name, tags or examples, or pin. Weights never change under an id and version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportStatistics(self, request, context):
+        """Show what was counted of many adapters. What is wrong with one report is said in its place, and the others are taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,6 +306,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.UpdateAdapter,
                     request_deserializer=smoa_dot_v1_dot_registry__pb2.UpdateAdapterRequest.FromString,
                     response_serializer=smoa_dot_v1_dot_registry__pb2.Adapter.SerializeToString,
+            ),
+            'ReportStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportStatistics,
+                    request_deserializer=smoa_dot_v1_dot_registry__pb2.ReportStatisticsRequest.FromString,
+                    response_serializer=smoa_dot_v1_dot_registry__pb2.ReportStatisticsResponse.SerializeToString,
             ),
             'RetireAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.RetireAdapter,
@@ -540,6 +557,33 @@ class RegistryService:
             '/smoa.v1.RegistryService/UpdateAdapter',
             smoa_dot_v1_dot_registry__pb2.UpdateAdapterRequest.SerializeToString,
             smoa_dot_v1_dot_registry__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/smoa.v1.RegistryService/ReportStatistics',
+            smoa_dot_v1_dot_registry__pb2.ReportStatisticsRequest.SerializeToString,
+            smoa_dot_v1_dot_registry__pb2.ReportStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

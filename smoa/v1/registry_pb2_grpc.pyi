@@ -51,7 +51,9 @@ class RegistryServiceStub:
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.Adapter]
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]
     UpdateAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateAdapterRequest, _registry_pb2.Adapter]
-    """Change name, tags, examples or statistics. Weights never change under an id and version."""
+    """Change name, tags or examples, or pin. Weights never change under an id and version."""
+    ReportStatistics: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportStatisticsRequest, _registry_pb2.ReportStatisticsResponse]
+    """Show what was counted of many adapters. What is wrong with one report is said in its place, and the others are taken."""
     RetireAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.Adapter]
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]
@@ -98,7 +100,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     ListAdapters: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAdaptersRequest, _registry_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     UpdateAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
-    """Change name, tags, examples or statistics. Weights never change under an id and version."""
+    """Change name, tags or examples, or pin. Weights never change under an id and version."""
+    ReportStatistics: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportStatisticsRequest, _registry_pb2.ReportStatisticsResponse]  # type: ignore[assignment]
+    """Show what was counted of many adapters. What is wrong with one report is said in its place, and the others are taken."""
     RetireAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetireAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
     """Stop routing to an adapter; reversible."""
     RestoreAdapter: _aio.UnaryUnaryMultiCallable[_registry_pb2.RestoreAdapterRequest, _registry_pb2.Adapter]  # type: ignore[assignment]
@@ -184,7 +188,15 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.UpdateAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Adapter, _abc.Awaitable[_registry_pb2.Adapter]]:
-        """Change name, tags, examples or statistics. Weights never change under an id and version."""
+        """Change name, tags or examples, or pin. Weights never change under an id and version."""
+
+    @_abc_1.abstractmethod
+    def ReportStatistics(
+        self,
+        request: _registry_pb2.ReportStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReportStatisticsResponse, _abc.Awaitable[_registry_pb2.ReportStatisticsResponse]]:
+        """Show what was counted of many adapters. What is wrong with one report is said in its place, and the others are taken."""
 
     @_abc_1.abstractmethod
     def RetireAdapter(

@@ -10,6 +10,7 @@ from services.optimizer.stream.counting import pair, stratum_key
 from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts
 from tests.integration.router_support import RouterWorld
+from tests.reports_support import report_one
 
 
 class Callers:
@@ -44,4 +45,4 @@ class Callers:
     async def report(self) -> None:
         for name, (uses, outcomes, successes) in self.counts.items():
             counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=outcomes, successes=successes)
-            await self._world.client.report_statistics("public", name, counts)
+            await report_one(self._world.client, "public", name, counts)

@@ -22,6 +22,7 @@ from smoa.v1 import common_pb2 as common
 from tests.integration.canary_support import Callers
 from tests.integration.router_support import KNEES, RouterWorld, adapter_file, refused, running_router
 from tests.kafka_support import until
+from tests.reports_support import report_one
 
 pytestmark = pytest.mark.usefixtures("catalogue")
 
@@ -73,7 +74,7 @@ async def test_a_canary_answers_a_share_and_no_more_than_it_has_earned(world: Ro
     await _asked(world, 100)
     assert (await _asked(world, 50))[child.adapter_id] == 0, "nobody has judged it yet"
     counts = registry_pb2.AdapterStatistics(uses=20, outcomes=10, successes=9)
-    await world.client.report_statistics("public", child.adapter_id, counts)
+    await report_one(world.client, "public", child.adapter_id, counts)
 
     async def goes_on() -> bool:
         return (await _asked(world, 5))[child.adapter_id] > 0

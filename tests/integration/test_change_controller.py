@@ -20,6 +20,7 @@ from smoa.v1 import common_pb2 as common
 from smoa.v1.changes_pb2 import PlannedChange
 from smoa.v1.state_pb2 import AdapterCounts
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, running_router
+from tests.reports_support import report_one
 
 RULES = Rules(min_age_s=0.0)
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_CANARY, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
@@ -57,7 +58,7 @@ async def _counted(world: RouterWorld, adapter_id: str, outcomes: int, successes
         fresh_outcomes=20.0 if fresh_successes else 0.0,
         fresh_successes=max(0.0, fresh_successes - 1),
     )
-    await world.client.report_statistics("public", adapter_id, counts)
+    await report_one(world.client, "public", adapter_id, counts)
 
 
 async def _states(world: RouterWorld) -> dict[str, str]:

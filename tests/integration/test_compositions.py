@@ -20,6 +20,7 @@ from smoa.adapter import new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, adapter_file, refused, running_router
+from tests.reports_support import report_one
 
 pytestmark = pytest.mark.usefixtures("catalogue")
 
@@ -114,8 +115,8 @@ async def test_a_composition_can_be_deleted_after_a_crash_let_what_it_nests_go(w
 
 async def test_weights_follow_measured_success(world: RouterWorld) -> None:
     good, bad = await world.register(KNEES), await world.register(MONEY)
-    await world.client.report_statistics("public", good.adapter_id, registry_pb2.AdapterStatistics(outcomes=98, successes=89))
-    await world.client.report_statistics("public", bad.adapter_id, registry_pb2.AdapterStatistics(outcomes=98, successes=9))
+    await report_one(world.client, "public", good.adapter_id, registry_pb2.AdapterStatistics(outcomes=98, successes=89))
+    await report_one(world.client, "public", bad.adapter_id, registry_pb2.AdapterStatistics(outcomes=98, successes=9))
     root = Node(strategy=PARALLEL, children=[Child(adapter_id=one.adapter_id, weight=0.5) for one in (good, bad)])
     await world.client.compose("measured", root, weighting=registry_pb2.COMPOSITION_WEIGHTING_MEASURED_SUCCESS)
     (stage,) = (await world.client.route(base_model="base-a", composition="measured")).stages

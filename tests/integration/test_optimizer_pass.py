@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
@@ -18,11 +17,12 @@ from services.optimizer.control.changes import PassReport
 from services.optimizer.control.passes import Optimizer
 from services.optimizer.control.views import facts_of, view_of
 from services.optimizer.policy.library_policy import Rules, prunes, totals_of
-from smoa.adapter import decode
+from smoa.adapter import decode, new_adapter_id
 from smoa.v1 import common_pb2 as common
 from smoa.v1 import registry_pb2
 from smoa.v1.changes_pb2 import PlannedChange
 from tests.integration.router_support import KNEES, MONEY, RouterWorld, running_router
+from tests.reports_support import refusal_of, report_one
 
 RULES = Rules(min_age_s=0.0, min_merge_uses=0.0, unused_after_s=0.0)
 EVERY_STATE = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED)
@@ -42,7 +42,7 @@ async def _library(world: RouterWorld) -> None:
         made = await world.register(examples, tenant, name=name, value=value, modules=modules)
         now_us = time.time_ns() // 1000
         counts = registry_pb2.AdapterStatistics(uses=uses, outcomes=uses, successes=successes, recent_uses=uses, recent_at_us=now_us)
-        await world.client.report_statistics(tenant, made.adapter_id, counts)
+        await report_one(world.client, tenant, made.adapter_id, counts)
 
 
 async def _states(world: RouterWorld) -> list[tuple[str, str, str]]:
@@ -187,9 +187,8 @@ async def test_what_was_brought_back_stays_and_less_than_was_counted_is_refused(
         await world.client.restore("public", failing.adapter_id)
         for _ in range(2):
             assert (await _pass(world)).pruned == []
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await world.client.report_statistics("public", failing.adapter_id, registry_pb2.AdapterStatistics(uses=3))
-        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        refused = await refusal_of(world.client, "public", failing.adapter_id, registry_pb2.AdapterStatistics(uses=3))
+        assert refused.code == "FAILED_PRECONDITION"
         assert (await world.client.get(failing.adapter_id)).statistics.uses == 40
 
 
@@ -206,10 +205,16 @@ async def test_counts_that_nobody_can_have_counted_are_refused(tmp_path: Path, s
     """Two of them would add up to more than travels, and no list that holds the adapter could be sent any more."""
     async with running_router(tmp_path) as world:
         made = await world.register(KNEES)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await world.client.report_statistics("public", made.adapter_id, statistics)
-        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert [one.statistics.uses async for one in world.client.list_all()] == [0]
+        other = await world.register(KNEES, name="other")
+        good = registry_pb2.AdapterStatistics(uses=7)
+        reports = [
+            registry_pb2.ReportedStatistics(tenant="public", adapter_id=name, statistics=counts)
+            for name, counts in ((new_adapter_id(), good), (made.adapter_id, statistics), (other.adapter_id, good))
+        ]
+        results = await world.client.report_statistics(reports)
+        assert [one.code for one in results] == ["NOT_FOUND", "INVALID_ARGUMENT", ""], "the others are taken"
+        assert results[1].message.startswith("statistics")
+        assert [one.statistics.uses async for one in world.client.list_all()] == [0, 7]
 
 
 async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path) -> None:
@@ -235,7 +240,7 @@ async def test_a_deployment_that_fails_everything_retires_nothing(tmp_path: Path
                     fresh_successes=20 * fresh_right,
                     last_used_at_us=now_us,
                 )
-                await world.client.report_statistics("public", adapter.adapter_id, counts)
+                await report_one(world.client, "public", adapter.adapter_id, counts)
 
         await report(0.0)
         rules = dataclasses.replace(RULES, unused_after_s=3600.0)
@@ -263,7 +268,7 @@ async def test_an_hour_has_room_for_so_many_changes_of_each_tenant_also_after_a_
                 counts = registry_pb2.AdapterStatistics(
                     uses=40, outcomes=40, successes=1, recent_uses=40, recent_at_us=time.time_ns() // 1000
                 )
-                await world.client.report_statistics(tenant, made.adapter_id, counts)
+                await report_one(world.client, tenant, made.adapter_id, counts)
         caution = Caution(changes_per_hour=2)
         for pruned, put_off in ((4, 2), (0, 2)):  # the second time by another worker
             report = await Optimizer(world.client, world.store, RULES, lambda _: 0, 100, caution=caution).run_pass()

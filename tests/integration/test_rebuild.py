@@ -29,6 +29,7 @@ from tests.contract.test_library import DIMENSION, record, vector
 from tests.integration.router_support import KNEES, MONEY, adapter_file, running_router
 from tests.library_support import DIMENSION as BOTH_VIEWS
 from tests.library_support import qdrant_library, sqlite_library
+from tests.reports_support import report_one
 
 EVERY = (common.ADAPTER_STATE_ACTIVE, common.ADAPTER_STATE_RETIRED, common.ADAPTER_STATE_PURGED)
 
@@ -41,7 +42,7 @@ async def test_what_was_registered_renamed_retired_and_imported_is_there_again(t
         renamed = registry_pb2.UpdateAdapterRequest(adapter_id=knees.adapter_id, name="renamed", examples=[f"{one} badly" for one in KNEES])
         await world.client.registry.UpdateAdapter(renamed, timeout=5)
         statistics = registry_pb2.AdapterStatistics(uses=5)
-        await world.client.report_statistics("public", knees.adapter_id, statistics)
+        await report_one(world.client, "public", knees.adapter_id, statistics)
         before = {one.adapter_id: one async for one in world.client.list_all(states=EVERY)}
         asked = await world.client.route(KNEES[0], base_model="base-a")
     shutil.rmtree(tmp_path / "router" / "index")

@@ -18,6 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from faust.types import TP
 
 import tests.stream_support as stream
+from services.optimizer.control.library import Library
 from services.optimizer.control.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
 from services.optimizer.stream.agents import Count, Join
@@ -71,7 +72,7 @@ class Week:
                     await stage.catch_up()
                     if isinstance(stage, Count):
                         stage.changed |= set(stage.all_counted())
-                        await Reporter(client, stage, HALF_LIFE_S).report()
+                        await Reporter(client, stage, HALF_LIFE_S, Library(client, HALF_LIFE_S)).report()
                         assert stage.refused_reports == 0
                 finally:
                     await stage.close()

@@ -23,7 +23,7 @@ ULID: Final = "01J9ZC3B5T8QH7M2K4N6P0R1SV"
 DENIED: Final = {
     "tenant: a tenant with a slash",
     "all_tenants: everybody's adapters",
-    "statistics: counts of its own making",
+    "ReportStatistics: counts of its own making",
     "shared: shared without the right to publish",
 }
 """Those that are another's to ask."""
@@ -166,10 +166,10 @@ REQUESTS: Final[dict[str, Send]] = {  # by the field that is refused, and why
         "ListAdapters", registry_pb2.ListAdaptersRequest(tenant="mallory", page_token="[" * 4000)
     ),
     "all_tenants: everybody's adapters": _list(all_tenants=True),
-    "statistics: counts of its own making": _call(
-        "UpdateAdapter",
-        registry_pb2.UpdateAdapterRequest(
-            tenant="mallory", adapter_id=ULID, statistics=registry_pb2.AdapterStatistics(recent_successes=9.0, recent_outcomes=1.0)
+    "ReportStatistics: counts of its own making": _call(
+        "ReportStatistics",
+        registry_pb2.ReportStatisticsRequest(
+            reports=[registry_pb2.ReportedStatistics(tenant="mallory", adapter_id=ULID, statistics=registry_pb2.AdapterStatistics(uses=1))]
         ),
     ),
     "evidence: evidence without end": _call(

@@ -55,7 +55,8 @@ TABLE: Final = {
     "RegistryService/ImportAdapters": "library",
     "RegistryService/GetAdapter": "infer library operate optimizer",
     "RegistryService/ListAdapters": "infer library operate optimizer",
-    "RegistryService/UpdateAdapter": "library operate optimizer",
+    "RegistryService/UpdateAdapter": "library operate",
+    "RegistryService/ReportStatistics": "optimizer",
     "RegistryService/RetireAdapter": "library operate optimizer",
     "RegistryService/RestoreAdapter": "library operate",
     "RegistryService/ArchiveAdapter": "library optimizer",
@@ -129,6 +130,8 @@ async def _answered(world: World, name: str, who: str, tenant: str) -> str:
         request.tenant = tenant
     elif name == "RouterService/RouteBatch":
         request.requests.add(tenant=tenant)
+    elif name == "RegistryService/ReportStatistics":
+        request.reports.add(tenant=tenant)
     elif name == "FeedbackService/ReportOutcome":
         request.outcome.tenant = tenant
     elif name == "RegistryService/UploadAdapter":

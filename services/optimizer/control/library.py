@@ -115,6 +115,14 @@ class Library:
         *numbers, family, digest, _ = self._blocks[place // BLOCK][place % BLOCK].item()
         return Facts(adapter_id, self._names[place], digest.hex(), self.families[family], Numbers(*numbers))
 
+    def tenant_of(self, adapter_id: str) -> str:
+        """Whose adapter it is; empty where it is not known."""
+        if (place := self._places.get(adapter_id)) is not None:
+            return self.families[int(self._blocks[place // BLOCK][place % BLOCK]["family"])].tenant
+        if (one := self._canaries.get(adapter_id) or self._away.get(adapter_id)) is not None:
+            return one.tenant
+        return ""
+
     def versions(self) -> list[str]:
         """Ids of those that share their name, or their examples, with another one."""
         if self._versions is None:

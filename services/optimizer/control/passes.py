@@ -57,17 +57,17 @@ class Optimizer:
         self._client, self._rules = client, rules
         self._counted_since, self._counted_from, self._forget = counted_since, counted_from, forget
         self._caution = caution or Caution()
-        self._library = Library(client, rules.half_life_s)
+        self.library = Library(client, rules.half_life_s)
         self._likeness = Likeness(store, rules.min_cosine, max_family)
         self.freezing = Freezing(client, rules)
         self.trials = Trials(client, self._caution.trial, self.freezing, counts)
         maker = ChildMaker(store, self._likeness, merge, gate, sign)
-        self._archiving = Archiving(client, self._library, self._caution)
+        self._archiving = Archiving(client, self.library, self._caution)
         self._changes = Changes(client, self._caution, maker, self.trials.began)
 
     async def run_pass(self) -> PassReport:
         """Merge, then prune among the rest: two near-duplicates share their uses, and each alone may look unneeded. Then try versions."""
-        report, library = PassReport(), self._library
+        report, library = PassReport(), self.library
         await library.refresh()
         self._forget(library.purged())
         canaries = library.canaries.values()
@@ -96,7 +96,7 @@ class Optimizer:
         return report
 
     def _view(self, adapter_id: str, on_trial: Container[str], composed: Container[str], now_us: int) -> AdapterView:
-        facts, since_us = self._library.facts(adapter_id), self._counted_since(adapter_id)
+        facts, since_us = self.library.facts(adapter_id), self._counted_since(adapter_id)
         protected = protection_of(facts, on_trial, composed, since_us, self._rules.window_s, now_us)
         return self.freezing.protected(view_of(facts, protected, self._rules.half_life_s, now_us))
 
@@ -104,7 +104,7 @@ class Optimizer:
         return self._counted_since(adapter_id) is not None
 
     async def _proposals(self, screen: Screen, views: _Views, known: Known, report: PassReport) -> list[Proposal]:
-        found, library = list[Proposal](), self._library
+        found, library = list[Proposal](), self.library
         families = {
             family: [Member(library.id_of(row), library.digest_of(row)) for row in rows] for family, rows in screen.mergeable.items()
         }
@@ -135,14 +135,14 @@ class Optimizer:
         before_us = int((time.time() - self._caution.purge_after_s) * 1e6)
         return [
             Proposal(changes_pb2.CHANGE_KIND_PURGE, one.tenant, (adapter_id,), f"away for long: {one.reason}"[:2000], {})
-            for adapter_id, one in self._library.away.items()
+            for adapter_id, one in self.library.away.items()
             if one.since_us < before_us
         ]
 
     def _ages_s(self) -> dict[str, float]:
         """By the tenant: since when its oldest adapter is there."""
-        found = dict(oldest_us(self._library.blocks, self._library.families))
-        for one in self._library.canaries.values():
+        found = dict(oldest_us(self.library.blocks, self.library.families))
+        for one in self.library.canaries.values():
             found[one.tenant] = min(one.created_at_us, found.get(one.tenant, one.created_at_us))
         return {tenant: time.time() - at_us / 1e6 for tenant, at_us in found.items()}
 

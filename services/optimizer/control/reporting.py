@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
 
+from services.optimizer.control.library import Library
 from services.optimizer.stream.agents import Count
 from services.optimizer.stream.counting import OTHERS, decay, totals
 from smoa.client import SmoaClient
 from smoa.v1 import registry_pb2
+from smoa.v1.registry_pb2 import ReportedStatistics
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch
 
 _log = logging.getLogger(__name__)
-_NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+_NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND.name, grpc.StatusCode.INVALID_ARGUMENT.name)
 AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 """The registry does not answer: try later."""
 _MAX_OWNERS: Final = 100_000
+AT_ONCE: Final = 500
+"""Adapters of one call."""
+MANY: Final = 1000
 
 
 def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: CountsEpoch) -> registry_pb2.AdapterStatistics:
@@ -53,10 +59,12 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
 
 
 class Reporter:
-    """Remembers whose adapters are: counts name the tenants that used one, and a shared one's owner may not be among them."""
+    """Remembers whose adapters are that the library does not know: counts name the tenants that used one, and a shared one's owner may not
+    be among them.
+    """
 
-    def __init__(self, client: SmoaClient, count: Count, half_life_s: float) -> None:
-        self._client, self._count, self._half_life_s = client, count, half_life_s
+    def __init__(self, client: SmoaClient, count: Count, half_life_s: float, library: Library) -> None:
+        self._client, self._count, self._half_life_s, self._library = client, count, half_life_s, library
         self._owners: OrderedDict[str, str] = OrderedDict()
 
     async def report(self) -> None:
@@ -66,54 +74,74 @@ class Reporter:
             grpc.aio.AioRpcError: the registry is away; all of it is told again by the next call.
         """
         changed, self._count.changed = self._count.changed, set()
-        for adapter_id in sorted(changed):
+        try:
+            if len(changed) > MANY and not len(self._library):  # as after a start: one listing instead of asking for each
+                await self._library.refresh()
+            ids = sorted(changed)
+            for start in range(0, len(ids), AT_ONCE):
+                await self._tell([one for adapter_id in ids[start : start + AT_ONCE] for one in await self._reports(adapter_id)])
+        except grpc.aio.AioRpcError:
+            self._count.changed |= changed
+            raise
+
+    async def _reports(self, adapter_id: str) -> list[ReportedStatistics]:
+        """What there is to tell of an adapter."""
+        made = []
+        try:
             for before, named in self._count.elsewhere(adapter_id):
-                if before.tenants:
-                    await self._report_rest(adapter_id, before, named)
+                if before.tenants and (rest := await self._rest(adapter_id, before, named)) is not None:
+                    made.append(rest)
             counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
             if counts is None or epoch is None or not self._count.owns(adapter_id):
-                continue
+                return made
             if not counts.tenants:  # a child on trial in whose place only its parents were asked so far
-                continue
-            try:
-                owner = await self._owner(adapter_id, counts)
-                statistics = statistics_of(counts, owner, self._half_life_s, epoch)
-                if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
-                    known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-                    if statistics.verdicts < known.verdicts:
-                        for name in ("verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"):
-                            setattr(statistics, name, getattr(known, name))
-                await self._client.report_statistics(owner, adapter_id, statistics)
-                self._count.refused.discard(adapter_id)
-            except grpc.aio.AioRpcError as error:
-                if error.code() in AWAY:
-                    self._count.changed |= changed
-                    raise
-                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    # Another worker counts it, or this changelog went back. Told again when it changes, and not judged until it is taken.
-                    self._count.refused_reports += 1
-                    if adapter_id in self._count.refused:
-                        continue
-                    self._count.refused.add(adapter_id)
-                elif error.code() not in _NOT_THERE:
-                    self._count.changed.add(adapter_id)
-                _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, error.details())
-
-    async def _report_rest(self, adapter_id: str, counts: AdapterCounts, epoch: CountsEpoch) -> None:
-        """Tell what was counted where the adapter's key belonged before topics grew, once: its counts go on elsewhere."""
-        try:
+                return made
             owner = await self._owner(adapter_id, counts)
             statistics = statistics_of(counts, owner, self._half_life_s, epoch)
-            known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-            if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
-                await self._client.report_statistics(owner, adapter_id, statistics)
+            if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
+                known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+                if statistics.verdicts < known.verdicts:
+                    for name in ("verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"):
+                        setattr(statistics, name, getattr(known, name))
+            made.append(ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics))
         except grpc.aio.AioRpcError as error:
-            self._count.changed.add(adapter_id)
             if error.code() in AWAY:
                 raise
-            _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, error.details())
+            self._not_taken(adapter_id, error.code().name, error.details() or "")
+        return made
+
+    async def _tell(self, reports: Sequence[ReportedStatistics]) -> None:
+        if not reports:
+            return
+        for report, result in zip(reports, await self._client.report_statistics(reports), strict=True):
+            if result.code:
+                self._not_taken(report.adapter_id, result.code, result.message)
+            else:
+                self._count.refused.discard(report.adapter_id)
+
+    def _not_taken(self, adapter_id: str, code: str, why: str) -> None:
+        if code == grpc.StatusCode.FAILED_PRECONDITION.name:
+            # Another worker counts it, or this changelog went back. Told again when it changes, and not judged until it is taken.
+            self._count.refused_reports += 1
+            if adapter_id in self._count.refused:
+                return
+            self._count.refused.add(adapter_id)
+        elif code not in _NOT_THERE:
+            self._count.changed.add(adapter_id)
+        _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, why)
+
+    async def _rest(self, adapter_id: str, counts: AdapterCounts, epoch: CountsEpoch) -> ReportedStatistics | None:
+        """What was counted where the adapter's key belonged before topics grew, if it was not told: its counts go on elsewhere."""
+        owner = await self._owner(adapter_id, counts)
+        statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+        known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+        if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
+            return ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics)
+        return None
 
     async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
+        if owner := self._library.tenant_of(adapter_id):
+            return owner
         if adapter_id not in self._owners:
             user = max(counts.tenants, key=lambda name: (counts.tenants[name].uses, name))
             self._owners[adapter_id] = (await self._client.get(adapter_id, user)).tenant

@@ -26,10 +26,11 @@ from services.router.catalogue.planned_changes import (
 )
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registry import Registry
+from services.router.catalogue.reports import Report, take_reports
 from services.router.catalogue.statistics import COUNTED, MAX_COUNT, MAX_EPOCH_CHARACTERS, OLDER, REPORTED, Statistics
 from services.router.catalogue.uploads import Uploads
 from services.router.catalogue.versions import SUPERSEDED, Versions
-from smoa.errors import InvalidArgument
+from smoa.errors import InvalidArgument, SmoaError
 from smoa.events import LIFECYCLE, Event, event
 from smoa.identifiers import ulid_of
 from smoa.v1 import common_pb2 as common
@@ -123,9 +124,25 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 name=request.name if request.HasField("name") else None,
                 tags=tuple(request.tags) if request.replace_tags else None,
                 examples=request.examples,
-                statistics=_reported(request.statistics) if request.HasField("statistics") else None,
                 pinned=request.pinned if request.HasField("pinned") else None,
             )
+        )
+
+    async def ReportStatistics(  # noqa: N802
+        self, request: registry_pb2.ReportStatisticsRequest, context: Context
+    ) -> registry_pb2.ReportStatisticsResponse:
+        """See the contract."""
+        refused: dict[int, SmoaError] = {}
+        reports: dict[int, Report] = {}
+        for place, one in enumerate(request.reports):
+            try:
+                reports[place] = Report(one.tenant, one.adapter_id, _reported(one.statistics))
+            except InvalidArgument as error:
+                refused[place] = error
+        refused |= await take_reports(self._registry, reports)
+        results = [refused.get(place) for place in range(len(request.reports))]
+        return registry_pb2.ReportStatisticsResponse(
+            results=[registry_pb2.ReportResult(code=one.code if one else "", message=str(one or "")) for one in results]
         )
 
     async def RetireAdapter(self, request: registry_pb2.RetireAdapterRequest, context: Context) -> registry_pb2.Adapter:  # noqa: N802

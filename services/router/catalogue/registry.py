@@ -31,7 +31,6 @@ from services.router.catalogue.records import AdapterRecord, Scope, State
 from services.router.catalogue.registration_log import RegistrationLog
 from services.router.catalogue.replacing import MAX_NAMESAKES, check_name, replaced_by
 from services.router.catalogue.retrying import until_taken
-from services.router.catalogue.statistics import Statistics
 from smoa.access.noting import note_before
 from smoa.adapter import Adapter, check_labels
 from smoa.embedding.views import Views
@@ -255,15 +254,13 @@ class Registry:
         name: str | None = None,
         tags: Sequence[str] | None = None,
         examples: Sequence[str] = (),
-        statistics: Statistics | None = None,
         pinned: bool | None = None,
     ) -> AdapterRecord:
-        """Change what may change. Statistics alone make no lifecycle event: they come every few seconds.
+        """Change what may change.
 
         Raises:
             InvalidArgument: a name, tags or examples that are too long, or too few examples.
             NotFound: no adapter of the tenant's.
-            FailedPrecondition: statistics of less than was reported before.
         """
         check_labels("", "n" if name is None else name, tags or ())
         async with self.writing:
@@ -280,14 +277,9 @@ class Registry:
                 record,
                 name=record.name if name is None else name,
                 tags=record.tags if tags is None else tuple(tags),
-                statistics=record.statistics if statistics is None else record.statistics.after(statistics, now_us()),
                 pinned=record.pinned if pinned is None else pinned,
+                updated_at_us=now_us(),
             )
-            silent = name is None and tags is None and not examples and pinned is None
-            if silent:
-                await self.catalogue.write([Entry(record, vector)])
-                return record
-            record = dataclasses.replace(record, updated_at_us=now_us())
             await self.write([Entry(record, vector, example_vectors)])
         self.changed([Change("updated", record)])
         return record
