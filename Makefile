@@ -114,6 +114,7 @@ bench: setup ## Measure the executor against its peers, the router, the gateway,
 	$(BIN)/python -m benchmarks.qdrant_shard --json build/qdrant_shard.json
 	$(BIN)/python -m benchmarks.optimizer_sim --json build/optimizer_sim.json --plot build/optimizer_sim.png
 	$(BIN)/python -m benchmarks.optimizer_pass --json build/optimizer_pass.json
+	$(BIN)/python -m benchmarks.optimizer_memory --json build/optimizer_memory.json
 	$(BIN)/python -m benchmarks.merge_quality --json build/merge_quality.json
 	$(BIN)/python -m benchmarks.gateway --json build/gateway.json
 	[ -z "$$SMOA_TEST_KAFKA_HOME" ] || $(BIN)/python -m benchmarks.optimizer --json build/optimizer.json
