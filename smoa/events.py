@@ -28,6 +28,7 @@ PACKED: Final = frozenset({DECISIONS, OUTCOMES, USAGE, ADAPTER_OUTCOMES, EXAMPLE
 """Topics whose messages may hold many events each (`EventBatch`): the compacted ones cannot, for compaction goes by a message's key."""
 
 MAX_PACKED: Final = 65_536
+_NAME_IT: Final = "name the id that the registry gave"
 _BATCH_NAME: Final = events_pb2.EventBatch.DESCRIPTOR.full_name
 
 TYPES: Final[dict[str, type[Message]]] = {
@@ -151,7 +152,10 @@ def adapter_ids_of(decision: router_pb2.Decision) -> list[str]:
     names = [one.adapter_id for one in decision.adapters]
     if "" in names or "/" in "".join(names):
         place, name = next((place, name) for place, name in enumerate(names) if not name or "/" in name)
-        raise InvalidArgument(f"adapters[{place}].adapter_id", f"{name!r} names no adapter", "name the id that the registry gave")
+        raise InvalidArgument(f"adapters[{place}].adapter_id", f"{name!r} names no adapter", _NAME_IT)
+    for place, one in enumerate(decision.adapters):
+        if one.HasField("trial") and "/" in (name := one.trial.control_of):
+            raise InvalidArgument(f"adapters[{place}].trial.control_of", f"{name!r} names no adapter", _NAME_IT)
     return names
 
 

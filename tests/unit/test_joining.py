@@ -275,6 +275,14 @@ def test_a_decision_for_what_can_be_no_adapter_is_refused_whole(name: str) -> No
     assert str(plan.refused[0][1]) == f"adapters[1].adapter_id: {name!r} names no adapter; name the id that the registry gave"
 
 
+def test_a_decision_compared_with_what_can_be_no_adapter_is_refused_whole() -> None:
+    message = router_pb2.Decision(decision_id="d1", tenant="t")
+    message.adapters.add(adapter_id="a", weight=1.0, trial=common_pb2.TrialSide(control_of="x/y"))
+    plan = _Join().part.plan([Received(DECISIONS, 0, 0, 0, b"d1", message.SerializeToString(), "", 0)], 0)
+    assert (plan.entries, plan.effects) == ({}, [])
+    assert str(plan.refused[0][1]).startswith("adapters[0].trial.control_of: 'x/y' names no adapter; ")
+
+
 def test_an_outcome_that_its_sender_placed_elsewhere_is_sent_on() -> None:
     right = partition_of(b"d1", 4)
     for partition in range(4):

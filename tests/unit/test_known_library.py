@@ -60,7 +60,7 @@ async def test_all_is_read_once_and_then_what_was_written_since_with_a_minute_to
     registry.written = [_adapter("b", common.ADAPTER_STATE_PURGED, "pruned: fails")]
     clock[0] += 60
     await library.refresh()
-    assert (dict(library.away), library.purged(), library.purged()) == ({}, ["b"], [])
+    assert (dict(library.away), library.purged()) == ({}, ["b"])
     assert registry.since_us == [0, int((10_000_000 - LOOK_BACK_S) * 1e6), int((10_000_060 - LOOK_BACK_S) * 1e6)]
     clock[0] += READ_ANEW_S
     registry.written = [_adapter("z")]
@@ -127,6 +127,42 @@ def test_whatever_comes_and_goes_each_has_its_own_numbers(written: list[tuple[st
         assert (facts.name, facts.digest, facts.family.rank) == (f"name {number}", f"{number:064x}", number % 3)
         assert facts.numbers.uses == number
     for row, name in enumerate(library):
-        assert (library.id_of(row), library.digest_of(row)) == (name, f"{active[name]:064x}")
+        assert library.member(row)[:2] == (name, f"{active[name]:064x}")
     names = list(active.values())
     assert set(library.versions()) == {name for name, number in active.items() if names.count(number) > 1}
+
+
+async def test_what_was_purged_long_ago_is_said_once_and_families_of_nobody_are_forgotten(clock: list[float]) -> None:
+    registry = _Registry()
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
+    old, new = (_adapter(name, common.ADAPTER_STATE_PURGED) for name in ("old", "new"))
+    old.updated_at_us = int((clock[0] - 15 * 86400) * 1e6)
+    new.updated_at_us = int((clock[0] - 13 * 86400) * 1e6)
+    registry.written = [_adapter("a"), _adapter("b"), old, new]
+    registry.written[0].rank = 1
+    await library.refresh()
+    assert (library.purged(), library.purged()) == (["old"], [])
+    assert len(library.families) == 2
+    clock[0] += READ_ANEW_S
+    registry.written = [_adapter("b")]
+    await library.refresh()
+    assert (list(library), library.families) == (["b"], [library.facts("b").family])
+
+
+async def test_versions_are_those_of_now(clock: list[float]) -> None:
+    registry = _Registry()
+    library = Library(registry, 100.0)  # type: ignore[arg-type]
+    registry.written = [_adapter("a"), _adapter("b")]
+    for one, examples in zip(registry.written, ("01", "02"), strict=True):
+        one.name, one.examples_digest = f"name {one.adapter_id}", examples
+    await library.refresh()
+    assert library.versions() == []
+    registry.written[1].examples_digest = "01"
+    await library.refresh()
+    assert library.versions() == ["a", "b"]
+    registry.written[1].examples_digest, registry.written[1].name = "02", "name a"
+    await library.refresh()
+    assert library.versions() == ["a", "b"]
+    registry.written[1].name = "name b"
+    await library.refresh()
+    assert library.versions() == []

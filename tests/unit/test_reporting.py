@@ -82,3 +82,29 @@ async def test_what_was_not_told_for_the_registry_is_away_is_told_again() -> Non
     with pytest.raises(grpc.aio.AioRpcError):
         await Reporter(client, count, 1.0, Library(client, 1.0)).report()
     assert count.changed == {*names}
+
+
+async def test_what_is_refused_altogether_stops_nothing() -> None:
+    class Refusing(_Client):
+        async def report_statistics(self, reports: list[registry_pb2.ReportedStatistics]) -> list[registry_pb2.ReportResult]:
+            if not self.calls:
+                self.calls.append([])
+                raise grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata())
+            return await super().report_statistics(reports)
+
+    names = [f"{number:04d}" for number in range(AT_ONCE + 10)]
+    client: Any = Refusing({})
+    count = _counted(names)
+    await Reporter(client, count, 1.0, Library(client, 1.0)).report()
+    assert client.calls == [[], names[AT_ONCE:]]
+    assert count.changed == {*names[:AT_ONCE]}
+
+
+async def test_what_stands_elsewhere_says_nothing_of_the_adapters_own_counts() -> None:
+    client: Any = _Client({})
+    count = _counted(["moved"])
+    count.refused = {"moved"}
+    count.elsewhere = lambda _: iter([(count.counts("moved"), CountsEpoch(epoch="before"))])
+    count.owns = lambda _: False
+    await Reporter(client, count, 1.0, Library(client, 1.0)).report()
+    assert (client.calls, count.refused, count.changed) == ([["moved"]], {"moved"}, set())

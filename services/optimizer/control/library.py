@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from services.optimizer.control.likeness import Member
 from services.optimizer.control.reasons import TAKEN_AWAY
 from services.optimizer.control.views import Facts, facts_of
 from services.optimizer.policy.library_policy import Family
@@ -27,6 +28,8 @@ LOOK_BACK_S: Final = 60.0
 """So much more than since the last time is asked for: clocks differ, and a write takes a while from its time to where it is seen."""
 BLOCK: Final = 2**16
 """Rows of a block: all of it grows by so many at a time, and none of it is moved."""
+FORGET_AFTER_US: Final = 14 * 86400 * 10**6
+"""So long after an adapter was purged: decisions that held it are waited for a week at most."""
 READ_ANEW_S: Final = 86400.0
 """After so long all is read again, for what no listing of what changed may show: a catalogue that was restored."""
 
@@ -81,7 +84,7 @@ class Library:
         return self._away
 
     def purged(self) -> list[str]:
-        """Ids of those that were found to be gone for good since the last call."""
+        """Ids of those that were found to have been gone for so long that no event of them can come any more, since the last call."""
         found, self._purged = self._purged, []
         return found
 
@@ -101,9 +104,11 @@ class Library:
         """Whose row it is."""
         return self._ids[row]
 
-    def digest_of(self, row: int) -> str:
-        """Of its adapter's file."""
-        return bytes(self._blocks[row // BLOCK][row % BLOCK]["digest"]).hex()
+    def member(self, row: int) -> Member:
+        """Its adapter, as one of a family."""
+        numbers = self._blocks[row // BLOCK][row % BLOCK]
+        since_us = max(float(numbers["created_at_us"]), float(numbers["restored_at_us"]))
+        return Member(self._ids[row], bytes(numbers["digest"]).hex(), since_us)
 
     def facts(self, adapter_id: str) -> Facts:
         """Of an active one.
@@ -130,7 +135,7 @@ class Library:
         return self._versions
 
     async def refresh(self) -> None:
-        """Be as the registry is.
+        """Take what the registry says: what was written since the last time, or, the first time and once a day, all.
 
         Raises:
             grpc.aio.AioRpcError: it is away; what it has said by then is known.
@@ -145,6 +150,7 @@ class Library:
             self._canaries, self._away, self._read_at_us = canaries, away, began_us
             for adapter_id in [self._ids[row] for row in self._not_listed()]:
                 self._drop(adapter_id)
+            self._number_families()
         self._began_us = began_us
 
     def _take(self, one: registry_pb2.Adapter, canaries: dict[str, registry_pb2.Adapter], away: dict[str, Away]) -> None:
@@ -153,7 +159,7 @@ class Library:
             self._put(facts_of(one, self._half_life_s))
         else:
             self._drop(adapter_id)
-        if one.state == common.ADAPTER_STATE_PURGED:
+        if one.state == common.ADAPTER_STATE_PURGED and time.time_ns() // 1000 - one.updated_at_us > FORGET_AFTER_US:
             self._purged.append(adapter_id)
         if one.state == common.ADAPTER_STATE_CANARY:
             canaries[adapter_id] = one
@@ -168,16 +174,18 @@ class Library:
         family = self._families.setdefault(facts.family, len(self._families))
         row = (*facts.numbers, family, bytes.fromhex(facts.digest), self._listing)
         place = self._places.get(facts.adapter_id)
-        if place is not None:
-            self._versions = self._versions if facts.name == self._names[place] else None
-            self._names[place] = facts.name
-        else:
+        if place is None:
             place = self._places[facts.adapter_id] = len(self._ids)
             self._ids.append(facts.adapter_id)
             self._names.append(facts.name)
-            self._versions = None
             if place // BLOCK == len(self._blocks):
                 self._blocks.append(np.zeros(BLOCK, ROW))
+            self._versions = None
+        else:
+            self._names[place] = facts.name
+            before = self._blocks[place // BLOCK][place % BLOCK]
+            if any(before[name] != getattr(facts.numbers, name) for name in ("same_name", "same_examples")):
+                self._versions = None
         self._blocks[place // BLOCK][place % BLOCK] = row
 
     def _drop(self, adapter_id: str) -> None:
@@ -195,3 +203,15 @@ class Library:
         return [
             int(row) + place * BLOCK for place, rows in enumerate(self.blocks) for row in np.flatnonzero(rows["listing"] != self._listing)
         ]
+
+    def _number_families(self) -> None:
+        """Forget those that nobody is of any more, and the blocks that nobody stands in."""
+        del self._blocks[-(-len(self._ids) // BLOCK) :]
+        left = sorted({number for rows in self.blocks for number in np.unique(rows["family"]).tolist()})
+        number_of = np.zeros(len(self._families), np.uint32)
+        number_of[left] = np.arange(len(left))
+        families = self.families
+        for rows in self.blocks:
+            rows["family"] = number_of[rows["family"]]
+        self._families = {families[number]: place for place, number in enumerate(left)}
+        self._by_number = list(self._families)

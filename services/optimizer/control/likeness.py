@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -36,6 +36,10 @@ MAX_FILES_BYTES: Final = 2**30
 """Weights of files that are kept for the next comparison, but for the two of this one."""
 
 
+LEAST_KEPT: Final = 1000
+"""Sketches of those that are not compared now, at least."""
+
+
 class HasFile(Protocol):
     """An adapter, and where its file is."""
 
@@ -53,9 +57,11 @@ class Member(NamedTuple):
 
     adapter_id: str
     digest: str
+    since_us: float
+    """It is there, or is there again."""
 
 
-class Known(NamedTuple):
+class Sketched(NamedTuple):
     """What is kept of a file between passes."""
 
     layers: tuple[int, ...]
@@ -80,7 +86,7 @@ class Likeness:
 
     def __init__(self, store: AdapterStore, min_cosine: float, max_family: int) -> None:
         self._store, self._min_cosine, self._max_family = store, min_cosine, max_family
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, Sketched] = {}
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
         self._families: dict[tuple[object, ...], _Family] = {}
@@ -97,13 +103,11 @@ class Likeness:
         for of_family, family in families.items():
             if len(family) > self._max_family:
                 _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
-                family = sorted(family, reverse=True)[: self._max_family]  # ids begin with their time
+                family = sorted(family, key=lambda one: -one.since_us)[: self._max_family]
             for one in family if len(family) > 1 else []:
                 if (known := await self._sketched(one, refuse)) is not None:
                     groups[(*of_family, known.layers)].append(one)
-        wanted = {one.digest for group in groups.values() for one in group}
-        self._known = {digest: known for digest, known in self._known.items() if digest in wanted}
-        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if wanted.issuperset(pair)}
+        self._forget({one.digest for group in groups.values() for one in group})
         found: dict[tuple[str, str], float] = {}
         self._families = {name: self._families.get(name, _Family()) for name in groups}
         for name, group in groups.items():
@@ -114,6 +118,13 @@ class Likeness:
                 if (cosine := await self._compared(members[low], members[high], refuse)) is not None:
                     found[low, high] = cosine
         return found
+
+    def _forget(self, wanted: Set[str]) -> None:
+        """Who is not asked for a while comes back: as many others are kept, the oldest go first."""
+        others = [digest for digest in self._known if digest not in wanted]
+        for digest in others[: max(0, len(others) - len(wanted) - LEAST_KEPT)]:
+            del self._known[digest]
+        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if all(one in self._known for one in pair)}
 
     async def _near(self, family: _Family, group: Sequence[Member]) -> set[tuple[str, str]]:
         """Pairs of ids whose sketches are near, as far as they were looked for."""
@@ -147,13 +158,13 @@ class Likeness:
             self._cosine[pair] = next(iter((await asyncio.to_thread(merging.cosines, [first, second])).values()))
         return self._cosine[pair]
 
-    async def _sketched(self, one: HasFile, refuse: Refuse) -> Known | None:
+    async def _sketched(self, one: HasFile, refuse: Refuse) -> Sketched | None:
         if (known := self._known.get(one.digest)) is not None:
             return known
         if (adapter := await self.file(one, refuse)) is None:
             return None
         del self._files[one.digest]
-        known = self._known[one.digest] = Known(adapter.manifest.layers, _in_parts(await asyncio.to_thread(random_sketch, adapter)))
+        known = self._known[one.digest] = Sketched(adapter.manifest.layers, _in_parts(await asyncio.to_thread(random_sketch, adapter)))
         return known
 
     async def file(self, one: HasFile, refuse: Refuse) -> Adapter | None:

@@ -13,7 +13,7 @@ from services.optimizer.control.changes import Changes, Known, PassReport, Propo
 from services.optimizer.control.freezing import Freezing
 from services.optimizer.control.gate import Gate
 from services.optimizer.control.library import Library
-from services.optimizer.control.likeness import Likeness, Member
+from services.optimizer.control.likeness import Likeness
 from services.optimizer.control.making import ChildMaker
 from services.optimizer.control.making import Merge as MergeFiles
 from services.optimizer.control.trials import Trials
@@ -52,7 +52,7 @@ class Optimizer:
         forget: Callable[[Iterable[str]], None] = lambda _: None,
     ) -> None:
         """`counts` are an adapter's, as this worker has them; none of them began before `counted_from` (microseconds). `forget` is told of
-        adapters that are gone for good.
+        adapters that were purged long ago.
         """
         self._client, self._rules = client, rules
         self._counted_since, self._counted_from, self._forget = counted_since, counted_from, forget
@@ -76,7 +76,7 @@ class Optimizer:
         composed = {one async for composition in self._client.list_compositions(all_tenants=True) for one in composition.adapter_ids}
         now_us = time.time_ns() // 1000
         screen = await asyncio.to_thread(screened, library.blocks, library.families, self._rules, now_us, self._counted_from())
-        await self.freezing.look(screen.levels, library.families)
+        await self.freezing.look(screen.levels, screen.families)
         known = await self._changes.known()
         views = _Views(lambda one: self._view(one, on_trial, composed, now_us))
         views.add(one for change in known.open.values() for one in change.adapter_ids if one in library)
@@ -105,9 +105,7 @@ class Optimizer:
 
     async def _proposals(self, screen: Screen, views: _Views, known: Known, report: PassReport) -> list[Proposal]:
         found, library = list[Proposal](), self.library
-        families = {
-            family: [Member(library.id_of(row), library.digest_of(row)) for row in rows] for family, rows in screen.mergeable.items()
-        }
+        families = {family: [library.member(row) for row in rows] for family, rows in screen.mergeable.items()}
         likeness = await self._likeness.cosines(families, known.rejected, report.refuse)
         alike = {pair: cosine for pair, cosine in likeness.items() if cosine > self._rules.min_cosine}
         paired = views.add(one for pair in alike for one in pair)
@@ -117,7 +115,7 @@ class Optimizer:
             tenant = merge.adapters[0].tenant
             found.append(Proposal(changes_pb2.CHANGE_KIND_MERGE, tenant, ids, merge.reason, evidence, merge.merge_id))
         merging = {one for proposal in found for one in proposal.adapter_ids}
-        for prune in prunes(views.add(library.id_of(row) for row in screen.closely), screen.tenants, self._rules):
+        for prune in prunes(views.add(library.id_of(row) for row in screen.doubtful), screen.tenants, self._rules):
             if (one := prune.adapter).adapter_id not in merging:
                 since_us = int((time.time() - one.age_s) * 1e6)
                 kind = changes_pb2.CHANGE_KIND_PRUNE

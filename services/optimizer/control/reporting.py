@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 
@@ -13,8 +13,9 @@ from services.optimizer.control.library import Library
 from services.optimizer.stream.agents import Count
 from services.optimizer.stream.counting import OTHERS, decay, totals
 from smoa.client import SmoaClient
+from smoa.tasks import now_and_then
 from smoa.v1 import registry_pb2
-from smoa.v1.registry_pb2 import ReportedStatistics
+from smoa.v1.registry_pb2 import ReportedStatistics, ReportResult
 from smoa.v1.state_pb2 import AdapterCounts, CountsEpoch
 
 _log = logging.getLogger(__name__)
@@ -22,9 +23,11 @@ _NOT_THERE: Final = (grpc.StatusCode.NOT_FOUND.name, grpc.StatusCode.INVALID_ARG
 AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 """The registry does not answer: try later."""
 _MAX_OWNERS: Final = 100_000
-AT_ONCE: Final = 500
-"""Adapters of one call."""
+AT_ONCE: Final = 200
+"""Reports of one call: the registry writes them in one piece."""
 MANY: Final = 1000
+"""Adapters whose owners are rather read in one listing than asked for."""
+_NOT_TAKEN: Final = "the registry does not take the counts of %s: %s"
 
 
 def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: CountsEpoch) -> registry_pb2.AdapterStatistics:
@@ -58,6 +61,13 @@ def statistics_of(counts: AdapterCounts, owner: str, half_life_s: float, epoch: 
     )
 
 
+class _Told(NamedTuple):
+    """A report, and whether it is of counts that go on elsewhere."""
+
+    report: ReportedStatistics
+    is_rest: bool = False
+
+
 class Reporter:
     """Remembers whose adapters are that the library does not know: counts name the tenants that used one, and a shared one's owner may not
     be among them.
@@ -77,25 +87,26 @@ class Reporter:
         try:
             if len(changed) > MANY and not len(self._library):  # as after a start: one listing instead of asking for each
                 await self._library.refresh()
-            ids = sorted(changed)
-            for start in range(0, len(ids), AT_ONCE):
-                await self._tell([one for adapter_id in ids[start : start + AT_ONCE] for one in await self._reports(adapter_id)])
+            reports: list[_Told] = []
+            for number, adapter_id in enumerate(sorted(changed)):
+                await now_and_then(number)
+                reports += [*await self._rests(adapter_id), *await self._own(adapter_id)]
+                while len(reports) >= AT_ONCE:
+                    await self._tell(reports[:AT_ONCE])
+                    del reports[:AT_ONCE]
+            await self._tell(reports)
         except grpc.aio.AioRpcError:
             self._count.changed |= changed
             raise
 
-    async def _reports(self, adapter_id: str) -> list[ReportedStatistics]:
-        """What there is to tell of an adapter."""
-        made = []
+    async def _own(self, adapter_id: str) -> list[_Told]:
+        """What there is to tell of an adapter that this worker counts."""
+        counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
+        if counts is None or epoch is None or not self._count.owns(adapter_id):
+            return []
+        if not counts.tenants:  # a child on trial in whose place only its parents were asked so far
+            return []
         try:
-            for before, named in self._count.elsewhere(adapter_id):
-                if before.tenants and (rest := await self._rest(adapter_id, before, named)) is not None:
-                    made.append(rest)
-            counts, epoch = self._count.counts(adapter_id), self._count.epoch_of(adapter_id)
-            if counts is None or epoch is None or not self._count.owns(adapter_id):
-                return made
-            if not counts.tenants:  # a child on trial in whose place only its parents were asked so far
-                return made
             owner = await self._owner(adapter_id, counts)
             statistics = statistics_of(counts, owner, self._half_life_s, epoch)
             if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
@@ -103,21 +114,50 @@ class Reporter:
                 if statistics.verdicts < known.verdicts:
                     for name in ("verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"):
                         setattr(statistics, name, getattr(known, name))
-            made.append(ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics))
         except grpc.aio.AioRpcError as error:
-            if error.code() in AWAY:
-                raise
+            self._raise_if_away(error)
             self._not_taken(adapter_id, error.code().name, error.details() or "")
-        return made
+            return []
+        return [_Told(ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics))]
 
-    async def _tell(self, reports: Sequence[ReportedStatistics]) -> None:
+    async def _rests(self, adapter_id: str) -> list[_Told]:
+        """What was counted where the adapter's key belonged before topics grew, as far as it was not told: its counts go on elsewhere."""
+        found = []
+        for counts, epoch in self._count.elsewhere(adapter_id):
+            if not counts.tenants:
+                continue
+            try:
+                owner = await self._owner(adapter_id, counts)
+                statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+                known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+            except grpc.aio.AioRpcError as error:
+                self._raise_if_away(error)
+                self._count.changed.add(adapter_id)
+                _log.warning(_NOT_TAKEN, adapter_id, error.details())
+                continue
+            if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
+                report = ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics)
+                found.append(_Told(report, is_rest=True))
+        return found
+
+    async def _tell(self, reports: Sequence[_Told]) -> None:
+        """Those of one call. What is refused altogether is refused of each."""
         if not reports:
             return
-        for report, result in zip(reports, await self._client.report_statistics(reports), strict=True):
-            if result.code:
-                self._not_taken(report.adapter_id, result.code, result.message)
-            else:
-                self._count.refused.discard(report.adapter_id)
+        try:
+            results = await self._client.report_statistics([one.report for one in reports])
+        except grpc.aio.AioRpcError as error:
+            self._raise_if_away(error)
+            results = [ReportResult(code=error.code().name, message=error.details() or "")] * len(reports)
+        for (report, is_rest), result in zip(reports, results, strict=True):
+            if not is_rest:
+                if result.code:
+                    self._not_taken(report.adapter_id, result.code, result.message)
+                else:
+                    self._count.refused.discard(report.adapter_id)
+            elif result.code:
+                self._count.changed.add(report.adapter_id)
+                _log.warning(_NOT_TAKEN, report.adapter_id, result.message)
 
     def _not_taken(self, adapter_id: str, code: str, why: str) -> None:
         if code == grpc.StatusCode.FAILED_PRECONDITION.name:
@@ -128,16 +168,12 @@ class Reporter:
             self._count.refused.add(adapter_id)
         elif code not in _NOT_THERE:
             self._count.changed.add(adapter_id)
-        _log.warning("the registry does not take the counts of %s (they are kept here): %s", adapter_id, why)
+        _log.warning(_NOT_TAKEN, adapter_id, why)
 
-    async def _rest(self, adapter_id: str, counts: AdapterCounts, epoch: CountsEpoch) -> ReportedStatistics | None:
-        """What was counted where the adapter's key belonged before topics grew, if it was not told: its counts go on elsewhere."""
-        owner = await self._owner(adapter_id, counts)
-        statistics = statistics_of(counts, owner, self._half_life_s, epoch)
-        known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-        if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
-            return ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics)
-        return None
+    @staticmethod
+    def _raise_if_away(error: grpc.aio.AioRpcError) -> None:
+        if error.code() in AWAY:
+            raise error
 
     async def _owner(self, adapter_id: str, counts: AdapterCounts) -> str:
         if owner := self._library.tenant_of(adapter_id):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,11 +57,10 @@ class Numbers(NamedTuple):
         return max(self.created_at_us, self.restored_at_us)
 
 
+_KINDS: Final = {float: np.float64, int: np.uint64, bool: np.bool_}
 ROW: Final = np.dtype(
     [
-        *((name, np.float64) for name in Numbers._fields[:15]),
-        *((name, np.uint64) for name in Numbers._fields[15:17]),
-        *((name, np.bool_) for name in Numbers._fields[17:]),
+        *((name, _KINDS[kind]) for name, kind in get_type_hints(Numbers).items()),
         ("family", np.uint32),
         ("digest", "V32"),
         ("listing", np.uint32),
@@ -74,9 +73,11 @@ ROW: Final = np.dtype(
 class Screen:
     """What a look over the library has found."""
 
+    families: list[Family] = field(default_factory=list)
+    """Those that have adapters."""
     tenants: dict[str, TenantTotals] = field(default_factory=dict)
     levels: dict[Scope, Level] = field(default_factory=dict)
-    closely: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
     """Rows of those that may have to go; of a tenant over its bound, all."""
     mergeable: dict[Family, list[int]] = field(default_factory=dict)
     """Rows of those that may be merged, by family; each has two at least."""
@@ -92,28 +93,26 @@ def screened(blocks: Sequence[Rows], families: Sequence[Family], rules: Rules, n
         now_us: The time.
         counted_from_us: Nobody's counts of this worker begin before that.
     """
-    screen, count = Screen(), len(families)
-    sums = sum((_sums(rows, count, rules, now_us) for rows in blocks), np.zeros((count, 7)))
-    tenants: defaultdict[str, Floats] = defaultdict(lambda: np.zeros(7))
-    models: defaultdict[str, Floats] = defaultdict(lambda: np.zeros(7))
-    for family, values in zip(families, sums, strict=True):
-        tenants[family.tenant] += values
-        models[family.base_model] += values
-    screen.tenants = {name: TenantTotals(one[0], int(one[1]), one[2]) for name, one in tenants.items() if one[1]}
-    for kind, pooled in (("tenant", tenants), ("base model", models)):
-        screen.levels |= {Scope(kind, name): Level(*one[3:].tolist()) for name, one in pooled.items() if one[1]}
+    sums = _sums(blocks, len(families), rules, now_us)
+    there = [number for number, count in enumerate(sums["adapters"].tolist()) if count]
+    screen = Screen([families[number] for number in there])
+    for name, one in _pooled(sums, there, [one.tenant for one in screen.families]).items():
+        screen.tenants[name] = TenantTotals(one["recent_uses"], int(one["adapters"]), one["file_bytes"])
+        screen.levels[Scope("tenant", name)] = Level(*(one[part] for part in Level._fields))
+    for name, one in _pooled(sums, there, [one.base_model for one in screen.families]).items():
+        screen.levels[Scope("base model", name)] = Level(*(one[part] for part in Level._fields))
     over = {name for name, one in screen.tenants.items() if rules.tenant_bytes and one.file_bytes > rules.tenant_bytes}
-    full = np.array([family.tenant in over for family in families], bool)
+    is_over = np.array([family.tenant in over for family in families], bool)
     merging = defaultdict[int, list[int]](list)
     begin = 0
     for rows in blocks:
         factor = _faded(rows, rules.half_life_s, now_us)
-        free = ~rows["pinned"] & (now_us - _since_us(rows) >= 1e6 * (rules.min_age_s - 1))
-        doubtful = (_fails(rows, factor, rules) | _unused(rows, factor, rules, now_us)) & _covered(rows, rules, now_us, counted_from_us)
-        found = np.flatnonzero(full[rows["family"]] | (free & doubtful))
-        screen.closely += (begin + found).tolist()
-        asked = np.flatnonzero(free & (rows["recent_uses"] * factor >= rules.min_merge_uses))
-        for number, place in zip(rows["family"][asked].tolist(), (begin + asked).tolist(), strict=True):
+        may_change = ~rows["pinned"] & (now_us - _since_us(rows) >= 1e6 * (rules.min_age_s - 1))
+        judged = _covered(rows, rules, now_us, counted_from_us)
+        doubtful = judged & (_fails(rows, factor, rules) | _unused(rows, factor, rules, now_us))
+        screen.doubtful += (begin + np.flatnonzero(is_over[rows["family"]] | (may_change & doubtful))).tolist()
+        mergeable = np.flatnonzero(may_change & (rows["recent_uses"] * factor >= rules.min_merge_uses))
+        for number, place in zip(rows["family"][mergeable].tolist(), (begin + mergeable).tolist(), strict=True):
             merging[number].append(place)
         begin += len(rows)
     screen.mergeable = {families[number]: places for number, places in merging.items() if len(places) > 1}
@@ -138,19 +137,29 @@ def oldest_us(blocks: Iterable[Rows], families: Sequence[Family]) -> Mapping[str
         np.minimum.at(oldest, rows["family"], rows["created_at_us"])
     found: dict[str, float] = {}
     for family, at_us in zip(families, oldest.tolist(), strict=True):
-        found[family.tenant] = min(at_us, found.get(family.tenant, at_us))
+        if at_us < np.inf:
+            found[family.tenant] = min(at_us, found.get(family.tenant, at_us))
     return found
 
 
-def _sums(rows: Rows, count: int, rules: Rules, now_us: int) -> Floats:
-    """[families, 7]: recent uses, adapters, bytes, and of fresh and recent outcomes and successes."""
-    factor, fresh = _faded(rows, rules.half_life_s, now_us), _faded(rows, FRESH_HALF_LIFE_S, now_us)
-    values = (
-        *(rows["recent_uses"] * factor, None, rows["file_bytes"]),
-        *(rows["fresh_outcomes"] * fresh, rows["fresh_successes"] * fresh),
-        *(rows["recent_outcomes"] * factor, rows["recent_successes"] * factor),
-    )
-    return np.stack([np.bincount(rows["family"], one, count) for one in values], 1).astype(np.float64)
+def _sums(blocks: Sequence[Rows], count: int, rules: Rules, now_us: int) -> dict[str, Floats]:
+    """Of the adapters of each of so many families, by what is added up."""
+    sums = {name: np.zeros(count) for name in ("adapters", "recent_uses", "file_bytes", *Level._fields)}
+    for rows in blocks:
+        factor, fresh = _faded(rows, rules.half_life_s, now_us), _faded(rows, FRESH_HALF_LIFE_S, now_us)
+        sums["adapters"] += np.bincount(rows["family"], minlength=count)
+        sums["file_bytes"] += np.bincount(rows["family"], rows["file_bytes"], count)
+        for name in ("recent_uses", *Level._fields):
+            sums[name] += np.bincount(rows["family"], rows[name] * (fresh if name.startswith("fresh") else factor), count)
+    return sums
+
+
+def _pooled(sums: Mapping[str, Floats], there: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The sums of those families that are there, of each name together."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    by_family = np.array([places[name] for name in names], np.intp)
+    pooled = {part: np.bincount(by_family, values[list(there)], len(places)).tolist() for part, values in sums.items()}
+    return {name: {part: values[place] for part, values in pooled.items()} for name, place in places.items()}
 
 
 def _since_us(rows: Rows) -> Floats:
@@ -173,7 +182,7 @@ def _fails(rows: Rows, factor: Floats, rules: Rules) -> Mask:
 
 def _unused(rows: Rows, factor: Floats, rules: Rules, now_us: int) -> Mask:
     outcomes, successes = rows["outcomes"], rows["successes"]
-    proven = (successes >= rules.proven_successes) & (successes >= (rules.min_success + 1e-9) * outcomes)
+    proven = (outcomes > 0) & (successes >= rules.proven_successes) & (successes >= (rules.min_success + 1e-9) * outcomes)
     season_s = np.maximum(rules.unused_after_s, SEASONS / 1e6 * rows["longest_gap_us"])
     season_s = np.where(proven, np.maximum(season_s, rules.proven_season_s), season_s)
     unused_s = (now_us - np.maximum(rows["last_used_at_us"], _since_us(rows))) / 1e6

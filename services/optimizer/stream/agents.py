@@ -18,6 +18,7 @@ from services.optimizer.stream.changelog import COUNTS, JOINS, Kept, Stamp
 from services.optimizer.stream.counting import EPOCH, CountPartition, CountPlan, check_value
 from services.optimizer.stream.examples import ExamplePartition
 from services.optimizer.stream.joining import JoinPartition, JoinPlan, entries_of, segment_of
+from services.optimizer.stream.purged import sums_alone
 from services.optimizer.stream.stage import Stage, buried, written_ms
 from services.optimizer.stream.transport import Place
 from smoa.adapter import new_adapter_id
@@ -224,6 +225,8 @@ class Count(Stage[CountPartition]):
         self._elsewhere: dict[int, tuple[float, ExamplePartition]] = {}
         """Other workers' examples by partition, and when they were read."""
         self._faded_s = -FADE_EVERY_S  # at once: the clock may have begun with this machine
+        self._purged: set[str] = set()
+        """Ids of those whose sums alone are to be kept."""
         self.aside: frozenset[str] = frozenset()
         """Tenants that have an incident: what is said of their answers now is set aside."""
         self.changed: set[str] = set()
@@ -358,7 +361,7 @@ class Count(Stage[CountPartition]):
         return elsewhere.get(key, now_us)
 
     async def tidy(self) -> None:
-        """Once an hour, forget what is older than examples are kept for.
+        """Once an hour, forget what is older than examples are kept for, and what is not needed of adapters that were purged.
 
         Raises:
             Unavailable: Kafka is away; the next call does the same.
@@ -371,6 +374,7 @@ class Count(Stage[CountPartition]):
             try:
                 if all([await self._tidy_one(partition) for partition in self.parts]):
                     self._faded_s = time.monotonic()
+                    self._purged.clear()
             except Unavailable:
                 self._failures += 1  # what is sent again must not be taken for what was sent first
                 raise
@@ -380,6 +384,9 @@ class Count(Stage[CountPartition]):
         self._moved()
         places = {tp: offset for tp, offset in self._next.items() if tp.partition == partition}
         plan = CountPlan.of_examples(await asyncio.to_thread(part.examples.faded, time.time_ns() // 1000))
+        for adapter_id in self._purged:
+            if (counts := part.get(adapter_id)) is not None and counts != (sums := sums_alone(counts)):
+                plan.counts[adapter_id], plan.values[adapter_id] = sums, sums.SerializeToString()
         # What is gone from memory and not from the changelog: its deletion failed.
         plan.values.update((name, None) for name in self._stamps[partition] if name not in part)
         return not plan.values or await self._write({partition: plan}, places)
@@ -390,10 +397,8 @@ class Count(Stage[CountPartition]):
         return CountPartition(settings.half_life_s, values, room, settings.examples_retention_s, settings.silent_tenants)
 
     def forget(self, adapter_ids: Iterable[str]) -> None:
-        """Drop the counts of adapters that are gone for good; the changelog has them until it is tidied."""
-        for adapter_id in adapter_ids:
-            for part in self.parts.values():
-                part.forget(adapter_id)
+        """Keep only the sums of adapters that were purged so long ago that no event of them can come: with the next tidying."""
+        self._purged.update(one for one in adapter_ids if self.counts(one) is not None)
 
     def all_counted(self) -> Iterator[str]:
         """Ids of the adapters with counts that this worker owns."""

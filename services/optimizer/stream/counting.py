@@ -343,10 +343,6 @@ class CountPartition:
             return self.examples.value(name.removeprefix(EXAMPLES_OF)) is not None
         return name in self._values
 
-    def forget(self, adapter_id: str) -> None:
-        """Drop an adapter's counts."""
-        self._values.pop(adapter_id, None)
-
     def plan(self, events: Sequence[Received], now_us: int, aside: Container[str] = frozenset()) -> CountPlan:
         """What the events come to; nothing is changed. Verdicts of tenants in `aside` are set aside."""
         plan, left_out = without_failing(lambda these: self._plan(these, now_us, aside), events)

@@ -256,7 +256,7 @@ class Registry:
         examples: Sequence[str] = (),
         pinned: bool | None = None,
     ) -> AdapterRecord:
-        """Change what may change.
+        """Change what may change; of nothing, nothing is told.
 
         Raises:
             InvalidArgument: a name, tags or examples that are too long, or too few examples.
@@ -266,6 +266,8 @@ class Registry:
         async with self.writing:
             record, vector = await self.owned(checked_tenant(tenant), adapter_id)
             note_before(record.state)
+            if name is None and tags is None and not examples and pinned is None:
+                return record
             if examples or tags is not None or name is not None:
                 check_publishable(record)
             example_vectors: Vector | None = None

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from services.router.catalogue.changes import now_us
-from services.router.catalogue.port import Entry
+from services.router.catalogue.port import Conflict, Entry
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import Statistics
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, SmoaError
 from smoa.identifiers import checked_tenant
+from smoa.tasks import now_and_then
 
 K = TypeVar("K")
 
@@ -32,14 +33,17 @@ async def take_reports(registry: Registry, reports: Mapping[K, Report]) -> dict[
         ResourceExhausted: too many wait.
         Unavailable: other routers always wrote first; all may be reported again.
     """
-    return await registry.whole(lambda: _take(registry, reports))
+    left = dict(reports)
+    return await registry.whole(lambda: _take(registry, left))
 
 
-async def _take(registry: Registry, reports: Mapping[K, Report]) -> dict[K, SmoaError]:
+async def _take(registry: Registry, left: dict[K, Report]) -> dict[K, SmoaError]:
+    """Of those that are left; when others wrote some of them first, those are."""
     refused: dict[K, SmoaError] = {}
     entries: dict[str, Entry] = {}
     async with registry.writing:
-        for key, report in reports.items():
+        for number, (key, report) in enumerate(left.items()):
+            await now_and_then(number)
             try:
                 tenant = checked_tenant(report.tenant)
                 if (entry := entries.get(report.adapter_id)) is None:
@@ -51,6 +55,11 @@ async def _take(registry: Registry, reports: Mapping[K, Report]) -> dict[K, Smoa
                 refused[key] = error
             else:
                 entries[report.adapter_id] = entry._replace(record=dataclasses.replace(entry.record, statistics=counts))
-        if entries:
-            await registry.catalogue.write(list(entries.values()), together=False)
+        try:
+            if entries:
+                await registry.catalogue.write(list(entries.values()), together=False)
+        except Conflict as conflict:
+            for key in [key for key, report in left.items() if key not in refused and report.adapter_id not in conflict.lost]:
+                del left[key]
+            raise
     return refused
