@@ -27,8 +27,8 @@ from services.demo.showing import progress
 from services.optimizer.control.library import Library
 from services.optimizer.policy.library_policy import Rules
 from services.optimizer.policy.screening import screened
-from services.optimizer.stream.agents import Stamps
 from services.optimizer.stream.changelog import stamp_of
+from services.optimizer.stream.count_agent import Stamps
 from services.optimizer.stream.counting import CountPartition
 from smoa.adapter import new_adapter_id
 from smoa.events import ADAPTER_OUTCOMES, DECISIONS, OUTCOMES, Received

@@ -23,8 +23,9 @@ from services.optimizer.policy.merging import checked_method, merged
 from services.optimizer.policy.modes import checked_mode
 from services.optimizer.policy.trial import TrialRules
 from services.optimizer.settings import APP_ID, OptimizerSettings
-from services.optimizer.stream.agents import Count, Join
 from services.optimizer.stream.changelog import COUNTS, JOINS
+from services.optimizer.stream.count_agent import Count
+from services.optimizer.stream.join_agent import Join
 from services.optimizer.stream.stage import MESSAGES_AT_ONCE
 from services.optimizer.stream.transport import credentials_of, mend
 from smoa.client import SmoaClient

@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.optimizer.stream.agents import Count, Join
+from services.optimizer.stream.count_agent import Count
+from services.optimizer.stream.join_agent import Join
 
 
 class OptimizerMetrics(Collector):

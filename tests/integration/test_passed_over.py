@@ -15,9 +15,10 @@ from aiokafka import TopicPartition
 from faust.types import TP
 
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream.agents import LANDMARKS, Count, Join
 from services.optimizer.stream.changelog import COUNTS, JOINS, Changelog
+from services.optimizer.stream.count_agent import Count
 from services.optimizer.stream.counting import EPOCH, EXAMPLES_OF, check_value
+from services.optimizer.stream.join_agent import LANDMARKS, Join
 from services.optimizer.stream.stage import QUIET_S
 from services.optimizer.stream.transport import Consumer, Place
 from smoa.errors import Unavailable

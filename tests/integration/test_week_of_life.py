@@ -21,8 +21,9 @@ import tests.stream_support as stream
 from services.optimizer.control.library import Library
 from services.optimizer.control.reporting import Reporter
 from services.optimizer.settings import OptimizerSettings
-from services.optimizer.stream.agents import Count, Join
 from services.optimizer.stream.changelog import COUNTS
+from services.optimizer.stream.count_agent import Count
+from services.optimizer.stream.join_agent import Join
 from services.optimizer.stream.stage import QUIET_S
 from services.router.catalogue.port import Entry
 from smoa.client import SmoaClient

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import grpc
 
 from services.optimizer.control.library import Library
-from services.optimizer.stream.agents import Count
+from services.optimizer.stream.count_agent import Count
 from services.optimizer.stream.counting import OTHERS, decay, totals
 from smoa.client import SmoaClient
 from smoa.tasks import now_and_then
