@@ -121,7 +121,8 @@ class Optimizer:
                 kind = changes_pb2.CHANGE_KIND_PRUNE
                 found.append(Proposal(kind, one.tenant, (one.adapter_id,), prune.reason, prune.evidence, since_us=since_us))
         changing = {one for proposal in found for one in proposal.adapter_ids}
-        for pair in supersedes(views.add(one for one in library.versions() if one not in changing), self._rules, known.tried):
+        versions = await asyncio.to_thread(library.versions)
+        for pair in supersedes(views.add(one for one in versions if one not in changing), self._rules, known.tried):
             both = (pair.younger.adapter_id, pair.older.adapter_id)
             found.append(Proposal(changes_pb2.CHANGE_KIND_SUPERSEDE, pair.younger.tenant, both, pair.reason, {}))
         return found
