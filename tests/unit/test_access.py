@@ -76,6 +76,13 @@ def test_a_tenant_is_one_of_the_callers_and_the_only_one_where_none_is_named() -
         ),
         ("/smoa.v1.ExecutorService/Generate", executor_pb2.GenerateRequest(tenant="beta"), "tenant"),
         ("/smoa.v1.RegistryService/ImportAdapters", registry_pb2.ImportAdaptersRequest(tenant="beta"), "tenant"),
+        (
+            "/smoa.v1.RegistryService/ReportStatistics",
+            registry_pb2.ReportStatisticsRequest(
+                reports=[registry_pb2.ReportedStatistics(tenant="acme"), registry_pb2.ReportedStatistics(tenant="beta")]
+            ),
+            r"reports\[1\].tenant",
+        ),
     ],
 )
 def test_anothers_tenant_is_refused_wherever_a_request_names_it(method: str, request_: Message, field: str) -> None:
@@ -98,7 +105,6 @@ def test_the_callers_only_tenant_is_filled_in_everywhere() -> None:
 @pytest.mark.parametrize(
     ("change", "role"),
     [
-        ({"statistics": registry_pb2.AdapterStatistics()}, "optimizer"),
         ({"pinned": False}, "operate"),
         ({"name": ""}, "library"),
         ({"tags": ["a"]}, "library"),
@@ -107,7 +113,7 @@ def test_the_callers_only_tenant_is_filled_in_everywhere() -> None:
     ],
 )
 def test_a_field_that_needs_a_role_is_refused_to_who_has_others(change: dict[str, Any], role: str) -> None:
-    for other in ("library", "operate", "optimizer"):
+    for other in ("library", "operate"):
         rights, request = rights_of(UPDATE), registry_pb2.UpdateAdapterRequest(tenant="acme", **change)
         somebody = caller("one", "acme", other)
         rights.check_call(somebody)
