@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -100,13 +100,16 @@ class Library:
         """The active ones' rows."""
         return [block[: len(self._ids) - place * BLOCK] for place, block in enumerate(self._blocks) if place * BLOCK < len(self._ids)]
 
+    def _row(self, place: int) -> Any:  # of a row's fields numpy's types know nothing
+        return self._blocks[place // BLOCK][place % BLOCK]
+
     def id_of(self, row: int) -> str:
         """Whose row it is."""
         return self._ids[row]
 
     def member(self, row: int) -> Member:
         """Its adapter, as one of a family."""
-        numbers = self._blocks[row // BLOCK][row % BLOCK]
+        numbers = self._row(row)
         since_us = max(float(numbers["created_at_us"]), float(numbers["restored_at_us"]))
         return Member(self._ids[row], bytes(numbers["digest"]).hex(), since_us)
 
@@ -117,13 +120,13 @@ class Library:
             KeyError: it is not.
         """
         place = self._places[adapter_id]
-        *numbers, family, digest, _ = self._blocks[place // BLOCK][place % BLOCK].item()
+        *numbers, family, digest, _ = self._row(place).item()
         return Facts(adapter_id, self._names[place], digest.hex(), self.families[family], Numbers(*numbers))
 
     def tenant_of(self, adapter_id: str) -> str:
         """Whose adapter it is; empty where it is not known."""
         if (place := self._places.get(adapter_id)) is not None:
-            return self.families[int(self._blocks[place // BLOCK][place % BLOCK]["family"])].tenant
+            return self.families[int(self._row(place)["family"])].tenant
         if (one := self._canaries.get(adapter_id) or self._away.get(adapter_id)) is not None:
             return one.tenant
         return ""
@@ -183,7 +186,7 @@ class Library:
             self._versions = None
         else:
             self._names[place] = facts.name
-            before = self._blocks[place // BLOCK][place % BLOCK]
+            before = self._row(place)
             if any(before[name] != getattr(facts.numbers, name) for name in ("same_name", "same_examples")):
                 self._versions = None
         self._blocks[place // BLOCK][place % BLOCK] = row
@@ -194,7 +197,7 @@ class Library:
             return
         last, name, end = self._ids.pop(), self._names.pop(), len(self._ids)
         if place < end:
-            self._blocks[place // BLOCK][place % BLOCK] = self._blocks[end // BLOCK][end % BLOCK]
+            self._blocks[place // BLOCK][place % BLOCK] = self._row(end)
             self._ids[place], self._names[place], self._places[last] = last, name, place
         self._versions = None
 

@@ -107,18 +107,17 @@ class Reporter:
         if not counts.tenants:  # a child on trial in whose place only its parents were asked so far
             return []
         try:
-            owner = await self._owner(adapter_id, counts)
-            statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+            report = await self._report_of(adapter_id, counts, epoch)
             if OTHERS in counts.tenants:  # the owner's verdicts may be among those that share one view now: they do not fall
-                known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
-                if statistics.verdicts < known.verdicts:
+                known = await self._known(report)
+                if report.statistics.verdicts < known.verdicts:
                     for name in ("verdicts", "outcomes", "successes", "aside_outcomes", "aside_successes"):
-                        setattr(statistics, name, getattr(known, name))
+                        setattr(report.statistics, name, getattr(known, name))
         except grpc.aio.AioRpcError as error:
             self._raise_if_away(error)
             self._not_taken(adapter_id, error.code().name, error.details() or "")
             return []
-        return [_Told(ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics))]
+        return [_Told(report)]
 
     async def _rests(self, adapter_id: str) -> list[_Told]:
         """What was counted where the adapter's key belonged before topics grew, as far as it was not told: its counts go on elsewhere."""
@@ -127,18 +126,26 @@ class Reporter:
             if not counts.tenants:
                 continue
             try:
-                owner = await self._owner(adapter_id, counts)
-                statistics = statistics_of(counts, owner, self._half_life_s, epoch)
-                known = (await self._client.get(adapter_id, owner)).statistics.epochs[epoch.epoch]
+                report = await self._report_of(adapter_id, counts, epoch)
+                known = await self._known(report)
             except grpc.aio.AioRpcError as error:
                 self._raise_if_away(error)
                 self._count.changed.add(adapter_id)
                 _log.warning(_NOT_TAKEN, adapter_id, error.details())
                 continue
-            if statistics.uses > known.uses or statistics.verdicts > known.verdicts or statistics.tokens > known.tokens:
-                report = ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics)
+            if any(getattr(report.statistics, name) > getattr(known, name) for name in ("uses", "verdicts", "tokens")):
                 found.append(_Told(report, is_rest=True))
         return found
+
+    async def _report_of(self, adapter_id: str, counts: AdapterCounts, epoch: CountsEpoch) -> ReportedStatistics:
+        owner = await self._owner(adapter_id, counts)
+        statistics = statistics_of(counts, owner, self._half_life_s, epoch)
+        return ReportedStatistics(tenant=owner, adapter_id=adapter_id, statistics=statistics)
+
+    async def _known(self, report: ReportedStatistics) -> registry_pb2.EpochCounts:
+        """What the registry has of the report's epoch."""
+        adapter = await self._client.get(report.adapter_id, report.tenant)
+        return adapter.statistics.epochs[report.statistics.epoch]
 
     async def _tell(self, reports: Sequence[_Told]) -> None:
         """Those of one call. What is refused altogether is refused of each."""

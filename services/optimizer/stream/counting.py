@@ -240,8 +240,7 @@ def _view(views: MutableMapping[str, Tally], name: str, most: int) -> Tally:
     if name not in views and len(views) >= most:
         least = min((one for one in views if one), key=lambda one: (views[one].uses, one))
         others, gone = views[OTHERS], views[least]
-        for field_name in SUMMED:
-            setattr(others, field_name, getattr(others, field_name) + getattr(gone, field_name))
+        add_sums(others, gone)
         del views[least]
     return views[name]
 
@@ -255,13 +254,18 @@ def _count_frequent(frequent: MutableMapping[str, int], name: str) -> None:
     frequent[name] = frequent.get(name, 0) + 1
 
 
+def add_sums(total: Tally, one: Tally) -> None:
+    """Add what was counted in all."""
+    for name in SUMMED:
+        setattr(total, name, getattr(total, name) + getattr(one, name))
+
+
 def totals(views: Iterable[Tally], half_life_us: float) -> Tally:
     """The sum of some views, as of the newest of them."""
     found = list(views)
     total = Tally(recent_at_us=max((one.recent_at_us for one in found), default=0))
     for one in found:
-        for field_name in SUMMED:
-            setattr(total, field_name, getattr(total, field_name) + getattr(one, field_name))
+        add_sums(total, one)
         factor = 0.5 ** ((total.recent_at_us - one.recent_at_us) / half_life_us)
         total.recent_uses += one.recent_uses * factor
         total.recent_outcomes += one.recent_outcomes * factor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.optimizer.stream.counting import SUMMED
+from services.optimizer.stream.counting import add_sums
 from smoa.v1.state_pb2 import AdapterCounts
 
 
@@ -10,6 +10,5 @@ def sums_alone(counts: AdapterCounts) -> AdapterCounts:
     """What was counted in all, by tenant. Which events it was is not kept: none of them can come any more."""
     kept = AdapterCounts()
     for name, tally in counts.tenants.items():
-        for field in SUMMED:
-            setattr(kept.tenants[name], field, getattr(tally, field))
+        add_sums(kept.tenants[name], tally)
     return kept
