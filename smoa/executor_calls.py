@@ -27,6 +27,8 @@ CONNECTIONS: Final = 32
 _ELSEWHERE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """With one of these another executor may still answer."""
 _BUSY_LOAD: Final = 2.0
+RECONNECTED_S: Final = 0.4
+"""In this time a connection to an executor that is back has been tried again (`CHANNEL_OPTIONS`: at most 250 ms, and a fifth by chance)."""
 MAX_BASE_MODELS: Final = 10_000
 NO_EXECUTOR: Final = "executor: none has told of itself; start one, or wait until it is ready"
 
@@ -107,7 +109,8 @@ class ExecutorCalls:
         anew: bool = False,
     ) -> AsyncGenerator[tuple[str, executor_pb2.GenerateResponse], None]:
         """Generate under a decision; (address of the executor, message) as they come. Until the first message, an executor that is away or
-        full is passed over for another.
+        full is passed over for another. With all of them away, each is asked once more after a moment: one that has only just come back is
+        away to us until its connection is tried again.
 
         Args:
             request: What to generate; its tenant, and its adapters or stages, are the decision's.
@@ -131,10 +134,12 @@ class ExecutorCalls:
         )
         whole.MergeFrom(request)
         tried: list[str] = []
+        sent_to, again = "", False
         while True:
             named = bool(first) and not tried and await self._is_listed(first)
             address = first if named else await self._next(base_model, tried)
             tried.append(address)
+            sent_to = sent_to or address
             begun = False
             try:
                 async with self._connection(address) as stub:
@@ -144,14 +149,21 @@ class ExecutorCalls:
                         async for response in call:
                             if not begun:
                                 begun = True
-                                self.moved += anew or len(tried) > 1
+                                self.moved += anew or address != sent_to
                             yield address, response
                     finally:
                         call.cancel()  # whoever goes away, its row is free at once
                 return
             except grpc.aio.AioRpcError as error:
-                if begun or error.code() not in _ELSEWHERE or not await self._others(error, base_model, tried):
+                if begun or error.code() not in _ELSEWHERE:
                     raise
+                if not await self._others(error, base_model, tried):
+                    soon = deadline_s is None or time.monotonic() + RECONNECTED_S < deadline_s
+                    if again or error.code() is not grpc.StatusCode.UNAVAILABLE or not soon:
+                        raise
+                    again = True
+                    tried.clear()
+                    await asyncio.sleep(RECONNECTED_S)
 
     async def _is_listed(self, address: str) -> bool:
         if all(one.address != address for one in self._listed):
