@@ -175,7 +175,7 @@ def stop_event() -> asyncio.Event:
     return stopped
 
 
-def _keep_what_is_there() -> None:
+def keep_what_is_there() -> None:
     """Have the garbage collector pass over all that has been loaded by now, most of which stays: to look through it took 70 ms, each time
     that a few thousand objects had come.
     """
@@ -200,7 +200,7 @@ async def serve(build: Callable[[AsyncExitStack], Awaitable[Serving]]) -> None:
             await asyncio.wait({waiting, saying}, return_when=asyncio.FIRST_COMPLETED)
             if saying.done():
                 saying.result()
-                _keep_what_is_there()
+                keep_what_is_there()
             await waiting
         finally:
             for one in (waiting, saying):
