@@ -67,6 +67,11 @@ class AdapterStore:
         """
         return f"archive/{cls.key(digest)}"
 
+    @staticmethod
+    def sketch_key(digest: str) -> str:
+        """Where an optimizer keeps a file's sketch; it goes with the file."""
+        return f"sketches/{digest[:2]}/{digest}"
+
     async def put(self, data: bytes) -> str:
         """Write once and return the digest; the same content twice is one object.
 
@@ -246,6 +251,7 @@ class AdapterStore:
         return True
 
     async def delete(self, digest: str) -> None:
-        """Remove a file, wherever it is; absent is fine."""
+        """Remove a file, wherever it is, and its sketch; absent is fine."""
         for key in (self.archive_key(digest), self.key(digest), self.archive_key(digest)):  # it may be moved there meanwhile
             await self.delete_object(key)
+        await self.delete_object(self.sketch_key(digest))

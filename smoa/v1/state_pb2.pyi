@@ -7,6 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class KeptSketch(_message.Message):
+    __slots__ = ("version", "layers", "values")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    values: bytes
+    def __init__(self, version: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., values: _Optional[bytes] = ...) -> None: ...
+
 class Landmark(_message.Message):
     __slots__ = ("offset", "written_ms", "incarnation")
     OFFSET_FIELD_NUMBER: _ClassVar[int]

@@ -1,4 +1,4 @@
-"""Which adapters of a library are alike, by their files: each is read once for its sketch, and again only if another's is near.
+"""Which adapters of a library are alike, by their sketches: a file is read to be compared only if another's sketch is near.
 
 What was compared is not compared again: a pass looks for what is near to what is new. Of very many that are new at once, as after a
 start, not all pairs are looked at: passes take turns with random partitions, until hardly one can have been missed.
@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from services.optimizer.control.sketches import HasFile, Refuse, Sketches
 from services.optimizer.policy import merging
 from services.optimizer.policy.candidates import near_pairs, near_pairs_in_cells
 from services.optimizer.policy.library_policy import Family
-from services.optimizer.policy.merging import random_sketch
 from smoa.adapter import Adapter, decode
 from smoa.errors import SmoaError
 from smoa.store import AdapterStore
 
 _log = logging.getLogger(__name__)
-Refuse: TypeAlias = Callable[[str], None]
 MAX_PAIRS = 200_000
 """Near pairs of one family that are compared."""
 MAX_PRODUCTS: Final = 4 * 10**8
@@ -36,22 +34,6 @@ MAX_FILES_BYTES: Final = 2**30
 """Weights of files that are kept for the next comparison, but for the two of this one."""
 
 
-LEAST_KEPT: Final = 1000
-"""Sketches of those that are not compared now, at least."""
-
-
-class HasFile(Protocol):
-    """An adapter, and where its file is."""
-
-    @property
-    def adapter_id(self) -> str:
-        """Its id."""
-
-    @property
-    def digest(self) -> str:
-        """Of its file."""
-
-
 class Member(NamedTuple):
     """Of a family."""
 
@@ -59,14 +41,6 @@ class Member(NamedTuple):
     digest: str
     since_us: float
     """It is there, or is there again."""
-
-
-class Sketched(NamedTuple):
-    """What is kept of a file between passes."""
-
-    layers: tuple[int, ...]
-    sketch: NDArray[np.int8]
-    """In parts of its largest number: a quarter of the room, and a cosine that is a hundredth off at most."""
 
 
 @dataclass
@@ -86,7 +60,7 @@ class Likeness:
 
     def __init__(self, store: AdapterStore, min_cosine: float, max_family: int) -> None:
         self._store, self._min_cosine, self._max_family = store, min_cosine, max_family
-        self._known: dict[str, Sketched] = {}
+        self._sketches = Sketches(store, self._read)
         self._cosine: dict[tuple[str, str], float] = {}  # by digests
         self._files: dict[str, Adapter] = {}
         self._families: dict[tuple[object, ...], _Family] = {}
@@ -104,10 +78,13 @@ class Likeness:
             if len(family) > self._max_family:
                 _log.warning("a family of %d adapters is compared in its newest %d only", len(family), self._max_family)
                 family = sorted(family, key=lambda one: -one.since_us)[: self._max_family]
-            for one in family if len(family) > 1 else []:
-                if (known := await self._sketched(one, refuse)) is not None:
+            compared = family if len(family) > 1 else []
+            await self._sketches.find(compared, refuse)
+            for one in compared:
+                if (known := self._sketches.get(one.digest)) is not None:
                     groups[(*of_family, known.layers)].append(one)
-        self._forget({one.digest for group in groups.values() for one in group})
+        self._sketches.forget({one.digest for group in groups.values() for one in group})
+        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if all(one in self._sketches for one in pair)}
         found: dict[tuple[str, str], float] = {}
         self._families = {name: self._families.get(name, _Family()) for name in groups}
         for name, group in groups.items():
@@ -119,13 +96,6 @@ class Likeness:
                     found[low, high] = cosine
         return found
 
-    def _forget(self, wanted: Set[str]) -> None:
-        """Who is not asked for a while comes back: as many others are kept, the oldest go first."""
-        others = [digest for digest in self._known if digest not in wanted]
-        for digest in others[: max(0, len(others) - len(wanted) - LEAST_KEPT)]:
-            del self._known[digest]
-        self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if all(one in self._known for one in pair)}
-
     async def _near(self, family: _Family, group: Sequence[Member]) -> set[tuple[str, str]]:
         """Pairs of ids whose sketches are near, as far as they were looked for."""
         ids = [one.adapter_id for one in group]
@@ -136,7 +106,7 @@ class Likeness:
             new, family.partitions = [], 0
         if not new and family.partitions >= PARTITIONS:
             return family.near
-        sketches = np.stack([self._known[one.digest].sketch for one in group]).astype(np.float32)
+        sketches = np.stack([known.sketch for one in group if (known := self._sketches.get(one.digest)) is not None]).astype(np.float32)
         sketches /= np.maximum(np.linalg.norm(sketches, axis=1, keepdims=True), 1e-9)
         room = MAX_PAIRS - len(family.near)
         places = await asyncio.to_thread(near_pairs, sketches, self._min_cosine, room, new) if new else []
@@ -158,29 +128,19 @@ class Likeness:
             self._cosine[pair] = next(iter((await asyncio.to_thread(merging.cosines, [first, second])).values()))
         return self._cosine[pair]
 
-    async def _sketched(self, one: HasFile, refuse: Refuse) -> Sketched | None:
-        if (known := self._known.get(one.digest)) is not None:
-            return known
-        if (adapter := await self.file(one, refuse)) is None:
-            return None
-        del self._files[one.digest]
-        known = self._known[one.digest] = Sketched(adapter.manifest.layers, _in_parts(await asyncio.to_thread(random_sketch, adapter)))
-        return known
-
     async def file(self, one: HasFile, refuse: Refuse) -> Adapter | None:
         """An adapter's file; None, and `refuse` is told why, where it cannot be read."""
         if one.digest not in self._files:
-            try:
-                adapter = await asyncio.to_thread(decode, await self._store.get(one.digest))
-            except SmoaError as error:
-                refuse(f"{one.adapter_id} cannot be compared: {error}")
+            if (adapter := await self._read(one, refuse)) is None:
                 return None
             self._files[one.digest] = adapter
             while len(self._files) > 2 and sum(one.nbytes for one in self._files.values()) > MAX_FILES_BYTES:
                 del self._files[next(iter(self._files))]  # the oldest
         return self._files[one.digest]
 
-
-def _in_parts(sketch: NDArray[np.float32]) -> NDArray[np.int8]:
-    parts: NDArray[np.int8] = np.rint(sketch * (127 / max(float(np.abs(sketch).max(initial=0.0)), 1e-9))).astype(np.int8)
-    return parts
+    async def _read(self, one: HasFile, refuse: Refuse) -> Adapter | None:
+        try:
+            return await asyncio.to_thread(decode, await self._store.get(one.digest))
+        except SmoaError as error:
+            refuse(f"{one.adapter_id} cannot be compared: {error}")
+            return None

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import grpc
 
 from services.optimizer.control.gate import Finding, Gate, alone
-from services.optimizer.control.likeness import Likeness, Refuse
+from services.optimizer.control.likeness import Likeness
+from services.optimizer.control.sketches import Refuse
 from services.optimizer.policy.library_policy import AdapterView
 from services.optimizer.policy.merging import Child
 from smoa.adapter import Adapter, encode

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +27,10 @@ Matrix = NDArray[np.float64]
 Method = Literal["average", "ties", "dare"]
 METHODS: Final[tuple[Method, ...]] = ("average", "ties", "dare")
 SKETCH_SIDE: Final = 16
+SKETCH_VERSION: Final = 2
+"""Of how a sketch is made: those of one version compare."""
+_DIRECTIONS_KEPT: Final = 512
+"""Modules of a model, of which each has two; sixteen bytes a number of a module's side."""
 MOST_RANK: Final = 64
 """Highest rank that a merge takes to keep within an error, unless a parent's is higher."""
 _EXTRA_DIRECTIONS: Final = 10  # of the randomised range, and its rounds (Halko et al. 2011)
@@ -60,9 +65,10 @@ def sketch(adapter: Adapter) -> Matrix:
 def random_sketch(adapter: Adapter) -> NDArray[np.float32]:
     """Unit vector [256] whose cosine with another adapter's is about that of their deltas; the same for the same file.
 
-    Every module's delta is projected from both sides, P dW Q with P and Q of 16 random directions that follow from the module's name and
-    size (a two-sided Johnson-Lindenstrauss sketch), and the modules are added: E<sketch, sketch'> = <dW, dW'>. In factored form that is
-    (P B)(A Q). `lora_xs` cores are projected in the coordinates of their bases. Adapters that differ in kind or base do not compare.
+    Every module's delta is projected from both sides, P dW Q with P and Q of 16 directions of random signs that follow from the module's
+    name and size (a two-sided Johnson-Lindenstrauss sketch; signs do as well as normal numbers: Achlioptas 2003), and the modules are
+    added: E<sketch, sketch'> = <dW, dW'>, but for their lengths. In factored form that is (P B)(A Q). `lora_xs` cores are projected in the
+    coordinates of their bases. Adapters that differ in kind or base do not compare.
     """
     total = np.zeros((SKETCH_SIDE, SKETCH_SIDE))
     tensors = adapter.tensors
@@ -70,13 +76,11 @@ def random_sketch(adapter: Adapter) -> NDArray[np.float32]:
         for module in sorted(adapter.manifest.modules):
             for layer, core in zip(adapter.manifest.layers, _weighed_cores(adapter, module), strict=True):
                 name = f"{module}/{layer}"
-                total += _directions(f"{name}/out", len(core)) @ core @ _directions(f"{name}/in", len(core)).T
+                total += _projected(f"{name}/out", core) @ _directions(f"{name}/in", core.shape[1]).T
     else:
         for path in _paths([adapter]):
-            a, b = tensors[f"{path}.lora_A"].astype(np.float64), tensors[f"{path}.lora_B"].astype(np.float64)
-            total += (
-                adapter.manifest.scaling_of(path) * (_directions(f"{path}/out", len(b)) @ b) @ (a @ _directions(f"{path}/in", a.shape[1]).T)
-            )
+            a, b = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]
+            total += adapter.manifest.scaling_of(path) * (_projected(f"{path}/out", b) @ _projected(f"{path}/in", a.T).T)
     length = float(np.linalg.norm(total))
     return (total.ravel() / length if length else total.ravel()).astype(np.float32)
 
@@ -282,10 +286,16 @@ def _dense_svd(delta: Matrix, rank: int) -> _Factors:
     return _Factors(found @ u, s, vt, max(0.0, float(np.sum(delta * delta) - s @ s)))
 
 
-def _directions(name: str, size: int) -> Matrix:
-    """[16, size] random directions that follow from a name."""
-    seed = int.from_bytes(hashlib.sha256(f"smoa sketch 1|{name}|{size}".encode()).digest()[:8])
-    return np.asarray(np.random.default_rng(seed).standard_normal((SKETCH_SIDE, size)) / np.sqrt(SKETCH_SIDE))
+def _projected(name: str, matrix: Array) -> NDArray[np.float32]:
+    """A matrix [size, n] in the directions of a name: [16, n]."""
+    return np.asarray(_directions(name, len(matrix)).astype(np.float32) @ matrix.astype(np.float32))
+
+
+@lru_cache(2 * _DIRECTIONS_KEPT)
+def _directions(name: str, size: int) -> NDArray[np.int8]:
+    """[16, size] random signs that follow from a name."""
+    seed = int.from_bytes(hashlib.sha256(f"smoa sketch {SKETCH_VERSION}|{name}|{size}".encode()).digest()[:8])
+    return 2 * np.random.default_rng(seed).integers(0, 2, (SKETCH_SIDE, size), np.int8) - 1
 
 
 def _paths(adapters: Sequence[Adapter]) -> list[str]:
