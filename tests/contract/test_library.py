@@ -97,6 +97,20 @@ async def test_what_was_written_is_read_and_replaced(library: Library) -> None:
     assert await library.catalogue.get(new_adapter_id()) is None
 
 
+async def test_many_are_read_as_one_is(library: Library) -> None:
+    there = [record() for _ in range(300)]
+    await library.catalogue.upsert([(one, vector(number % 7)) for number, one in enumerate(there)])
+    ids = [one.adapter_id for one in there]
+    found = await library.catalogue.get_many([*ids, new_adapter_id()])
+    assert {name: kept for name, (kept, _) in found.items()} == {one.adapter_id: one for one in there}
+    for number in (0, 1, 299):
+        one = await library.catalogue.get(ids[number])
+        assert one is not None
+        assert one[0] == found[ids[number]][0]
+        np.testing.assert_array_equal(one[1], found[ids[number]][1])
+    assert await library.catalogue.get_many([]) == {}
+
+
 async def test_what_is_kept_of_those_that_are_there(library: Library) -> None:
     one, two = record(state="missing", digest="a" * 64), record(tenant="acme")
     await library.catalogue.upsert([(one, vector(1)), (two, vector(2))])

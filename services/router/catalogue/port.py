@@ -73,6 +73,9 @@ class Catalogue(Protocol):
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """One adapter and its vector."""
 
+    async def get_many(self, adapter_ids: Sequence[str]) -> dict[str, tuple[AdapterRecord, Vector]]:
+        """Those of a few hundred adapters that are there, and their vectors."""
+
     async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """Owner, weights and state of those of the adapters that are there."""
 

@@ -195,14 +195,17 @@ class QdrantCatalogue:
 
     async def get(self, adapter_id: str) -> tuple[AdapterRecord, Vector] | None:
         """See `Catalogue`. One that a change has claimed is given as it was, while it may yet be called off."""
-        point = await self.points.get(point_id(adapter_id), with_vector=True)
-        if point is not None and (change_id := (point.payload or {}).get("pending")):
+        return (await self.get_many([adapter_id])).get(adapter_id)
+
+    async def get_many(self, adapter_ids: Sequence[str]) -> dict[str, tuple[AdapterRecord, Vector]]:
+        """See `Catalogue`, and `get`."""
+        points = {str(one.id): one for one in await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True)}
+        for at, change_id in [(at, change_id) for at, one in points.items() if (change_id := (one.payload or {}).get("pending"))]:
             with suppress(Conflict):
-                await self._changes.resolve(change_id, [str(point.id)])
-                point = await self.points.get(point_id(adapter_id), with_vector=True)
-        if point is None or not point.payload or point.payload["type"] != "adapter":
-            return None
-        return record_of(point.payload), np.asarray(point.vector, np.float32)
+                await self._changes.resolve(change_id, [at])
+                points |= {str(one.id): one for one in await self.points.retrieve([at], with_vectors=True)}
+        found = [(payload, one.vector) for one in points.values() if (payload := one.payload or {}).get("type") == "adapter"]
+        return {payload["adapter_id"]: (record_of(payload), np.asarray(vector, np.float32)) for payload, vector in found}
 
     async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """See `Catalogue`."""

@@ -11,7 +11,7 @@ from services.router.catalogue.port import Conflict, Entry
 from services.router.catalogue.registry import Registry
 from services.router.catalogue.statistics import Statistics
 from smoa.errors import FailedPrecondition, InvalidArgument, NotFound, SmoaError
-from smoa.identifiers import checked_tenant
+from smoa.identifiers import check_ulid, checked_tenant
 from smoa.tasks import now_and_then
 
 K = TypeVar("K")
@@ -40,21 +40,28 @@ async def take_reports(registry: Registry, reports: Mapping[K, Report]) -> dict[
 async def _take(registry: Registry, left: dict[K, Report]) -> dict[K, SmoaError]:
     """Of those that are left; when others wrote some of them first, those are."""
     refused: dict[K, SmoaError] = {}
-    entries: dict[str, Entry] = {}
+    good: dict[K, Report] = {}
+    for key, report in left.items():
+        try:
+            check_ulid(report.adapter_id)
+            good[key] = report._replace(tenant=checked_tenant(report.tenant))
+        except InvalidArgument as error:
+            refused[key] = error
     async with registry.writing:
-        for number, (key, report) in enumerate(left.items()):
+        there = await registry.catalogue.get_many(list({report.adapter_id for report in good.values()}))
+        entries: dict[str, Entry] = {}
+        for number, (key, report) in enumerate(good.items()):
             await now_and_then(number)
             try:
-                tenant = checked_tenant(report.tenant)
-                if (entry := entries.get(report.adapter_id)) is None:
-                    entry = Entry(*await registry.owned(tenant, report.adapter_id))
-                elif entry.record.tenant != tenant:
+                if (found := there.get(report.adapter_id)) is None or found[0].tenant != report.tenant:
                     raise NotFound("adapter", report.adapter_id)
-                counts = entry.record.statistics.after(report.statistics, now_us())
-            except (InvalidArgument, NotFound, FailedPrecondition) as error:
+                record, vector = found
+                record = dataclasses.replace(record, statistics=record.statistics.after(report.statistics, now_us()))
+            except (NotFound, FailedPrecondition) as error:
                 refused[key] = error
             else:
-                entries[report.adapter_id] = entry._replace(record=dataclasses.replace(entry.record, statistics=counts))
+                there[report.adapter_id] = record, vector
+                entries[report.adapter_id] = Entry(record, vector)
         try:
             if entries:
                 await registry.catalogue.write(list(entries.values()), together=False)

@@ -19,7 +19,7 @@ from services.router.catalogue.record_file import RecordFile, Take, Written
 from services.router.catalogue.records import AdapterRecord, RecordSummary, Scope
 from smoa.errors import FailedPrecondition
 from smoa.identifiers import check_ulid
-from smoa.tasks import Uncancelled
+from smoa.tasks import Uncancelled, now_and_then
 
 T = TypeVar("T")
 FILE: Final = "index.sqlite"
@@ -133,6 +133,15 @@ class SqliteCatalogue:
         """See `Catalogue`."""
         check_ulid(adapter_id)
         return self.reader.get(adapter_id)
+
+    async def get_many(self, adapter_ids: Sequence[str]) -> dict[str, tuple[AdapterRecord, Vector]]:
+        """See `Catalogue`."""
+        there = {}
+        for number, adapter_id in enumerate(adapter_ids):
+            await now_and_then(number)
+            if (found := await self.get(adapter_id)) is not None:
+                there[adapter_id] = found
+        return there
 
     async def summaries(self, adapter_ids: Sequence[str]) -> dict[str, RecordSummary]:
         """See `Catalogue`."""
