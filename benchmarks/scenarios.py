@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+MONTH_H: Final = 30 * 24
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
@@ -45,6 +47,16 @@ class Scenario:
     """Each decides for its own adapters by what it saw before the others decided."""
     graded: bool = False
     """Outcomes are scores between 0 and 1."""
+
+    def season(self, job: int, jobs: int, hour: int) -> float:
+        """By how much more a job is asked for in this hour than on average."""
+        if job / jobs < self.weekly:
+            return 7.0 * (hour // 24 % 7 == job % 7)
+        if job / jobs < self.daily:
+            return 24.0 * (hour % 24 == job % 24)
+        if job / jobs < self.yearly:
+            return 12.0 * (hour // MONTH_H % 12 == job % 12)
+        return 1.0
 
 
 SCENARIOS: Final = (

@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.scenarios import Scenario
 from benchmarks.simulated_members import HOUR_S, Member, Score, pairs_of, record_of, us_of
-from benchmarks.simulated_population import MONTH_H, USEFUL, Population, new_member
+from benchmarks.simulated_population import USEFUL, Population, new_member
 from services.optimizer.policy.incidents import Scope, incidents, levels_of
 from services.optimizer.policy.library_policy import AdapterView, Rules, merges, prunes, totals_of
 from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, judge, with_users
@@ -87,7 +87,7 @@ class World:
                 self._drift(hour)
             self._break(hour)
             self._feed(hour)
-            weights = [weight * self._season(job, hour) for job, weight in zip(self._asked, asked_weights, strict=True)]
+            weights = [weight * self.scenario.season(job, self._jobs, hour) for job, weight in zip(self._asked, asked_weights, strict=True)]
             for job in self._rng.choices(self._asked, weights, k=self._per_hour):
                 day_regret += self._ask(job, hour + self._rng.random())
             self._deliver(hour + 1)
@@ -101,16 +101,6 @@ class World:
         self.score.lost = self._lost()
         self.score.library = sum(one.state == "active" for one in self._members.values())
         self.score.distinct_useful = self._distinct_useful()
-
-    def _season(self, job: int, hour: int) -> float:
-        """By how much more a job is asked for in this hour than on average."""
-        if job / self._jobs < self.scenario.weekly:
-            return 7.0 * (hour // 24 % 7 == job % 7)
-        if job / self._jobs < self.scenario.daily:
-            return 24.0 * (hour % 24 == job % 24)
-        if job / self._jobs < self.scenario.yearly:
-            return 12.0 * (hour // MONTH_H % 12 == job % 12)
-        return 1.0
 
     def _break(self, hour: int) -> None:
         """Lose what processes lose."""

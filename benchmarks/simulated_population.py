@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from benchmarks.scenarios import Scenario
+from benchmarks.scenarios import MONTH_H, Scenario
 from benchmarks.simulated_members import Member
 
 USEFUL: Final = 0.3
-MONTH_H: Final = 30 * 24
 
 
 def new_member(rng: random.Random, job: int, quality: float) -> Member:

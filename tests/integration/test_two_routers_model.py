@@ -301,6 +301,7 @@ class TwoRouters(RuleBasedStateMachine):
                 passing.set_exception(Died())
         life.gate.waiting.clear()
         await asyncio.gather(*life.tasks, return_exceptions=True)
+        await life.router.close()
         await life.registry.close()
         await life.search.close()
         await life.near.close()
