@@ -93,7 +93,7 @@ class TrialRules:
     """By how much a child may be worse than its parents together and still be promoted: the price of a smaller library."""
     parent_margin: float = 0.25
     """The same, than any one of them: each has fewer outcomes than all, and what can be shown of it is less."""
-    max_age_s: float = 28 * 86400.0
+    max_age_s: float = 168 * 86400.0
     """What was not shown by then is undone."""
     most_spent: float = 1.5
     """Factor by which a child's first token may come later, or its answers be longer, than its parents' on average; 0: not looked at."""
