@@ -18,7 +18,7 @@ from services.optimizer.policy.trial import Arm, Stratum, TrialRules, Voice, jud
 from services.optimizer.policy.versions import supersedes
 from services.optimizer.stream.counting import count_recent, decay, pair
 from services.router.catalogue.records import AdapterRef
-from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
+from services.router.routing.canaries import Canaries, some_of_budget
 from services.router.routing.scoring import Chosen
 from smoa.v1.state_pb2 import Tally
 from smoa.verdicts import PARTS
@@ -66,8 +66,7 @@ class World:
         self._hungry = False
         for name in self._canaries.wanting(us_of(at_h)):
             member = self._members[name]
-            count = min(TAKEN_AT_ONCE, left_of_budget(record_of(member), us_of(at_h)))
-            member.taken += count
+            count, member.taken = some_of_budget(record_of(member), us_of(at_h))
             self._canaries.grant(name, count)
             self._canaries.update([record_of(member)])
 

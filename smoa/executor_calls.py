@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from smoa.errors import Unavailable
+from smoa.statuses import status_in
 from smoa.tasks import end
 from smoa.v1 import executor_pb2, executor_pb2_grpc, router_pb2, router_pb2_grpc
 
@@ -109,8 +110,8 @@ class ExecutorCalls:
         anew: bool = False,
     ) -> AsyncGenerator[tuple[str, executor_pb2.GenerateResponse], None]:
         """Generate under a decision; (address of the executor, message) as they come. Until the first message, an executor that is away or
-        full is passed over for another. With all of them away, each is asked once more after a moment: one that has only just come back is
-        away to us until its connection is tried again.
+        full is passed over for another. With none of them reached, each is asked once more after a moment: one that has only just come back
+        is away to us until its connection is tried again.
 
         Args:
             request: What to generate; its tenant, and its adapters or stages, are the decision's.
@@ -134,7 +135,7 @@ class ExecutorCalls:
         )
         whole.MergeFrom(request)
         tried: list[str] = []
-        sent_to, again = "", False
+        sent_to, again, all_away = "", False, True
         while True:
             named = bool(first) and not tried and await self._is_listed(first)
             address = first if named else await self._next(base_model, tried)
@@ -157,9 +158,10 @@ class ExecutorCalls:
             except grpc.aio.AioRpcError as error:
                 if begun or error.code() not in _ELSEWHERE:
                     raise
+                all_away &= error.code() is grpc.StatusCode.UNAVAILABLE and status_in(error) is None  # an executor says why
                 if not await self._others(error, base_model, tried):
                     soon = deadline_s is None or time.monotonic() + RECONNECTED_S < deadline_s
-                    if again or error.code() is not grpc.StatusCode.UNAVAILABLE or not soon:
+                    if again or not all_away or not soon:
                         raise
                     again = True
                     tried.clear()

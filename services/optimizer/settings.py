@@ -65,7 +65,7 @@ class OptimizerSettings(ConnectionSettings, CallersSettings, KafkaSettings):
     trial_most_spent: float = 1.5
     """Factor by which a child's first token may come later, or its answers be longer, than its parents' on average; 0: not looked at."""
     trial_max_age_s: float = 168 * 86400.0
-    """After so long a merge whose child was not shown to be as good is undone."""
+    """After so long a merge whose child was not shown to be as good is undone; its parents are not pruned meanwhile."""
     archive_after_s: float = 7 * 86400.0
     """After how long away the file of what was pruned or merged away moves to `archive/` in the store, where it may cost less; 0: never."""
     purge_after_s: float = 365 * 86400.0

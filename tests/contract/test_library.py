@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from qdrant_client import AsyncQdrantClient
 
+from services.router.catalogue import replacing
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.port import STAMP_ID, Conflict, Document, Entry, Vector
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Reach, RecordSummary, Scope, State, labels_of, pool_of
@@ -109,6 +110,14 @@ async def test_many_are_read_as_one_is(library: Library) -> None:
         assert one[0] == found[ids[number]][0]
         np.testing.assert_array_equal(one[1], found[ids[number]][1])
     assert await library.catalogue.get_many([]) == {}
+
+
+async def test_all_that_are_on_trial_are_found(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replacing, "_CANARIES_AT_ONCE", 2)
+    every = [record(state="canary") for _ in range(5)]
+    await library.catalogue.upsert([(one, vector(0)) for one in [*every, record()]])
+    found = [one.adapter_id async for page in replacing.on_trial(library.catalogue) for one in page]
+    assert found == sorted(one.adapter_id for one in every)
 
 
 async def test_what_is_kept_of_those_that_are_there(library: Library) -> None:

@@ -207,6 +207,30 @@ async def test_the_optimizer_ends_the_trial_as_the_child_deserves(world: RouterW
             assert (await same_or_new.run_pass()).merged == [], "what was rolled back is not tried again"
 
 
+@pytest.mark.parametrize("retired", [1, 2])
+async def test_those_that_somebody_retired_meanwhile_are_not_waited_for(world: RouterWorld, retired: int) -> None:
+    parents, callers = await _twins(world), Callers(world, {})
+    child = await _trial(world, parents)
+    trial = TrialRules(margin=0.3, parent_margin=0.3)
+    optimizer = Optimizer(world.client, world.store, RULES, lambda _: 0, 100, counts=callers.on_trial.get, caution=Caution(trial=trial))
+    optimizer.trials.began(child)
+    for one in parents[:retired]:
+        await world.client.retire("public", one.adapter_id, "by hand")
+    said: list[str] = []
+    for _ in range(200):
+        if said := await optimizer.trials.judge():
+            break
+        for _ in range(20):
+            await callers.ask()
+        await callers.report()
+    if retired == 1:
+        assert said[0].startswith(f"promote {child.adapter_id}: as good: in place of {parents[1].adapter_id} ")
+        assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "ACTIVE"}
+    else:
+        assert said == [f"not shown {child.adapter_id}: none of those that it was tried against is in use any more"]
+        assert await _states(world) == {"a": "RETIRED", "b": "RETIRED", "child": "RETIRED"}
+
+
 async def test_what_was_undone_is_remembered_in_every_group_after_a_restart(world: RouterWorld) -> None:
     a, b = await _twins(world)
     ids = [a.adapter_id, b.adapter_id]

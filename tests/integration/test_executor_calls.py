@@ -9,7 +9,9 @@ import grpc
 import pytest
 
 from services.local import free_port
+from smoa.errors import SmoaError, Unavailable
 from smoa.executor_calls import CHANNEL_OPTIONS, OWN_CONNECTION, ExecutorCalls
+from smoa.statuses import abort
 from smoa.v1 import executor_pb2, executor_pb2_grpc, router_pb2
 
 
@@ -22,6 +24,9 @@ class _Router:
 
 
 class _Executor(executor_pb2_grpc.ExecutorServiceServicer):
+    def __init__(self, failure: SmoaError | None = None) -> None:
+        self.asked, self._failure = 0, failure
+
     async def GetStatus(self, request: Any, context: Any) -> executor_pb2.GetStatusResponse:  # noqa: N802
         return executor_pb2.GetStatusResponse()
 
@@ -29,15 +34,34 @@ class _Executor(executor_pb2_grpc.ExecutorServiceServicer):
         return executor_pb2.ScoreResponse()
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[executor_pb2.GenerateResponse]:  # noqa: N802
+        self.asked += 1
+        if self._failure is not None:
+            await abort(context, self._failure)
         yield executor_pb2.GenerateResponse(text="there")
 
 
-async def _started(address: str) -> grpc.aio.Server:
+async def _started(address: str, executor: _Executor | None = None) -> grpc.aio.Server:
     server = grpc.aio.server()
-    executor_pb2_grpc.add_ExecutorServiceServicer_to_server(_Executor(), server)
+    executor_pb2_grpc.add_ExecutorServiceServicer_to_server(executor or _Executor(), server)
     server.add_insecure_port(address)
     await server.start()
     return server
+
+
+async def test_one_that_says_why_it_cannot_is_not_asked_again() -> None:
+    """Its store is slow, or what it was asked broke its step: the same once more makes it worse."""
+    address = f"127.0.0.1:{free_port()}"
+    executor, router = _Executor(Unavailable("engine: the model step failed", 5.0)), _Router(address)
+    made: Any = router
+    calls = ExecutorCalls(made, lambda to: grpc.aio.insecure_channel(to, [*CHANNEL_OPTIONS, OWN_CONNECTION]))
+    server = await _started(address, executor)
+    try:
+        with pytest.raises(grpc.aio.AioRpcError, match="the model step failed"):
+            await anext(calls.answer(executor_pb2.GenerateRequest(prompt="hello"), router_pb2.Decision(base_model="f")))
+        assert executor.asked == 1
+    finally:
+        await calls.close()
+        await server.stop(None)
 
 
 @pytest.mark.parametrize("count", [1, 2])

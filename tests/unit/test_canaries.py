@@ -12,12 +12,13 @@ from services.router.catalogue.records import AdapterRecord, AdapterRef, State
 from services.router.catalogue.statistics import Statistics
 from services.router.routing.canaries import (
     FIRST_QUERIES,
+    MOST_SAVED_HOURS,
     QUERIES_AN_HOUR,
     QUERIES_AN_OUTCOME,
     SHARES,
     TAKEN_AT_ONCE,
     Canaries,
-    left_of_budget,
+    some_of_budget,
 )
 from services.router.routing.scoring import Chosen
 
@@ -132,8 +133,8 @@ def _take(routers: list[Canaries], record: AdapterRecord, now_us: int = 0) -> Ad
     for canaries in routers:
         canaries.update([record])
         while canaries.wanting(now_us):
-            count = min(TAKEN_AT_ONCE, left_of_budget(record, now_us))
-            record = dataclasses.replace(record, canary_taken=record.canary_taken + count)
+            count, taken = some_of_budget(record, now_us)
+            record = dataclasses.replace(record, canary_taken=taken)
             canaries.update([record])
             canaries.grant("child", count)
     return record
@@ -175,3 +176,21 @@ def test_one_that_is_never_judged_gets_some_queries_an_hour() -> None:
             seen += sum(canaries.tried(_chosen(a=1.0), "t", now_us)[0].ref.adapter_id == "child" for _ in range(10))
         counts.append(seen)
     assert counts == [FIRST_QUERIES, 5 * QUERIES_AN_HOUR]
+
+
+def test_what_months_have_earned_and_nobody_took_has_lapsed() -> None:
+    canaries, hour_us = Canaries(1), int(3600e6)
+    record, counts = _record("child", ("a", "b")), []
+    for now_us in (0, 24 * 150 * hour_us, (24 * 150 + 5) * hour_us):
+        seen = 0
+        for _ in range(200):
+            record = _take([canaries], record, now_us)
+            seen += sum(canaries.tried(_chosen(a=1.0), "t", now_us)[0].ref.adapter_id == "child" for _ in range(30))
+        counts.append(seen)
+    assert counts == [FIRST_QUERIES, FIRST_QUERIES + MOST_SAVED_HOURS * QUERIES_AN_HOUR, 5 * QUERIES_AN_HOUR]
+
+
+def test_what_outcomes_have_earned_does_not_lapse() -> None:
+    record = dataclasses.replace(_record("child", ("a", "b")), statistics=Statistics(outcomes=5000, successes=5000))
+    count, taken = some_of_budget(record, 0)
+    assert count == taken == TAKEN_AT_ONCE

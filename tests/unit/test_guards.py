@@ -10,7 +10,7 @@ import pytest
 
 from services.optimizer.control.trials import Trials
 from services.optimizer.policy.guards import MIN_ANSWERS, Guarded, Spent, evidence, guarded, together
-from services.optimizer.policy.trial import Arm, Pairs, Stratum, TrialRules, judge
+from services.optimizer.policy.trial import MOST_HELD_BACK_S, Arm, Pairs, Stratum, TrialRules, judge
 from smoa.v1 import registry_pb2
 
 ALPHA = 0.05
@@ -117,6 +117,6 @@ def test_a_child_with_something_against_it_waits_and_is_undone_at_the_deadline()
     rules = TrialRules()
     assert judge(strata, 1.0, rules)[0] == "promote"
     assert judge(strata, 1.0, rules, against="answers have 90 tokens, its parents' 20")[0] == "wait"
-    judgement, _, reason = judge(strata, rules.max_age_s, rules, against="answers have 90 tokens, its parents' 20")
+    judgement, _, reason = judge(strata, MOST_HELD_BACK_S, rules, against="answers have 90 tokens, its parents' 20")
     assert (judgement, reason.split(":")[0]) == ("not shown", "answers have 90 tokens, its parents' 20")
     assert math.isfinite(rules.most_spent)

@@ -13,7 +13,7 @@ from services.optimizer.control import sketches
 from services.optimizer.control.sketches import Sketches
 from services.optimizer.policy.merging import SKETCH_VERSION
 from smoa.adapter import Adapter, Manifest, decode, encode, new_adapter_id
-from smoa.errors import NotFound, ResourceExhausted
+from smoa.errors import NotFound, ResourceExhausted, Unavailable
 from smoa.store import AdapterStore
 from smoa.v1.state_pb2 import KeptSketch
 
@@ -121,6 +121,39 @@ async def test_a_store_that_is_full_costs_the_work_again_and_no_more(
     again = Worker(store)
     assert len(await again.find(one)) == 1
     assert again.read == [one.digest]
+
+
+async def test_a_store_that_cannot_be_read_is_told_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass goes on with the others: the store may be away, or its rights be for files alone."""
+    store = AdapterStore(str(tmp_path))
+    one = await _filed(store, 0)
+
+    async def away(key: str) -> bytes:
+        raise Unavailable("store: cannot be read")
+
+    monkeypatch.setattr(store, "get_object", away)
+    worker = Worker(store)
+    assert len(await worker.find(one)) == 1
+    assert worker.read == [one.digest]
+
+
+async def test_a_file_goes_also_where_its_sketch_may_not_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = AdapterStore(str(tmp_path))
+    one = await _filed(store, 0)
+    delete = store.delete_object
+
+    async def refused(key: str) -> None:
+        if key.startswith("sketches/"):
+            raise Unavailable("store: may not")
+        await delete(key)
+
+    monkeypatch.setattr(store, "delete_object", refused)
+    with caplog.at_level(logging.WARNING):
+        await store.delete(one.digest)
+    assert await store.absent([one.digest]) == {one.digest}
+    assert "stays" in caplog.text
 
 
 async def test_of_those_that_nobody_asks_for_as_many_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.optimizer.policy.trial import (
+    MOST_HELD_BACK_S,
     MOST_OF_A_USER,
     NO_PAIRS,
     NOTHING,
@@ -189,6 +190,9 @@ def test_of_two_versions_the_younger_is_promoted_only_while_it_is_in_front() -> 
     assert judge(behind, 0.0, RULES)[0] == "promote", "as a merge's child: the smaller library is worth it"
     assert judge(behind, 0.0, rules)[0] == "wait"
     assert judge(behind, RULES.max_age_s, rules)[0] == "not shown"
+    assert judge(behind, MOST_HELD_BACK_S - 1, rules)[0] == "wait"
+    assert judge(behind, MOST_HELD_BACK_S, rules)[0] == "not shown", "its outcomes are there"
+    assert judge({"a": _stratum(Arm(9, 8), Arm(9, 9), Arm(100, 95))}, MOST_HELD_BACK_S, rules)[0] == "wait", "its outcomes are few"
     assert judge({"a": _stratum(Arm(900, 860), Arm(900, 860), Arm(100, 95))}, 0.0, rules)[0] == "promote"
     assert judge({"a": _stratum(Arm(90, 30), Arm(90, 80), Arm(100, 95))}, 0.0, rules)[0] == "roll back"
 
@@ -198,7 +202,8 @@ def test_sides_that_are_not_drawn_as_the_routers_say_promote_nothing_and_are_und
     fair, skewed = Draws(600, 300, 300.0, 150.0), Draws(600, 400, 300.0, 150.0)
     assert judge(good, 0.0, RULES, fair)[0] == "promote"
     assert judge(good, 0.0, RULES, skewed)[0] == "wait"
-    judgement, _, reason = judge(good, RULES.max_age_s, RULES, skewed)
+    assert judge(good, MOST_HELD_BACK_S - 1, RULES, skewed)[0] == "wait"
+    judgement, _, reason = judge(good, MOST_HELD_BACK_S, RULES, skewed)
     assert judgement == "not shown"
     assert reason.startswith("its sides are skewed (400 of 600 drawn for the child, 300.0 expected): ")
     worse = {"a": _stratum(Arm(100, 10), Arm(100, 97), NOTHING)}

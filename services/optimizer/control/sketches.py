@@ -65,11 +65,7 @@ class Sketches:
         return self._known.get(digest)
 
     async def find(self, adapters: Sequence[HasFile], refuse: Refuse) -> None:
-        """Have those of the adapters: from the store, or made of their files, as far as these can be read.
-
-        Raises:
-            Unavailable: the store cannot be read.
-        """
+        """Have those of the adapters: from the store, or made of their files, as far as these can be read."""
         unknown = iter({one.digest: one for one in adapters if one.digest not in self._known}.items())
         while some := dict(islice(unknown, AT_ONCE)):
             for one, kept in zip(some.values(), await asyncio.gather(*map(self._kept, some)), strict=True):
@@ -79,10 +75,8 @@ class Sketches:
     async def _kept(self, digest: str) -> Sketched | None:
         try:
             kept = KeptSketch.FromString(await self._store.get_object(self._store.sketch_key(digest)))
-        except NotFound:
+        except (NotFound, Unavailable, DecodeError):  # it is made again; whether the store can be read at all, the file will tell
             return None
-        except DecodeError:  # it is made again
-            kept = KeptSketch()
         if kept.version != SKETCH_VERSION or len(kept.values) != SKETCH_SIDE**2:
             return None
         return Sketched(tuple(kept.layers), np.frombuffer(kept.values, np.int8))

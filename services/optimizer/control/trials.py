@@ -24,6 +24,8 @@ from smoa.v1 import registry_pb2
 from smoa.v1.state_pb2 import AdapterCounts
 
 _log = logging.getLogger(__name__)
+AGAIN_S: Final = 15.0
+"""A trial of which nothing new was counted is looked at as often, for what else there is to see: its age, what answers take."""
 ANSWERED_IN_S: Final = 300.0
 """An answer, and the word of it, has come by then."""
 
@@ -44,6 +46,8 @@ class Trials:
         """By a version on trial: what both sides had taken when it was looked at first."""
         self._skewed: set[str] = set()
         """Of which it was told."""
+        self._waits: dict[str, tuple[float, AdapterCounts]] = {}
+        """By the child that could not be judged: when it was looked at, and its counts then."""
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -52,7 +56,7 @@ class Trials:
         """A pass has found these."""
         self._tenants, self._originals = {one.adapter_id: one.tenant for one in canaries}, {}
         self._skewed &= self._tenants.keys()
-        for known in (self._looks, self._first):
+        for known in (self._looks, self._first, self._waits):
             for name in known.keys() - self._tenants.keys():
                 del known[name]
 
@@ -64,8 +68,12 @@ class Trials:
         """Look at them, and end those that can be; returns what was done, for the log."""
         done = []
         for child_id, tenant in list(self._tenants.items()):
+            counts = self._counts(child_id) or AdapterCounts()
+            looked_s, before = self._waits.get(child_id, (-AGAIN_S, None))
+            if counts == before and time.monotonic() < looked_s + AGAIN_S:
+                continue
             try:
-                said = await self._judge_one(tenant, child_id)
+                said = await self._judge_one(tenant, child_id, counts)
             except grpc.aio.AioRpcError as error:
                 if error.code() in AWAY:
                     raise
@@ -76,13 +84,18 @@ class Trials:
                 done.append(said)
         return done
 
-    async def _judge_one(self, tenant: str, child_id: str) -> str:
+    async def _judge_one(self, tenant: str, child_id: str, counts: AdapterCounts) -> str:
         """What was done, or nothing."""
         child = await self._client.get(child_id, tenant)
         if child.state != common.ADAPTER_STATE_CANARY:
             return "settled by another"
-        parents = [await self._client.get(parent, tenant) for parent in sorted(child.canary_baseline)]
-        counts = self._counts(child_id) or AdapterCounts()
+        every = [await self._client.get(parent, tenant) for parent in sorted(child.canary_baseline)]
+        # Of one that somebody retired meanwhile nothing more can be shown, and there is nothing that the child would take from it.
+        parents = [parent for parent in every if parent.state == common.ADAPTER_STATE_ACTIVE]
+        if not parents:
+            reason = "none of those that it was tried against is in use any more"
+            await self._client.settle_trial(tenant, child_id, promote=False, reason=reason, evidence={})
+            return f"not shown {child_id}: {reason}"
         strata = {
             parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))
             for parent in parents
@@ -100,7 +113,12 @@ class Trials:
         evidence |= evidence_of(*spent)
         if found.fails:
             judgement, reason = "roll back", found.fails
-        if judgement == "wait" or (judgement == "promote" and await self._freezing.holds(tenant, child.base_model)):
+        if judgement == "wait":
+            known = AdapterCounts()
+            known.CopyFrom(counts)
+            self._waits[child_id] = (time.monotonic(), known)
+            return ""
+        if judgement == "promote" and await self._freezing.holds(tenant, child.base_model):
             return ""
         _log.info("canary %s: %s: %s", child_id, judgement, reason)
         if judgement == "roll back" and not child.merge_id:  # without the trial both would go on

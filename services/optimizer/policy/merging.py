@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -29,8 +28,9 @@ METHODS: Final[tuple[Method, ...]] = ("average", "ties", "dare")
 SKETCH_SIDE: Final = 16
 SKETCH_VERSION: Final = 2
 """Of how a sketch is made: those of one version compare."""
-_DIRECTIONS_KEPT: Final = 512
-"""Modules of a model, of which each has two; sixteen bytes a number of a module's side."""
+_KEPT_BYTES: Final = 64 * 2**20
+"""Of random directions: all of a model of 8 billion parameters."""
+_kept_directions: dict[tuple[str, int], NDArray[np.int8]] = {}
 MOST_RANK: Final = 64
 """Highest rank that a merge takes to keep within an error, unless a parent's is higher."""
 _EXTRA_DIRECTIONS: Final = 10  # of the randomised range, and its rounds (Halko et al. 2011)
@@ -291,11 +291,15 @@ def _projected(name: str, matrix: Array) -> NDArray[np.float32]:
     return np.asarray(_directions(name, len(matrix)).astype(np.float32) @ matrix.astype(np.float32))
 
 
-@lru_cache(2 * _DIRECTIONS_KEPT)
 def _directions(name: str, size: int) -> NDArray[np.int8]:
     """[16, size] random signs that follow from a name."""
+    if (known := _kept_directions.get((name, size))) is not None:
+        return known
     seed = int.from_bytes(hashlib.sha256(f"smoa sketch {SKETCH_VERSION}|{name}|{size}".encode()).digest()[:8])
-    return 2 * np.random.default_rng(seed).integers(0, 2, (SKETCH_SIDE, size), np.int8) - 1
+    made = 2 * np.random.default_rng(seed).integers(0, 2, (SKETCH_SIDE, size), np.int8) - 1
+    if sum(one.nbytes for one in _kept_directions.values()) + made.nbytes <= _KEPT_BYTES:
+        _kept_directions[name, size] = made  # the first stay: of files that are read in the same order the last to come are the first to go
+    return made
 
 
 def _paths(adapters: Sequence[Adapter]) -> list[str]:

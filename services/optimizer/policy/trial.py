@@ -35,6 +35,8 @@ MOST_OF_A_USER: Final = 0.2
 """Of the outcomes on one side of a shared adapter's trial, those of one tenant that is not its owner."""
 SKEWED_Z: Final = 5.0
 """Standard deviations by which a trial's sides are off: seen once in two million looks, and looks at sums that grow are not independent."""
+MOST_HELD_BACK_S: Final = 28 * 86400.0
+"""A child that something beside its outcomes speaks against does not get the time that is there for those that have few."""
 _STEPS: Final = 40
 _GRID: Final = 20
 """Rates that are tried as what both sides are."""
@@ -253,19 +255,23 @@ def judge(
         age_s: Of what is known of the trial.
         rules: When it ends.
         draws: Of the trial: nothing is promoted by sides that are not the queries' own chance.
-        against: What speaks against the child beside its verdicts: while there is anything, it is not promoted.
+        against: What speaks against the child beside its verdicts: while there is anything, it is not promoted, and it ends sooner
+            (`MOST_HELD_BACK_S`).
     """
     shown = {parent: _shown(one, rules) for parent, one in strata.items()}
     least = min(shown, key=lambda parent: (shown[parent], parent))
     held = min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha)
-    if held and not draws.skewed and not against and not (rules.in_front and any(_behind(one) for one in strata.values())):
+    is_behind = held and rules.in_front and any(_behind(one) for one in strata.values())
+    held_back = draws.skewed or bool(against) or is_behind
+    if held and not held_back:
         return "promote", *_said(strata, least, "as good")
     refuted = {parent: worse(one.child, one.parent, one.before) for parent, one in strata.items()}
     worst = max(refuted, key=lambda parent: (refuted[parent], parent))
     if refuted[worst] > math.log(len(strata) / rules.alpha):
         return "roll back", *_said(strata, worst, "worse")
-    if age_s >= rules.max_age_s:
-        verdict = f"its sides are skewed ({draws})" if draws.skewed else against or "not shown to be as good by the deadline"
+    if age_s >= (min(rules.max_age_s, MOST_HELD_BACK_S) if held_back else rules.max_age_s):
+        behind = "as good, and behind" if is_behind else "not shown to be as good by the deadline"
+        verdict = f"its sides are skewed ({draws})" if draws.skewed else against or behind
         return "not shown", *_said(strata, least, verdict)
     return "wait", *_said(strata, least, "not shown yet")
 

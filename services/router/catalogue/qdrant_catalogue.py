@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 KEYWORDS: Final = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster")
 """Payload fields of adapters with an index. A search filters on `pool` alone (and `labels`, when there are hints)."""
 KEYWORD: Final = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-_THERE, _DELETED = "there", "deleted"
+_THERE, _DELETED, _UNREAD = "there", "deleted", ("example_vectors",)
 
 
 _FOUND_BY: Final = ("adapter_id", "version", "digest", "tenant", "name", "specialization", "base_model", "state", "tags")
@@ -199,11 +199,11 @@ class QdrantCatalogue:
 
     async def get_many(self, adapter_ids: Sequence[str]) -> dict[str, tuple[AdapterRecord, Vector]]:
         """See `Catalogue`, and `get`."""
-        points = {str(one.id): one for one in await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True)}
+        points = {str(one.id): one for one in await self.points.retrieve_in_pages([point_id(one) for one in adapter_ids], _UNREAD)}
         for at, change_id in [(at, change_id) for at, one in points.items() if (change_id := (one.payload or {}).get("pending"))]:
             with suppress(Conflict):
                 await self._changes.resolve(change_id, [at])
-                points |= {str(one.id): one for one in await self.points.retrieve([at], with_vectors=True)}
+                points |= {str(one.id): one for one in await self.points.retrieve_in_pages([at], _UNREAD)}
         found = [(payload, one.vector) for one in points.values() if (payload := one.payload or {}).get("type") == "adapter"]
         return {payload["adapter_id"]: (record_of(payload), np.asarray(vector, np.float32)) for payload, vector in found}
 

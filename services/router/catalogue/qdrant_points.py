@@ -123,6 +123,17 @@ class QdrantPoints:
         call = self.connection.client.retrieve(self.collection, list(point_ids), with_payload=True, with_vectors=with_vectors)
         return list(await self.connection.call(call))
 
+    async def retrieve_in_pages(self, point_ids: Sequence[str], without: Sequence[str]) -> list[models.Record]:
+        """Those of the points that are there, with their vectors and all of their payloads but these fields; others get their turn."""
+        found: list[models.Record] = []
+        wanted = models.PayloadSelectorExclude(exclude=list(without))
+        for start in range(0, len(point_ids), PAGE):
+            page = list(point_ids[start : start + PAGE])
+            call = self.connection.client.retrieve(self.collection, page, with_payload=wanted, with_vectors=True)
+            found += await self.connection.call(call)
+            await asyncio.sleep(0)
+        return found
+
     async def scroll(
         self,
         where: models.Filter,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -10,8 +11,8 @@ from services.router.catalogue.port import Catalogue, Entry
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from smoa.errors import AlreadyExists, FailedPrecondition
 
-MAX_CANARIES: Final = 1000
-"""On trial at a time."""
+_CANARIES_AT_ONCE: Final = 500
+"""Of a listing of those that are on trial."""
 LIVE: Final[tuple[State, ...]] = ("active", "canary", "missing")
 MAX_NAMESAKES: Final = 100
 """Adapters of one name that a new one is compared with."""
@@ -56,12 +57,20 @@ async def replaced_by(catalogue: Catalogue, record: AdapterRecord) -> list[Entry
 
 async def check_not_on_trial(catalogue: Catalogue, tenant: str, adapter_ids: AbstractSet[str]) -> None:
     """Raise FailedPrecondition for one on trial, or one that another is tried against."""
-    scope = Scope(tenant=tenant, include_shared=False, states=("canary",))
-    for canary in await catalogue.scroll(scope, "", MAX_CANARIES):
-        if on_trial := adapter_ids & {canary.adapter_id, *canary.tried_against}:
-            raise FailedPrecondition(
-                f"parent: {min(on_trial)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
-            )
+    async for canaries in on_trial(catalogue, tenant):
+        for canary in canaries:
+            if there := adapter_ids & {canary.adapter_id, *canary.tried_against}:
+                raise FailedPrecondition(
+                    f"parent: {min(there)} has a canary on trial already ({canary.adapter_id}); wait until it is settled, or roll it back"
+                )
+
+
+async def on_trial(catalogue: Catalogue, tenant: str | None = None) -> AsyncIterator[list[AdapterRecord]]:
+    """All canaries of a tenant, or of all tenants, by id, in pages."""
+    after = ""
+    while canaries := await catalogue.scroll(Scope(tenant=tenant, include_shared=False, states=("canary",)), after, _CANARIES_AT_ONCE):
+        yield canaries
+        after = canaries[-1].adapter_id
 
 
 async def _namesakes(catalogue: Catalogue, record: AdapterRecord) -> list[AdapterRecord]:

@@ -20,6 +20,8 @@ FIRST_QUERIES: Final = 20
 QUERIES_AN_OUTCOME: Final = 2
 QUERIES_AN_HOUR: Final = 10
 """For those whose queries are seldom judged: by outcomes alone, a fifth of queries with a verdict would earn no more than 33 of them."""
+MOST_SAVED_HOURS: Final = 24
+"""Of which queries may be left over: a trial whose parents were quiet for months does not begin with all that they did not take."""
 SUCCESSES_TO_DOUBLE: Final = 5
 """A share grows with successes: half of the queries tell the sides apart soonest, and one that does badly stays with few."""
 MOST_DOUBLINGS: Final = 30.0
@@ -33,6 +35,14 @@ def left_of_budget(canary: AdapterRecord, now_us: int) -> int:
     """How many queries it has earned that no router has taken yet."""
     hours = max(0.0, (now_us - canary.canary_since_us) / 3600e6)
     return int(FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours) - canary.canary_taken
+
+
+def some_of_budget(canary: AdapterRecord, now_us: int) -> tuple[int, int]:
+    """(queries that a router takes, `canary_taken` then). What hours have earned and nobody took lapses after a day, as if taken."""
+    left = left_of_budget(canary, now_us)
+    most = FIRST_QUERIES + int(QUERIES_AN_OUTCOME * canary.statistics.outcomes) + MOST_SAVED_HOURS * QUERIES_AN_HOUR
+    count = max(0, min(TAKEN_AT_ONCE, left))
+    return count, canary.canary_taken + count + max(0, left - most)
 
 
 class Canaries:

@@ -14,10 +14,9 @@ from typing import Final
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.port import Catalogue, Entry
-from services.router.catalogue.records import Scope
-from services.router.catalogue.replacing import MAX_CANARIES
+from services.router.catalogue.replacing import on_trial
 from services.router.catalogue.retrying import until_taken
-from services.router.routing.canaries import TAKEN_AT_ONCE, Canaries, left_of_budget
+from services.router.routing.canaries import Canaries, some_of_budget
 from smoa.errors import SmoaError
 from smoa.tasks import begin, end
 
@@ -60,7 +59,8 @@ class Trials:
         """Take the canaries as they are now, and queries for those that have few left."""
         self._wake.clear()
         if not self._known:
-            self._canaries.update(await self._near.scroll(Scope(tenant=None, states=("canary",)), "", MAX_CANARIES))
+            async for canaries in on_trial(self._near):
+                self._canaries.update(canaries)
             self._known = True
         for child_id in self._canaries:
             there = await self._near.get(child_id)
@@ -76,6 +76,7 @@ class Trials:
         if found is None or found[0].state != "canary":
             return 0
         record, vector = found
-        if (count := min(TAKEN_AT_ONCE, left_of_budget(record, now_us()))) > 0:
-            await self._catalogue.write([Entry(dataclasses.replace(record, canary_taken=record.canary_taken + count), vector)])
-        return max(0, count)
+        count, taken = some_of_budget(record, now_us())
+        if count:
+            await self._catalogue.write([Entry(dataclasses.replace(record, canary_taken=taken), vector)])
+        return count
