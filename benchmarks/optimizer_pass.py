@@ -91,9 +91,8 @@ async def _import(client: SmoaClient, store: AdapterStore, library: Library, ids
 async def sketches(count: int) -> dict[str, float]:
     """Milliseconds of a sketch that is made, and of one that is read, of so many rank-8 LoRA files for two modules of 30 layers."""
     rng = np.random.default_rng(6)
-    tensors: dict[str, NDArray[np.float32]] = {}
-    for path in (f"model.layers.{layer}.self_attn.{module}" for layer in range(30) for module in MODULES):
-        tensors |= {f"{path}.lora_A": np.zeros((8, 576), np.float32), f"{path}.lora_B": np.zeros((576, 8), np.float32)}
+    paths = [f"model.layers.{layer}.self_attn.{module}" for layer in range(30) for module in MODULES]
+    shapes = {f"{path}.{name}": shape for path in paths for name, shape in (("lora_A", (8, 576)), ("lora_B", (576, 8)))}
     with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
         store, members = AdapterStore(folder), list[Member]()
         for number in range(count):
@@ -106,8 +105,8 @@ async def sketches(count: int) -> dict[str, float]:
                 modules=MODULES,
                 layers=tuple(range(30)),
             )
-            drawn = {name: rng.standard_normal(one.shape).astype(np.float32) for name, one in tensors.items()}
-            members.append(Member(manifest.adapter_id, await store.put(encode(Adapter(manifest, drawn))), 0.0))
+            tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+            members.append(Member(manifest.adapter_id, await store.put(encode(Adapter(manifest, tensors))), 0.0))
 
         async def read(one: HasFile, refuse: Refuse) -> Adapter:
             return decode(await store.get(one.digest))

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from services.router.catalogue.description import examples_of
+from services.router.catalogue.pagination import pages_of_adapters
 from services.router.catalogue.records import AdapterRecord, Reach, Scope
 from services.router.catalogue.sqlite_catalogue import SqliteReader
 from services.router.evaluation_page import page_of
@@ -88,7 +89,7 @@ async def _read(settings: RouterSettings, tenant: str, base_model: str) -> tuple
             source = SqliteReader(folder)
             stack.callback(source.close)
         everyone: list[AdapterRecord] = []
-        while page := await source.scroll(Scope(tenant=tenant), everyone[-1].adapter_id if everyone else "", _PAGE):
+        async for page in pages_of_adapters(source, Scope(tenant=tenant), _PAGE):
             everyone += page
         records, base = _of_one_base(everyone, base_model, tenant)
         pools = Reach(tenant=tenant, base_model=base).pools

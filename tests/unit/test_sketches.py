@@ -46,7 +46,7 @@ class Worker:
     async def find(self, *adapters: Filed) -> list[np.ndarray]:
         """Those that were found."""
         await self.sketches.find(adapters, self.refused.append)
-        return [known.sketch for one in adapters if (known := self.sketches.get(one.digest)) is not None]
+        return [self.sketches[one.digest].sketch for one in adapters if one.digest in self.sketches]
 
 
 async def _filed(store: AdapterStore, seed: int) -> Filed:
@@ -69,7 +69,7 @@ async def test_a_worker_that_starts_reads_no_file_whose_sketch_was_made(tmp_path
     kept = await second.find(*adapters, adapters[0])
     assert second.read == []
     np.testing.assert_array_equal(kept, made)
-    assert [known.layers for one in adapters if (known := second.sketches.get(one.digest))] == [(0, 1)] * 7
+    assert [second.sketches[one.digest].layers for one in adapters] == [(0, 1)] * 7
     assert {len(one) for one in made} == {256}
 
 

@@ -81,8 +81,8 @@ class Likeness:
             compared = family if len(family) > 1 else []
             await self._sketches.find(compared, refuse)
             for one in compared:
-                if (known := self._sketches.get(one.digest)) is not None:
-                    groups[(*of_family, known.layers)].append(one)
+                if one.digest in self._sketches:
+                    groups[(*of_family, self._sketches[one.digest].layers)].append(one)
         self._sketches.forget({one.digest for group in groups.values() for one in group})
         self._cosine = {pair: cosine for pair, cosine in self._cosine.items() if all(one in self._sketches for one in pair)}
         found: dict[tuple[str, str], float] = {}
@@ -106,7 +106,7 @@ class Likeness:
             new, family.partitions = [], 0
         if not new and family.partitions >= PARTITIONS:
             return family.near
-        sketches = np.stack([known.sketch for one in group if (known := self._sketches.get(one.digest)) is not None]).astype(np.float32)
+        sketches = np.stack([self._sketches[one.digest].sketch for one in group]).astype(np.float32)
         sketches /= np.maximum(np.linalg.norm(sketches, axis=1, keepdims=True), 1e-9)
         room = MAX_PAIRS - len(family.near)
         places = await asyncio.to_thread(near_pairs, sketches, self._min_cosine, room, new) if new else []

@@ -60,9 +60,8 @@ class Sketches:
     def __contains__(self, digest: str) -> bool:
         return digest in self._known
 
-    def get(self, digest: str) -> Sketched | None:
-        """One that was found."""
-        return self._known.get(digest)
+    def __getitem__(self, digest: str) -> Sketched:
+        return self._known[digest]
 
     async def find(self, adapters: Sequence[HasFile], refuse: Refuse) -> None:
         """Have those of the adapters: from the store, or made of their files, as far as these can be read."""

@@ -94,7 +94,7 @@ class Trials:
         parents = [parent for parent in every if parent.state == common.ADAPTER_STATE_ACTIVE]
         if not parents:
             reason = "none of those that it was tried against is in use any more"
-            await self._client.settle_trial(tenant, child_id, promote=False, reason=reason, evidence={})
+            await self._client.settle_trial(tenant, child_id, promote=False, reason=reason)
             return f"not shown {child_id}: {reason}"
         strata = {
             parent.adapter_id: stratum_of(counts, parent, child.canary_baseline[parent.adapter_id], await self._original(parent))

@@ -261,8 +261,8 @@ def judge(
     shown = {parent: _shown(one, rules) for parent, one in strata.items()}
     least = min(shown, key=lambda parent: (shown[parent], parent))
     held = min(shown[least], _shown_together(list(strata.values()), rules)) > math.log(1 / rules.alpha)
-    is_behind = held and rules.in_front and any(_behind(one) for one in strata.values())
-    held_back = draws.skewed or bool(against) or is_behind
+    behind = "as good, and behind" if held and rules.in_front and any(_behind(one) for one in strata.values()) else ""
+    held_back = f"its sides are skewed ({draws})" if draws.skewed else against or behind
     if held and not held_back:
         return "promote", *_said(strata, least, "as good")
     refuted = {parent: worse(one.child, one.parent, one.before) for parent, one in strata.items()}
@@ -270,9 +270,7 @@ def judge(
     if refuted[worst] > math.log(len(strata) / rules.alpha):
         return "roll back", *_said(strata, worst, "worse")
     if age_s >= (min(rules.max_age_s, MOST_HELD_BACK_S) if held_back else rules.max_age_s):
-        behind = "as good, and behind" if is_behind else "not shown to be as good by the deadline"
-        verdict = f"its sides are skewed ({draws})" if draws.skewed else against or behind
-        return "not shown", *_said(strata, least, verdict)
+        return "not shown", *_said(strata, least, held_back or "not shown to be as good by the deadline")
     return "wait", *_said(strata, least, "not shown yet")
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
 from services.router.catalogue.port import Document
-from services.router.catalogue.records import Scope
+from services.router.catalogue.records import AdapterRecord, Scope
 from smoa.errors import InvalidArgument
 from smoa.strict_json import parse_json
 
@@ -31,6 +31,21 @@ async def every_document(source: Documents, kind: str) -> AsyncIterator[Document
         last = page[-1].document_id
         for one in page:
             yield one
+
+
+class Adapters(Protocol):
+    """What keeps adapters."""
+
+    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
+        """See `Catalogue`."""
+
+
+async def pages_of_adapters(source: Adapters, scope: Scope, page_size: int) -> AsyncIterator[list[AdapterRecord]]:
+    """All of a scope, by id, so many at a time."""
+    last = ""
+    while page := await source.scroll(scope, last, page_size):
+        last = page[-1].adapter_id
+        yield page
 
 
 async def page_of_documents(

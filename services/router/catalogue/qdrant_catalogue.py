@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 KEYWORDS: Final = ("type", "pool", "tenant", "base_model", "state", "tags", "name", "digest", "visibility", "labels", "cluster")
 """Payload fields of adapters with an index. A search filters on `pool` alone (and `labels`, when there are hints)."""
 KEYWORD: Final = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD)
-_THERE, _DELETED, _UNREAD = "there", "deleted", ("example_vectors",)
-
-
+_THERE, _DELETED = "there", "deleted"
+_UNREAD: Final = ("example_vectors",)
+"""What of a point's payload no record is made of."""
 _FOUND_BY: Final = ("adapter_id", "version", "digest", "tenant", "name", "specialization", "base_model", "state", "tags")
 """Fields of a record that a point has for themselves, to find it by, or to read them alone."""
 
@@ -199,11 +199,11 @@ class QdrantCatalogue:
 
     async def get_many(self, adapter_ids: Sequence[str]) -> dict[str, tuple[AdapterRecord, Vector]]:
         """See `Catalogue`, and `get`."""
-        points = {str(one.id): one for one in await self.points.retrieve_in_pages([point_id(one) for one in adapter_ids], _UNREAD)}
+        points = await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True, without=_UNREAD)
         for at, change_id in [(at, change_id) for at, one in points.items() if (change_id := (one.payload or {}).get("pending"))]:
             with suppress(Conflict):
                 await self._changes.resolve(change_id, [at])
-                points |= {str(one.id): one for one in await self.points.retrieve_in_pages([at], _UNREAD)}
+                points |= await self.points.retrieve([at], with_vectors=True, without=_UNREAD)
         found = [(payload, one.vector) for one in points.values() if (payload := one.payload or {}).get("type") == "adapter"]
         return {payload["adapter_id"]: (record_of(payload), np.asarray(vector, np.float32)) for payload, vector in found}
 
@@ -326,7 +326,7 @@ class QdrantCatalogue:
     async def entries(self, adapter_ids: Sequence[str]) -> list[Entry]:
         """Adapters with all that is kept of them, as far as they are there."""
         found = await self.points.retrieve([point_id(one) for one in adapter_ids], with_vectors=True)
-        return _readable([point for point in found if (point.payload or {}).get("type") == "adapter"], self._entry)
+        return _readable([point for point in found.values() if (point.payload or {}).get("type") == "adapter"], self._entry)
 
     async def changed_documents(self, kind: str, since_us: int) -> AsyncIterator[list[tuple[Document, bool]]]:
         """Documents that have been written since a time, and whether they were deleted."""

@@ -113,24 +113,20 @@ class QdrantPoints:
         found = await self.connection.call(self.connection.client.retrieve(self.collection, list(point_ids), with_payload=wanted))
         return {str(point.id): point.payload or {} for point in found}
 
-    async def get(self, point_id: str, *, with_vector: bool = False) -> models.Record | None:
+    async def get(self, point_id: str) -> models.Record | None:
         """A point with all its payload."""
-        found = await self.retrieve([point_id], with_vectors=with_vector)
-        return found[0] if found else None
+        return (await self.retrieve([point_id])).get(point_id)
 
-    async def retrieve(self, point_ids: Sequence[str], *, with_vectors: bool = False) -> list[models.Record]:
-        """Those of the points that are there, with all their payloads."""
-        call = self.connection.client.retrieve(self.collection, list(point_ids), with_payload=True, with_vectors=with_vectors)
-        return list(await self.connection.call(call))
-
-    async def retrieve_in_pages(self, point_ids: Sequence[str], without: Sequence[str]) -> list[models.Record]:
-        """Those of the points that are there, with their vectors and all of their payloads but these fields; others get their turn."""
-        found: list[models.Record] = []
-        wanted = models.PayloadSelectorExclude(exclude=list(without))
+    async def retrieve(
+        self, point_ids: Sequence[str], *, with_vectors: bool = False, without: Sequence[str] = ()
+    ) -> dict[str, models.Record]:
+        """Those of the points that are there, by id, with all of their payloads but these fields. They come in pages, as in `scroll`."""
+        found: dict[str, models.Record] = {}
+        wanted = models.PayloadSelectorExclude(exclude=list(without)) if without else True
         for start in range(0, len(point_ids), PAGE):
             page = list(point_ids[start : start + PAGE])
-            call = self.connection.client.retrieve(self.collection, page, with_payload=wanted, with_vectors=True)
-            found += await self.connection.call(call)
+            call = self.connection.client.retrieve(self.collection, page, with_payload=wanted, with_vectors=with_vectors)
+            found |= {str(point.id): point for point in await self.connection.call(call)}
             await asyncio.sleep(0)
         return found
 

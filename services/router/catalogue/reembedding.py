@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 from services.router.catalogue.changes import now_us
 from services.router.catalogue.description import described_by
-from services.router.catalogue.pagination import Documents, every_document
+from services.router.catalogue.pagination import Adapters, Documents, every_document, pages_of_adapters
 from services.router.catalogue.port import STAMP_ID, Catalogue, Conflict, Document, Entry
 from services.router.catalogue.records import EVERY_STATE, AdapterRecord, Scope
 from services.router.catalogue.stamp import stamped
@@ -23,11 +23,8 @@ _NOTE: Final = "reembedded"
 _EVERYTHING: Final = Scope(tenant=None, states=EVERY_STATE)
 
 
-class Source(Documents, Protocol):
+class Source(Adapters, Documents, Protocol):
     """What is read of the old library."""
-
-    async def scroll(self, scope: Scope, after: str, limit: int) -> list[AdapterRecord]:
-        """See `Catalogue`."""
 
 
 class Reembedded(NamedTuple):
@@ -49,9 +46,8 @@ async def reembed(source: Source, target: Catalogue, embedder: Views, *, alone: 
     Each record notes of which revision it was made, and which one that gave it: what somebody has written since stays. `alone`: nobody
     has, so that compositions are made the same, too; else those that have come since the last time are added.
     """
-    began_us, done, last = now_us(), Reembedded(), ""
-    while page := await source.scroll(_EVERYTHING, last, _PAGE):
-        last = page[-1].adapter_id
+    began_us, done = now_us(), Reembedded()
+    async for page in pages_of_adapters(source, _EVERYTHING, _PAGE):
         there = await target.records([record.adapter_id for record in page])
         bare = tuple(record.adapter_id for record in page if not record.examples and record.adapter_id not in there)
         changed = [record for record in page if record.adapter_id not in bare and _made_of(there.get(record.adapter_id)) != record.revision]

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from services.router.catalogue.changes import retired
+from services.router.catalogue.pagination import pages_of_adapters
 from services.router.catalogue.port import Catalogue, Entry
 from services.router.catalogue.records import AdapterRecord, Scope, State
 from smoa.errors import AlreadyExists, FailedPrecondition
@@ -65,12 +66,9 @@ async def check_not_on_trial(catalogue: Catalogue, tenant: str, adapter_ids: Abs
                 )
 
 
-async def on_trial(catalogue: Catalogue, tenant: str | None = None) -> AsyncIterator[list[AdapterRecord]]:
+def on_trial(catalogue: Catalogue, tenant: str | None = None) -> AsyncIterator[list[AdapterRecord]]:
     """All canaries of a tenant, or of all tenants, by id, in pages."""
-    after = ""
-    while canaries := await catalogue.scroll(Scope(tenant=tenant, include_shared=False, states=("canary",)), after, _CANARIES_AT_ONCE):
-        yield canaries
-        after = canaries[-1].adapter_id
+    return pages_of_adapters(catalogue, Scope(tenant=tenant, include_shared=False, states=("canary",)), _CANARIES_AT_ONCE)
 
 
 async def _namesakes(catalogue: Catalogue, record: AdapterRecord) -> list[AdapterRecord]:

@@ -53,15 +53,15 @@ async def _take(registry: Registry, left: dict[K, Report]) -> dict[K, SmoaError]
         for number, (key, report) in enumerate(good.items()):
             await now_and_then(number)
             try:
-                if (found := there.get(report.adapter_id)) is None or found[0].tenant != report.tenant:
+                found = entries.get(report.adapter_id) or there.get(report.adapter_id)
+                if found is None or found[0].tenant != report.tenant:
                     raise NotFound("adapter", report.adapter_id)
-                record, vector = found
-                record = dataclasses.replace(record, statistics=record.statistics.after(report.statistics, now_us()))
+                record, vector = found[:2]
+                counts = record.statistics.after(report.statistics, now_us())
             except (NotFound, FailedPrecondition) as error:
                 refused[key] = error
             else:
-                there[report.adapter_id] = record, vector
-                entries[report.adapter_id] = Entry(record, vector)
+                entries[report.adapter_id] = Entry(dataclasses.replace(record, statistics=counts), vector)
         try:
             if entries:
                 await registry.catalogue.write(list(entries.values()), together=False)

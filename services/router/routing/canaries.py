@@ -34,13 +34,17 @@ _LOW: Final = 5
 def left_of_budget(canary: AdapterRecord, now_us: int) -> int:
     """How many queries it has earned that no router has taken yet."""
     hours = max(0.0, (now_us - canary.canary_since_us) / 3600e6)
-    return int(FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes + QUERIES_AN_HOUR * hours) - canary.canary_taken
+    return int(_earned_by_outcomes(canary) + QUERIES_AN_HOUR * hours) - canary.canary_taken
+
+
+def _earned_by_outcomes(canary: AdapterRecord) -> float:
+    return FIRST_QUERIES + QUERIES_AN_OUTCOME * canary.statistics.outcomes
 
 
 def some_of_budget(canary: AdapterRecord, now_us: int) -> tuple[int, int]:
     """(queries that a router takes, `canary_taken` then). What hours have earned and nobody took lapses after a day, as if taken."""
     left = left_of_budget(canary, now_us)
-    most = FIRST_QUERIES + int(QUERIES_AN_OUTCOME * canary.statistics.outcomes) + MOST_SAVED_HOURS * QUERIES_AN_HOUR
+    most = int(_earned_by_outcomes(canary)) + MOST_SAVED_HOURS * QUERIES_AN_HOUR
     count = max(0, min(TAKEN_AT_ONCE, left))
     return count, canary.canary_taken + count + max(0, left - most)
 
